@@ -1,0 +1,1 @@
+"""``runctl``: the operators' command line. Imports only wire, model, errors and config."""

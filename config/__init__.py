@@ -1,0 +1,1 @@
+"""Configuration: TOML files read into frozen dataclasses (``schema``, ``load``)."""

@@ -1,0 +1,117 @@
+"""What a configuration may hold: frozen dataclasses, their defaults and units.
+
+Times are seconds (float), sizes are bytes (int) once loaded; files write them with
+units ("24h", "4GiB"). ``load.load`` is the only maker of a ``Config`` from a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+class RunctlError(Exception):
+    """Root of the error tree (drawn in ``supervisor/errors.py``)."""
+
+
+class ConfigError(RunctlError):
+    """The configuration cannot be used; names the file, the key and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL."""
+
+    url: str = "sqlite"
+
+    @property
+    def embedded(self) -> bool:
+        return self.url == "sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class Nats:
+    """``url``: "embedded", or the URLs (comma-separated) of a server or cluster."""
+
+    url: str = "embedded"
+    credentials: Path | None = None
+    replicas: int = 1
+
+    @property
+    def embedded(self) -> bool:
+        return self.url == "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Retention of output: ``max_age`` seconds, ``max_bytes`` bytes over all threads.
+
+    ``sync``: "default" lets JetStream flush to disk every two minutes (a process kill
+    loses nothing, a power cut may); "always" flushes each record."""
+
+    max_age: float = 24 * 3600.0
+    max_bytes: int = 4 * 1024**3
+    sync: Literal["default", "always"] = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """``max_running`` runs at once on this executor; a run is tried ``max_attempts``
+    times and is then ``dead``; ``stop_grace`` seconds lie between TERM and KILL."""
+
+    max_running: int = 1000
+    max_attempts: int = 5
+    stop_grace: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRunner:
+    """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
+    replaced by the prompt; without it the prompt goes to stdin."""
+
+    name: str
+    kind: Literal["command"] = "command"
+    argv: tuple[str, ...] = ()
+    cwd: Path | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRunner:
+    """An OpenAI-compatible endpoint. ``timeout``: longest silence in seconds, before
+    the first and between any two events. The key is ``api_key``, or the content of
+    ``api_key_file``, read at each run so that it may be rotated."""
+
+    name: str
+    base_url: str
+    model: str
+    kind: Literal["chat"] = "chat"
+    api_key: str | None = field(default=None, repr=False)
+    api_key_file: Path | None = None
+    system: str | None = None
+    timeout: float = 60.0
+    history: int = 50
+
+
+Runner = CommandRunner | ChatRunner
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration. ``source`` is the file it came from, None for defaults.
+
+    ``executor_id`` is None when it was not set: the daemon then generates a stable
+    one in ``state_dir`` (allowed with an embedded database in development only)."""
+
+    state_dir: Path
+    source: Path | None = None
+    executor_id: str | None = None
+    environment: Literal["development", "production"] = "development"
+    start_timeout: float = 30.0
+    allow_shell: bool = True
+    database: Database = field(default_factory=Database)
+    nats: Nats = field(default_factory=Nats)
+    stream: Stream = field(default_factory=Stream)
+    queue: Queue = field(default_factory=Queue)
+    runners: dict[str, Runner] = field(default_factory=dict)

@@ -1,0 +1,80 @@
+"""The error tree. Every message tells the operator what to do.
+
+::
+
+    RunctlError
+    +- ConfigError            exit 78 in runctld (defined in runctl.config.schema)
+    +- Unavailable            NATS, the database or the daemon cannot be reached
+    +- LeaseHeld              another live daemon has this executor ID
+    +- LeaseLost              we had it, and lost it
+    +- RequestError           a control request that is answered with a named error
+    |  +- BadRequest          malformed or out of bounds
+    |  +- NotFound            no such thread or run
+    |  +- Refused             not possible as things stand
+    +- Fenced                 a newer attempt owns the run's stream
+    +- RunFailed              a runner's work failed; the message is the run's error
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..config.schema import ConfigError, RunctlError
+
+
+class Unavailable(RunctlError):
+    """NATS, the database or the daemon cannot be reached."""
+
+
+class LeaseHeld(RunctlError):
+    """Another live daemon holds this executor ID."""
+
+
+class LeaseLost(RunctlError):
+    """This daemon no longer holds its executor ID."""
+
+
+class RequestError(RunctlError):
+    """A control request that cannot be served; ``code`` goes on the wire."""
+
+    code: ClassVar[str] = "error"
+
+
+class BadRequest(RequestError):
+    code = "bad-request"
+
+
+class NotFound(RequestError):
+    code = "not-found"
+
+
+class Refused(RequestError):
+    code = "refused"
+
+
+class Fenced(RunctlError):
+    """A newer attempt owns the run's stream: this one must stop and record nothing."""
+
+
+class RunFailed(RunctlError):
+    """A runner's work failed. ``exit_code`` is the process's, where there was one
+    (128 + signal number when a signal ended it)."""
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+__all__ = [
+    "BadRequest",
+    "ConfigError",
+    "Fenced",
+    "LeaseHeld",
+    "LeaseLost",
+    "NotFound",
+    "Refused",
+    "RequestError",
+    "RunFailed",
+    "RunctlError",
+    "Unavailable",
+]

@@ -1,0 +1,175 @@
+"""Ids, what a run is, and how its status moves.
+
+``Status`` says where a run is in its life; ``Outcome`` says how it ended. They are
+different types: only a terminal status has an outcome.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import os
+import re
+import threading
+import time
+
+import msgspec
+
+from .errors import BadRequest
+
+MAX_THREAD_BYTES = 256
+MAX_PROMPT_BYTES = 1024 * 1024
+MAX_ARGV_BYTES = 1024 * 1024
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Status(enum.StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ABORTED = "aborted"
+    DEAD = "dead"
+
+    @property
+    def terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+#: The whole life of a run. ``RUNNING -> QUEUED`` is a replay: its executor stopped or
+#: died, and the run waits, first of its thread, to be dispatched again.
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.RUNNING, Status.ABORTED}),
+    Status.RUNNING: frozenset(
+        {Status.QUEUED, Status.SUCCEEDED, Status.FAILED, Status.ABORTED, Status.DEAD}
+    ),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.ABORTED: frozenset(),
+    Status.DEAD: frozenset(),
+}
+
+
+class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What to do: stored as the durable input of a run, so that it can be replayed.
+
+    ``argv`` for a command whose runner leaves it open; ``cwd`` is the submitter's
+    directory; ``retry_of`` is the run that this one repeats."""
+
+    run: str
+    thread: str
+    runner: str
+    prompt: str | None = None
+    argv: tuple[str, ...] = ()
+    cwd: str | None = None
+    retry_of: str | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a run ended. ``exit_code``: the process's, 128 + n for signal n.
+    ``reply``: a chat run's whole text, later turns' history."""
+
+    status: Status
+    exit_code: int | None = None
+    error: str | None = None
+    reply: str | None = None
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A run as listed. Times are RFC 3339 UTC. Field order is CONTRACT's."""
+
+    run: str
+    thread: str
+    status: Status
+    attempt: int
+    runner: str
+    executor: str | None
+    created_at: str
+    started_at: str | None = None
+    ended_at: str | None = None
+    exit_code: int | None = None
+    error: str | None = None
+
+
+class ThreadRow(msgspec.Struct, frozen=True):
+    """A thread as listed: its latest run, and how many wait. ``status``: running,
+    queued or idle."""
+
+    thread: str
+    status: str
+    run: Run
+    queued: int
+
+
+def check_thread(name: str) -> str:
+    """The name, if it may name a thread: 1 to 256 bytes of UTF-8 without control
+    characters.
+
+    Raises: BadRequest.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise BadRequest("thread name is not valid Unicode; use UTF-8 text") from None
+    if not name.strip():
+        raise BadRequest("thread name is empty; give the thread a name")
+    if size > MAX_THREAD_BYTES:
+        raise BadRequest(
+            f"thread name has {size} bytes; use at most {MAX_THREAD_BYTES} bytes of UTF-8"
+        )
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
+        raise BadRequest("thread name holds a control character; use printable text")
+    return name
+
+
+def check_run_id(run: str) -> str:
+    """The id, if it may name a run: it becomes a NATS subject token as it is.
+
+    Raises: BadRequest.
+    """
+    if not _RUN_ID.fullmatch(run):
+        shown = run if len(run) <= 80 else run[:77] + "..."
+        raise BadRequest(
+            f"run id {shown!r} is not usable; use 1 to 64 letters, digits, '_' or '-',"
+            " starting with a letter or digit"
+        )
+    return run
+
+
+def token(name: str) -> str:
+    """A legal NATS subject token for any thread name or executor ID, one to one.
+
+    Plain names stay readable; others become "x_" and base64url of their UTF-8. A
+    literal "*" in a subject would address every thread (DESIGN section 6)."""
+    if _PLAIN.fullmatch(name) and not name.startswith("x_"):
+        return name
+    return "x_" + base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
+
+
+def untoken(text: str) -> str:
+    """The name that ``token`` encoded. Raises ValueError on other text."""
+    if not text.startswith("x_"):
+        return text
+    body = text[2:]
+    return base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode()
+
+
+class RunIds:
+    """Makes run ids: ULIDs (48 bit ms, 80 bit random; https://github.com/ulid/spec) in
+    lower case, rising strictly within a process, so that two submits in one
+    millisecond keep their order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def new(self) -> str:
+        with self._lock:
+            value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+            if value <= self._last:
+                value = self._last + 1
+            self._last = value
+        return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))

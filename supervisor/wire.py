@@ -1,0 +1,284 @@
+"""What crosses NATS: stream records, control requests and replies, and their subjects.
+
+Stream records are msgpack (chunks are bytes), control messages are JSON (operators
+read them with standard NATS tools). Both are tagged unions, validated at decode.
+``VERSION`` rises when an older reader could misread a newer record.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .errors import BadRequest, NotFound, Refused, RequestError
+from .model import Outcome, Run, Status, ThreadRow, token
+
+VERSION = 1
+STREAM = "RUNCTL"
+SUBJECT_PREFIX = "runctl.out"
+CONTROL_PREFIX = "runctl.ctl"
+SERVICE = "runctl"
+#: JetStream closes a connection on a payload above 1 MiB with headers: stay far below.
+MAX_RECORD_BYTES = 512 * 1024
+
+StreamName = Literal["stdout", "stderr", "text"]
+
+
+def out_subject(thread: str, run: str) -> str:
+    return f"{SUBJECT_PREFIX}.{token(thread)}.{run}"
+
+
+def thread_subjects(thread: str) -> str:
+    return f"{SUBJECT_PREFIX}.{token(thread)}.*"
+
+
+def control_subject(verb: str, executor: str | None = None) -> str:
+    """Where ``verb`` is asked for: of any executor, or of the named one."""
+    return f"{CONTROL_PREFIX}.{'any' if executor is None else 'id-' + token(executor)}.{verb}"
+
+
+# ---- stream records -------------------------------------------------------------
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    stream: StreamName
+    data: bytes
+
+
+class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="t"):
+    """Attempt ``attempt`` begins; whatever was shown of earlier ones is void."""
+
+    run: str
+    attempt: int
+    at: float
+    executor: str = ""
+    v: int = VERSION
+
+
+class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
+    """Chunks ``seq``, ``seq + 1``, ... of an attempt; ``seq`` starts at 1. ``at``: Unix
+    seconds at which the first was read."""
+
+    attempt: int
+    seq: int
+    at: float
+    chunks: list[Chunk]
+    v: int = VERSION
+
+
+class End(msgspec.Struct, frozen=True, tag="end", tag_field="t"):
+    """The run is over; ``chunks`` is how many the attempt wrote."""
+
+    run: str
+    attempt: int
+    chunks: int
+    at: float
+    outcome: Outcome
+    v: int = VERSION
+
+
+Record = Reset | Chunks | End
+_record_decoder = msgspec.msgpack.Decoder(Record)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_record(record: Record) -> bytes:
+    return _encoder.encode(record)
+
+
+def decode_record(data: bytes) -> Record:
+    """Raises ``ValueError`` on anything but a record of this version or older."""
+    record = _record_decoder.decode(data)  # msgspec.DecodeError is a ValueError
+    if record.v > VERSION:
+        raise ValueError(
+            f"stream record of version {record.v}, this runctl reads up to {VERSION}: upgrade it"
+        )
+    return record
+
+
+# ---- control --------------------------------------------------------------------
+
+
+class Submit(msgspec.Struct, tag="submit", tag_field="verb", forbid_unknown_fields=True):
+    """``runner`` None: the runner "shell" with argv, else the configuration's only or
+    "default" runner."""
+
+    thread: str
+    runner: str | None = None
+    run: str | None = None
+    prompt: str | None = None
+    argv: list[str] = []
+    cwd: str | None = None
+
+
+class List(msgspec.Struct, tag="list", tag_field="verb", forbid_unknown_fields=True):
+    """One page. ``thread`` None lists threads. ``after``: the previous page's ``next``."""
+
+    thread: str | None = None
+    status: str | None = None
+    limit: int | None = None
+    after: int = 0
+
+
+class Locate(msgspec.Struct, tag="locate", tag_field="verb", forbid_unknown_fields=True):
+    """The thread's current or latest run: running, else next in the queue, else last."""
+
+    thread: str
+    run: str | None = None
+
+
+class Abort(msgspec.Struct, tag="abort", tag_field="verb", forbid_unknown_fields=True):
+    """Ends the running run (or ``run``), and with ``queued`` the queued ones as well.
+    Answered when the process trees are gone."""
+
+    thread: str
+    run: str | None = None
+    queued: bool = False
+
+
+class Purge(msgspec.Struct, tag="purge", tag_field="verb", forbid_unknown_fields=True):
+    """``older_than`` seconds since the run ended."""
+
+    threads: list[str]
+    older_than: float | None = None
+    force: bool = False
+
+
+class Show(msgspec.Struct, tag="show", tag_field="verb", forbid_unknown_fields=True):
+    run: str
+
+
+class Retry(msgspec.Struct, tag="retry", tag_field="verb", forbid_unknown_fields=True):
+    run: str
+
+
+class StatusRequest(msgspec.Struct, tag="status", tag_field="verb", forbid_unknown_fields=True):
+    pass
+
+
+Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest
+
+
+class Submitted(msgspec.Struct, tag="submitted", tag_field="reply"):
+    thread: str
+    run: str
+    status: Status
+
+
+class Threads(msgspec.Struct, tag="threads", tag_field="reply"):
+    threads: list[ThreadRow]
+    next: int | None = None
+
+
+class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
+    runs: list[Run]
+    next: int | None = None
+
+
+class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
+    """``spec`` holds argv or prompt, cwd and retry_of as submitted."""
+
+    run: Run
+    argv: list[str] = []
+    prompt: str | None = None
+    cwd: str | None = None
+    retry_of: str | None = None
+
+
+class Aborted(msgspec.Struct, tag="aborted", tag_field="reply"):
+    """``runs``: those that this request ended, their process trees verified gone."""
+
+    runs: list[str]
+
+
+class Purged(msgspec.Struct, tag="purged", tag_field="reply"):
+    """``runs``: how many runs' output was deleted."""
+
+    runs: int
+
+
+class NatsStatus(msgspec.Struct):
+    url: str
+    embedded: bool
+    connected: bool
+    version: str
+    stream_bytes: int
+    stream_messages: int
+
+
+class DatabaseStatus(msgspec.Struct):
+    url: str
+    kind: str
+
+
+class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
+    executor_id: str
+    version: str
+    pid: int
+    running: int
+    queued: int
+    nats: NatsStatus
+    database: DatabaseStatus
+    uptime: float = 0.0
+
+
+class Problem(msgspec.Struct, tag="error", tag_field="reply"):
+    """``code``: bad-request, not-found, refused or error."""
+
+    code: str
+    message: str
+
+
+Reply = Submitted | Threads | Runs | RunDetails | Aborted | Purged | DaemonStatus | Problem
+
+_request_decoder = msgspec.json.Decoder(Request)
+_reply_decoder = msgspec.json.Decoder(Reply)
+
+
+def decode_request(data: bytes) -> Request:
+    """Raises BadRequest, saying what was wrong with it."""
+    try:
+        return _request_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"malformed request: {error}") from None
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Raises RequestError when the reply is not one that this version knows."""
+    try:
+        return _reply_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"runctld answered with something else ({error});"
+            " install the same version of runctl and runctld"
+        ) from None
+
+
+def encode(message: Request | Reply) -> bytes:
+    return msgspec.json.encode(message)
+
+
+def raise_problem(problem: Problem) -> None:
+    """Raise the error that the daemon named."""
+    for kind in (BadRequest, NotFound, Refused):
+        if problem.code == kind.code:
+            raise kind(problem.message)
+    raise RequestError(problem.message)
+
+
+# ---- where the embedded server is -------------------------------------------------
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """``state_dir/nats/client.json`` (0600): how clients of this user reach the
+    embedded server. The port and the credential survive restarts."""
+
+    url: str
+    user: str
+    password: str
+
+
+
+#: Path of the ``Endpoint`` file below the state directory.
+ENDPOINT_FILE = "nats/client.json"
