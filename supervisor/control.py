@@ -1,0 +1,345 @@
+"""The control plane: NATS micro endpoints, one function per verb."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+import trio_asyncio
+
+from . import __version__, wire
+from .durable import Durable
+from .errors import BadRequest, NotFound, Refused, RequestError
+from .model import (
+    MAX_ARGV_BYTES,
+    MAX_PROMPT_BYTES,
+    Outcome,
+    Run,
+    RunIds,
+    RunSpec,
+    Status,
+    check_run_id,
+    check_thread,
+)
+from .registry import Registry
+from .stream import Streams
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+    from ..config.schema import Config
+
+log = logging.getLogger("runctld.control")
+aio = trio_asyncio.aio_as_trio
+
+PAGE = 500
+VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status")
+
+
+class Control:
+    def __init__(
+        self,
+        config: Config,
+        executor: str,
+        client: Client,
+        durable: Durable,
+        registry: Registry,
+        streams: Streams,
+    ) -> None:
+        self._config = config
+        self._executor = executor
+        self._nc = client
+        self._durable = durable
+        self._registry = registry
+        self._streams = streams
+        self._ids = RunIds()
+        self._began = time.monotonic()
+        self._service: Any = None
+        self._verbs: dict[type, Callable[[Any], Awaitable[wire.Reply]]] = {
+            wire.Submit: self.submit,
+            wire.List: self.list,
+            wire.Locate: self.locate,
+            wire.Abort: self.abort,
+            wire.Purge: self.purge,
+            wire.Show: self.show,
+            wire.Retry: self.retry,
+            wire.StatusRequest: self.status,
+        }
+
+    async def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer requests from here on."""
+        import nats.micro
+        from nats.micro.service import EndpointConfig, ServiceConfig
+
+        async def handler(request: Any) -> None:
+            reply = await loop.trio_as_future(self._answer, request.data)  # type: ignore[attr-defined]
+            await request.respond(wire.encode(reply))
+
+        async def add() -> None:
+            self._service = await nats.micro.add_service(
+                self._nc,
+                ServiceConfig(
+                    name=wire.SERVICE,
+                    version=__version__,
+                    description="run supervisor",
+                    metadata={"executor": self._executor},
+                ),
+            )
+            for verb in VERBS:
+                for kind, executor in (("any", None), ("own", self._executor)):
+                    await self._service.add_endpoint(
+                        EndpointConfig(
+                            name=f"{verb}-{kind}",
+                            subject=wire.control_subject(verb, executor),
+                            queue_group="runctl",
+                            handler=handler,
+                        )
+                    )
+            await self._nc.flush()
+
+        await aio(add)()
+
+    async def stop(self) -> None:
+        if self._service is not None:
+            with trio.move_on_after(1):
+                await aio(self._service.stop)()
+
+    async def _answer(self, data: bytes) -> wire.Reply:
+        try:
+            request = wire.decode_request(data)
+            return await self._verbs[type(request)](request)
+        except RequestError as error:
+            return wire.Problem(error.code, str(error))
+        except trio.Cancelled:
+            raise
+        except Exception as error:
+            log.exception("request failed")
+            return wire.Problem("error", f"{type(error).__name__}: {error}; see the daemon's log")
+
+    # ---- verbs ------------------------------------------------------------------
+
+    async def submit(self, r: wire.Submit) -> wire.Reply:
+        thread = check_thread(r.thread)
+        run = check_run_id(r.run) if r.run is not None else self._ids.new()
+        name = r.runner or self._default_runner(bool(r.argv))
+        runner = self._config.runners.get(name)
+        if runner is None:
+            known = ", ".join(sorted(self._config.runners)) or "none"
+            raise BadRequest(f"no runner named {name!r}; configured are: {known}")
+        if r.prompt is not None and len(r.prompt.encode(errors="replace")) > MAX_PROMPT_BYTES:
+            raise BadRequest(
+                "the prompt is larger than 1 MiB; put it in a file and submit the file's path"
+            )
+        if sum(len(a.encode(errors="replace")) for a in r.argv) > MAX_ARGV_BYTES:
+            raise BadRequest("the command line is larger than 1 MiB; pass data on stdin or in a file")
+        if runner.kind == "chat" and r.argv:
+            raise BadRequest(f"runner {name!r} is a chat: submit a prompt, not a command")
+        if runner.kind == "chat" and not (r.prompt or "").strip():
+            raise BadRequest(f"runner {name!r} is a chat and needs a prompt")
+        if runner.kind == "command" and not runner.argv and not r.argv:
+            raise BadRequest(
+                f"runner {name!r} needs a command: runctl submit THREAD -- COMMAND ARG..."
+            )
+        if any("\0" in a for a in [*r.argv, r.prompt or "", r.cwd or ""]):
+            raise BadRequest("a NUL character cannot be passed to a command; remove it")
+        spec = RunSpec(run, thread, name, r.prompt, tuple(r.argv), r.cwd)
+        return await self._enqueue(spec)
+
+    async def _enqueue(self, spec: RunSpec) -> wire.Reply:
+        found = await self._durable.get(spec.run)
+        if found is None:
+            await self._durable.enqueue(spec)
+            found = await self._durable.get(spec.run)
+            assert found is not None
+        stored, run = found
+        if stored != spec:
+            raise Refused(
+                f"run {spec.run} exists already on thread {run.thread!r} with other work;"
+                " choose another --id"
+            )
+        return wire.Submitted(run.thread, run.run, run.status)
+
+    def _default_runner(self, has_argv: bool) -> str:
+        names = set(self._config.runners)
+        if has_argv:
+            return "shell"
+        others = sorted(names - {"shell"})
+        if "default" in names or len(others) != 1:
+            return "default" if "default" in names else "shell" if not others else self._ambiguous()
+        return others[0]
+
+    def _ambiguous(self) -> str:
+        raise BadRequest(
+            f"several runners are configured ({', '.join(sorted(self._config.runners))});"
+            " say which: --runner NAME"
+        )
+
+    async def list(self, r: wire.List) -> wire.Reply:
+        if r.status is not None and r.status not in [*Status, "idle"]:
+            raise BadRequest(f"no status {r.status!r}; one of: {', '.join(Status)}, idle")
+        if r.after < 0 or (r.limit is not None and r.limit < 1):
+            raise BadRequest("limit must be 1 or more")
+        size = min(r.limit or PAGE, PAGE) if r.status is None else PAGE
+        if r.thread is None:
+            threads = await self._durable.threads(limit=size, offset=r.after)
+            more = r.after + size if len(threads) == size else None
+            wanted = [t for t in threads if r.status in (None, t.status, t.run.status)]
+            return wire.Threads(wanted, more)
+        thread = check_thread(r.thread)
+        statuses = [Status(r.status)] if r.status in list(Status) else []
+        runs = await self._durable.runs(thread, limit=size, offset=r.after)
+        if not runs and r.after == 0:
+            raise NotFound(f"no thread {thread!r}; see: runctl list")
+        more = r.after + size if len(runs) == size else None
+        return wire.Runs([x for x in runs if not statuses or x.status in statuses], more)
+
+    async def locate(self, r: wire.Locate) -> wire.Reply:
+        return await self._details(await self._pick(r.thread, r.run))
+
+    async def _pick(self, name: str, run: str | None) -> str:
+        thread = check_thread(name)
+        if run is not None:
+            found = await self._durable.get(run)
+            if found is None or found[1].thread != thread:
+                raise NotFound(f"no run {run!r} on thread {thread!r}; see: runctl list THREAD")
+            return run
+        live = await self._durable.live_runs(thread)
+        latest = live[:1] or await self._durable.runs(thread, limit=1)
+        if not latest:
+            raise NotFound(f"no thread {thread!r}; see: runctl list")
+        return latest[0].run
+
+    async def show(self, r: wire.Show) -> wire.Reply:
+        return await self._details(r.run)
+
+    async def _details(self, run: str) -> wire.RunDetails:
+        found = await self._durable.get(run)
+        if found is None:
+            raise NotFound(f"no run {run!r}; see: runctl list THREAD")
+        spec, row = found
+        return wire.RunDetails(row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of)
+
+    async def retry(self, r: wire.Retry) -> wire.Reply:
+        found = await self._durable.get(r.run)
+        if found is None:
+            raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")
+        spec, run = found
+        if run.status not in (Status.FAILED, Status.ABORTED, Status.DEAD):
+            raise Refused(f"run {r.run} is {run.status}; only failed, aborted or dead runs can be retried")
+        return await self._enqueue(
+            msgspec.structs.replace(spec, run=self._ids.new(), retry_of=spec.run)
+        )
+
+    async def abort(self, r: wire.Abort) -> wire.Reply:
+        thread = check_thread(r.thread)
+        live = await self._durable.live_runs(thread)
+        if r.run is not None:
+            found = await self._durable.get(r.run)
+            if found is None or found[1].thread != thread:
+                raise NotFound(f"no run {r.run!r} on thread {thread!r}; see: runctl list THREAD")
+            if found[1].status.terminal:
+                raise Refused(f"run {r.run} has ended already ({found[1].status})")
+            wanted = [found[1]]
+        else:
+            if not live and not await self._durable.runs(thread, limit=1):
+                raise NotFound(f"no thread {thread!r}; see: runctl list")
+            wanted = [x for x in live if x.status is Status.RUNNING or r.queued]
+            if not wanted:
+                what = f"{len(live)} queued; add --queued" if live else "nothing is in flight"
+                raise Refused(f"thread {thread!r} has no running run ({what})")
+        # Queued ones first: ending the running one would start the next.
+        wanted.sort(key=lambda run: run.status is Status.RUNNING)
+        ended = [run.run for run in wanted if await self._abort_one(run)]
+        if not ended:
+            raise Refused("the run ended by itself before it could be aborted")
+        return wire.Aborted(ended)
+
+    async def _abort_one(self, run: Run) -> bool:
+        live = self._registry.get(run.run)
+        if live is not None and not live.wish_abort():
+            return False
+        try:
+            # The row first: a crash from here on does not replay the run.
+            await self._durable.cancel(run.run)
+        except BaseException:
+            if live is not None:
+                live.aborting = False
+            raise
+        live = self._registry.get(run.run) or live  # it may have been claimed meanwhile
+        if live is not None:
+            live.wish_abort()
+            live.scope.cancel()
+            await live.gone.wait()
+        again = await self._durable.get(run.run)
+        if again is not None and again[1].status is not Status.ABORTED:
+            return False
+        outcome = Outcome(Status.ABORTED, error="aborted by an operator")
+        await self._streams.end(run.thread, run.run, run.attempt, outcome)
+        return True
+
+    async def purge(self, r: wire.Purge) -> wire.Reply:
+        if not r.threads:
+            raise BadRequest("name at least one thread")
+        plan: list[Run] = []
+        whole: list[str] = []
+        for name in r.threads:
+            thread = check_thread(name)
+            live = await self._durable.live_runs(thread)
+            runs = await self._durable.runs(thread, limit=100_000)
+            if not runs:
+                raise NotFound(f"no thread {thread!r}; see: runctl list")
+            busy = [x for x in live if x.status is Status.RUNNING]
+            if busy and not r.force and r.older_than is None:
+                raise Refused(
+                    f"thread {thread!r} has run {busy[0].run} in flight; wait, abort it, or add --force"
+                )
+            if r.older_than is None:
+                whole.append(thread)
+                plan += [x for x in runs if x.status is not Status.QUEUED]
+            else:
+                limit = time.time() - r.older_than
+                plan += [x for x in runs if x.ended_at and _unix(x.ended_at) < limit]
+        if r.older_than is None:
+            for thread in whole:
+                await self._streams.purge(thread)
+        else:
+            for run in plan:
+                await self._streams.purge(run.thread, run.run)
+        return wire.Purged(len(plan))
+
+    async def status(self, r: wire.StatusRequest) -> wire.Reply:
+        size, messages = await self._streams.info()
+        url = self._nc.connected_url
+        info = getattr(self._nc, "_server_info", {})
+        return wire.DaemonStatus(
+            executor_id=self._executor,
+            version=__version__,
+            pid=os.getpid(),
+            running=len(self._registry),
+            queued=await self._durable.count("ENQUEUED"),
+            nats=wire.NatsStatus(
+                url=f"{url.scheme}://{url.hostname}:{url.port}" if url else "",
+                embedded=self._config.nats.embedded,
+                connected=self._nc.is_connected,
+                version=str(info.get("version", "")),
+                stream_bytes=size,
+                stream_messages=messages,
+            ),
+            database=wire.DatabaseStatus(
+                url="sqlite" if self._config.database.embedded else "postgresql",
+                kind="sqlite" if self._config.database.embedded else "postgresql",
+            ),
+            uptime=time.monotonic() - self._began,
+        )
+
+
+def _unix(stamp: str) -> float:
+    import datetime
+
+    return datetime.datetime.fromisoformat(stamp).timestamp()

@@ -1,0 +1,260 @@
+"""Nurseries, start order, shutdown: the only file that knows all parts.
+
+Start: lease, keeper (nothing of an earlier daemon is alive after it), NATS, stream,
+DBOS with recovery, control plane, ready. Stop: the reverse; rows of unfinished runs
+stay as they are and are replayed by the next daemon of this executor ID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio_asyncio
+
+from ..config.schema import ChatRunner, Config
+from .broker import Broker
+from .control import Control
+from .durable import Durable
+from .errors import Fenced, RunFailed, Unavailable
+from .lease import executor_id, hold_file_lease, prepare_state_dir
+from .model import Outcome, RunSpec, Status
+from .processes import Keeper, open_keeper
+from .registry import Live, Registry
+from .runners.chat import Chat
+from .runners.command import Command
+from .runners.protocol import Runner, Turn
+from .stream import Attempt, Streams
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+log = logging.getLogger("runctld")
+aio = trio_asyncio.aio_as_trio
+
+
+async def run(config: Config) -> None:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
+    prepare_state_dir(config.state_dir)
+    executor = executor_id(config)
+    with hold_file_lease(config.state_dir, executor):
+        with warnings.catch_warnings():
+            # DBOS sets its own default executor; to_thread then uses trio's threads.
+            warnings.filterwarnings("ignore", message=".*default executor.*")
+            async with trio_asyncio.open_loop() as loop:
+                loop.set_exception_handler(_log_stray)
+                async with open_keeper(config.state_dir, wait=config.start_timeout) as keeper:
+                    await _Daemon(config, executor, keeper, loop).run()
+
+
+def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Without a handler any unretrieved asyncio exception ends the whole trio.run.
+    log.debug("asyncio: %s %r", context.get("message"), context.get("exception"))
+
+
+class _Daemon:
+    def __init__(
+        self, config: Config, executor: str, keeper: Keeper, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._config = config
+        self._executor = executor
+        self._keeper = keeper
+        self._loop = loop
+        self._registry = Registry()
+        self._durable = Durable(config, executor, self._dispatch)
+        self._runners: dict[str, Runner] = {}
+        self._streams: Streams
+        for name, runner in config.runners.items():
+            self._runners[name] = (
+                Chat(runner)
+                if isinstance(runner, ChatRunner)
+                else Command(runner, keeper, config.queue.stop_grace)
+            )
+
+    async def run(self) -> None:
+        began = time.monotonic()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                endpoint = None
+                if self._config.nats.embedded:
+                    broker = Broker(self._config, self._keeper)
+                    endpoint = await broker.start()
+                    nursery.start_soon(broker.supervise)
+                async with self._connect(endpoint) as client:
+                    self._streams = Streams(client)
+                    await self._streams.open(self._config)
+                    await self._durable.launch(self._loop)
+                    control = Control(
+                        self._config,
+                        self._executor,
+                        client,
+                        self._durable,
+                        self._registry,
+                        self._streams,
+                    )
+                    await control.start(self._loop)
+                    nursery.start_soon(self._mend_ends)
+                    nursery.start_soon(self._watch_keeper)
+                    log.info(
+                        "ready: executor %s, pid %d, %d unfinished runs recovered, %.2f s",
+                        self._executor,
+                        os.getpid(),
+                        self._durable.recovered,
+                        time.monotonic() - began,
+                    )
+                    async for number in signals:
+                        log.info("%s: stopping", signal.Signals(number).name)
+                        break
+                    with trio.CancelScope(shield=True):
+                        await self._stop(control)
+                nursery.cancel_scope.cancel()
+        log.info("stopped; unfinished runs will be replayed")
+
+    async def _stop(self, control: Control) -> None:
+        with trio.move_on_after(self._config.queue.stop_grace + 3):
+            await control.stop()
+            await self._durable.stop_claiming()
+            await self._registry.stop_all()
+        with trio.move_on_after(1):
+            await self._durable.close()
+
+    @asynccontextmanager
+    async def _connect(self, endpoint: Any) -> AsyncIterator[Client]:
+        import nats
+
+        options: dict[str, Any] = {
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": 0.05,
+            "connect_timeout": 2,
+            "ping_interval": 10,
+            "pending_size": 64 * 1024 * 1024,
+            "name": f"runctld {self._executor}",
+            "error_cb": _nats_error,
+        }
+        if endpoint is not None:
+            servers = [endpoint.url]
+            options.update(user=endpoint.user, password=endpoint.password)
+        else:
+            servers = [url.strip() for url in self._config.nats.url.split(",")]
+            if self._config.nats.credentials is not None:
+                options["user_credentials"] = str(self._config.nats.credentials)
+        client = None
+        with trio.move_on_after(self._config.start_timeout):
+            while client is None:
+                try:
+                    client = await aio(nats.connect)(
+                        servers, allow_reconnect=True, **options | {"max_reconnect_attempts": 1}
+                    )
+                except Exception as error:
+                    log.debug("connect: %r", error)
+                    await trio.sleep(0.05)
+        if client is None:
+            raise Unavailable(
+                f"NATS at {self._config.nats.url} cannot be reached; is it running, and are the"
+                " credentials right?"
+            )
+        client.options["max_reconnect_attempts"] = -1
+        try:
+            yield client
+        finally:
+            with trio.move_on_after(1, shield=True):
+                try:
+                    await aio(client.close)()
+                except Exception as error:
+                    log.debug("close: %r", error)
+
+    async def _watch_keeper(self) -> None:
+        await self._keeper.dead.wait()
+        raise Unavailable("the process keeper was killed; restarting is the way to a known state")
+
+    async def _mend_ends(self) -> None:
+        """End the streams of runs whose abort was cut by a crash before its end record."""
+        since = time.time() - self._config.stream.max_age
+        for run in await self._durable.aborted_since(since):
+            await self._streams.end(
+                run.thread, run.run, run.attempt, Outcome(Status.ABORTED, error=run.error)
+            )
+
+    # ---- one attempt ------------------------------------------------------------
+
+    async def _dispatch(self, spec: RunSpec, attempt: int) -> Outcome:
+        """Called by the durable core for each attempt. When the daemon stops it neither
+        returns nor raises, so that the row stays unfinished."""
+        with self._registry.start(spec, attempt) as live:
+            try:
+                outcome = await self._attempt(live)
+            except Fenced as error:
+                log.warning("run %s attempt %d: %s", spec.run, attempt, error)
+                outcome = None
+        if outcome is None:
+            await trio.sleep_forever()
+            raise AssertionError
+        return outcome
+
+    async def _attempt(self, live: Live) -> Outcome | None:
+        spec = live.spec
+        stream = Attempt(self._streams, spec.thread, spec.run, live.attempt, self._executor)
+        opened = False
+        adopted = None
+        with live.scope:
+            adopted = await stream.open()
+            opened = True
+        if adopted is not None:
+            return live.decide(adopted)
+        if live.stopping or not opened and not live.aborting:
+            return None
+        outcome = None
+        if opened:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.pump)
+                with live.scope:
+                    outcome = await self._work(live, stream)
+                nursery.cancel_scope.cancel()
+            if outcome is None and live.stopping and not live.aborting:
+                return None
+        decided = live.decide(outcome or Outcome(Status.ABORTED))
+        if opened:
+            await stream.end(decided)
+        log.info("run %s on %s: %s", spec.run, ascii(spec.thread), decided.status)
+        return decided
+
+    async def _work(self, live: Live, stream: Attempt) -> Outcome:
+        spec, limit = live.spec, self._config.queue.max_attempts
+        if live.attempt > limit:
+            return Outcome(
+                Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
+            )
+        runner = self._runners.get(spec.runner)
+        if runner is None:
+            return Outcome(
+                Status.FAILED, error=f"runner {spec.runner!r} is no longer configured; add it, then retry"
+            )
+        history: list[Turn] = []
+        config = self._config.runners[spec.runner]
+        if isinstance(config, ChatRunner):
+            pairs = await self._durable.turns(spec.thread, spec.run, config.history)
+            history = [Turn(prompt, reply) for prompt, reply in pairs]
+        log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
+        try:
+            return await runner.run(spec, live.attempt, stream.append, history)
+        except RunFailed as error:
+            return Outcome(Status.FAILED, error.exit_code, str(error))
+        except (Fenced, trio.Cancelled):
+            raise
+        except Exception as error:
+            log.exception("run %s", spec.run)
+            return Outcome(Status.FAILED, error=f"internal error: {type(error).__name__}: {error}")
+
+
+async def _nats_error(error: Exception) -> None:
+    log.debug("nats: %r", error)

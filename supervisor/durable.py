@@ -1,0 +1,433 @@
+"""The durable core: the only module that imports dbos.
+
+A run is one DBOS workflow (its id is the run's) on the queue "threads", partitioned by
+thread with one run at a time. Status is derived from DBOS's row in one place,
+``_status``; an outcome that we decided is the workflow's result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+import trio
+import trio_asyncio
+from dbos import (
+    DBOS,
+    DBOSConfig,
+    DBOSPortableJSONSerializer,
+    SetEnqueueOptions,
+    SetWorkflowID,
+)
+
+from ..config.schema import Config
+from .errors import Unavailable
+from .model import Outcome, Run, RunSpec, Status, ThreadRow
+
+log = logging.getLogger("runctld.durable")
+aio = trio_asyncio.aio_as_trio
+
+QUEUE = "threads"
+#: Changes only when the workflow's shape does: recovery finds rows of this version only.
+APP_VERSION = "runctl-1"
+#: Safety net under the kicks, seconds.
+POLL = 1.0
+
+Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
+
+_LIVE = {"ENQUEUED": Status.QUEUED, "DELAYED": Status.QUEUED, "PENDING": Status.RUNNING}
+_ENDED = {
+    "CANCELLED": Status.ABORTED,
+    "ERROR": Status.FAILED,
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": Status.DEAD,
+}
+
+
+class _Kick(threading.Event):
+    """The stop event that DBOS's queue worker waits on between polls; ``kick`` ends the
+    wait at once without stopping it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bell = threading.Semaphore(0)
+
+    def kick(self) -> None:
+        self._bell.release()
+
+    def set(self) -> None:
+        super().set()
+        self._bell.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.is_set() and self._bell.acquire(timeout=timeout):
+            while self._bell.acquire(blocking=False):
+                pass  # many kicks, one look
+        return self.is_set()
+
+
+class Durable:
+    """``launch`` inside the trio-asyncio loop; ``dispatch`` is called on trio for every
+    attempt, and must not return or raise when the daemon stops (the row stays)."""
+
+    def __init__(self, config: Config, executor: str, dispatch: Dispatch) -> None:
+        self._config = config
+        self._executor = executor
+        self._dispatch = dispatch
+        self._kick = _Kick()
+        self._worker: threading.Thread | None = None
+        self._dbos: DBOS
+        self._table: sa.Table
+        self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
+        self._last_ms: dict[str, int] = {}
+        self._run_thread: Any = None
+        self.recovered = 0
+
+    async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Open the database, re-enqueue what was unfinished, start the queue worker.
+
+        Raises: Unavailable, when the database cannot be opened."""
+        config = DBOSConfig(
+            name="runctl",
+            system_database_url=self._url(),
+            application_version=APP_VERSION,
+            executor_id=self._executor,
+            serializer=DBOSPortableJSONSerializer(),
+            enable_otlp=False,
+            log_level="ERROR",
+        )
+        self._dbos = DBOS(config=config)
+        dispatch = self._dispatch
+        durable = self
+
+        async def dispatch_step(spec: dict[str, Any]) -> dict[str, Any]:
+            run = msgspec.convert(spec, RunSpec)
+            attempt = await asyncio.to_thread(durable._attempts, run.run)
+            outcome = await loop.trio_as_future(dispatch, run, attempt)  # type: ignore[attr-defined]
+            built: dict[str, Any] = msgspec.to_builtins(outcome)
+            return built
+
+        step = DBOS.step(name="dispatch")(dispatch_step)
+
+        async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return await step(spec)
+            finally:
+                # The row turns terminal just after this returns: look then, too.
+                loop.call_later(0.002, durable._kick.kick)
+                loop.call_later(0.02, durable._kick.kick)
+
+        self._run_thread = DBOS.workflow(name="run_thread", max_recovery_attempts=None)(run_thread)
+        DBOS.listen_queues([])  # the worker below is ours: it can be kicked
+        try:
+            DBOS.launch()
+        except Exception as error:
+            raise Unavailable(f"the database cannot be opened: {error}") from error
+        self._table = self._dbos._sys_db.tables.workflow_status
+        await trio.to_thread.run_sync(self._settle_recovery)
+        queue = await trio.to_thread.run_sync(self._register)
+        self._start_worker(queue)
+
+    def _url(self) -> str:
+        if not self._config.database.embedded:
+            return self._config.database.url
+        path = self._config.state_dir / "runctl.sqlite"
+        _prepare_sqlite(path)
+        return f"sqlite:///{path}"
+
+    def _register(self) -> Any:
+        return DBOS.register_queue(
+            QUEUE,
+            partition_concurrency=1,
+            worker_concurrency=self._config.queue.max_running,
+            polling_interval_sec=POLL,
+            on_conflict="always_update",
+        )
+
+    def _settle_recovery(self) -> None:
+        """Wait until DBOS's start-up thread has re-enqueued every row of ours. Starting
+        the worker before would let it re-enqueue a row that is already claimed again."""
+        t = self._table
+        query = (
+            sa.select(sa.func.count())
+            .where(t.c.status == "PENDING")
+            .where(t.c.executor_id == self._executor)
+            .where(t.c.application_version == APP_VERSION)
+        )
+        deadline = time.monotonic() + self._config.start_timeout
+        while left := self._scalar(query):  # DBOS gives no event for its end
+            self.recovered = max(self.recovered, left)
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{left} unfinished runs could not be recovered in time")
+            time.sleep(0.003)
+
+    def _start_worker(self, queue: Any) -> None:
+        from dbos._queue import queue_worker_thread
+
+        self._worker = threading.Thread(
+            target=queue_worker_thread, args=(self._kick, self._dbos, queue), daemon=True
+        )
+        self._worker.start()
+        self._kick.kick()
+
+    async def close(self) -> None:
+        """Stop claiming and close the database; unfinished rows stay as they are."""
+        await self.stop_claiming()
+        await trio.to_thread.run_sync(lambda: DBOS.destroy(workflow_completion_timeout_sec=0))
+
+    async def stop_claiming(self) -> None:
+        self._kick.set()
+        if self._worker is not None:
+            await trio.to_thread.run_sync(self._worker.join, 5.0)
+
+    # ---- verbs ------------------------------------------------------------------
+
+    async def enqueue(self, spec: RunSpec) -> None:
+        """Store the run; durable when this returns. A run id that exists is left alone."""
+        async with self._lane(spec.thread):
+            # Order within a thread is created_at in ms, then id: ids given by users do not
+            # rise, so no two runs of a thread may share a millisecond.
+            last = self._last_ms.get(spec.thread, 0)
+            while time.time_ns() // 1_000_000 <= last < time.time_ns() // 1_000_000 + 1000:
+                await trio.sleep(0.001)
+            await aio(self._enqueue)(spec)
+            self._last_ms[spec.thread] = time.time_ns() // 1_000_000
+            if len(self._last_ms) > 10_000:
+                self._last_ms.clear()
+        self._kick.kick()
+
+    async def _enqueue(self, spec: RunSpec) -> None:
+        with SetEnqueueOptions(queue_partition_key=spec.thread), SetWorkflowID(spec.run):
+            await DBOS.enqueue_workflow_async(
+                QUEUE, self._run_thread, msgspec.to_builtins(spec)
+            )
+
+    def _lane(self, thread: str) -> Any:
+        return _Lane(self._enqueue_locks, thread)
+
+    async def cancel(self, run: str) -> None:
+        """Make the run terminal as aborted: it is not replayed from here on."""
+        await aio(DBOS.cancel_workflow_async)(run)
+        self._kick.kick()
+
+    async def get(self, run: str) -> tuple[RunSpec, Run] | None:
+        t = self._table
+        rows = await self._rows(sa.select(*self._columns()).where(t.c.workflow_uuid == run))
+        return _read(rows[0]) if rows else None
+
+    async def runs(
+        self, thread: str, *, statuses: Sequence[Status] = (), limit: int = 100, offset: int = 0
+    ) -> list[Run]:
+        """The thread's runs, oldest first... newest ``limit`` after ``offset``, newest first."""
+        t = self._table
+        query = (
+            sa.select(*self._columns())
+            .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        runs = [_read(row)[1] for row in await self._rows(query)]
+        return [run for run in runs if not statuses or run.status in statuses]
+
+    async def live_runs(self, thread: str) -> list[Run]:
+        """Running first, then queued in their order."""
+        t = self._table
+        query = (
+            sa.select(*self._columns())
+            .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
+            .where(t.c.status.in_(list(_LIVE)))
+            .order_by(t.c.created_at, t.c.workflow_uuid)
+        )
+        runs = [_read(row)[1] for row in await self._rows(query)]
+        return sorted(runs, key=lambda run: run.status is not Status.RUNNING)
+
+    async def turns(self, thread: str, before: str, limit: int) -> list[tuple[str, str]]:
+        """(prompt, reply) of the thread's succeeded chat runs before ``before``, in order."""
+        t = self._table
+        made = sa.select(t.c.created_at).where(t.c.workflow_uuid == before).scalar_subquery()
+        query = (
+            sa.select(t.c.inputs, t.c.output)
+            .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
+            .where(t.c.status == "SUCCESS", t.c.created_at <= made, t.c.workflow_uuid != before)
+            .where(t.c.output.like('%"reply"%'))
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+        )
+        found: list[tuple[str, str]] = []
+        for inputs, output in await self._rows(query):
+            spec, outcome = json.loads(inputs)["positionalArgs"][0], json.loads(output)
+            if outcome.get("status") == "succeeded" and spec.get("prompt"):
+                found.append((spec["prompt"], outcome.get("reply", "")))
+        return found[::-1]
+
+    async def threads(self, *, limit: int, offset: int) -> list[ThreadRow]:
+        """A page of threads, most recent activity first."""
+        t = self._table
+        rank = (
+            sa.func.row_number()
+            .over(
+                partition_by=t.c.queue_partition_key,
+                order_by=(t.c.created_at.desc(), t.c.workflow_uuid.desc()),
+            )
+            .label("rank")
+        )
+        count = sa.func.sum(sa.case((t.c.status.in_(["ENQUEUED", "DELAYED"]), 1), else_=0))
+        busy = sa.func.sum(sa.case((t.c.status == "PENDING", 1), else_=0))
+        part = {"partition_by": t.c.queue_partition_key}
+        inner = (
+            sa.select(
+                t.c.workflow_uuid.label("id"),
+                rank,
+                count.over(**part).label("queued"),
+                busy.over(**part).label("busy"),
+            )
+            .where(t.c.queue_name == QUEUE)
+            .subquery()
+        )
+        query = (
+            sa.select(*self._columns(), inner.c.queued, inner.c.busy)
+            .join(inner, inner.c.id == t.c.workflow_uuid)
+            .where(inner.c.rank == 1)
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        found = []
+        for row in await self._rows(query):
+            run = _read(row)[1]
+            status = "running" if row.busy else "queued" if row.queued else "idle"
+            found.append(ThreadRow(run.thread, status, run, int(row.queued)))
+        return found
+
+    async def count(self, status: str) -> int:
+        t = self._table
+        query = sa.select(sa.func.count()).where(t.c.queue_name == QUEUE, t.c.status == status)
+        return int(await trio.to_thread.run_sync(self._scalar, query))
+
+    async def aborted_since(self, since: float) -> list[Run]:
+        """Runs aborted since Unix time ``since``: after a crash their end may be missing."""
+        t = self._table
+        query = sa.select(*self._columns()).where(
+            t.c.queue_name == QUEUE, t.c.status == "CANCELLED", t.c.updated_at >= since * 1000
+        )
+        return [_read(row)[1] for row in await self._rows(query)]
+
+    # ---- rows -------------------------------------------------------------------
+
+    def _columns(self) -> list[sa.ColumnElement[Any]]:
+        c = self._table.c
+        return [
+            c.workflow_uuid,
+            c.status,
+            c.queue_partition_key,
+            c.recovery_attempts,
+            c.executor_id,
+            c.created_at,
+            c.started_at_epoch_ms,
+            c.completed_at,
+            c.updated_at,
+            c.inputs,
+            c.output,
+            c.error,
+        ]
+
+    def _attempts(self, run: str) -> int:
+        t = self._table
+        return int(
+            self._scalar(sa.select(t.c.recovery_attempts).where(t.c.workflow_uuid == run)) or 1
+        )
+
+    def _scalar(self, query: sa.Select[Any]) -> Any:
+        with self._dbos._sys_db.engine.connect() as c:
+            return c.execute(query).scalar()
+
+    async def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
+        def fetch() -> Sequence[Any]:
+            with self._dbos._sys_db.engine.connect() as c:
+                return c.execute(query).fetchall()
+
+        return await trio.to_thread.run_sync(fetch)
+
+
+class _Lane:
+    """A lock per thread that exists only while someone wants it."""
+
+    def __init__(self, locks: dict[str, tuple[trio.Lock, int]], thread: str) -> None:
+        self._locks, self._thread = locks, thread
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.get(self._thread, (trio.Lock(), 0))
+        self._locks[self._thread] = (lock, users + 1)
+        await lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        lock, users = self._locks[self._thread]
+        if users == 1:
+            del self._locks[self._thread]
+        else:
+            self._locks[self._thread] = (lock, users - 1)
+        lock.release()
+
+
+def _prepare_sqlite(path: Path) -> None:
+    """WAL from the start, so that readers never wait for the writer; 0600."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with sqlite3.connect(path) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+        db.close()
+    except (OSError, sqlite3.Error) as error:
+        raise Unavailable(f"database {path} cannot be opened: {error}") from None
+
+
+def _time(ms: int | None) -> str | None:
+    if ms is None:
+        return None
+    stamp = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
+    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _status(row: str, outcome: Outcome | None) -> Status:
+    if row in _LIVE:
+        return _LIVE[row]
+    if row == "SUCCESS" and outcome is not None:
+        return outcome.status
+    return _ENDED.get(row, Status.FAILED)
+
+
+def _read(row: Any) -> tuple[RunSpec, Run]:
+    spec = msgspec.convert(json.loads(row.inputs)["positionalArgs"][0], RunSpec)
+    outcome = None
+    if row.status == "SUCCESS" and row.output:
+        outcome = msgspec.convert(json.loads(row.output), Outcome)
+    status = _status(row.status, outcome)
+    error = outcome.error if outcome else None
+    if row.status == "CANCELLED":
+        error = "aborted by an operator"
+    elif row.status == "ERROR":
+        error = "internal error; see the daemon's log"
+    run = Run(
+        run=row.workflow_uuid,
+        thread=row.queue_partition_key,
+        status=status,
+        attempt=row.recovery_attempts or 0,
+        runner=spec.runner,
+        executor=row.executor_id if row.recovery_attempts else None,
+        created_at=_time(row.created_at) or "",
+        started_at=_time(row.started_at_epoch_ms),
+        ended_at=_time(row.completed_at or row.updated_at) if status.terminal else None,
+        exit_code=outcome.exit_code if outcome else None,
+        error=error,
+    )
+    return spec, run

@@ -1,0 +1,84 @@
+"""The runs in flight on this executor, and their abort handles. Touches nothing durable.
+
+``Live.abort`` is the wish, ``Live.gone`` the fact: it is set when the run's work,
+process tree included, has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from .model import Outcome, RunSpec, Status
+
+
+@dataclass(eq=False)
+class Live:
+    """A run in flight. ``outcome`` is decided once, by ``decide``."""
+
+    spec: RunSpec
+    attempt: int
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    gone: trio.Event = field(default_factory=trio.Event)
+    aborting: bool = False
+    stopping: bool = False
+    outcome: Outcome | None = None
+
+    def wish_abort(self) -> bool:
+        """From now on this run can only end as aborted; False when it has ended already."""
+        if self.outcome is not None and self.outcome.status is not Status.ABORTED:
+            return False
+        self.aborting = True
+        return True
+
+    def decide(self, outcome: Outcome) -> Outcome:
+        """How the run ended; an abort that was wished for before wins."""
+        if self.outcome is None:
+            self.outcome = (
+                Outcome(Status.ABORTED, error="aborted by an operator")
+                if self.aborting
+                else outcome
+            )
+        return self.outcome
+
+
+class Registry:
+    def __init__(self) -> None:
+        self._live: dict[str, Live] = {}
+        self._stopping = False
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def get(self, run: str) -> Live | None:
+        return self._live.get(run)
+
+    def find(self, thread: str) -> list[Live]:
+        return [live for live in self._live.values() if live.spec.thread == thread]
+
+    @contextmanager
+    def start(self, spec: RunSpec, attempt: int) -> Iterator[Live]:
+        """Enter a run for as long as its work lasts."""
+        live = Live(spec, attempt, stopping=self._stopping)
+        if self._stopping:
+            live.scope.cancel()
+        self._live[spec.run] = live
+        try:
+            yield live
+        finally:
+            if self._live.get(spec.run) is live:
+                del self._live[spec.run]
+            live.gone.set()
+
+    async def stop_all(self) -> None:
+        """Stop every run's work and wait until it is gone. Rows stay to be replayed."""
+        self._stopping = True
+        runs = list(self._live.values())
+        for live in runs:
+            live.stopping = True
+            live.scope.cancel()
+        for live in runs:
+            await live.gone.wait()
