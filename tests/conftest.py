@@ -1,0 +1,182 @@
+"""A real daemon per test, in its own temporary directory, ended with the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEADLINE = 60.0
+
+
+def wait_until(what: Callable[[], Any], why: str, deadline: float = DEADLINE) -> Any:
+    """The first true value of ``what``; fails the test after ``deadline`` seconds."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        if value := what():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"timed out: {why}")
+
+
+def alive(pid: int) -> bool:
+    """Whether ``pid`` is a process that is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Box:
+    """A state directory, its daemon, and clients of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = path / "state"
+        self.config = path / "runctld.toml"
+        self.log = path / "runctld.log"
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.clients: list[subprocess.Popen[bytes]] = []
+        self.configure("")
+
+    def configure(self, text: str) -> None:
+        body = f'state_dir = "{self.state}"\n{text}'
+        self.config.write_text(body)
+
+    def start(self, *, ready: bool = True) -> subprocess.Popen[bytes]:
+        offset = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [sys.executable, "-m", "runctl.supervisor.main", "-c", str(self.config)],
+                stderr=log,
+                stdout=log,
+                cwd=self.path,
+            )
+        if ready:
+            daemon = self.daemon
+
+            def is_ready() -> bool:
+                assert daemon.poll() is None, self.log.read_text()
+                return b"ready: " in self.log.read_bytes()[offset:]
+
+            wait_until(is_ready, "daemon ready")
+        return self.daemon
+
+    def kill(self) -> None:
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait()
+
+    def term(self) -> int:
+        assert self.daemon is not None
+        self.daemon.send_signal(signal.SIGTERM)
+        return self.daemon.wait(30)
+
+    def popen(self, *args: str, **kwargs: Any) -> subprocess.Popen[bytes]:
+        client = subprocess.Popen(
+            [sys.executable, "-m", "runctl.cli.main", "-c", str(self.config), *args],
+            stdout=kwargs.pop("stdout", subprocess.PIPE),
+            stderr=kwargs.pop("stderr", subprocess.PIPE),
+            stdin=kwargs.pop("stdin", subprocess.DEVNULL),
+            cwd=self.path,
+            **kwargs,
+        )
+        self.clients.append(client)
+        return client
+
+    def runctl(self, *args: str, code: int | None = 0, input: bytes | None = None) -> str:
+        """stdout of a runctl command that exits with ``code``."""
+        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+        client = self.popen(*args, stdin=stdin)
+        out, err = client.communicate(input, timeout=DEADLINE)
+        self.stderr = err.decode(errors="replace")
+        assert code is None or client.returncode == code, (args, client.returncode, out, err)
+        return out.decode(errors="replace")
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self.runctl(*args, "--json"))
+
+    def show(self, run: str) -> Any:
+        return self.json("show", run)
+
+    def submit(self, thread: str, *argv: str, run: str | None = None) -> str:
+        extra = ("--id", run) if run else ()
+        return self.runctl("submit", thread, *extra, "--", *argv).strip()
+
+    def submit_py(self, thread: str, code: str, *args: str, run: str | None = None) -> str:
+        return self.submit(thread, sys.executable, "-u", "-c", code, *args, run=run)
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.kill()
+            client.communicate()
+        if self.daemon is not None and self.daemon.poll() is None:
+            self.daemon.terminate()
+            try:
+                self.daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                self.daemon.kill()
+                self.daemon.wait()
+
+
+@pytest.fixture
+def stopped_box(tmp_path: Path) -> Iterator[Box]:
+    box = Box(tmp_path)
+    try:
+        yield box
+    finally:
+        box.close()
+
+
+@pytest.fixture
+def box(stopped_box: Box) -> Box:
+    stopped_box.start()
+    return stopped_box
+
+
+class Watch:
+    """``runctl attach --json`` in the background; its events as they come."""
+
+    def __init__(self, box: Box, *args: str) -> None:
+        self.process = box.popen("attach", *args, "--json")
+        self.events: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+
+    def chunks(self) -> list[dict[str, Any]]:
+        return [e for e in list(self.events) if e["type"] == "chunk"]
+
+    def text(self) -> str:
+        """The reply: what follows the last reset."""
+        return "".join(e["data"] for e in self.final() if e["type"] == "chunk")
+
+    def final(self) -> list[dict[str, Any]]:
+        events = list(self.events)
+        last = max((i for i, e in enumerate(events) if e["type"] == "reset"), default=-1)
+        return events[last + 1 :]
+
+    def wait_chunks(self, n: int) -> None:
+        wait_until(lambda: len(self.chunks()) >= n, f"{n} chunks seen")
+
+    def wait(self) -> int:
+        code = self.process.wait(DEADLINE)
+        self._reader.join(10)
+        return code
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ)

@@ -1,0 +1,332 @@
+"""The promises, with real daemons, real processes and real SIGKILL."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import Box, Watch, alive, wait_until
+
+TWENTY = """
+import time
+for i in range(1, 21):
+    print(f"chunk-{i} {time.time():.3f}", flush=True)
+    time.sleep(%s)
+"""
+
+
+def _assert_one_clean_reply(text: str, killed_at: float) -> None:
+    names = [int(n) for n in re.findall(r"^chunk-(\d+) ", text, re.M)]
+    assert names == list(range(1, 21))
+    stamps = [float(s) for s in re.findall(r"^chunk-\d+ ([\d.]+)$", text, re.M)]
+    assert stamps[0] > killed_at, "the reply was not replayed"
+
+
+@pytest.mark.parametrize("how", ["kill", "term"])
+def test_death_replay_and_graceful(box: Box, how: str) -> None:
+    run = box.submit_py("demo", TWENTY % 0.5)
+    attached = Watch(box, "demo")
+    attached.wait_chunks(2)
+    killed_at = time.time()
+    if how == "kill":
+        box.kill()
+    else:
+        assert box.term() == 0
+    box.start()
+    assert attached.wait() == 0
+    _assert_one_clean_reply(attached.text(), killed_at)
+    assert [e["attempt"] for e in attached.events if e["type"] == "reset"] == [1, 2]
+    late = Watch(box, "demo", "--run", run)
+    assert late.wait() == 0
+    _assert_one_clean_reply(late.text(), killed_at)
+    assert [e["seq"] for e in late.chunks()] == list(range(1, len(late.chunks()) + 1))
+    assert late.text() == attached.text()
+    assert box.show(run)["status"] == "succeeded"
+    assert box.show(run)["attempt"] == 2
+
+
+def test_fifo_across_a_kill_while_threads_run_in_parallel(box: Box, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    code = """
+import os, sys, time
+def note(what):
+    fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{os.environ['RUNCTL_THREAD']} {os.environ['RUNCTL_RUN']} {what} {time.monotonic()}\\n".encode())
+note("begin"); time.sleep(0.05); note("end")
+"""
+
+    def client(n: int) -> list[str]:
+        return [box.submit_py("lane", code, str(journal)) for _ in range(10)]
+
+    with ThreadPoolExecutor(6) as pool:
+        lanes = [pool.submit(client, n) for n in range(5)]
+        side = [pool.submit(box.submit_py, f"side-{n}", "import time; time.sleep(3)") for n in range(20)]
+        wait_until(lambda: journal.exists() and journal.read_text().count("lane") > 10, "half way")
+        orders = [lane.result() for lane in lanes]
+        sides = [s.result() for s in side]
+    box.kill()
+    box.start()
+    runs = [r for order in orders for r in order]
+    for run in [*runs, *sides]:
+        assert box.runctl("wait", run).strip() == "succeeded"
+    lines = [line.split() for line in journal.read_text().splitlines() if line.startswith("lane")]
+    open_run, finished = None, []
+    for _, run, what, _ in lines:
+        if what == "begin":
+            assert open_run is None or open_run == run, "two runs of a thread overlapped"
+            open_run = run
+        else:
+            assert open_run == run
+            open_run = None
+            finished.append(run)
+    assert sorted(set(finished)) == sorted(runs)
+    first = list(dict.fromkeys(finished))
+    for order in orders:  # what one client submitted in order ran in order
+        assert [r for r in first if r in order] == order
+    rows = [box.show(run) for run in sides]
+    assert max(r["started_at"] for r in rows) < min(r["ended_at"] for r in rows), "not parallel"
+
+
+TREE = """
+import os, signal, sys, time
+def leaf(name):
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(f"pid {os.getpid()}", flush=True)
+    time.sleep(600)
+for name in "ab":
+    if os.fork() == 0:
+        leaf(name)
+print(f"pid {os.getpid()}", flush=True)
+time.sleep(600)
+"""
+
+
+def _pids(watch: Watch, n: int) -> list[int]:
+    def found() -> list[int]:
+        pids = [int(p) for p in re.findall(r"pid (\d+)", watch.text())]
+        return pids if len(pids) >= n else []
+
+    pids: list[int] = wait_until(found, "the tree has started")
+    return pids
+
+
+def test_abort(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure("[queue]\nstop_grace = '300ms'\n")
+    box.start()
+    run = box.submit_py("tree", TREE)
+    waiting = box.submit_py("tree", "print('next')")
+    watch = Watch(box, "tree")
+    pids = _pids(watch, 3)
+    box.runctl("abort", "tree", "--run", waiting)
+    assert box.show(waiting)["status"] == "aborted"
+    assert run in box.runctl("abort", "tree")
+    assert not [pid for pid in pids if alive(pid)], "abort returned before the tree was gone"
+    assert watch.wait() == 5
+    assert box.show(run)["status"] == "aborted"
+    box.runctl("abort", "tree", "--run", run, code=6)
+    box.runctl("abort", "tree", code=6)
+    box.runctl("abort", "nobody", code=3)
+    box.runctl("abort", "tree", "--run", "nothing", code=3)
+    box.runctl("attach", "tree", "--run", waiting, code=5)
+    box.runctl("wait", run, code=5)
+    box.kill()
+    box.start()
+    assert box.show(run)["attempt"] == 1
+    assert box.show(run)["status"] == "aborted"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.4])
+def test_an_abort_cut_by_a_kill_is_whole_or_nothing(stopped_box: Box, delay: float) -> None:
+    box = stopped_box
+    box.configure("[queue]\nstop_grace = '200ms'\n")
+    box.start()
+    run = box.submit_py("cut", TREE)
+    watch = Watch(box, "cut")
+    pids = _pids(watch, 3)
+    abort = box.popen("abort", "cut")
+    time.sleep(0.25 + delay)  # sweeps the kill over the abort's course
+    box.kill()
+    box.start()
+    assert not [pid for pid in pids if alive(pid)]
+    abort.communicate(timeout=60)
+    if abort.returncode == 0 or box.show(run)["status"] == "aborted":
+        assert watch.wait() == 5
+        assert box.show(run)["attempt"] == 1
+    else:
+        box.runctl("abort", "cut")
+        assert watch.wait() == 5
+
+
+def test_poison_ends_dead_and_the_thread_goes_on(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure("[queue]\nmax_attempts = 2\n")
+    box.start()
+    poison = "import os, sys; os.kill(int(open(sys.argv[1]).read()), 9)"
+    pid = box.path / "pid"
+    assert box.daemon is not None
+    pid.write_text(str(box.daemon.pid))
+    run = box.submit_py("poison", poison, str(pid))
+    box.daemon.wait(30)
+    box.start(ready=False)
+    pid.write_text(str(box.daemon.pid))
+    # The second attempt may read the first daemon's pid: then it fails by itself.
+    wait_until(lambda: box.daemon is not None and box.daemon.poll() is not None, "second death", 30)
+    box.start()
+    following = box.submit_py("poison", "print('alive')")
+    box.runctl("wait", following)
+    assert box.show(run)["status"] == "dead"
+    box.runctl("wait", run, code=1)
+    box.runctl("attach", "poison", "--run", run, code=1)
+    again = box.runctl("retry", run).strip()
+    assert box.show(again)["retry_of"] == run
+    box.runctl("abort", "poison", "--queued", code=None)
+
+
+def test_purge(box: Box) -> None:
+    run = box.submit_py("p", "print('stored')")
+    box.runctl("wait", run)
+    assert "stored" in box.runctl("attach", "p")
+    box.runctl("purge", "p", code=2)
+    box.runctl("purge", "p", "--yes")
+    assert "stored" not in box.runctl("attach", "p")
+    box.runctl("purge", "nobody", "--yes", code=3)
+    live = box.submit_py("p", "import time; print('before', flush=True); time.sleep(2); print('after')")
+    Watch(box, "p").wait_chunks(1)
+    box.runctl("purge", "p", "--yes", code=6)
+    box.runctl("purge", "p", "--yes", "--force")
+    assert box.runctl("wait", live).strip() == "succeeded"
+    late = Watch(box, "p")
+    assert late.wait() == 0
+    assert "before" not in late.text()
+    assert "after" in late.text()
+
+
+def test_binary_and_big(box: Box) -> None:
+    code = """
+import hashlib, os, random, sys
+r = random.Random(7); h = hashlib.sha256()
+block = r.randbytes(1 << 20)
+for i in range(200):
+    data = block[i:] + block[:i]
+    h.update(data); sys.stdout.buffer.write(data)
+sys.stdout.buffer.flush()
+sys.stderr.write(h.hexdigest())
+"""
+    run = box.submit_py("big", code)
+    client = box.popen("attach", "big", "--json")
+    assert client.stdout is not None
+    digest, seq, stderr, size = hashlib.sha256(), 0, "", 0
+    for line in client.stdout:
+        event = json.loads(line)
+        assert event["type"] != "gap"
+        if event["type"] != "chunk":
+            continue
+        seq += 1
+        assert event["seq"] == seq
+        data = event["data"]
+        raw = base64.b64decode(data) if event.get("encoding") == "base64" else data.encode()
+        if event["stream"] == "stdout":
+            digest.update(raw)
+            size += len(raw)
+        else:
+            stderr += raw.decode()
+    assert client.wait(30) == 0
+    assert size == 200 << 20
+    assert digest.hexdigest() == stderr
+    assert box.show(run)["status"] == "succeeded"
+    assert box.daemon is not None
+    status = Path(f"/proc/{box.daemon.pid}/status").read_text()
+    peak = int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+    assert peak < 300 * 1024, f"the daemon's memory peaked at {peak} KiB"
+
+
+NAMES = ["a b", "dots.in.it", "*", ">", "x_YQ", "日本語 🎉", "-dash", "a" * 256, "%2e", "'\"`$(x)"]
+
+
+def test_thread_names_of_every_kind(box: Box) -> None:
+    for name in NAMES:
+        run = box.runctl("submit", "--", name, "echo", code=None)
+        assert run is not None
+    for name in ["", " ", "a" * 257, "x" * 10_000, "new\nline", "tab\t"]:
+        box.runctl("submit", name, "--", "true", code=2)
+        assert box.stderr.count("\n") == 1, box.stderr
+    runs = {name: box.submit(name, "echo", "hello") for name in NAMES if not name.startswith("-")}
+    for name, run in runs.items():
+        box.runctl("wait", run)
+        assert "hello" in box.runctl("attach", name)
+    box.runctl("purge", "*", "--yes")
+    assert "hello" in box.runctl("attach", ">"), "a thread named * touched others"
+
+
+def test_bad_requests_get_one_clear_line(box: Box) -> None:
+    for args, code in [
+        (("submit", "t", "--runner", "nope", "--", "true"), 2),
+        (("submit", "t"), 2),
+        (("submit", "t", "--id", "a.b", "--", "true"), 2),
+        (("list", "nobody"), 3),
+        (("show", "nothing"), 3),
+        (("wait", "nothing"), 3),
+        (("retry", "nothing"), 3),
+        (("attach", "nobody"), 3),
+    ]:
+        box.runctl(*args, code=code)
+        assert "Traceback" not in box.stderr, box.stderr
+    box.runctl("submit", "t", "-", code=2, input=b"x" * (1024 * 1024 + 1))
+    box.submit("t", "true", run="same")
+    assert box.submit("t", "true", run="same") == "same"
+    box.runctl("submit", "t", "--id", "same", "--", "false", code=6)
+    box.runctl("wait", box.submit("t", "no-such-command"), code=1)
+    assert box.json("list")[0]["thread"] == "t"
+    assert box.json("status")["pid"] == box.daemon.pid if box.daemon else False
+
+
+def test_a_second_daemon_names_the_holder(box: Box) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "runctl.supervisor.main", "-c", str(box.config)],
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert second.returncode == 75
+    assert f"pid {box.daemon.pid if box.daemon else 0}" in second.stderr.decode()
+
+
+def test_nothing_outlives_a_killed_daemon(box: Box) -> None:
+    box.submit_py("tree", TREE)
+    pids = _pids(Watch(box, "tree"), 3)
+    box.kill()
+    wait_until(lambda: not [p for p in pids if alive(p)], "the tree is gone", 2.0)
+
+
+def test_no_daemon_is_exit_4(stopped_box: Box) -> None:
+    stopped_box.runctl("list", code=4)
+    assert stopped_box.stderr.count("\n") == 1
+
+
+def test_unusable_state_dir_is_a_config_error(stopped_box: Box) -> None:
+    box = stopped_box
+    (box.path / "file").write_text("")
+    box.config.write_text(f'state_dir = "{box.path}/file"\n')
+    daemon = box.start(ready=False)
+    assert daemon.wait(20) == 78
+    assert "state_dir" in box.log.read_text()
+    if os.getuid() == 0:
+        other = box.path / "other"
+        other.mkdir()
+        os.chown(other, 12345, 12345)
+        box.config.write_text(f'state_dir = "{other}"\n')
+        assert box.start(ready=False).wait(20) == 78
+        assert "belongs to" in box.log.read_text()
