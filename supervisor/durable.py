@@ -87,9 +87,9 @@ class Durable:
         self._kick = _Kick()
         self._worker: threading.Thread | None = None
         self._dbos: DBOS
+        self._tables: Any
         self._table: sa.Table
         self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
-        self._last_ms: dict[str, int] = {}
         self._run_thread: Any = None
         self.recovered = 0
 
@@ -133,7 +133,8 @@ class Durable:
             DBOS.launch()
         except Exception as error:
             raise Unavailable(f"the database cannot be opened: {error}") from error
-        self._table = self._dbos._sys_db.tables.workflow_status
+        self._tables = self._dbos._sys_db.tables
+        self._table = self._tables.workflow_status
         await trio.to_thread.run_sync(self._settle_recovery)
         queue = await trio.to_thread.run_sync(self._register)
         self._start_worker(queue)
@@ -195,19 +196,24 @@ class Durable:
     async def enqueue(self, spec: RunSpec) -> None:
         """Store the run; durable when this returns. A run id that exists is left alone."""
         async with self._lane(spec.thread):
-            # Order within a thread is created_at in ms, then id: ids given by users do not
-            # rise, so no two runs of a thread may share a millisecond.
-            last = self._last_ms.get(spec.thread, 0)
-            while time.time_ns() // 1_000_000 <= last < time.time_ns() // 1_000_000 + 1000:
-                await trio.sleep(0.001)
-            await aio(self._enqueue)(spec)
-            self._last_ms[spec.thread] = time.time_ns() // 1_000_000
-            if len(self._last_ms) > 10_000:
-                self._last_ms.clear()
+            await aio(self._enqueue)(spec, await self._next_place(spec.thread))
         self._kick.kick()
 
-    async def _enqueue(self, spec: RunSpec) -> None:
-        with SetEnqueueOptions(queue_partition_key=spec.thread), SetWorkflowID(spec.run):
+    async def _next_place(self, thread: str) -> int:
+        """The priority that puts a run behind all others of its thread. DBOS orders by
+        priority, created_at, id; on SQLite created_at is in whole seconds, and ids that
+        users choose do not rise."""
+        t = self._table
+        query = (
+            sa.select(sa.func.max(t.c.priority))
+            .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
+            .where(t.c.status.in_(list(_LIVE)))
+        )
+        return int(await trio.to_thread.run_sync(self._scalar, query) or 0) + 1
+
+    async def _enqueue(self, spec: RunSpec, place: int) -> None:
+        options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
+        with options, SetWorkflowID(spec.run):
             await DBOS.enqueue_workflow_async(
                 QUEUE, self._run_thread, msgspec.to_builtins(spec)
             )
@@ -228,7 +234,7 @@ class Durable:
     async def runs(
         self, thread: str, *, statuses: Sequence[Status] = (), limit: int = 100, offset: int = 0
     ) -> list[Run]:
-        """The thread's runs, oldest first... newest ``limit`` after ``offset``, newest first."""
+        """A page of the thread's runs, newest first."""
         t = self._table
         query = (
             sa.select(*self._columns())
@@ -247,7 +253,7 @@ class Durable:
             sa.select(*self._columns())
             .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
             .where(t.c.status.in_(list(_LIVE)))
-            .order_by(t.c.created_at, t.c.workflow_uuid)
+            .order_by(t.c.priority, t.c.created_at, t.c.workflow_uuid)
         )
         runs = [_read(row)[1] for row in await self._rows(query)]
         return sorted(runs, key=lambda run: run.status is not Status.RUNNING)
@@ -256,17 +262,18 @@ class Durable:
         """(prompt, reply) of the thread's succeeded chat runs before ``before``, in order."""
         t = self._table
         made = sa.select(t.c.created_at).where(t.c.workflow_uuid == before).scalar_subquery()
+        output = self._output()
         query = (
-            sa.select(t.c.inputs, t.c.output)
+            sa.select(*self._columns())
             .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
             .where(t.c.status == "SUCCESS", t.c.created_at <= made, t.c.workflow_uuid != before)
-            .where(t.c.output.like('%"reply"%'))
+            .where(output.like('%"reply"%'))
             .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
             .limit(limit)
         )
         found: list[tuple[str, str]] = []
-        for inputs, output in await self._rows(query):
-            spec, outcome = json.loads(inputs)["positionalArgs"][0], json.loads(output)
+        for row in await self._rows(query):
+            spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
             if outcome.get("status") == "succeeded" and spec.get("prompt"):
                 found.append((spec["prompt"], outcome.get("reply", "")))
         return found[::-1]
@@ -326,7 +333,8 @@ class Durable:
     # ---- rows -------------------------------------------------------------------
 
     def _columns(self) -> list[sa.ColumnElement[Any]]:
-        c = self._table.c
+        # dbos keeps inputs and outputs in tables of their own, beside older columns.
+        given, c = self._tables.workflow_input, self._table.c
         return [
             c.workflow_uuid,
             c.status,
@@ -337,10 +345,20 @@ class Durable:
             c.started_at_epoch_ms,
             c.completed_at,
             c.updated_at,
-            c.inputs,
-            c.output,
-            c.error,
+            sa.select(sa.func.coalesce(given.c.inputs, c.inputs))
+            .where(given.c.workflow_uuid == c.workflow_uuid)
+            .scalar_subquery()
+            .label("inputs"),
+            self._output().label("output"),
         ]
+
+    def _output(self) -> sa.ScalarSelect[Any]:
+        made, c = self._tables.workflow_output, self._table.c
+        return (
+            sa.select(sa.func.coalesce(made.c.output, c.output))
+            .where(made.c.workflow_uuid == c.workflow_uuid)
+            .scalar_subquery()
+        )
 
     def _attempts(self, run: str) -> int:
         t = self._table
