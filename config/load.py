@@ -50,7 +50,7 @@ EXECUTOR_ID_FIX = (
 _VARIABLE = re.compile(r"\$(?:(?P<escape>\$)|\{(?P<name>[^{}]*)\}|(?P<open>\{))")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RUNNER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\[[0-9]+\])?")
 
 _CENTURY = 36_500 * 86_400.0
 """Longest duration, seconds: JetStream counts nanoseconds in 64 bits."""
@@ -175,7 +175,7 @@ class _Table:
         """A string with its variables expanded, not empty unless ``empty``."""
         if key not in self.values:
             return default
-        value = self._expanded(key, self.values[key], "a string")
+        value = self._expanded(key, self.values[key])
         if not value.strip() and not empty:
             self.fail(key, "is empty: give it a value, or remove the key")
         return value
@@ -244,19 +244,16 @@ class _Table:
             self.mismatch(key, "a list of strings")
         items = []
         for index, item in enumerate(value):
-            at = f"{key}[{index}]"
-            item = self._expanded(key, item, "a list of strings", at)
+            item = self._expanded(f"{key}[{index}]", item)
             if not item:
-                self.fail(key, f"element {index} is empty: remove it")
+                self.fail(f"{key}[{index}]", "is empty: remove it")
             items.append(item)
         return tuple(items)
 
     def mapping(self, key: str) -> dict[str, str]:
         """A table of strings (environment variables)."""
         table = self.table(key)
-        return {
-            name: table._expanded(name, value, "a string") for name, value in table.values.items()
-        }
+        return {name: table._expanded(name, value) for name, value in table.values.items()}
 
     def _quantity(self, key: str, parse: Any) -> Any:
         value = self.text(key)
@@ -274,10 +271,9 @@ class _Table:
             self.fail(key, f"expected at most {show(most)}")
         return value
 
-    def _expanded(self, key: str, value: object, expected: str, at: str | None = None) -> str:
+    def _expanded(self, key: str, value: object) -> str:
         if not isinstance(value, str):
-            got = _kind_of(value)
-            self.fail(key, f"expected {expected}, got {got}{' in it' if at else ''}")
+            self.fail(key, f"expected a string, got {_kind_of(value)}")
 
         def replace(match: re.Match[str]) -> str:
             if match["escape"]:

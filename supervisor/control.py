@@ -137,7 +137,9 @@ class Control:
                 "the prompt is larger than 1 MiB; put it in a file and submit the file's path"
             )
         if sum(len(a.encode(errors="replace")) for a in r.argv) > MAX_ARGV_BYTES:
-            raise BadRequest("the command line is larger than 1 MiB; pass data on stdin or in a file")
+            raise BadRequest(
+                "the command line is larger than 1 MiB; pass data on stdin or in a file"
+            )
         if runner.kind == "chat" and r.argv:
             raise BadRequest(f"runner {name!r} is a chat: submit a prompt, not a command")
         if runner.kind == "chat" and not (r.prompt or "").strip():
@@ -231,7 +233,9 @@ class Control:
             raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")
         spec, run = found
         if run.status not in (Status.FAILED, Status.ABORTED, Status.DEAD):
-            raise Refused(f"run {r.run} is {run.status}; only failed, aborted or dead runs can be retried")
+            raise Refused(
+                f"run {r.run} is {run.status}; only failed, aborted or dead runs can be retried"
+            )
         return await self._enqueue(
             msgspec.structs.replace(spec, run=self._ids.new(), retry_of=spec.run)
         )
@@ -297,7 +301,8 @@ class Control:
             busy = [x for x in live if x.status is Status.RUNNING]
             if busy and not r.force and r.older_than is None:
                 raise Refused(
-                    f"thread {thread!r} has run {busy[0].run} in flight; wait, abort it, or add --force"
+                    f"thread {thread!r} has run {busy[0].run} in flight;"
+                    " wait, abort it, or add --force"
                 )
             if r.older_than is None:
                 whole.append(thread)

@@ -47,14 +47,13 @@ async def run(config: Config) -> None:
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     prepare_state_dir(config.state_dir)
     executor = executor_id(config)
-    with hold_file_lease(config.state_dir, executor):
-        with warnings.catch_warnings():
-            # DBOS sets its own default executor; to_thread then uses trio's threads.
-            warnings.filterwarnings("ignore", message=".*default executor.*")
-            async with trio_asyncio.open_loop() as loop:
-                loop.set_exception_handler(_log_stray)
-                async with open_keeper(config.state_dir, wait=config.start_timeout) as keeper:
-                    await _Daemon(config, executor, keeper, loop).run()
+    with hold_file_lease(config.state_dir, executor), warnings.catch_warnings():
+        # DBOS sets its own default executor; to_thread then uses trio's threads.
+        warnings.filterwarnings("ignore", message=".*default executor.*")
+        async with trio_asyncio.open_loop() as loop:
+            loop.set_exception_handler(_log_stray)
+            async with open_keeper(config.state_dir, wait=config.start_timeout) as keeper:
+                await _Daemon(config, executor, keeper, loop).run()
 
 
 def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -211,7 +210,7 @@ class _Daemon:
             opened = True
         if adopted is not None:
             return live.decide(adopted)
-        if live.stopping or not opened and not live.aborting:
+        if live.stopping or (not opened and not live.aborting):
             return None
         outcome = None
         if opened:
@@ -237,7 +236,8 @@ class _Daemon:
         runner = self._runners.get(spec.runner)
         if runner is None:
             return Outcome(
-                Status.FAILED, error=f"runner {spec.runner!r} is no longer configured; add it, then retry"
+                Status.FAILED,
+                error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
             )
         history: list[Turn] = []
         config = self._config.runners[spec.runner]

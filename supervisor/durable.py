@@ -214,9 +214,7 @@ class Durable:
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
         options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
         with options, SetWorkflowID(spec.run):
-            await DBOS.enqueue_workflow_async(
-                QUEUE, self._run_thread, msgspec.to_builtins(spec)
-            )
+            await DBOS.enqueue_workflow_async(QUEUE, self._run_thread, msgspec.to_builtins(spec))
 
     def _lane(self, thread: str) -> Any:
         return _Lane(self._enqueue_locks, thread)

@@ -248,7 +248,7 @@ class Attempt:
     async def _flush_one(self) -> None:
         size = count = 0
         for chunk in self._pending:
-            if count and size + len(chunk.data) > MAX_RECORD_BYTES or count >= 4096:
+            if (count and size + len(chunk.data) > MAX_RECORD_BYTES) or count >= 4096:
                 break
             size += len(chunk.data)
             count += 1

@@ -279,6 +279,5 @@ class Endpoint(msgspec.Struct, frozen=True):
     password: str
 
 
-
 #: Path of the ``Endpoint`` file below the state directory.
 ENDPOINT_FILE = "nats/client.json"

@@ -60,7 +60,8 @@ def test_fifo_across_a_kill_while_threads_run_in_parallel(box: Box, tmp_path: Pa
 import os, sys, time
 def note(what):
     fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, f"{os.environ['RUNCTL_THREAD']} {os.environ['RUNCTL_RUN']} {what} {time.monotonic()}\\n".encode())
+    e = os.environ
+    os.write(fd, f"{e['RUNCTL_THREAD']} {e['RUNCTL_RUN']} {what} {time.monotonic()}\\n".encode())
 note("begin"); time.sleep(0.05); note("end")
 """
 
@@ -69,7 +70,9 @@ note("begin"); time.sleep(0.05); note("end")
 
     with ThreadPoolExecutor(6) as pool:
         lanes = [pool.submit(client, n) for n in range(5)]
-        side = [pool.submit(box.submit_py, f"side-{n}", "import time; time.sleep(3)") for n in range(20)]
+        side = [
+            pool.submit(box.submit_py, f"side-{n}", "import time; time.sleep(3)") for n in range(20)
+        ]
         wait_until(lambda: journal.exists() and journal.read_text().count("lane") > 10, "half way")
         orders = [lane.result() for lane in lanes]
         sides = [s.result() for s in side]
@@ -203,7 +206,9 @@ def test_purge(box: Box) -> None:
     box.runctl("purge", "p", "--yes")
     assert "stored" not in box.runctl("attach", "p")
     box.runctl("purge", "nobody", "--yes", code=3)
-    live = box.submit_py("p", "import time; print('before', flush=True); time.sleep(2); print('after')")
+    live = box.submit_py(
+        "p", "import time; print('before', flush=True); time.sleep(2); print('after')"
+    )
     Watch(box, "p").wait_chunks(1)
     box.runctl("purge", "p", "--yes", code=6)
     box.runctl("purge", "p", "--yes", "--force")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -90,10 +91,9 @@ class Command:
 async def _feed(fd: int, data: bytes, scope: trio.CancelScope) -> None:
     with scope:
         async with trio.lowlevel.FdStream(fd) as pipe:
-            try:
+            # Broken: the command did not want to read it.
+            with contextlib.suppress(trio.BrokenResourceError):
                 await pipe.send_all(data)
-            except trio.BrokenResourceError:
-                pass  # the command did not want to read it
 
 
 async def _forward(

@@ -1,0 +1,78 @@
+# Everything happens in an environment of the project's own: .venv, made on first use.
+#   make demo    a daemon, a few runs, a watcher: the whole thing in a minute
+#   make test    all tests; with CI set, the short ones on the newest Python as well
+#   make check   ruff, mypy, import-linter
+#   make bench   the benchmarks
+#   make clean   removes whatever these made
+# PYTHON names the interpreter of .venv (3.11 or newer).
+
+PYTHON ?= python3
+NEWEST  = python3.14 python3.13 python3.12
+PIP     = -m pip install --quiet --disable-pip-version-check
+BIN     = .venv/bin
+READY   = .venv/.ready
+READY_NEWEST = .venv-newest/.ready
+
+.PHONY: demo test test-newest check bench clean
+.DEFAULT_GOAL := test
+
+demo: $(READY)
+	$(BIN)/runctl demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+	@if [ -n "$${CI:-}" ]; then $(MAKE) --no-print-directory test-newest; fi
+
+# The newest Python there is, unless it is the one that `make test` has just used.
+# A candidate must run (a pyenv shim may not) and be able to make environments.
+test-newest: $(READY)
+	@ours=$$($(BIN)/python -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
+	for name in $(NEWEST); do \
+	    [ "$$name" != "$$ours" ] || continue; \
+	    for python in "$$(command -v $$name || true)" "$$HOME"/.pyenv/versions/*/bin/$$name; do \
+	        [ -x "$$python" ] && "$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; \
+	        echo "short tests on $$("$$python" --version) ($$python)"; \
+	        exec $(MAKE) --no-print-directory short-on NEWEST_PYTHON="$$python"; \
+	    done; \
+	done; \
+	echo "short tests on a newer Python: skipped, none of $(NEWEST) was found besides $$ours"
+
+.PHONY: short-on
+short-on:
+	@if [ ! -e $(READY_NEWEST) ] || [ pyproject.toml -nt $(READY_NEWEST) ] || \
+	    [ "$$(cat $(READY_NEWEST))" != "$(NEWEST_PYTHON)" ]; then \
+	    set -e; rm -rf .venv-newest; \
+	    "$(NEWEST_PYTHON)" -m venv .venv-newest; \
+	    .venv-newest/bin/python $(PIP) -e '.[dev]'; \
+	    echo "$(NEWEST_PYTHON)" > $(READY_NEWEST); \
+	fi
+	.venv-newest/bin/python -m pytest -q -m short
+
+check: $(READY) .typing/.ready
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	PYTHONPATH=.typing $(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m bench
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is missing or older than 3.11: run make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+	    { echo "$(PYTHON) -m venv failed: on Debian, apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python $(PIP) -e '.[dev]'
+	@touch $@
+
+# mypy and import-linter do not see through an editable install: give them the folders
+# under the names they are installed with.
+.typing/.ready:
+	@mkdir -p .typing/runctl
+	@for folder in config cli supervisor; do ln -sfn ../../$$folder .typing/runctl/$$folder; done
+	@echo '*' > .typing/.gitignore
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-newest .typing build dist runctl.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
