@@ -190,11 +190,11 @@ class _Daemon:
         """Called by the durable core for each attempt. When the daemon stops it neither
         returns nor raises, so that the row stays unfinished."""
         with self._registry.start(spec, attempt) as live:
+            outcome = None
             try:
                 outcome = await self._attempt(live)
-            except Fenced as error:
-                log.warning("run %s attempt %d: %s", spec.run, attempt, error)
-                outcome = None
+            except* Fenced as group:
+                log.warning("run %s attempt %d: %s", spec.run, attempt, group.exceptions[0])
         if outcome is None:
             await trio.sleep_forever()
             raise AssertionError
@@ -239,21 +239,26 @@ class _Daemon:
                 Status.FAILED,
                 error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
             )
-        history: list[Turn] = []
-        config = self._config.runners[spec.runner]
-        if isinstance(config, ChatRunner):
-            pairs = await self._durable.turns(spec.thread, spec.run, config.history)
-            history = [Turn(prompt, reply) for prompt, reply in pairs]
         log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
         try:
+            history = await self._history(spec)
             return await runner.run(spec, live.attempt, stream.append, history)
         except RunFailed as error:
             return Outcome(Status.FAILED, error.exit_code, str(error))
         except (Fenced, trio.Cancelled):
             raise
         except Exception as error:
+            if self._keeper.dead.is_set():  # the daemon is about to end: leave it to replay
+                await trio.sleep_forever()
             log.exception("run %s", spec.run)
             return Outcome(Status.FAILED, error=f"internal error: {type(error).__name__}: {error}")
+
+    async def _history(self, spec: RunSpec) -> list[Turn]:
+        config = self._config.runners[spec.runner]
+        if not isinstance(config, ChatRunner):
+            return []
+        pairs = await self._durable.turns(spec.thread, spec.run, config.history)
+        return [Turn(prompt, reply) for prompt, reply in pairs]
 
 
 async def _nats_error(error: Exception) -> None:

@@ -44,9 +44,17 @@ class Command:
         in_r, in_w = os.pipe() if stdin_text is not None else (os.open(os.devnull, os.O_RDONLY), -1)
         async with trio.lowlevel.FdStream(out_r) as out, trio.lowlevel.FdStream(err_r) as err:
             try:
-                process = await self._keeper.spawn(
-                    argv, mark=spec.run, env=env, cwd=cwd, stdin=in_r, stdout=out_w, stderr=err_w
-                )
+                # Shielded: a cancelled spawn would leave a process that nobody knows.
+                with trio.CancelScope(shield=True):
+                    process = await self._keeper.spawn(
+                        argv,
+                        mark=spec.run,
+                        env=env,
+                        cwd=cwd,
+                        stdin=in_r,
+                        stdout=out_w,
+                        stderr=err_w,
+                    )
             except BaseException:
                 if in_w >= 0:
                     os.close(in_w)
