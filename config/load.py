@@ -335,6 +335,11 @@ def _keys(section: type) -> list[str]:
     return [f.name for f in fields(section) if f.name not in ("name", "source")]
 
 
+# Defaults are read from instances: on a class with slots the names are descriptors.
+_CONFIG = Config(state_dir=Path())
+_DATABASE, _NATS, _STREAM, _QUEUE = Database(), Nats(), Stream(), Queue()
+_CHAT = ChatRunner("", base_url="", model="")
+
 _SECTIONS = {"database": Database, "nats": Nats, "stream": Stream, "queue": Queue}
 _RUNNER_KINDS: dict[str, type] = {"command": CommandRunner, "chat": ChatRunner}
 
@@ -360,7 +365,7 @@ def _read_config(top: _Table, client: bool) -> Config:
         source=top.file,
         executor_id=_read_executor_id(top, environment, database, client),
         environment=environment,
-        start_timeout=top.seconds("start_timeout", Config.start_timeout, least=0.001),
+        start_timeout=top.seconds("start_timeout", _CONFIG.start_timeout, least=0.001),
         allow_shell=allow_shell,
         database=database,
         nats=_read_nats(top.table("nats")),
@@ -404,7 +409,7 @@ def _client_executor_id(top: _Table) -> str | None:
 
 def _read_database(table: _Table) -> Database:
     table.only(_keys(Database))
-    url = table.text("url", Database.url) or ""
+    url = table.text("url", _DATABASE.url) or ""
     if url != "sqlite":
         _check_url(table, "url", url, ("postgresql",), '"sqlite"', host_needed=False)
     return Database(url=url)
@@ -412,9 +417,9 @@ def _read_database(table: _Table) -> Database:
 
 def _read_nats(table: _Table) -> Nats:
     table.only(_keys(Nats))
-    url = table.text("url", Nats.url) or ""
+    url = table.text("url", _NATS.url) or ""
     credentials = table.path("credentials")
-    replicas = table.whole("replicas", Nats.replicas, 1, 5)
+    replicas = table.whole("replicas", _NATS.replicas, 1, 5)
     if url == "embedded":
         if credentials is not None:
             table.fail("credentials", "needs a server: set nats.url, or remove it")
@@ -434,18 +439,18 @@ def _read_stream(table: _Table) -> Stream:
     table.only(_keys(Stream))
     return Stream(
         # The stream's duplicate window is a second, and may not exceed max_age.
-        max_age=table.seconds("max_age", Stream.max_age, least=1.0),
-        max_bytes=table.size("max_bytes", Stream.max_bytes, least=1024**2),
-        sync=table.choice("sync", ("default", "always"), Stream.sync),
+        max_age=table.seconds("max_age", _STREAM.max_age, least=1.0),
+        max_bytes=table.size("max_bytes", _STREAM.max_bytes, least=1024**2),
+        sync=table.choice("sync", ("default", "always"), _STREAM.sync),
     )
 
 
 def _read_queue(table: _Table) -> Queue:
     table.only(_keys(Queue))
     return Queue(
-        max_running=table.whole("max_running", Queue.max_running, 1, 1_000_000),
-        max_attempts=table.whole("max_attempts", Queue.max_attempts, 1, 1_000_000),
-        stop_grace=table.seconds("stop_grace", Queue.stop_grace),
+        max_running=table.whole("max_running", _QUEUE.max_running, 1, 1_000_000),
+        max_attempts=table.whole("max_attempts", _QUEUE.max_attempts, 1, 1_000_000),
+        stop_grace=table.seconds("stop_grace", _QUEUE.stop_grace),
     )
 
 
@@ -533,8 +538,8 @@ def _read_chat(name: str, table: _Table) -> ChatRunner:
         api_key=api_key,
         api_key_file=api_key_file,
         system=table.text("system", empty=True),
-        timeout=table.seconds("timeout", ChatRunner.timeout, least=0.001),
-        history=table.whole("history", ChatRunner.history, 0, 1_000_000),
+        timeout=table.seconds("timeout", _CHAT.timeout, least=0.001),
+        history=table.whole("history", _CHAT.history, 0, 1_000_000),
     )
 
 

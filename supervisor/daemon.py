@@ -49,7 +49,7 @@ async def run(config: Config) -> None:
     executor = executor_id(config)
     with hold_file_lease(config.state_dir, executor), warnings.catch_warnings():
         # DBOS sets its own default executor; to_thread then uses trio's threads.
-        warnings.filterwarnings("ignore", message=".*default executor.*")
+        warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with trio_asyncio.open_loop() as loop:
             loop.set_exception_handler(_log_stray)
             async with open_keeper(config.state_dir, wait=config.start_timeout) as keeper:

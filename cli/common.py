@@ -1,0 +1,100 @@
+"""What the verbs share: the invocation's settings, option types, and how one runs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from ..config.schema import Config
+
+T = TypeVar("T")
+
+OK = 0
+FAILED = 1
+USAGE = 2
+NOT_FOUND = 3
+UNAVAILABLE = 4
+ABORTED = 5
+REFUSED = 6
+DETACHED = 130
+
+STATUS_EXIT = {"succeeded": OK, "failed": FAILED, "dead": FAILED, "aborted": ABORTED}
+STATUSES = ("queued", "running", "succeeded", "failed", "aborted", "dead")
+
+
+class App:
+    """One invocation: what the global options said. ``config`` raises ConfigError."""
+
+    def __init__(self) -> None:
+        self.config_file: Path | None = None
+        self.json = False
+
+    @cached_property
+    def config(self) -> Config:
+        from ..config.load import load
+
+        return load(self.config_file, client=True)
+
+
+pass_app = click.make_pass_decorator(App, ensure=True)
+
+
+def _json_given(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(App).json = True
+
+
+class Verb(click.Command):
+    """A command that takes ``--json`` as well, so that it works on either side of the verb."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--json"],
+                is_flag=True,
+                expose_value=False,
+                callback=_json_given,
+                help="Print JSON.",
+            )
+        )
+
+
+class Duration(click.ParamType):
+    """Seconds, written like "90s", "5m", "24h", "7d" or a bare number."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        from ..config.units import parse_duration
+
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``main`` in a new event loop. Ctrl-C raises KeyboardInterrupt, at once even
+    when a write to a pipe that nobody reads holds the loop (asyncio's own handler
+    would wait for the loop)."""
+    old = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        return asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def _interrupt(_: int, __: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

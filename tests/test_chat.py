@@ -1,0 +1,355 @@
+"""The chat runner against real loopback servers, well-behaved and otherwise."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from runctl.cli.mock import MockServer
+from runctl.config.schema import ChatRunner
+from runctl.supervisor.errors import Fenced, RunFailed
+from runctl.supervisor.model import Outcome, RunSpec, Status
+from runctl.supervisor.runners.chat import Chat
+from runctl.supervisor.runners.protocol import Turn
+
+KEY = "sk-very-secret-0123456789"
+SPEC = RunSpec(run="r1", thread="t", runner="chat", prompt="hello")
+Answer = Callable[["Scripted"], None]
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Answers as its server's ``answer`` says, and keeps the request."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_POST(self) -> None:
+        self.close_connection = True
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.requests.append((self.path, dict(self.headers), body))
+        try:
+            self.server.answer(self)
+        except ConnectionError:
+            pass
+
+    def reply(self, status: int, body: bytes, kind: str = "application/json", **more: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        for name, value in more.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def begin(self, *, chunked: bool = True) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding" if chunked else "Connection",
+                         "chunked" if chunked else "close")
+        self.end_headers()
+
+    def event(self, data: object, *, chunked: bool = True) -> None:
+        text = data if isinstance(data, str) else json.dumps(data)
+        raw = f"data: {text}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(raw), raw) if chunked else raw)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.requests: list[tuple[str, dict[str, str], Any]] = []
+        self.over = threading.Event()
+        super().__init__(("127.0.0.1", 0), Scripted)
+
+
+@contextmanager
+def running(server: Any) -> Iterator[Any]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        if isinstance(server, Server):
+            server.over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def serving(answer: Answer) -> AbstractContextManager[Server]:
+    return running(Server(answer))
+
+
+def delta(text: str | None, finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+def config(server: Any, **more: Any) -> ChatRunner:
+    port = server if isinstance(server, int) else server.server_port
+    values = {"name": "chat", "base_url": f"http://127.0.0.1:{port}/v1", "model": "m"}
+    return ChatRunner(**{**values, **more})
+
+
+async def call(
+    runner: ChatRunner, history: tuple[Turn, ...] = (), spec: RunSpec = SPEC
+) -> tuple[Outcome, list[bytes]]:
+    seen: list[bytes] = []
+
+    async def emit(stream: str, data: bytes) -> None:
+        assert stream == "text"
+        seen.append(data)
+        await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(10):
+        return await Chat(runner).run(spec, 1, emit, history), seen
+
+
+async def failure(runner: ChatRunner) -> str:
+    """The message of a call that must fail; it names the endpoint, never the key."""
+    with pytest.raises(RunFailed) as caught:
+        await call(runner)
+    message = str(caught.value)
+    assert "/v1/chat/completions: " in message
+    assert KEY not in message
+    assert caught.value.exit_code is None
+    assert "\n" not in message
+    assert "\x1b" not in message
+    return message
+
+
+async def test_success_streams_each_delta() -> None:
+    with running(MockServer(chunks=5, interval=0.01)) as server:
+        outcome, seen = await call(config(server))
+    assert len(seen) == 5
+    assert [chunk.split()[0] for chunk in seen] == [b"chunk-%d" % n for n in range(1, 6)]
+    assert len({chunk.split(b" @ ")[1] for chunk in seen}) == 1
+    assert outcome == Outcome(Status.SUCCEEDED, reply=b"".join(seen).decode())
+
+
+async def test_request_holds_system_history_prompt_and_key() -> None:
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event({"choices": []})
+        to.event(delta(None))
+        to.event(delta("grüße\U0001f600"))
+        to.event(delta("", "length"))
+
+    turns = tuple(Turn(f"q{n}", f"a{n}") for n in range(4))
+    with serving(answer) as server:
+        runner = config(server, system="be brief", history=2, api_key=KEY)
+        outcome, seen = await call(runner, turns)
+        await call(config(server, history=0), turns)
+    assert outcome == Outcome(Status.SUCCEEDED, reply="grüße\U0001f600")
+    assert seen == ["grüße\U0001f600".encode()]
+    path, headers, body = server.requests[0]
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert body["stream"] is True
+    assert body["model"] == "m"
+    assert [(m["role"], m["content"]) for m in body["messages"]] == [
+        ("system", "be brief"),
+        ("user", "q2"),
+        ("assistant", "a2"),
+        ("user", "q3"),
+        ("assistant", "a3"),
+        ("user", "hello"),
+    ]
+    assert server.requests[1][2]["messages"] == [{"role": "user", "content": "hello"}]
+    assert "Authorization" not in server.requests[1][1]
+
+
+@pytest.mark.parametrize("prompt", [None, ""])
+async def test_no_prompt(prompt: str | None) -> None:
+    spec = RunSpec(run="r1", thread="t", runner="chat", prompt=prompt)
+    with pytest.raises(RunFailed, match="needs a prompt"):
+        await call(config(1), spec=spec)
+
+
+async def test_401_that_echoes_the_key() -> None:
+    text = f"Incorrect API key\x1b[31m\n provided: {KEY}."
+    body = json.dumps({"error": {"message": text, "code": "invalid_api_key"}}).encode()
+    with serving(lambda to: to.reply(401, body)) as server:
+        message = await failure(config(server, api_key=KEY))
+    assert "answered 401 Unauthorized: Incorrect API key [31m provided: [redacted]." in message
+
+
+@pytest.mark.parametrize("pad", range(0, 40, 3))
+async def test_key_at_the_cut_of_a_long_body(pad: int) -> None:
+    body = b" " * (16 * 1024 - pad) + KEY.encode() + b"x" * 100_000
+    with serving(lambda to: to.reply(400, body, "text/plain")) as server:
+        message = await failure(config(server, api_key=KEY))
+    assert KEY[:6] not in message
+
+
+async def test_500_with_a_long_page() -> None:
+    with serving(lambda to: to.reply(500, b"<html>" + b"x" * 50_000, "text/html")) as server:
+        message = await failure(config(server))
+    assert "answered 500 Internal Server Error: <html>xxx" in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_cut_mid_way(chunked: bool) -> None:
+    def answer(to: Scripted) -> None:
+        to.begin(chunked=chunked)
+        to.event(delta("half a "), chunked=chunked)
+
+    with serving(answer) as server:
+        assert "the stream was cut mid-way (" in await failure(config(server))
+
+
+async def test_connection_reset_before_an_answer() -> None:
+    with serving(lambda to: None) as server:
+        assert "no usable answer (" in await failure(config(server))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ('{"choices": [', "malformed event"),
+        ('{"choices": 7}', "malformed event"),
+        ('{"choices": [{"delta": {"content": "\\ud83d"}}]}', "malformed event"),
+        ('{"error": {"message": "overloaded", "code": 529}}', "reported an error: overloaded"),
+        ('{"error": "busy"}', "reported an error: busy"),
+        ('x\nevent: error', "reported an error: x"),
+        (json.dumps(delta("", "content_filter")), "ended the reply: content_filter"),
+        (f'{{"oops": "{KEY}"', "[redacted]"),
+    ],
+)
+async def test_bad_events(data: str, reason: str) -> None:
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event(delta("a"))
+        to.event(data)
+        to.server.over.wait(10)
+
+    with serving(answer) as server:
+        assert reason in await failure(config(server, api_key=KEY))
+
+
+@pytest.mark.parametrize("events", [0, 1])
+async def test_silence(events: int) -> None:
+    def answer(to: Scripted) -> None:
+        if events:
+            to.begin()
+            to.event(delta("a"))
+        to.server.over.wait(10)
+
+    with serving(answer) as server:
+        message = await failure(config(server, timeout=0.2))
+    assert "timed out: silent for 0.2 s" in message
+    assert ("in mid-reply" in message) == bool(events)
+
+
+async def test_slow_emit_is_not_silence() -> None:
+    async def emit(stream: str, data: bytes) -> None:
+        await trio.sleep(0.3)
+
+    with running(MockServer(chunks=3, interval=0)) as server:
+        outcome = await Chat(config(server, timeout=0.2)).run(SPEC, 1, emit, ())
+    assert outcome.status is Status.SUCCEEDED
+
+
+async def test_errors_of_emit_pass_through() -> None:
+    async def emit(stream: str, data: bytes) -> None:
+        raise Fenced("newer attempt")
+
+    with running(MockServer(chunks=3, interval=0)) as server, pytest.raises(Fenced):
+        await Chat(config(server)).run(SPEC, 1, emit, ())
+
+
+async def test_cancelling_ends_the_call() -> None:
+    gone = threading.Event()
+
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event(delta("a"))
+        assert to.connection.recv(1) == b""
+        gone.set()
+
+    with serving(answer) as server:
+        async with trio.open_nursery() as nursery:
+
+            async def emit(stream: str, data: bytes) -> None:
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(Chat(config(server)).run, SPEC, 1, emit, ())
+        assert await trio.to_thread.run_sync(gone.wait, 5)
+
+
+async def test_connection_refused() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        message = await failure(config(port))
+    assert f"http://127.0.0.1:{port}/v1/chat/completions: cannot connect (" in message
+
+
+async def test_secrets_in_the_url_are_not_shown() -> None:
+    with serving(lambda to: to.reply(403, b"no, hunter22 and qwertz")) as server:
+        url = f"http://me:hunter22@127.0.0.1:{server.server_port}/v1?token=qwertz"
+        message = await failure(config(server, base_url=url))
+        await failure(config(server, base_url=url, api_key=KEY))
+    assert "hunter22" not in message
+    assert "qwertz" not in message
+    assert f"http://127.0.0.1:{server.server_port}/v1/chat/completions" in message
+    assert server.requests[0][0] == "/v1/chat/completions?token=qwertz"
+    assert server.requests[0][1]["Authorization"].startswith("Basic ")
+    assert server.requests[1][1]["Authorization"] == f"Bearer {KEY}"
+
+
+async def test_redirect_is_not_followed() -> None:
+    with serving(lambda to: to.reply(307, b"", Location="/v2/chat?key=1")) as server:
+        message = await failure(config(server))
+    assert f"a redirect to http://127.0.0.1:{server.server_port}/v2/chat;" in message
+    assert len(server.requests) == 1
+
+
+async def test_wrong_content_type() -> None:
+    body = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()
+    with serving(lambda to: to.reply(200, body)) as server:
+        message = await failure(config(server))
+    assert "answered with application/json, where text/event-stream is expected: {" in message
+
+
+@pytest.mark.parametrize("url", ["ftp://x/v1", "not a url", "http://", "http://[::1/v1"])
+async def test_unusable_base_url(url: str) -> None:
+    with pytest.raises(RunFailed, match="base_url of runner 'chat' is not"):
+        await call(config(1, base_url=url))
+
+
+async def test_key_file_is_read_at_each_run(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    with running(MockServer(chunks=1, interval=0)), serving(
+        lambda to: (to.begin(), to.event("[DONE]"))[0]
+    ) as server:
+        runner = config(server, api_key_file=file)
+        with pytest.raises(RunFailed, match=f"api_key_file {file} cannot be read: No such file"):
+            await call(runner)
+        file.write_text("")
+        with pytest.raises(RunFailed, match="is empty"):
+            await call(runner)
+        file.write_text(f"{KEY}\nsecond line")
+        with pytest.raises(RunFailed, match="does not hold a usable API key") as caught:
+            await call(runner)
+        assert KEY not in str(caught.value)
+        file.write_bytes(b"\xff\xfe")
+        with pytest.raises(RunFailed, match="does not hold a usable API key"):
+            await call(runner)
+        for key in ("one", "two"):
+            file.write_text(key + "\n")
+            assert (await call(runner))[0] == Outcome(Status.SUCCEEDED, reply="")
+    assert [r[1]["Authorization"] for r in server.requests] == ["Bearer one", "Bearer two"]
