@@ -189,6 +189,8 @@ class _Daemon:
     async def _dispatch(self, spec: RunSpec, attempt: int) -> Outcome:
         """Called by the durable core for each attempt. When the daemon stops it neither
         returns nor raises, so that the row stays unfinished."""
+        # DBOS schedules from threads of its own, whose context knows no loop.
+        trio_asyncio.current_loop.set(self._loop)
         with self._registry.start(spec, attempt) as live:
             outcome = None
             try:
@@ -204,23 +206,21 @@ class _Daemon:
         spec = live.spec
         stream = Attempt(self._streams, spec.thread, spec.run, live.attempt, self._executor)
         opened = False
-        adopted = None
-        with live.scope:
-            adopted = await stream.open()
-            opened = True
+        adopted = outcome = None
+        async with trio.open_nursery() as nursery:
+            with live.scope:
+                for other in self._registry.before(live):
+                    await other.gone.wait()
+                adopted = await stream.open()
+                if adopted is None:
+                    opened = True
+                    nursery.start_soon(stream.pump)
+                    outcome = await self._work(live, stream)
+            stream.close()
         if adopted is not None:
             return live.decide(adopted)
-        if live.stopping or (not opened and not live.aborting):
+        if outcome is None and not live.aborting:
             return None
-        outcome = None
-        if opened:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(stream.pump)
-                with live.scope:
-                    outcome = await self._work(live, stream)
-                nursery.cancel_scope.cancel()
-            if outcome is None and live.stopping and not live.aborting:
-                return None
         decided = live.decide(outcome or Outcome(Status.ABORTED))
         if opened:
             await stream.end(decided)

@@ -39,6 +39,7 @@ log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
 
 QUEUE = "threads"
+WORKFLOW = "run_thread"
 #: Changes only when the workflow's shape does: recovery finds rows of this version only.
 APP_VERSION = "runctl-1"
 #: Safety net under the kicks, seconds.
@@ -127,7 +128,7 @@ class Durable:
                 loop.call_later(0.002, durable._kick.kick)
                 loop.call_later(0.02, durable._kick.kick)
 
-        self._run_thread = DBOS.workflow(name="run_thread", max_recovery_attempts=None)(run_thread)
+        self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)
         DBOS.listen_queues([])  # the worker below is ours: it can be kicked
         try:
             DBOS.launch()
@@ -206,7 +207,7 @@ class Durable:
         t = self._table
         query = (
             sa.select(sa.func.max(t.c.priority))
-            .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
+            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .where(t.c.status.in_(list(_LIVE)))
         )
         return int(await trio.to_thread.run_sync(self._scalar, query) or 0) + 1
@@ -236,7 +237,7 @@ class Durable:
         t = self._table
         query = (
             sa.select(*self._columns())
-            .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
+            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
             .limit(limit)
             .offset(offset)
@@ -249,7 +250,7 @@ class Durable:
         t = self._table
         query = (
             sa.select(*self._columns())
-            .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
+            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .where(t.c.status.in_(list(_LIVE)))
             .order_by(t.c.priority, t.c.created_at, t.c.workflow_uuid)
         )
@@ -263,7 +264,7 @@ class Durable:
         output = self._output()
         query = (
             sa.select(*self._columns())
-            .where(t.c.queue_name == QUEUE, t.c.queue_partition_key == thread)
+            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .where(t.c.status == "SUCCESS", t.c.created_at <= made, t.c.workflow_uuid != before)
             .where(output.like('%"reply"%'))
             .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
@@ -297,7 +298,7 @@ class Durable:
                 count.over(**part).label("queued"),
                 busy.over(**part).label("busy"),
             )
-            .where(t.c.queue_name == QUEUE)
+            .where(t.c.name == WORKFLOW)
             .subquery()
         )
         query = (
@@ -317,14 +318,14 @@ class Durable:
 
     async def count(self, status: str) -> int:
         t = self._table
-        query = sa.select(sa.func.count()).where(t.c.queue_name == QUEUE, t.c.status == status)
+        query = sa.select(sa.func.count()).where(t.c.name == WORKFLOW, t.c.status == status)
         return int(await trio.to_thread.run_sync(self._scalar, query))
 
     async def aborted_since(self, since: float) -> list[Run]:
         """Runs aborted since Unix time ``since``: after a crash their end may be missing."""
         t = self._table
         query = sa.select(*self._columns()).where(
-            t.c.queue_name == QUEUE, t.c.status == "CANCELLED", t.c.updated_at >= since * 1000
+            t.c.name == WORKFLOW, t.c.status == "CANCELLED", t.c.updated_at >= since * 1000
         )
         return [_read(row)[1] for row in await self._rows(query)]
 

@@ -56,8 +56,16 @@ class Registry:
     def get(self, run: str) -> Live | None:
         return self._live.get(run)
 
-    def find(self, thread: str) -> list[Live]:
-        return [live for live in self._live.values() if live.spec.thread == thread]
+    def before(self, live: Live) -> list[Live]:
+        """The runs of the same thread that came before ``live`` and are still here. A
+        row that was aborted frees its thread before its process tree is gone."""
+        found = []
+        for other in self._live.values():
+            if other is live:
+                break
+            if other.spec.thread == live.spec.thread:
+                found.append(other)
+        return found
 
     @contextmanager
     def start(self, spec: RunSpec, attempt: int) -> Iterator[Live]:

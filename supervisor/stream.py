@@ -184,7 +184,7 @@ def _count(record: Record | None) -> int:
 
 class Attempt:
     """One attempt of one run. ``open``, then ``pump`` in a nursery, ``append`` any number
-    of times, ``end`` once. Any of them raises Fenced when a newer attempt took over."""
+    of times, ``close``, ``end`` once. Any of them raises Fenced when a newer attempt took over."""
 
     def __init__(self, streams: Streams, thread: str, run: str, attempt: int, executor: str):
         self._streams = streams
@@ -197,6 +197,7 @@ class Attempt:
         self._pending: list[Chunk] = []
         self._bytes = 0
         self._read_at = 0.0
+        self._closed = False
         self._changed = trio.Event()
         self._drained = trio.Event()
 
@@ -232,17 +233,21 @@ class Attempt:
         self._changed.set()
 
     async def pump(self) -> None:
-        """Publish what was appended, one record in flight, until cancelled."""
-        while True:
+        """Publish what was appended, one record in flight, until closed and empty."""
+        while self._pending or not self._closed:
             await self._changed.wait()
             self._changed = trio.Event()
             while self._pending:
                 await self._flush_one()
 
+    def close(self) -> None:
+        """No more appends: ``pump`` returns when all is stored. It must not be cancelled
+        instead: a publish in flight would be taken for somebody else's."""
+        self._closed = True
+        self._changed.set()
+
     async def end(self, outcome: Outcome) -> None:
-        """Flush, then append the end record. Call it after ``pump`` was cancelled."""
-        while self._pending:
-            await self._flush_one()
+        """Append the end record, after ``close`` and ``pump``."""
         await self._put(End(self._run, self._attempt, self._seq, time.time(), outcome))
 
     async def _flush_one(self) -> None:
