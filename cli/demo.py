@@ -174,12 +174,8 @@ class _Demo:
             daemon.process.kill()
             daemon.process.wait()
             daemon, restarted_in = self._start_daemon()
-            first, _ = watcher.wait_line(
-                "a replayed chunk 1", lambda s, line: _is_chunk(1)(s, line) and _call(line) > killed
-            )
-            last, _ = watcher.wait_line(
-                f"chunk {CHUNKS}", lambda s, line: _is_chunk(CHUNKS)(s, line) and _call(line) > killed
-            )
+            first, _ = watcher.wait_line("a replayed chunk 1", _is_chunk(1, killed))
+            last, _ = watcher.wait_line(f"a replayed chunk {CHUNKS}", _is_chunk(CHUNKS, killed))
             if code := watcher.finish():
                 raise DemoFailed(f"the attached watcher ended with {code}{watcher.tail()}")
             self._check_watcher(watcher, killed)
@@ -249,9 +245,7 @@ class _Demo:
             raise DemoFailed(f"runctl {args[0]} ended with {code}{child.tail()}")
         return [line for _, stream, line in child.lines if stream == "stdout"]
 
-    def _child(
-        self, argv: list[str], show: Callable[[str, str], None] | None = None
-    ) -> _Child:
+    def _child(self, argv: list[str], show: Callable[[str, str], None] | None = None) -> _Child:
         child = _Child([sys.executable, *argv], self._env, show)
         self._children.append(child)
         return child
@@ -287,10 +281,13 @@ class _Demo:
             raise DemoFailed(f"processes were left, and ended: {', '.join(left)}")
 
 
-def _is_chunk(number: int) -> Callable[[str, str], bool]:
+def _is_chunk(number: int, since: float = 0.0) -> Callable[[str, str], bool]:
+    """Matches chunk ``number`` of a call that began after ``since``."""
+
     def wanted(stream: str, line: str) -> bool:
         match = LINE.match(line)
-        return stream == "stdout" and match is not None and int(match[1]) == number
+        found = match is not None and int(match[1]) == number and _call(line) > since
+        return stream == "stdout" and found
 
     return wanted
 

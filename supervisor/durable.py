@@ -105,9 +105,10 @@ class Durable:
             executor_id=self._executor,
             serializer=DBOSPortableJSONSerializer(),
             enable_otlp=False,
-            log_level="ERROR",
+            log_level="WARNING",
         )
         self._dbos = DBOS(config=config)
+        _quiet_dbos()
         dispatch = self._dispatch
         durable = self
 
@@ -395,6 +396,19 @@ class _Lane:
         else:
             self._locks[self._thread] = (lock, users - 1)
         lock.release()
+
+
+def _quiet_dbos() -> None:
+    """Its warnings go to our log; an aborted or interrupted workflow is no error here."""
+    library = logging.getLogger("dbos")
+    library.handlers.clear()
+    library.propagate = True
+
+    def expected(record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        return kind is None or "Cancelled" not in kind.__name__
+
+    library.addFilter(expected)
 
 
 def _prepare_sqlite(path: Path) -> None:

@@ -42,7 +42,7 @@ def main(file: Path | None, check: bool, verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    for library in ("nats", "httpx", "httpcore", "dbos", "asyncio", "trio-asyncio", "sqlalchemy"):
+    for library in ("nats", "httpx", "httpcore", "asyncio", "trio-asyncio", "sqlalchemy"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         _run(config)

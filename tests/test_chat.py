@@ -52,8 +52,9 @@ class Scripted(BaseHTTPRequestHandler):
     def begin(self, *, chunked: bool = True) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.send_header("Transfer-Encoding" if chunked else "Connection",
-                         "chunked" if chunked else "close")
+        self.send_header(
+            "Transfer-Encoding" if chunked else "Connection", "chunked" if chunked else "close"
+        )
         self.end_headers()
 
     def event(self, data: object, *, chunked: bool = True) -> None:
@@ -224,7 +225,7 @@ async def test_connection_reset_before_an_answer() -> None:
         ('{"choices": [{"delta": {"content": "\\ud83d"}}]}', "malformed event"),
         ('{"error": {"message": "overloaded", "code": 529}}', "reported an error: overloaded"),
         ('{"error": "busy"}', "reported an error: busy"),
-        ('x\nevent: error', "reported an error: x"),
+        ("x\nevent: error", "reported an error: x"),
         (json.dumps(delta("", "content_filter")), "ended the reply: content_filter"),
         (f'{{"oops": "{KEY}"', "[redacted]"),
     ],
@@ -333,9 +334,10 @@ async def test_unusable_base_url(url: str) -> None:
 
 async def test_key_file_is_read_at_each_run(tmp_path: Path) -> None:
     file = tmp_path / "key"
-    with running(MockServer(chunks=1, interval=0)), serving(
-        lambda to: (to.begin(), to.event("[DONE]"))[0]
-    ) as server:
+    with (
+        running(MockServer(chunks=1, interval=0)),
+        serving(lambda to: (to.begin(), to.event("[DONE]"))[0]) as server,
+    ):
         runner = config(server, api_key_file=file)
         with pytest.raises(RunFailed, match=f"api_key_file {file} cannot be read: No such file"):
             await call(runner)

@@ -144,7 +144,7 @@ def test_a_file_that_the_system_refuses(write, monkeypatch):
     [
         (b"executor_id = \xff", "is not UTF-8 text (byte 14)"),
         (b"executor_id =", "is not valid TOML: "),
-        (b"a = 1\na = 2", "line 2"),
+        (b"a = 1\nb = = 2", "line 2"),
         (b"a = " + b"9" * 5000, "is not valid TOML"),
         (b"a = " + b"[" * 100_000, "is not valid TOML"),
     ],
