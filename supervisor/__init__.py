@@ -2,7 +2,8 @@
 
 Imports go one way, strictly downwards::
 
-    daemon > control > durable > runners, registry > stream, processes > wire > model > errors > config
+    daemon > control > durable > runners, registry > stream, processes
+        > wire > model > errors > config
 
 ``make check`` keeps the direction.
 """

@@ -150,7 +150,8 @@ class Streams:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
         if rollup:
             headers["Nats-Rollup"] = "sub"
-        return await aio(self._publish)(subject, encode_record(record), headers)
+        done: int | None = await aio(self._publish)(subject, encode_record(record), headers)
+        return done
 
     async def _publish(self, subject: str, data: bytes, headers: dict[str, str]) -> int | None:
         self._token += 1

@@ -89,7 +89,7 @@ def encode_record(record: Record) -> bytes:
 
 def decode_record(data: bytes) -> Record:
     """Raises ``ValueError`` on anything but a record of this version or older."""
-    record = _record_decoder.decode(data)  # msgspec.DecodeError is a ValueError
+    record: Record = _record_decoder.decode(data)  # msgspec.DecodeError is a ValueError
     if record.v > VERSION:
         raise ValueError(
             f"stream record of version {record.v}, this runctl reads up to {VERSION}: upgrade it"
@@ -239,7 +239,8 @@ _reply_decoder = msgspec.json.Decoder(Reply)
 def decode_request(data: bytes) -> Request:
     """Raises BadRequest, saying what was wrong with it."""
     try:
-        return _request_decoder.decode(data)
+        request: Request = _request_decoder.decode(data)
+        return request
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"malformed request: {error}") from None
 
@@ -247,7 +248,8 @@ def decode_request(data: bytes) -> Request:
 def decode_reply(data: bytes) -> Reply:
     """Raises RequestError when the reply is not one that this version knows."""
     try:
-        return _reply_decoder.decode(data)
+        reply: Reply = _reply_decoder.decode(data)
+        return reply
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(
             f"runctld answered with something else ({error});"

@@ -333,11 +333,12 @@ async def test_unusable_base_url(url: str) -> None:
 
 
 async def test_key_file_is_read_at_each_run(tmp_path: Path) -> None:
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event("[DONE]")
+
     file = tmp_path / "key"
-    with (
-        running(MockServer(chunks=1, interval=0)),
-        serving(lambda to: (to.begin(), to.event("[DONE]"))[0]) as server,
-    ):
+    with serving(answer) as server:
         runner = config(server, api_key_file=file)
         with pytest.raises(RunFailed, match=f"api_key_file {file} cannot be read: No such file"):
             await call(runner)
