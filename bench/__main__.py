@@ -495,8 +495,12 @@ async def bench_list() -> None:
         listing = await asyncio.create_subprocess_exec(
             *daemon.runctl("--json", "list", "--limit", str(THREADS + 1)),
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
-        rows = len(json.loads((await listing.communicate())[0]))
+        out, err = await listing.communicate()
+        if listing.returncode:
+            raise RuntimeError(f"runctl list: {err.decode(errors='replace').strip()}")
+        rows = len(json.loads(out))
         baseline = time_processes(LISTS, [sys.executable, "-c", "pass"])
         samples = time_processes(LISTS, argv)
         whole = time_processes(LISTS, daemon.runctl("list", "--limit", str(THREADS)))

@@ -214,13 +214,13 @@ async def ask(link: Link, request: wire.Request, expect: type[R]) -> R:
         timeout = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     else:
         timeout = REQUEST_TIMEOUT
-    unsure = "" if verb in ("list", "locate", "show", "status") else (
-        "; it may have taken effect, see: runctl list"
+    unsure = (
+        ""
+        if verb in ("list", "locate", "show", "status")
+        else ("; it may have taken effect, see: runctl list")
     )
     try:
-        reply = wire.decode_reply(
-            await link.request(wire.control_subject(verb), payload, timeout)
-        )
+        reply = wire.decode_reply(await link.request(wire.control_subject(verb), payload, timeout))
     except NoRespondersError:
         raise Unavailable(
             "runctld is not running (NATS is, but no daemon answers on it); start runctld"

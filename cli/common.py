@@ -67,7 +67,7 @@ class Verb(click.Command):
         )
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # 8.3 made it generic
     """Seconds, written like "90s", "5m", "24h", "7d" or a bare number."""
 
     name = "duration"

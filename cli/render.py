@@ -11,7 +11,7 @@ import select
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -107,7 +107,7 @@ def since(time: str | None, until: str | None = None) -> str:
     if time is None:
         return "-"
     try:
-        end = datetime.fromisoformat(until) if until else datetime.now(timezone.utc)
+        end = datetime.fromisoformat(until) if until else datetime.now(UTC)
         return seconds((end - datetime.fromisoformat(time)).total_seconds())
     except (ValueError, TypeError):
         return "-"
@@ -135,6 +135,14 @@ class Output:
     def flush(self) -> None:
         raise NotImplementedError
 
+    def discard(self) -> None:
+        """Forget what was not written yet."""
+        raise NotImplementedError
+
+    def remark(self, text: str) -> None:
+        """A line of ours, on stderr."""
+        say(text)
+
 
 class JsonOutput(Output):
     """One object a line, as the contract has them."""
@@ -160,7 +168,7 @@ class JsonOutput(Output):
         elif isinstance(event, watch.Reset):
             value = {"type": "reset", "run": event.run, "attempt": event.attempt}
         elif isinstance(event, watch.Gap):
-            value = {"type": "gap", "run": event.run, "from": event.from_, "to": event.to}
+            value = {"type": "gap", "from": event.from_, "to": event.to}
         elif isinstance(event, watch.End):
             value = {
                 "type": "end",
@@ -181,6 +189,9 @@ class JsonOutput(Output):
             lines, self._lines = self._lines, []
             lines.append(b"")
             write_all(STDOUT, b"\n".join(lines))
+
+    def discard(self) -> None:
+        self._lines.clear()
 
 
 class HumanOutput(Output):
@@ -258,3 +269,7 @@ class HumanOutput(Output):
             if data:
                 self._at_line_start = data.endswith(b"\n")
                 write_all(self._fd, data)
+
+    def discard(self) -> None:
+        self._pieces.clear()
+        self._size = 0

@@ -235,6 +235,15 @@ class Watcher:
         events, self._events = self._events, []
         return events
 
+    @property
+    def link(self) -> Link | None:
+        """The connection in use, if there is one at the moment."""
+        return self._link
+
+    def push(self, event: Event) -> None:
+        """Put an event that was learned elsewhere behind those that were read."""
+        self._emit(event)
+
     def _emit(self, event: Event) -> None:
         self._events.append(event)
         self._wake.set()
@@ -342,9 +351,7 @@ class Watcher:
                 raise LinkLost("the connection to NATS broke")
             waits = [asyncio.ensure_future(e.wait()) for e in (consumer.failed, link.closed)]
             try:
-                await asyncio.wait(
-                    waits, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait(waits, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for wait in waits:
                     wait.cancel()
@@ -362,9 +369,7 @@ class Watcher:
                 await asyncio.wait_for(subscription.unsubscribe(), 0.2)
             if consumer.name:
                 delete = f"$JS.API.CONSUMER.DELETE.{wire.STREAM}.{consumer.name}"
-                await asyncio.wait_for(
-                    link.nc.publish(delete, b"", reply=link.nc.new_inbox()), 0.2
-                )
+                await asyncio.wait_for(link.nc.publish(delete, b"", reply=link.nc.new_inbox()), 0.2)
 
     def _note_progress(self, consumer: _Consumer) -> None:
         if consumer.caught_up or consumer.target is None:

@@ -19,23 +19,28 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterable
+from typing import Any
 
 LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 TICK = 0.03
 
+#: pid: (parent, session, start time, state)
+Table = dict[int, tuple[int, int, int, str]]
 
-def prctl(option, value):
-    if LINUX:
+
+def prctl(option: int, value: int) -> None:
+    if LIBC is not None:
         LIBC.prctl(option, value, 0, 0, 0)
 
 
 LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
 
 
-def scan():
+def scan() -> Table:
     """{pid: (ppid, session, starttime, state)} of all processes."""
-    table = {}
+    table: Table = {}
     if LINUX:
         for name in os.listdir("/proc"):
             if name.isdigit():
@@ -51,12 +56,13 @@ def scan():
     return table
 
 
-def below(table, roots):
+def below(table: Table, roots: Iterable[int]) -> set[int]:
     """The pids of ``roots`` and of all their descendants."""
-    children = {}
+    children: dict[int, list[int]] = {}
     for pid, row in table.items():
         children.setdefault(row[0], []).append(pid)
-    found, todo = set(), list(roots)
+    found: set[int] = set()
+    todo = list(roots)
     while todo:
         pid = todo.pop()
         if pid in table and pid not in found:
@@ -65,7 +71,7 @@ def below(table, roots):
     return found
 
 
-def marked(pid, mark):
+def marked(pid: int, mark: bytes) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return mark in file.read().split(b"\0")
@@ -73,7 +79,7 @@ def marked(pid, mark):
         return False
 
 
-def kill(pid, number):
+def kill(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
@@ -81,18 +87,19 @@ def kill(pid, number):
 class Tree:
     """One spawned root, and all that came of it."""
 
-    def __init__(self, pid, mark):
+    def __init__(self, pid: int, mark: str) -> None:
         self.pid = pid
         self.mark = b"RUNCTL_RUN=" + mark.encode()
-        self.seen = {}
+        self.seen: dict[int, int] = {}
         self.ended = False
-        self.waiting = []
-        self.kill_at = None
-        self.termed = set()
+        self.waiting: list[int] = []
+        self.kill_at: float | None = None
+        self.termed: set[int] = set()
 
-    def members(self, table, mine):
+    def members(self, table: Table, mine: set[int]) -> set[int]:
         """Live members: by descent, by session, by mark, or seen before."""
-        roots = [self.pid, *(p for p, start in self.seen.items() if p in table and table[p][2] == start)]
+        known = [p for p, start in self.seen.items() if p in table and table[p][2] == start]
+        roots = [self.pid, *known]
         found = below(table, roots)
         for pid in mine - found:
             if table[pid][1] == self.pid or marked(pid, self.mark):
@@ -103,16 +110,15 @@ class Tree:
 
 
 class Keeper:
-    def __init__(self, sock, state):
+    def __init__(self, sock: socket.socket, state: str) -> None:
         self.sock = sock
         self.state = state
-        self.trees = {}
+        self.trees: dict[int, Tree] = {}
         self.buffer = b""
-        self.fds = []
-        self.out = b""
+        self.fds: list[int] = []
         self.selector = selectors.DefaultSelector()
 
-    def run(self):
+    def run(self) -> None:
         wake_r, wake_w = os.pipe()
         os.set_blocking(wake_w, False)
         os.set_blocking(wake_r, False)
@@ -137,11 +143,11 @@ class Keeper:
             pass
         self.kill_all()
 
-    def send(self, message):
+    def send(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode()
         self.sock.sendall(struct.pack(">I", len(data)) + data)
 
-    def receive(self):
+    def receive(self) -> None:
         data, ancillary, _, _ = self.sock.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
         for level, kind, body in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -160,7 +166,7 @@ class Keeper:
             body, self.buffer = self.buffer[4 : 4 + size], self.buffer[4 + size :]
             self.handle(json.loads(body))
 
-    def handle(self, message):
+    def handle(self, message: dict[str, Any]) -> None:
         if message["op"] == "spawn":
             fds, self.fds = self.fds[:3], self.fds[3:]
             try:
@@ -176,10 +182,8 @@ class Keeper:
             tree.waiting.append(message["id"])
             at = time.monotonic() + message["grace"]
             tree.kill_at = at if tree.kill_at is None else min(tree.kill_at, at)
-        elif message["op"] == "forget":
-            self.trees.pop(message["pid"], None)
 
-    def spawn(self, message, fds):
+    def spawn(self, message: dict[str, Any], fds: list[int]) -> None:
         report_r, report_w = os.pipe()
         env = {**message["env"], "RUNCTL_RUN": message["mark"], "RUNCTL_STATE": self.state}
         pid = os.fork()
@@ -189,8 +193,8 @@ class Keeper:
                 os.setsid()
                 prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 signal.set_wakeup_fd(-1)
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-                    signal.signal(number, signal.SIG_DFL)
+                for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+                    signal.signal(name, signal.SIG_DFL)
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 if message["cwd"] is not None:
                     step = "chdir"
@@ -200,8 +204,8 @@ class Keeper:
                     os.dup2(fd, target)
                 os.execvpe(message["argv"][0], message["argv"], env)
             except BaseException as error:
-                number = error.errno if isinstance(error, OSError) else 0
-                os.write(report_w, f"{step} {number}".encode())
+                code = error.errno if isinstance(error, OSError) else 0
+                os.write(report_w, f"{step} {code}".encode())
             finally:
                 os._exit(127)
         os.close(report_w)
@@ -209,13 +213,13 @@ class Keeper:
         os.close(report_r)
         if failure:
             os.waitpid(pid, 0)
-            step, number = failure.split()
-            self.send({"id": message["id"], "step": step, "errno": int(number)})
+            step, text = failure.split()
+            self.send({"id": message["id"], "step": step, "errno": int(text)})
         else:
             self.trees[pid] = Tree(pid, message["mark"])
             self.send({"id": message["id"], "pid": pid})
 
-    def reap(self):
+    def reap(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -228,7 +232,7 @@ class Keeper:
                 tree.ended = True
                 self.send({"exit": pid, "status": os.waitstatus_to_exitcode(status)})
 
-    def ladders(self):
+    def ladders(self) -> None:
         table = scan()
         mine = below(table, [os.getpid()]) - {os.getpid()}
         for tree in [t for t in self.trees.values() if t.waiting]:
@@ -240,7 +244,7 @@ class Keeper:
                 if tree.ended:
                     del self.trees[tree.pid]
                 continue
-            if time.monotonic() >= tree.kill_at:
+            if tree.kill_at is not None and time.monotonic() >= tree.kill_at:
                 for pid in members:
                     kill(pid, signal.SIGKILL)
             else:
@@ -249,7 +253,7 @@ class Keeper:
                     kill(pid, signal.SIGCONT)
                 tree.termed |= members
 
-    def kill_all(self):
+    def kill_all(self) -> None:
         """Kill whatever is below, until no child is left: orphans come to us."""
         while True:
             for pid in below(scan(), [os.getpid()]) - {os.getpid()}:
@@ -262,7 +266,7 @@ class Keeper:
             time.sleep(0.002)
 
 
-def main():
+def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -86,9 +86,7 @@ class Keeper:
             raise _failure(argv[0], cwd, reply["step"], reply["errno"])
         return self._processes[reply["pid"]]
 
-    async def _request(
-        self, message: dict[str, Any], fds: tuple[int, ...] = ()
-    ) -> dict[str, Any]:
+    async def _request(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
         self._next += 1
         number = self._next
         data = json.dumps({**message, "id": number}).encode()
@@ -241,7 +239,8 @@ def _sweep(state: str, wait: float) -> None:
 
 
 def _mine() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid()]
 
 
 def _has(pid: int, mark: bytes) -> bool:

@@ -79,7 +79,7 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="t"):
 
 
 Record = Reset | Chunks | End
-_record_decoder = msgspec.msgpack.Decoder(Record)
+_record_decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -232,8 +232,8 @@ class Problem(msgspec.Struct, tag="error", tag_field="reply"):
 
 Reply = Submitted | Threads | Runs | RunDetails | Aborted | Purged | DaemonStatus | Problem
 
-_request_decoder = msgspec.json.Decoder(Request)
-_reply_decoder = msgspec.json.Decoder(Reply)
+_request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 
 
 def decode_request(data: bytes) -> Request:

@@ -1,0 +1,40 @@
+"""``runctl abort``: end a thread's run and its processes."""
+
+from __future__ import annotations
+
+import click
+
+from ..supervisor import wire
+from ..supervisor.model import check_run_id, check_thread
+from . import render
+from .client import ask_once
+from .common import App, Verb, pass_app, run
+
+
+@click.command(
+    cls=Verb,
+    short_help="End a thread's running run.",
+    epilog="""\b
+Examples:
+  runctl abort support-42
+  runctl abort support-42 --queued         (and what waits behind it)
+  runctl abort support-42 --run 01jx...""",
+)
+@click.argument("thread")
+@click.option("--run", "run_id", metavar="RUN", help="This run, running or queued.")
+@click.option("--queued", is_flag=True, help="The thread's queued runs as well.")
+@pass_app
+def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
+    """End the running run of THREAD; answers once its whole process tree is gone.
+
+    The tree gets TERM, and KILL after the configured grace. Queued runs go on, unless
+    --queued is given. Exits with 6 if there is nothing to abort.
+    """
+    check_thread(thread)
+    if run_id is not None:
+        check_run_id(run_id)
+    done = run(lambda: ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted))
+    if app.json:
+        render.out_json({"runs": done.runs})
+    else:
+        render.out("\n".join(f"aborted {name}" for name in done.runs))

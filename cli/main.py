@@ -1,0 +1,159 @@
+"""``runctl``: the group, the global options, and what errors look like.
+
+Each verb's module is imported only when it is used, and nats only by a verb that
+connects: start-up time is felt at every command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config.schema import ConfigError, RunctlError
+from ..supervisor import __version__
+from .common import DETACHED, FAILED, NOT_FOUND, OK, REFUSED, UNAVAILABLE, USAGE, App
+
+#: Verb to (module, function), in the order of --help.
+VERBS = {
+    "submit": ("submit", "submit"),
+    "list": ("list_", "list_"),
+    "attach": ("attach", "attach"),
+    "abort": ("abort", "abort"),
+    "wait": ("wait", "wait"),
+    "show": ("show", "show"),
+    "retry": ("retry", "retry"),
+    "purge": ("purge", "purge"),
+    "status": ("status", "status"),
+    "demo": ("demo", "demo"),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a verb when it is asked for, and turns errors into one line and a code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, function = VERBS[cmd_name]
+        package = (__package__ or "runctl.cli") + "."
+        try:
+            command = getattr(importlib.import_module(package + module), function)
+        except ModuleNotFoundError as error:
+            if error.name == package + module:  # an installation without it
+                return None
+            raise
+        assert isinstance(command, click.Command)
+        return command
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        try:
+            code = super().main(args, prog_name or "runctl", complete_var, False, **extra)
+            sys.stdout.flush()
+        except BaseException as error:
+            code = _report(error)
+        sys.exit(code or OK)
+
+
+def _report(error: BaseException) -> int:
+    """Say on stderr, in one line, what went wrong; the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED
+    if isinstance(error, BrokenPipeError):
+        # The reader has had enough. Python would flush stdout once more at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return OK
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return _say("interrupted", DETACHED)
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            text = f"{text.rstrip('.')}; see: {error.ctx.command_path} --help"
+        return _say(text, error.exit_code)
+    if isinstance(error, ConfigError):
+        return _say(str(error), USAGE)
+    if isinstance(error, RunctlError):
+        from ..supervisor.errors import BadRequest, NotFound, Refused, Unavailable
+
+        for kind, code in (
+            (Unavailable, UNAVAILABLE),
+            (BadRequest, USAGE),
+            (NotFound, NOT_FOUND),
+            (Refused, REFUSED),
+        ):
+            if isinstance(error, kind):
+                return _say(str(error), code)
+        return _say(str(error), FAILED)
+    if os.environ.get("RUNCTL_DEBUG"):
+        raise error
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror}", FAILED)
+    return _say(
+        f"unexpected {type(error).__name__}: {error}; RUNCTL_DEBUG=1 shows the traceback", FAILED
+    )
+
+
+def _say(text: str, code: int) -> int:
+    line = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    with contextlib.suppress(OSError):
+        os.write(2, f"runctl: {shown}\n".encode(errors="replace"))
+    return code
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  runctl submit build -- make test
+  runctl attach build
+  runctl list
+\b
+Exit codes: 0 done, the run succeeded; 1 the run failed or is dead, or the
+operation failed; 2 usage; 3 no such thread or run; 4 daemon or NATS
+unreachable; 5 the run was aborted; 6 refused; 130 detached with Ctrl-C.
+\b
+Completion: eval "$(_RUNCTL_COMPLETE=bash_source runctl)"  (or zsh_source,
+fish_source)""",
+)
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The daemon's configuration file.  [default: $RUNCTL_CONFIG, then"
+    " /etc/runctl/runctld.toml, then ~/.config/runctl/runctld.toml]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.version_option(__version__, prog_name="runctl")
+@click.pass_context
+def main(ctx: click.Context, config: Path | None, as_json: bool) -> None:
+    """Submit, watch and end runs: streaming work that survives its daemon."""
+    app = ctx.ensure_object(App)
+    app.config_file = config
+    app.json = app.json or as_json
+
+
+if __name__ == "__main__":
+    main()

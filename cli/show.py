@@ -1,0 +1,61 @@
+"""``runctl show``: one run's details."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+import msgspec
+
+from ..supervisor import wire
+from ..supervisor.model import check_run_id
+from . import render
+from .client import ask_once
+from .common import App, Verb, pass_app, run
+
+
+@click.command(
+    cls=Verb,
+    short_help="Show one run's details.",
+    epilog="""\b
+Examples:
+  runctl show 01jx...
+  runctl --json show 01jx... | jq .exit_code""",
+)
+@click.argument("run_id", metavar="RUN")
+@pass_app
+def show(app: App, run_id: str) -> None:
+    """Show what RUN does, where it stands and how it ended."""
+    check_run_id(run_id)
+    details = run(lambda: ask_once(app.config, wire.Show(run_id), wire.RunDetails))
+    row = details.run
+    if app.json:
+        render.out_json(
+            msgspec.to_builtins(row)
+            | {
+                "argv": details.argv,
+                "prompt": details.prompt,
+                "cwd": details.cwd,
+                "retry_of": details.retry_of,
+            }
+        )
+        return
+    pairs: list[tuple[str, str | None]] = [
+        ("run", row.run),
+        ("thread", row.thread),
+        ("status", row.status),
+        ("attempt", str(row.attempt)),
+        ("runner", row.runner),
+        ("executor", row.executor),
+        ("command", shlex.join(details.argv) if details.argv else None),
+        ("prompt", None if details.prompt is None else render.short(details.prompt, 200)),
+        ("directory", details.cwd),
+        ("retry of", details.retry_of),
+        ("created", row.created_at),
+        ("started", row.started_at),
+        ("ended", row.ended_at),
+        ("duration", render.since(row.started_at, row.ended_at) if row.started_at else None),
+        ("exit code", None if row.exit_code is None else str(row.exit_code)),
+        ("error", row.error),
+    ]
+    render.fields((key, value) for key, value in pairs if value is not None)

@@ -1,0 +1,50 @@
+"""``runctl status``: the daemon, NATS, the database, counts and versions."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from ..supervisor import __version__, wire
+from . import render
+from .client import ask_once
+from .common import App, Verb, pass_app, run
+
+
+@click.command(
+    cls=Verb,
+    short_help="Show the daemon's state.",
+    epilog="""\b
+Examples:
+  runctl status
+  runctl --json status | jq .running""",
+)
+@pass_app
+def status(app: App) -> None:
+    """Show the daemon, NATS, the database, counts and versions. Exits with 4 when the
+    daemon cannot be reached."""
+    found = run(lambda: ask_once(app.config, wire.StatusRequest(), wire.DaemonStatus))
+    if app.json:
+        value = msgspec.to_builtins(found)
+        del value["reply"]
+        render.out_json(value)
+        return
+    nats, database = found.nats, found.database
+    version = found.version
+    if version != __version__:
+        version += f" (this runctl is {__version__})"
+    kind = "embedded" if nats.embedded else "external"
+    link = "" if nats.connected else ", NOT CONNECTED"
+    render.fields(
+        [
+            ("runctld", f"{version}, pid {found.pid}, up {render.seconds(found.uptime)}"),
+            ("executor", found.executor_id),
+            ("runs", f"{found.running} running, {found.queued} queued"),
+            ("nats", f"{nats.url} ({kind}, {nats.version or 'version unknown'}{link})"),
+            (
+                "stream",
+                f"{render.size(nats.stream_bytes)} in {nats.stream_messages} records",
+            ),
+            ("database", f"{database.url} ({database.kind})"),
+        ]
+    )

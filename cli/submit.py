@@ -1,0 +1,148 @@
+"""``runctl submit``: put a run in a thread's queue."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from ..supervisor import wire
+from ..supervisor.errors import BadRequest
+from ..supervisor.model import MAX_PROMPT_BYTES, check_run_id, check_thread
+from . import render
+from .attach import Options, follow, interruptible, make_output
+from .client import ask, dial
+from .common import App, Verb, pass_app, run
+
+_ARGV = "runctl.argv"
+
+
+class SubmitVerb(Verb):
+    """Keeps what follows ``--`` apart: click itself forgets where the ``--`` was."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" not in args or ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        at = args.index("--")
+        rest = super().parse_args(ctx, args[:at])
+        tail = args[at + 1 :]
+        if ctx.params.get("thread") is None and tail:
+            # "submit -- -thread PROMPT", "submit -- -thread -- ARGV": the usual "--".
+            ctx.params["thread"] = tail.pop(0)
+            if "--" in tail:
+                at = tail.index("--")
+                ctx.params["words"] = tuple(tail[:at])
+                ctx.meta[_ARGV] = tail[at + 1 :]
+            else:
+                ctx.params["words"] = tuple(tail)
+        else:
+            ctx.meta[_ARGV] = tail
+        return rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[OPTIONS]", "THREAD", "[PROMPT | - | -- ARGV...]"]
+
+
+@click.command(
+    cls=SubmitVerb,
+    short_help="Queue a run on a thread; prints its id.",
+    epilog="""\b
+Examples:
+  runctl submit build -- make -j8 test
+  runctl submit support-42 --runner chat 'Summarise the last ticket'
+  git diff | runctl submit review --runner agent -
+  runctl submit nightly --id nightly-2025-06-01 -- ./nightly.sh
+  runctl submit build -a -- make test        (and watch it)""",
+)
+@click.argument("thread", required=False)
+@click.argument("words", nargs=-1, metavar="[PROMPT | - | -- ARGV...]")
+@click.option("--runner", metavar="NAME", help="Which configured runner; `shell` takes a command.")
+@click.option(
+    "--id", "run_id", metavar="RUN", help="The run's id; submitting it again changes nothing."
+)
+@click.option("--attach", "-a", is_flag=True, help="Attach to the run, and exit with its code.")
+@click.pass_context
+@pass_app
+def submit(
+    app: App,
+    ctx: click.Context,
+    thread: str | None,
+    words: tuple[str, ...],
+    runner: str | None,
+    run_id: str | None,
+    attach: bool,
+) -> int | None:
+    """Queue a run on THREAD and print its id.
+
+    The work is a PROMPT ("-" reads it from stdin), or a command after "--". Runs of one
+    thread execute one at a time, in the order submitted; threads run in parallel. The
+    command runs in the current directory, without a shell.
+    """
+    if thread is None:
+        raise click.UsageError("Missing argument 'THREAD'.", ctx)
+    if len(words) > 1:
+        raise click.UsageError(
+            "more than one word of prompt: quote the prompt, or put a command after --", ctx
+        )
+    check_thread(thread)
+    if run_id is not None:
+        check_run_id(run_id)
+    prompt = words[0] if words else None
+    if prompt == "-":
+        prompt = _read_prompt()
+    argv: list[str] = ctx.meta.get(_ARGV, [])
+    request = wire.Submit(thread, runner, run_id, prompt, argv, _directory())
+    options = Options()
+    output = make_output(app, options)
+
+    async def main() -> int | None:
+        link = await dial(app.config)
+        try:
+            done = await ask(link, request, wire.Submitted)
+            if not attach:
+                if app.json:
+                    value: dict[str, Any] = {
+                        "thread": done.thread,
+                        "run": done.run,
+                        "status": done.status,
+                    }
+                    render.out_json(value)
+                else:
+                    render.out(done.run)
+                return None
+            if not app.json:
+                render.note(f"run {done.run}")
+            found = None
+            if done.status.terminal:  # submitted before with the same --id
+                found = (await ask(link, wire.Show(done.run), wire.RunDetails)).run
+            return await follow(app.config, link, done.thread, done.run, found, options, output)
+        finally:
+            await link.close()
+
+    if attach:
+        return interruptible(thread, output, lambda: run(main) or 0)
+    return run(main)
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        raise BadRequest("the current directory does not exist any more; cd elsewhere") from None
+
+
+def _read_prompt() -> str:
+    """The prompt on stdin. Raises BadRequest."""
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise BadRequest(
+            "the prompt is larger than 1 MiB; put it in a file and submit the file's path"
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            f"the prompt on stdin is not UTF-8 (byte {error.start}); convert it first"
+        ) from None
