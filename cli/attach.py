@@ -92,7 +92,7 @@ def make_output(app: App, options: Options) -> render.Output:
 
 
 def interruptible(
-    thread: str, output: render.Output, main: collections.abc.Callable[[], int]
+    thread: str, output: render.Output, main: Callable[[], int]
 ) -> int:
     """``main()``'s code, or that of being detached with Ctrl-C."""
     try:

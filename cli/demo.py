@@ -174,6 +174,10 @@ class _Demo:
             daemon.process.kill()
             daemon.process.wait()
             daemon, restarted_in = self._start_daemon()
+            watcher.wait_line(
+                "a line about the new attempt",
+                lambda stream, line: stream == "stderr" and "attempt 2" in line,
+            )
             first, _ = watcher.wait_line("a replayed chunk 1", _is_chunk(1, killed))
             last, _ = watcher.wait_line(f"a replayed chunk {CHUNKS}", _is_chunk(CHUNKS, killed))
             if code := watcher.finish():
@@ -184,8 +188,11 @@ class _Demo:
             seen = self._check_late(self._runctl("attach", "demo", "--no-follow", "--json"), killed)
             _say(f"  {seen} chunks, each exactly once, all from the call after the kill")
             _say("$ runctl list")
-            for line in self._runctl("list"):
+            listed = self._runctl("list")
+            for line in listed:
                 _say(f"  {line}")
+            if not any(line.split()[:1] == ["demo"] for line in listed):
+                raise DemoFailed("runctl list does not show the thread demo")
             _say(f"$ kill {daemon.process.pid}")
             if code := daemon.stop(PATIENCE):
                 raise DemoFailed(f"the daemon ended with {code} on SIGTERM{daemon.tail()}")

@@ -56,7 +56,8 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
                     runs.extend(page.runs)
                     rows = runs
                 if page.next is None or (limit is not None and len(rows) >= limit):
-                    del rows[limit:]
+                    if limit is not None:
+                        del rows[limit:]
                     return
                 after = page.next
         finally:
