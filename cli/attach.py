@@ -91,9 +91,7 @@ def make_output(app: App, options: Options) -> render.Output:
     return render.JsonOutput() if app.json else render.HumanOutput(options.follow_thread)
 
 
-def interruptible(
-    thread: str, output: render.Output, main: Callable[[], int]
-) -> int:
+def interruptible(thread: str, output: render.Output, main: Callable[[], int]) -> int:
     """``main()``'s code, or that of being detached with Ctrl-C."""
     try:
         return main()

@@ -62,11 +62,13 @@ class Link:
             await asyncio.wait((answer, lost), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():  # nats-py itself would wait for the time-out
                 raise LinkLost("the connection to NATS broke")
-            from nats.errors import ConnectionClosedError, OutboundBufferLimitError
+            from nats.errors import Error, NoRespondersError
 
             try:
                 return (await answer).data
-            except (ConnectionClosedError, OutboundBufferLimitError):
+            except (NoRespondersError, TimeoutError):
+                raise
+            except (Error, OSError):
                 raise LinkLost("the connection to NATS broke") from None
         finally:
             answer.cancel()

@@ -29,6 +29,11 @@ STATUS_EXIT = {"succeeded": OK, "failed": FAILED, "dead": FAILED, "aborted": ABO
 STATUSES = ("queued", "running", "succeeded", "failed", "aborted", "dead")
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has gone (``runctl list | head``): end quietly. Not a
+    BrokenPipeError, since a socket raises those as well."""
+
+
 class App:
     """One invocation: what the global options said. ``config`` raises ConfigError."""
 

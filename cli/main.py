@@ -18,7 +18,7 @@ import click
 
 from ..config.schema import ConfigError, RunctlError
 from ..supervisor import __version__
-from .common import DETACHED, FAILED, NOT_FOUND, OK, REFUSED, UNAVAILABLE, USAGE, App
+from .common import DETACHED, FAILED, NOT_FOUND, OK, REFUSED, UNAVAILABLE, USAGE, App, ReaderGone
 
 #: Verb to (module, function), in the order of --help.
 VERBS = {
@@ -77,10 +77,7 @@ def _report(error: BaseException) -> int:
     """Say on stderr, in one line, what went wrong; the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED
-    if isinstance(error, BrokenPipeError):
-        # The reader has had enough. Python would flush stdout once more at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, ReaderGone):
         return OK
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return _say("interrupted", DETACHED)
@@ -123,6 +120,7 @@ def _say(text: str, code: int) -> int:
 
 @click.group(
     cls=LazyGroup,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
@@ -153,6 +151,9 @@ def main(ctx: click.Context, config: Path | None, as_json: bool) -> None:
     app = ctx.ensure_object(App)
     app.config_file = config
     app.json = app.json or as_json
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)
 
 
 if __name__ == "__main__":

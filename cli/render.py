@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from . import watch
+from .common import ReaderGone
 
 STDOUT = 1
 STDERR = 2
@@ -25,13 +26,15 @@ _encode = msgspec.json.Encoder().encode
 
 def write_all(fd: int, data: bytes) -> None:
     """Write without a buffer of our own: nothing may be left to flush at exit, where a
-    reader that went away or stopped reading would hold us. Raises OSError."""
+    reader that went away or stopped reading would hold us. Raises ReaderGone, OSError."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:  # the terminal was left non-blocking by another program
             select.select([], [fd], [])
+        except BrokenPipeError:
+            raise ReaderGone from None
 
 
 def say(text: str) -> None:

@@ -25,6 +25,7 @@ from .client import API_TIMEOUT, Link, LinkLost, NotReady
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
 
 #: The server says every so often that it has nothing to say.
 HEARTBEAT = 0.5
@@ -282,13 +283,7 @@ class Watcher:
                     if self._down:
                         self._down = False
                         self._emit(Connection(True))
-                subscription = await link.nc.subscribe(
-                    inbox,
-                    cb=self._receiver(link, consumer),
-                    # Flow control bounds what waits; a limit here would drop silently.
-                    pending_msgs_limit=0,
-                    pending_bytes_limit=0,
-                )
+                subscription = await self._subscribe(link, consumer, inbox)
                 await self._create(link, consumer, inbox)
                 self._started = True
                 delay = BACKOFF[0]
@@ -308,6 +303,20 @@ class Watcher:
                 # Also when cancelled: a consumer that is left costs the server seconds.
                 consumer.failed.set()
                 await self._drop(link, consumer, subscription)
+
+    async def _subscribe(self, link: Link, consumer: _Consumer, inbox: str) -> Subscription:
+        from nats.errors import Error
+
+        try:
+            return await link.nc.subscribe(
+                inbox,
+                cb=self._receiver(link, consumer),
+                # Flow control bounds what waits; a limit here would drop silently.
+                pending_msgs_limit=0,
+                pending_bytes_limit=0,
+            )
+        except (Error, OSError):
+            raise LinkLost("the connection to NATS broke") from None
 
     async def _check_stream(self, link: Link) -> None:
         """A stream that ends before what we have seen is a new one: start over in it."""
@@ -356,10 +365,12 @@ class Watcher:
                 for wait in waits:
                     wait.cancel()
             consumer.ticks += 1
-            if consumer.ticks > MISSED:
+            if consumer.ticks >= MISSED:
                 return
 
-    async def _drop(self, link: Link, consumer: _Consumer, subscription: Any) -> None:
+    async def _drop(
+        self, link: Link, consumer: _Consumer, subscription: Subscription | None
+    ) -> None:
         """Forget a consumer, without waiting for an answer: on Ctrl-C the connection's
         tasks are being cancelled together with us."""
         if link.closed.is_set():

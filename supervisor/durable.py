@@ -169,10 +169,13 @@ class Durable:
         )
         deadline = time.monotonic() + self._config.start_timeout
         while left := self._scalar(query):  # DBOS gives no event for its end
-            self.recovered = max(self.recovered, left)
             if time.monotonic() > deadline:
                 raise Unavailable(f"{left} unfinished runs could not be recovered in time")
             time.sleep(0.003)
+        waiting = sa.select(sa.func.count()).where(
+            t.c.name == WORKFLOW, t.c.status == "ENQUEUED", t.c.recovery_attempts > 0
+        )
+        self.recovered = int(self._scalar(waiting))
 
     def _start_worker(self, queue: Any) -> None:
         from dbos._queue import queue_worker_thread

@@ -84,7 +84,8 @@ class Keeper:
         reply = await self._request(message, (stdin, stdout, stderr))
         if "pid" not in reply:
             raise _failure(argv[0], cwd, reply["step"], reply["errno"])
-        return self._processes[reply["pid"]]
+        process: Process = reply["process"]
+        return process
 
     async def _request(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
         self._next += 1
@@ -144,7 +145,7 @@ class Keeper:
                 process._exited.set()
             return
         if "pid" in message:  # known before its exit can be reported
-            self._processes[message["pid"]] = Process(self, message["pid"])
+            message["process"] = self._processes[message["pid"]] = Process(self, message["pid"])
         number = message["id"]
         if number in self._waiting:
             self._replies[number] = message

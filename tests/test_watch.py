@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -143,7 +145,7 @@ class Seen:
         return [e.data.decode() for e in self.events if isinstance(e, watch.Chunk)]
 
 
-def test(server: Server, body: Callable[[Writer], Awaitable[None]]) -> None:
+def play(server: Server, body: Callable[[Writer], Awaitable[None]]) -> None:
     async def main() -> None:
         link = await dial(server.config)
         try:
@@ -154,9 +156,6 @@ def test(server: Server, body: Callable[[Writer], Awaitable[None]]) -> None:
             await link.close()
 
     asyncio.run(main())
-
-
-test.__test__ = False  # type: ignore[attr-defined]
 
 
 def test_late_watcher_sees_the_run_from_its_first_chunk(server: Server) -> None:
@@ -177,7 +176,7 @@ def test_late_watcher_sees_the_run_from_its_first_chunk(server: Server) -> None:
             watch.End("r1", 1, "succeeded", 0, None),
         ]
 
-    test(server, body)
+    play(server, body)
 
 
 def test_reset_mid_watch_starts_the_reply_over(server: Server) -> None:
@@ -197,7 +196,7 @@ def test_reset_mid_watch_starts_the_reply_over(server: Server) -> None:
             await late.until(lambda: bool(late.of(watch.End)))
         assert late.texts() == ["new", "er"]
 
-    test(server, body)
+    play(server, body)
 
 
 def test_chunks_that_come_twice_are_shown_once(server: Server) -> None:
@@ -211,7 +210,7 @@ def test_chunks_that_come_twice_are_shown_once(server: Server) -> None:
             await seen.until(lambda: bool(seen.of(watch.End)))
         assert seen.texts() == ["a", "b", "c"]
 
-    test(server, body)
+    play(server, body)
 
 
 def test_what_retention_removed_is_reported(server: Server) -> None:
@@ -230,7 +229,7 @@ def test_what_retention_removed_is_reported(server: Server) -> None:
             watch.Gap("r1", 8, 9),
         ]
 
-    test(server, body)
+    play(server, body)
 
 
 def test_malformed_record_is_left_out(server: Server) -> None:
@@ -244,7 +243,7 @@ def test_malformed_record_is_left_out(server: Server) -> None:
         assert seen.texts() == ["a"]
         assert len(seen.of(watch.Malformed)) == 1
 
-    test(server, body)
+    play(server, body)
 
 
 def test_nothing_stored_is_caught_up_at_once(server: Server) -> None:
@@ -255,7 +254,7 @@ def test_nothing_stored_is_caught_up_at_once(server: Server) -> None:
             await w.reset(1)
             await seen.until(lambda: bool(seen.of(watch.Reset)))
 
-    test(server, body)
+    play(server, body)
 
 
 def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) -> None:
@@ -273,7 +272,7 @@ def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) ->
             await last.until(lambda: bool(last.of(watch.End)))
         assert not last.texts()
 
-    test(server, body)
+    play(server, body)
 
 
 def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> None:
@@ -311,7 +310,7 @@ def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> No
         ups = [e.up for e in seen.events if isinstance(e, watch.Connection)]
         assert ups == [False, True] * 3
 
-    test(server, body)
+    play(server, body)
 
 
 def test_consumer_deleted_behind_our_back_is_made_again(server: Server) -> None:
@@ -326,7 +325,7 @@ def test_consumer_deleted_behind_our_back_is_made_again(server: Server) -> None:
                 await seen.until(lambda i=i: len(seen.texts()) == i)
         assert seen.texts() == ["1", "2", "3"]
 
-    test(server, body)
+    play(server, body)
 
 
 def test_twenty_thousand_chunks_arrive_and_leave_no_consumer(server: Server) -> None:
@@ -347,10 +346,10 @@ def test_twenty_thousand_chunks_arrive_and_leave_no_consumer(server: Server) -> 
         assert took < 5, f"{took:.2f} s"  # a shared machine; see bench/ for the target
         print(f"{count} records in {took * 1e3:.0f} ms")
         async with asyncio.timeout(2):
-            while await w.js.consumers_info(wire.STREAM):
+            while await w.js.consumers_info(wire.STREAM):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
-    test(server, body)
+    play(server, body)
 
 
 def test_slow_reader_loses_nothing(server: Server) -> None:
@@ -359,19 +358,22 @@ def test_slow_reader_loses_nothing(server: Server) -> None:
     async def body(w: Writer) -> None:
         await w.reset(1)
         big = b"x" * 100_000
-        for i in range(1, 401):
+        for i in range(1, 101):
             await w.put(wire.Chunks(1, i, 0.0, [wire.Chunk("stdout", big)]))
-        await w.end(1, 400)
-        seqs = []
+        await w.end(1, 100)
+        seqs: list[int] = []
+        blocked = 0
         async with watch.Watcher(lambda: dial(server.config), SUBJECT) as watcher:
             async for events in watcher:
-                time.sleep(0.3)  # noqa: ASYNC251
+                if blocked < 2 and seqs:
+                    blocked += 1
+                    time.sleep(2)  # noqa: ASYNC251
                 seqs += [e.seq for e in events if isinstance(e, watch.Chunk)]
                 if any(isinstance(e, watch.End) for e in events):
                     break
-        assert seqs == list(range(1, 401))
+        assert seqs == list(range(1, 101))
 
-    test(server, body)
+    play(server, body)
 
 
 def test_missing_stream_and_missing_server_are_reported(
@@ -391,3 +393,53 @@ def test_missing_stream_and_missing_server_are_reported(
             await dial(server.config)
 
     asyncio.run(main())
+
+
+# ---- runctl on top of it, with no daemon there ---------------------------------------
+
+
+def runctl(server: Server, *args: str, code: int) -> tuple[str, str]:
+    """(stdout, stderr) of a runctl that exits with ``code``."""
+    config = server.path / "c.toml"
+    config.write_text(f'state_dir = "{server.path}"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "runctl.cli.main", "-c", str(config), *args],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == code, (args, done)
+    return done.stdout, done.stderr
+
+
+def test_attach_works_while_the_daemon_is_down(server: Server) -> None:
+    async def body(w: Writer) -> None:
+        await w.reset(1, "r1")
+        await w.chunks(1, 1, "first\n", run="r1")
+        await w.end(1, 1, "r1")
+        await w.reset(2, "r2")
+        await w.chunks(2, 1, "a\n", "b\n", "c\n", run="r2")
+
+    play(server, body)
+    out, err = runctl(server, "attach", "t", "--no-follow", code=0)
+    assert out == "a\nb\nc\n"
+    assert err == "── runctl: run r2 was interrupted; attempt 2 starts over ──\n"
+    out, _ = runctl(server, "attach", "t", "--no-follow", "--tail", "2", code=0)
+    assert out == "b\nc\n"
+    out, _ = runctl(server, "attach", "t", "--run", "r1", "--json", code=0)
+    assert [json.loads(line)["type"] for line in out.splitlines()] == ["reset", "chunk", "end"]
+    out, err = runctl(server, "attach", "t", "--timeout", "500ms", code=1)
+    assert out == "a\nb\nc\n"
+    assert "has not ended" in err
+    out, err = runctl(server, "attach", "t", "--run", "r1", "-f", "--timeout", "500ms", code=1)
+    assert out == "first\na\nb\nc\n"
+    assert err.startswith("── runctl: run r1 ──\n── runctl: run r2 ──\n")
+    out, err = runctl(server, "attach", "other", code=3)
+    assert (out, err.count("\n")) == ("", 1)
+    out, err = runctl(server, "list", code=4)
+    assert (out, err.count("\n")) == ("", 1)
+    server.kill()
+    out, err = runctl(server, "attach", "t", code=4)
+    assert (out, err.count("\n")) == ("", 1)
+    assert "runctld is not running" in err

@@ -1,0 +1,192 @@
+"""The command line without a daemon: usage, errors, and what is printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runctl.cli import render, watch
+from runctl.cli.watch import Chunk, End, Gap, Reset, RunState
+from runctl.supervisor import wire
+from runctl.supervisor.model import Outcome, Status
+
+pytestmark = pytest.mark.short
+
+
+def runctl(*args: str, cwd: Path, input: bytes = b"") -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "runctl.cli.main", *args],
+        input=input,
+        capture_output=True,
+        cwd=cwd,
+        env={**os.environ, "RUNCTL_CONFIG": str(cwd / "c.toml")},
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "c.toml").write_text(f'state_dir = "{tmp_path / "state"}"\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("submit",), 2, "THREAD"),
+        (("submit", "t", "two", "words"), 2, "quote the prompt"),
+        (("submit", "t", "ls", "-la"), 2, "-l"),
+        (("submit", "t", "--id", "a.b", "--", "true"), 2, "not usable"),
+        (("submit", "a\nb", "--", "true"), 2, "control character"),
+        (("submit", "t", "-"), 2, "UTF-8"),
+        (("submit", "t", "--", "true"), 4, "start it with: runctld --config"),
+        (("submit", "--", "-t", "--", "true"), 4, "start it with"),
+        (("list", "--status", "bogus"), 2, "bogus"),
+        (("attach", "t", "-f", "--no-follow"), 2, "exclude"),
+        (("purge", "t"), 2, "--yes"),
+        (("purge", "t", "--older-than", "3x", "--yes"), 2, "duration"),
+        (("-c", "missing.toml", "list"), 2, "missing.toml"),
+        (("nope",), 2, "nope"),
+    ],
+)
+def test_problems_are_one_line(place: Path, args: tuple[str, ...], code: int, says: str) -> None:
+    got, out, err = runctl(*args, cwd=place, input=b"\xff")
+    assert (got, out, err.count("\n")) == (code, "", 1), err
+    assert err.startswith("runctl: ")
+    assert says in err
+
+
+def test_prompt_beyond_the_limit_is_refused(place: Path) -> None:
+    code, _, err = runctl("submit", "t", "-", cwd=place, input=b"x" * (1024 * 1024 + 1))
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_version_imports_no_client_library(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "runctl.cli.main", "--version"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    for name in ("nats", "rich", "dbos", "sqlalchemy", "trio"):
+        assert f" {name}\n" not in done.stderr, name
+
+
+@pytest.mark.parametrize(
+    "verb", ["submit", "list", "attach", "abort", "purge", "show", "wait", "retry", "status"]
+)
+def test_every_verb_has_help_and_json_on_either_side(place: Path, verb: str) -> None:
+    code, out, _ = runctl(verb, "--help", cwd=place)
+    assert code == 0
+    assert "--json" in out
+    assert "Examples:" in out
+
+
+def test_broken_pipe_is_quiet(place: Path) -> None:
+    code = (
+        "from runctl.cli import render, main\n"
+        + "import sys\n"
+        + (
+            "try:\n    render.out('x' * 10_000_000)\n"
+            "except BaseException as error:\n    sys.exit(main._report(error))\n"
+        )
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_names_cannot_steer_the_terminal(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    render.table(("A", "B"), [("\x1b[31mred", "日本"), ("x", "\u202e")])
+    out = capfdbinary.readouterr().out.decode()
+    assert out.splitlines() == ["A           B", "\\x1b[31mred  日本", "x           \\u202e"]
+
+
+def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    output = render.JsonOutput()
+    for event in (
+        Reset("r", 1),
+        Chunk("r", 1, 1, "stdout", "é".encode()),
+        Chunk("r", 1, 2, "stderr", b"\xff"),
+        Gap("r", 3, 4),
+        watch.CaughtUp(),
+        End("r", 1, "failed", 3, "no"),
+    ):
+        output.show(event)
+    output.flush()
+    assert capfdbinary.readouterr().out.decode().splitlines() == [
+        '{"type":"reset","run":"r","attempt":1}',
+        '{"type":"chunk","run":"r","attempt":1,"seq":1,"stream":"stdout","data":"é"}',
+        '{"type":"chunk","run":"r","attempt":1,"seq":2,"stream":"stderr","data":"/w==",'
+        '"encoding":"base64"}',
+        '{"type":"gap","from":3,"to":4}',
+        '{"type":"end","run":"r","attempt":1,"status":"failed","exit_code":3,"error":"no"}',
+    ]
+
+
+def test_remarks_start_on_a_line_of_their_own(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    output = render.HumanOutput()
+    for event in (
+        Reset("r", 1),
+        Chunk("r", 1, 1, "stdout", b"\xffa"),
+        Chunk("r", 1, 2, "stderr", b"e"),
+        Reset("r", 2),
+        Chunk("r", 2, 1, "text", b"b\n"),
+        End("r", 2, "failed", 1, "line\nbreak"),
+    ):
+        output.show(event)
+    output.flush()
+    out, err = capfdbinary.readouterr()
+    assert out == b"\xffab\n"
+    assert err.decode() == (
+        "e\n── runctl: run r was interrupted; attempt 2 starts over ──\n"
+        "runctl: run r failed: line\\nbreak\n"
+    )
+
+
+def chunks(attempt: int, seq: int, *data: bytes) -> wire.Chunks:
+    return wire.Chunks(attempt, seq, 0.0, [wire.Chunk("stdout", d) for d in data])
+
+
+def end(attempt: int, count: int) -> wire.End:
+    return wire.End("r", attempt, count, 0.0, Outcome(Status.ABORTED))
+
+
+@pytest.mark.parametrize(
+    ("records", "events"),
+    [
+        ([end(0, 0)], [End("r", 0, "aborted", None, None)]),
+        ([end(1, 2)], [Reset("r", 1), Gap("r", 1, 2), End("r", 1, "aborted", None, None)]),
+        (
+            [wire.Reset("r", 2, 0.0), chunks(1, 1, b"old"), chunks(2, 1, b"new")],
+            [Reset("r", 2), Chunk("r", 2, 1, "stdout", b"new")],
+        ),
+        (
+            [wire.Reset("r", 1, 0.0), wire.Reset("r", 1, 0.0), chunks(1, 1, b"a")],
+            [Reset("r", 1), Chunk("r", 1, 1, "stdout", b"a")],
+        ),
+        (
+            [chunks(1, 1, b"a"), chunks(2, 1, b"a")],
+            [
+                Reset("r", 1),
+                Chunk("r", 1, 1, "stdout", b"a"),
+                Reset("r", 2),
+                Chunk("r", 2, 1, "stdout", b"a"),
+            ],
+        ),
+    ],
+)
+def test_records_become_events(records: list[wire.Record], events: list[watch.Event]) -> None:
+    state, got = RunState("r"), list[watch.Event]()
+    for record in records:
+        state.apply(record, got)
+    assert got == events
