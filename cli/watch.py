@@ -216,9 +216,13 @@ class Watcher:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self._task
+        # Once is not enough: nats-py, and wait_for before Python 3.12, can swallow a
+        # cancellation that meets a connection just being closed.
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=0.2)
+        if not self._task.cancelled():
+            self._task.exception()
         if self._link is not None:
             await self._link.close()
 

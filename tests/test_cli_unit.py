@@ -108,7 +108,11 @@ def test_broken_pipe_is_quiet(place: Path) -> None:
 def test_names_cannot_steer_the_terminal(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     render.table(("A", "B"), [("\x1b[31mred", "日本"), ("x", "\u202e")])
     out = capfdbinary.readouterr().out.decode()
-    assert out.splitlines() == ["A           B", "\\x1b[31mred  日本", "x           \\u202e"]
+    assert out.splitlines() == [
+        "A            B",
+        "\\x1b[31mred  日本",
+        "x            \\u202e",
+    ]
 
 
 def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
