@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -340,3 +341,41 @@ def test_unusable_state_dir_is_a_config_error(stopped_box: Box) -> None:
         box.config.write_text(f'state_dir = "{other}"\n')
         assert box.start(ready=False).wait(20) == 78
         assert "belongs to" in box.log.read_text()
+
+
+GARBAGE = [
+    b"",
+    b"\xff\xfe\x00",
+    b"[]",
+    b'{"verb":"nothing"}',
+    b'{"verb":"submit"}',
+    b'{"verb":"submit","thread":7}',
+    b'{"verb":"submit","thread":"t","argv":["true"],"surprise":1}',
+    b'{"verb":"list","limit":-1}',
+    b'{"verb":"purge","threads":[]}',
+    b"x" * 2_000_000,
+]
+
+
+def test_malformed_control_requests_are_named_and_survived(box: Box) -> None:
+    import nats
+    from runctl.supervisor import wire
+
+    endpoint = json.loads((box.state / wire.ENDPOINT_FILE).read_text())
+
+    async def ask() -> list[wire.Reply]:
+        client = await nats.connect(
+            endpoint["url"], user=endpoint["user"], password=endpoint["password"]
+        )
+        try:
+            return [
+                wire.decode_reply((await client.request("runctl.ctl.any.submit", data, 10)).data)
+                for data in GARBAGE
+            ]
+        finally:
+            await client.close()
+
+    for data, reply in zip(GARBAGE, asyncio.run(ask()), strict=True):
+        assert isinstance(reply, wire.Problem), data[:60]
+        assert reply.code == "bad-request", (data[:60], reply)
+    box.runctl("wait", box.submit("t", "true"))
