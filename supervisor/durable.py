@@ -411,7 +411,8 @@ def _quiet_dbos() -> None:
         kind = record.exc_info[0] if record.exc_info else None
         if kind is not None and "Cancelled" in kind.__name__:
             return False
-        return "no longer owned" not in record.getMessage()
+        message = record.getMessage()
+        return "no longer owned" not in message and "task cancelled" not in message
 
     library.addFilter(expected)
 

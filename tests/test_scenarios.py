@@ -379,3 +379,29 @@ def test_malformed_control_requests_are_named_and_survived(box: Box) -> None:
         assert isinstance(reply, wire.Problem), data[:60]
         assert reply.code == "bad-request", (data[:60], reply)
     box.runctl("wait", box.submit("t", "true"))
+
+
+def _children(pid: int, name: str) -> list[int]:
+    """Descendants of ``pid`` whose executable is called ``name``."""
+    found, todo = [], [pid]
+    while todo:
+        parent = todo.pop()
+        for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
+            for child in map(int, tasks.read_text().split()):
+                todo.append(child)
+                if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                    found.append(child)
+    return found
+
+
+def test_a_killed_broker_is_replaced_and_nothing_is_lost(box: Box) -> None:
+    assert box.daemon is not None
+    code = "import time\nfor i in range(40): print(f'line-{i}', flush=True); time.sleep(0.05)"
+    run = box.submit_py("broker", code)
+    watch = Watch(box, "broker")
+    watch.wait_chunks(3)
+    (server,) = _children(box.daemon.pid, "nats-server")
+    os.kill(server, 9)
+    assert watch.wait() == 0
+    assert watch.text().split() == [f"line-{i}" for i in range(40)]
+    assert box.show(run)["attempt"] == 1
