@@ -1,17 +1,25 @@
 """The keeper: a small process that spawns every child of the daemon and outlives it.
 
-Started as ``python -I -S keeper.py SOCKET_FD LOCK_FD STATE``; standard library only, one
-thread. It is the child subreaper of all it spawns, so every descendant, however often
-forked, ends up below it. When its socket closes the daemon is dead: it kills all that
-is below it and leaves, which releases the lock that the next daemon waits for.
+Started as ``python -I -S -X utf8 keeper.py SOCKET_FD LOCK_FD STATE``; standard library
+only, one thread. It is the child subreaper of all it spawns, so every descendant, however
+often forked, ends up below it. When its socket closes the daemon is dead: it kills all
+that is below it and leaves, which releases the lock that the next daemon waits for.
 
-Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS).
+Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
+
+    -> {op: spawn, id, argv, mark, env, cwd}    <- {id, pid}  or  {id, step, errno}
+    -> {op: end, id, tree, grace}               <- {id}       once the tree is empty
+                                                <- {exit: tree, status}
+
+``tree`` is the id of the spawn that made it: unlike a pid it is never used twice.
 """
 
 import array
 import contextlib
 import ctypes
+import errno
 import json
+import math
 import os
 import selectors
 import signal
@@ -19,207 +27,351 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 LINUX = sys.platform == "linux"
+LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-TICK = 0.03
+TICK = 0.03  # while a tree is being ended: what no SIGCHLD announces is seen by then
+MIN_PAUSE = 0.002  # between two scans, however many children die
+HEADER = struct.Struct(">I")
 
-#: pid: (parent, session, start time, state)
-Table = dict[int, tuple[int, int, int, str]]
+
+class Row(NamedTuple):
+    """What a scan says of a process."""
+
+    parent: int
+    group: int
+    session: int
+    start: int
+    state: str
+    threads: int
+
+    @property
+    def zombie(self) -> bool:
+        """Dead as a whole. A leader that left its threads running says "Z" as well."""
+        return self.state in "ZX" and self.threads <= 1
+
+
+Table = dict[int, Row]
 
 
 def prctl(option: int, value: int) -> None:
-    if LIBC is not None:
-        LIBC.prctl(option, value, 0, 0, 0)
+    if LIBC is not None and LIBC.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
-LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
+def read_row(pid: int) -> Row | None:
+    """None: there is no such process. Other errors are raised, for "cannot look" must
+    not be taken for "gone"."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            f = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Row(int(f[1]), int(f[2]), int(f[3]), int(f[19]), f[0].decode(), int(f[17]))
 
 
 def scan() -> Table:
-    """{pid: (ppid, session, starttime, state)} of all processes."""
+    """All processes."""
+    if not LINUX:
+        return scan_ps()
+    rows = ((int(name), read_row(int(name))) for name in os.listdir("/proc") if name.isdigit())
+    return {pid: row for pid, row in rows if row is not None}
+
+
+def scan_ps() -> Table:
+    """All processes where there is no /proc: groups stand for sessions."""
+    import subprocess
+
+    ps = subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], stdout=subprocess.PIPE)
     table: Table = {}
-    if LINUX:
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                with contextlib.suppress(OSError, IndexError, ValueError):
-                    with open(f"/proc/{name}/stat", "rb") as file:
-                        f = file.read().rpartition(b")")[2].split()
-                    table[int(name)] = (int(f[1]), int(f[3]), int(f[19]), f[0].decode())
-    else:
-        with os.popen("ps -A -o pid=,ppid=,sess=,stat=") as out:
-            for line in out:
-                pid, ppid, _, state = line.split()[:4]
-                table[int(pid)] = (int(ppid), 0, 0, state[0])
+    for line in ps.communicate()[0].splitlines():
+        pid, parent, group, state = line.split()[:4]
+        if int(pid) != ps.pid:
+            table[int(pid)] = Row(int(parent), int(group), int(group), 0, chr(state[0]), 1)
     return table
 
 
-def below(table: Table, roots: Iterable[int]) -> set[int]:
-    """The pids of ``roots`` and of all their descendants."""
+def descent(table: Table, root: int) -> Iterator[int]:
+    """The descendants of ``root``, parents first."""
     children: dict[int, list[int]] = {}
     for pid, row in table.items():
-        children.setdefault(row[0], []).append(pid)
-    found: set[int] = set()
-    todo = list(roots)
+        children.setdefault(row.parent, []).append(pid)
+    todo = children.pop(root, [])
     while todo:
         pid = todo.pop()
-        if pid in table and pid not in found:
-            found.add(pid)
-            todo += children.get(pid, ())
-    return found
+        yield pid
+        todo += children.pop(pid, ())
 
 
-def marked(pid: int, mark: bytes) -> bool:
+def environment(pid: int) -> list[bytes]:
+    """What ``pid`` was started with; nothing if it is gone, dead or not ours to see."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return mark in file.read().split(b"\0")
-    except OSError:
-        return False
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            return file.readall().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []
 
 
-def kill(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
+def strike(pid: int, start: int, number: int) -> None:
+    """Signal the process that a scan saw, and no other that has its pid by now."""
+    fd = -1
+    with contextlib.suppress(AttributeError, OSError):  # old system, no descriptor left, or gone
+        fd = os.pidfd_open(pid)
+    try:
+        if LINUX:
+            row = read_row(pid)  # with a pidfd held, what is verified here is what is hit
+            if row is None or row.start != start:
+                return
+        if fd >= 0:
+            signal.pidfd_send_signal(fd, number)
+        else:
+            os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def kill_rows(table: Table, pids: Iterable[int]) -> None:
+    """KILL these and their process groups. A group is hit at once, so that a process
+    which forks and exits all the time does not outrun us. No group reaches beyond its
+    session, and every session below us was made there."""
+    groups = set()
+    for pid in pids:
+        strike(pid, table[pid].start, signal.SIGKILL)
+        groups.add(table[pid].group)
+    for group in groups - {os.getpgrp(), 0}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
 
 
 class Tree:
     """One spawned root, and all that came of it."""
 
-    def __init__(self, pid: int, mark: str) -> None:
+    def __init__(self, number: int, pid: int, start: int, mark: bytes) -> None:
+        self.number = number
         self.pid = pid
-        self.mark = b"RUNCTL_RUN=" + mark.encode()
-        self.seen: dict[int, int] = {}
-        self.ended = False
+        self.start = start
+        self.mark = mark
+        self.reaped = False
         self.waiting: list[int] = []
-        self.kill_at: float | None = None
-        self.termed: set[int] = set()
+        self.kill_at = float("inf")
+        self.killed = False
+        self.termed: set[tuple[int, int]] = set()
 
-    def members(self, table: Table, mine: set[int]) -> set[int]:
-        """Live members: by descent, by session, by mark, or seen before."""
-        known = [p for p, start in self.seen.items() if p in table and table[p][2] == start]
-        roots = [self.pid, *known]
-        found = below(table, roots)
-        for pid in mine - found:
-            if table[pid][1] == self.pid or marked(pid, self.mark):
-                found |= below(table, [pid])
-        found = {p for p in found if p in mine and table[p][3] not in "ZX"}
-        self.seen = {p: table[p][2] for p in found}
-        return found
+
+class Forest:
+    """The trees, and which process belongs to which."""
+
+    def __init__(self) -> None:
+        self.trees: dict[int, Tree] = {}
+        self.roots: dict[int, Tree] = {}  # by pid; the latest, should a pid come again
+        self.seen: dict[tuple[int, int], Tree] = {}
+
+    def add(self, tree: Tree) -> None:
+        self.trees[tree.number] = self.roots[tree.pid] = tree
+
+    def remove(self, tree: Tree) -> None:
+        del self.trees[tree.number]
+        if self.roots.get(tree.pid) is tree:
+            del self.roots[tree.pid]
+
+    def ending(self) -> list[Tree]:
+        return [tree for tree in self.trees.values() if tree.waiting]
+
+    def look(self, table: Table) -> tuple[dict[int, set[int]], bool]:
+        """({tree number: its pids}, whether absence from it proves that a tree is empty).
+
+        A scan is no snapshot: a process may fork and vanish between the listing and the
+        reading. But what vanishes was reaped by its parent, and we reap nothing during
+        a scan: of every tree alive, some child of ours is still there, if only as a
+        zombie. So zombies count as members, and one whose tree is not known spoils the
+        scan; the next one finds it reaped and its children below us.
+        """
+        marks = {tree.mark: tree for tree in self.trees.values()}
+        marks.update({tree.mark: tree for tree in self.ending()})
+        owners: dict[int, Tree] = {}
+        members: dict[int, set[int]] = {}
+        proven = True
+        me = os.getpid()
+        for pid in self.below(table):
+            row = table[pid]
+            tree = (
+                self.seen.get((pid, row.start))
+                or self.by_session(table, row.session)
+                or owners.get(row.parent)
+                or next((marks[e] for e in environment(pid) if e in marks), None)
+            )
+            if tree is not None:
+                owners[pid] = tree
+                members.setdefault(tree.number, set()).add(pid)
+            elif row.zombie and row.parent == me:
+                proven = False
+        self.seen = {(pid, table[pid].start): tree for pid, tree in owners.items()}
+        return members, proven
+
+    def below(self, table: Table) -> Iterable[int]:
+        """All processes that may be a tree's, parents first."""
+        pids = list(descent(table, os.getpid()))
+        if not LINUX:  # orphans are not below us there; their group tells
+            known = set(pids)
+            pids += [p for p, row in table.items() if row.group in self.roots and p not in known]
+        return pids
+
+    def by_session(self, table: Table, session: int) -> Tree | None:
+        """The tree whose root made ``session``; not one whose root merely had that pid."""
+        tree = self.roots.get(session)
+        leader = table.get(session)
+        if tree is None or (leader is not None and leader.start != tree.start):
+            return None
+        return tree
 
 
 class Keeper:
     def __init__(self, sock: socket.socket, state: str) -> None:
         self.sock = sock
         self.state = state
-        self.trees: dict[int, Tree] = {}
-        self.buffer = b""
-        self.fds: list[int] = []
-        self.selector = selectors.DefaultSelector()
+        self.forest = Forest()
+        self.buffer = bytearray()
+        self.fds: deque[list[int]] = deque()  # what came with spawn messages, in their order
+        self.dirty = False  # something happened since the last scan
+        self.scanned = 0.0  # when that was over
+        self.rested = 0.0  # when the next may be
 
     def run(self) -> None:
+        """Serve until the daemon is gone, then kill all."""
         wake_r, wake_w = os.pipe()
-        os.set_blocking(wake_w, False)
         os.set_blocking(wake_r, False)
+        os.set_blocking(wake_w, False)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.selector.register(self.sock, selectors.EVENT_READ)
-        self.selector.register(wake_r, selectors.EVENT_READ)
+        selector = selectors.DefaultSelector()
+        selector.register(self.sock, selectors.EVENT_READ)
+        selector.register(wake_r, selectors.EVENT_READ)
         try:
             while True:
-                busy = any(tree.waiting for tree in self.trees.values())
-                events = self.selector.select(TICK if busy else None)
-                for key, _ in events:
+                due = self.due()
+                pause = None if due == math.inf else max(0.0, due - time.monotonic())
+                for key, _ in selector.select(pause):
                     if key.fileobj is self.sock:
                         self.receive()
                     else:
                         with contextlib.suppress(BlockingIOError):
                             os.read(wake_r, 65536)
+                        self.dirty = True
                 self.reap()
-                if any(tree.waiting for tree in self.trees.values()):
-                    self.ladders()
-        except (EOFError, OSError):
+                if time.monotonic() >= self.due():
+                    self.step()
+        except EOFError:
             pass
-        self.kill_all()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            kill_all(self.forest)
+
+    def due(self) -> float:
+        """When to scan next; never, unless a tree is being ended."""
+        ending = self.forest.ending()
+        if not ending:
+            return math.inf
+        if self.dirty:
+            return self.rested
+        kills = [tree.kill_at for tree in ending if not tree.killed]
+        return max(self.rested, min([self.scanned + TICK, *kills]))
 
     def send(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode()
-        self.sock.sendall(struct.pack(">I", len(data)) + data)
+        try:
+            self.sock.sendall(HEADER.pack(len(data)) + data)
+        except OSError as error:
+            raise EOFError from error
 
     def receive(self) -> None:
-        data, ancillary, _, _ = self.sock.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
+        try:
+            data, ancillary, flags, _ = self.sock.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
+        except OSError as error:
+            raise EOFError from error
+        # The kernel ends a receive at the first bytes that carry descriptors: one set at most.
+        fds = array.array("i")
         for level, kind, body in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(body[: len(body) - len(body) % 4])
-                for fd in fds:
-                    os.set_inheritable(fd, False)
-                self.fds += fds
+                fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
+        if fds or flags & socket.MSG_CTRUNC:  # truncated: we had no room for all of them
+            self.fds.append(list(fds))
         if not data:
             raise EOFError
         self.buffer += data
-        while len(self.buffer) >= 4:
-            (size,) = struct.unpack(">I", self.buffer[:4])
-            if len(self.buffer) < 4 + size:
+        while len(self.buffer) >= HEADER.size:
+            end = HEADER.size + HEADER.unpack_from(self.buffer)[0]
+            if len(self.buffer) < end:
                 break
-            body, self.buffer = self.buffer[4 : 4 + size], self.buffer[4 + size :]
-            self.handle(json.loads(body))
+            message = json.loads(self.buffer[HEADER.size : end])
+            del self.buffer[:end]
+            self.handle(message)
 
     def handle(self, message: dict[str, Any]) -> None:
         if message["op"] == "spawn":
-            fds, self.fds = self.fds[:3], self.fds[3:]
+            fds = self.fds.popleft()
             try:
-                self.spawn(message, fds)
+                self.send({"id": message["id"], **self.spawn(message, fds)})
             finally:
                 for fd in fds:
                     os.close(fd)
-        elif message["op"] == "end":
-            tree = self.trees.get(message["pid"])
-            if tree is None:
-                self.send({"id": message["id"]})
-                return
-            tree.waiting.append(message["id"])
-            at = time.monotonic() + message["grace"]
-            tree.kill_at = at if tree.kill_at is None else min(tree.kill_at, at)
+        else:
+            self.end(message)
 
-    def spawn(self, message: dict[str, Any], fds: list[int]) -> None:
-        report_r, report_w = os.pipe()
+    def spawn(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Fork, wait for the exec, and say how it went."""
+        if len(fds) != 3:
+            return {"step": "fork", "errno": errno.EMFILE}
         env = {**message["env"], "RUNCTL_RUN": message["mark"], "RUNCTL_STATE": self.state}
-        pid = os.fork()
-        if pid == 0:
-            step = "start"
-            try:
-                os.setsid()
-                prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-                signal.set_wakeup_fd(-1)
-                for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-                    signal.signal(name, signal.SIG_DFL)
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                if message["cwd"] is not None:
-                    step = "chdir"
-                    os.chdir(message["cwd"])
-                step = "exec"
-                for target, fd in enumerate(fds):
-                    os.dup2(fd, target)
-                os.execvpe(message["argv"][0], message["argv"], env)
-            except BaseException as error:
-                code = error.errno if isinstance(error, OSError) else 0
-                os.write(report_w, f"{step} {code}".encode())
-            finally:
-                os._exit(127)
+        try:
+            report_r, report_w = os.pipe()
+        except OSError as error:
+            return {"step": "fork", "errno": error.errno}
+        try:
+            keeper = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                become(message["argv"], env, message["cwd"], fds, report_w, keeper)
+        except OSError as error:
+            os.close(report_w)
+            os.close(report_r)
+            return {"step": "fork", "errno": error.errno}
         os.close(report_w)
-        failure = os.read(report_r, 100).decode()
+        failure = os.read(report_r, 100).decode()  # closed by a successful exec
         os.close(report_r)
         if failure:
             os.waitpid(pid, 0)
-            step, text = failure.split()
-            self.send({"id": message["id"], "step": step, "errno": int(text)})
-        else:
-            self.trees[pid] = Tree(pid, message["mark"])
-            self.send({"id": message["id"], "pid": pid})
+            step, number = failure.split()
+            return {"step": step, "errno": int(number)}
+        try:
+            row = read_row(pid) if LINUX else None  # not reaped yet, hence still there
+        except OSError as error:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return {"step": "fork", "errno": error.errno}
+        mark = b"RUNCTL_RUN=" + os.fsencode(message["mark"])
+        self.forest.add(Tree(message["id"], pid, row.start if row else 0, mark))
+        return {"pid": pid}
+
+    def end(self, message: dict[str, Any]) -> None:
+        tree = self.forest.trees.get(message["tree"])
+        if tree is None:
+            self.send({"id": message["id"]})
+            return
+        tree.waiting.append(message["id"])
+        tree.kill_at = min(tree.kill_at, time.monotonic() + message["grace"])
+        self.dirty = True
 
     def reap(self) -> None:
+        """Collect the dead, orphans among them; report roots."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -227,52 +379,122 @@ class Keeper:
                 return
             if pid == 0:
                 return
-            tree = self.trees.get(pid)
-            if tree is not None and not tree.ended:
-                tree.ended = True
-                self.send({"exit": pid, "status": os.waitstatus_to_exitcode(status)})
+            tree = self.forest.roots.get(pid)
+            if tree is not None and not tree.reaped:
+                tree.reaped = True
+                code = os.waitstatus_to_exitcode(status)
+                self.send({"exit": tree.number, "status": code})
 
-    def ladders(self) -> None:
-        table = scan()
-        mine = below(table, [os.getpid()]) - {os.getpid()}
-        for tree in [t for t in self.trees.values() if t.waiting]:
-            members = tree.members(table, mine)
-            if not members:
-                for waiter in tree.waiting:
-                    self.send({"id": waiter})
-                tree.waiting, tree.kill_at = [], None
-                if tree.ended:
-                    del self.trees[tree.pid]
-                continue
-            if tree.kill_at is not None and time.monotonic() >= tree.kill_at:
-                for pid in members:
-                    kill(pid, signal.SIGKILL)
-            else:
-                for pid in members - tree.termed:
-                    kill(pid, signal.SIGTERM)
-                    kill(pid, signal.SIGCONT)
-                tree.termed |= members
+    def step(self) -> None:
+        """One scan, and what follows from it for each tree that is being ended."""
+        began = time.monotonic()
+        self.dirty = False
+        with contextlib.suppress(OSError):  # no descriptor left: nothing is concluded
+            table = scan()
+            members, proven = self.forest.look(table)
+            self.dirty = not proven
+            for tree in self.forest.ending():
+                pids = members.get(tree.number)
+                if pids:
+                    self.press(tree, table, pids)
+                elif proven and tree.reaped:
+                    self.forest.remove(tree)
+                    for waiter in tree.waiting:
+                        self.send({"id": waiter})
+        self.scanned = time.monotonic()
+        # Many deaths must not mean as many scans.
+        self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
 
-    def kill_all(self) -> None:
-        """Kill whatever is below, until no child is left: orphans come to us."""
-        while True:
-            for pid in below(scan(), [os.getpid()]) - {os.getpid()}:
-                kill(pid, signal.SIGKILL)
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
+    def press(self, tree: Tree, table: Table, pids: set[int]) -> None:
+        """TERM what has not had it yet, or KILL all."""
+        alive = [pid for pid in pids if not table[pid].zombie]
+        if time.monotonic() >= tree.kill_at:
+            tree.killed = True
+            kill_rows(table, alive)
+            return
+        for pid in alive:
+            identity = (pid, table[pid].start)
+            if identity not in tree.termed:
+                tree.termed.add(identity)
+                strike(*identity, signal.SIGTERM)
+                strike(*identity, signal.SIGCONT)  # a stopped process does not hear TERM
+
+
+def become(
+    argv: list[str], env: dict[str, str], cwd: str | None, fds: list[int], report: int, keeper: int
+) -> None:
+    """In the child: turn into ``argv``. Never returns; what went wrong goes to ``report``."""
+    step = "start"
+    try:
+        os.setsid()
+        # For the day the keeper itself is killed. Safe, as the keeper has one thread: the
+        # signal comes when the *thread* ends that forked.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != keeper:
+            os._exit(127)  # it was killed before we asked for the signal
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            with contextlib.suppress(OSError):  # libc keeps some for itself
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        step = "chdir"
+        if cwd is not None:
+            os.chdir(cwd)
+        step = "exec"
+        for target, fd in enumerate(fds):
+            os.dup2(fd, target)
+        os.closerange(3, report)
+        os.closerange(report + 1, os.sysconf("SC_OPEN_MAX"))
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        os.write(report, f"{step} {error.errno or 0}".encode())
+    except BaseException:
+        os.write(report, f"{step} {errno.EINVAL}".encode())
+    finally:
+        os._exit(127)
+
+
+def kill_all(forest: Forest) -> None:
+    """Kill whatever is below, until no child is left: orphans come to us."""
+    rest = 0.001
+    while True:
+        with contextlib.suppress(OSError):
+            table = scan()
+            kill_rows(table, forest.below(table))
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        kill_children()
+        time.sleep(rest)
+        rest = min(rest * 1.1, 0.05)  # some may take long: in a system call, or another user's
+
+
+def kill_children() -> None:
+    """KILL our direct children. Far quicker than a scan, so it catches a process that
+    forks into new sessions and exits faster than we scan. Nobody else has their pids
+    until we reap them."""
+    with contextlib.suppress(OSError):  # not every kernel lists them
+        for _ in range(50):
+            with open(f"/proc/self/task/{os.getpid()}/children", "rb", buffering=0) as file:
+                pids = file.readall().split()
+            if not pids:
                 return
-            time.sleep(0.002)
+            for pid in pids:
+                with contextlib.suppress(PermissionError):
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def main() -> None:
+    # A terminal's Ctrl-C, or a service manager's TERM to all, is for the daemon to answer.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    os.set_inheritable(int(sys.argv[1]), False)
-    os.set_inheritable(int(sys.argv[2]), False)
-    Keeper(socket.socket(fileno=int(sys.argv[1])), sys.argv[3]).run()
+    sock, lock = int(sys.argv[1]), int(sys.argv[2])
+    os.set_inheritable(sock, False)
+    os.set_inheritable(lock, False)
+    Keeper(socket.socket(fileno=sock), sys.argv[3]).run()
 
 
 if __name__ == "__main__":

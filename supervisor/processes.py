@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -25,19 +24,26 @@ from typing import Any
 import trio
 
 from .errors import RunctlError, RunFailed, Unavailable
+from .keeper import HEADER, environment, scan, strike
 
 log = logging.getLogger("runctld.processes")
 
+CLOSE_WAIT = 10.0  # for the keeper to kill all and leave
+
 
 class KeeperLost(RunctlError):
-    """The keeper was killed; what it kept is being killed with it."""
+    """The keeper is gone, and with it all knowledge of its processes."""
+
+    def __init__(self) -> None:
+        super().__init__("the process keeper is gone; restart runctld, which clears up after it")
 
 
 class Process:
     """The root of a tree. ``pid``: its process id, which is also its session."""
 
-    def __init__(self, keeper: Keeper, pid: int) -> None:
+    def __init__(self, keeper: Keeper, tree: int, pid: int) -> None:
         self._keeper = keeper
+        self._tree = tree
         self.pid = pid
         self._status: int | None = None
         self._exited = trio.Event()
@@ -46,23 +52,29 @@ class Process:
         """Exit code of the root, or minus the signal that ended it. Raises KeeperLost."""
         await self._exited.wait()
         if self._status is None:
-            raise KeeperLost("the process keeper was killed")
+            raise KeeperLost
         return self._status
 
     async def end(self, grace: float) -> None:
         """TERM the whole tree, KILL it after ``grace`` seconds; returns when it is
-        verified empty. A later call with a shorter grace hastens it. Raises KeeperLost."""
-        await self._keeper._request({"op": "end", "pid": self.pid, "grace": grace})
+        verified empty, however long that takes. May be called again, also at the same
+        time: a shorter grace then hastens all. Cancelling the call does not cancel what
+        it began. Raises KeeperLost."""
+        await self._keeper._request({"op": "end", "tree": self._tree, "grace": grace})
 
 
 class Keeper:
-    def __init__(self, sock: trio.socket.SocketType, popen: subprocess.Popen[bytes]) -> None:
+    """The daemon's end of the keeper; see ``open_keeper``. ``dead`` is set when it went
+    away though nobody closed it."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
-        self._popen = popen
         self._lock = trio.Lock()
+        self._gone = False
         self._next = 0
-        self._replies: dict[int, dict[str, Any] | None] = {}
         self._waiting: dict[int, trio.Event] = {}
+        self._replies: dict[int, dict[str, Any]] = {}
+        self._unwanted: set[int] = set()
         self._processes: dict[int, Process] = {}
         self.dead = trio.Event()
 
@@ -77,10 +89,17 @@ class Keeper:
         stdout: int,
         stderr: int,
     ) -> Process:
-        """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN.
+        """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. What a
+        cancelled spawn may have started is killed.
 
         Raises: RunFailed when it cannot be executed, KeeperLost."""
-        message = {"op": "spawn", "argv": list(argv), "mark": mark, "env": dict(env), "cwd": cwd}
+        message = {
+            "op": "spawn",
+            "argv": [_portable(part) for part in argv],
+            "mark": _portable(mark),
+            "env": {_portable(k): _portable(v) for k, v in env.items()},
+            "cwd": None if cwd is None else _portable(cwd),
+        }
         reply = await self._request(message, (stdin, stdout, stderr))
         if "pid" not in reply:
             raise _failure(argv[0], cwd, reply["step"], reply["errno"])
@@ -88,35 +107,58 @@ class Keeper:
         return process
 
     async def _request(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
+        """Send ``message`` and wait for its reply. Raises KeeperLost."""
         self._next += 1
         number = self._next
         data = json.dumps({**message, "id": number}).encode()
         event = self._waiting[number] = trio.Event()
+        sent = False
         try:
-            with trio.CancelScope(shield=True):  # a half-written message would end the keeper
-                async with self._lock:
-                    await self._send(struct.pack(">I", len(data)) + data, fds)
+            async with self._lock:
+                with trio.CancelScope(shield=True):  # half a message would garble the next
+                    await self._send(HEADER.pack(len(data)) + data, fds)
+                    sent = True
             await event.wait()
-            reply = self._replies.get(number)
-        except OSError:
-            reply = None
+            if number not in self._replies:
+                raise KeeperLost
+            return self._replies[number]
+        except trio.Cancelled:
+            if sent and fds:
+                self._disown(number)
+            raise
         finally:
             self._waiting.pop(number, None)
             self._replies.pop(number, None)
+
+    def _disown(self, spawn: int) -> None:
+        """A cancelled spawn: nobody will ever end what it starts or has started."""
+        reply = self._replies.get(spawn)
         if reply is None:
-            raise KeeperLost("the process keeper was killed")
-        return reply
+            self._unwanted.add(spawn)
+        elif "process" in reply:
+            trio.lowlevel.spawn_system_task(_discard, reply["process"])
 
     async def _send(self, data: bytes, fds: tuple[int, ...]) -> None:
-        if self.dead.is_set():
-            raise OSError(errno.EPIPE, "keeper is gone")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        sent = await self._sock.sendmsg([data], rights)
-        while sent < len(data):
-            sent += await self._sock.send(data[sent:])
+        try:
+            while True:
+                if self._gone:
+                    raise KeeperLost
+                try:
+                    sent = await self._sock.sendmsg([data], rights)
+                    break
+                except OSError as error:
+                    if error.errno != errno.ETOOMANYREFS:
+                        raise
+                    await trio.sleep(0.005)  # too many descriptors under way: let it take some
+            while sent < len(data):
+                sent += await self._sock.send(data[sent:])
+        except (BrokenPipeError, ConnectionError, trio.ClosedResourceError) as error:
+            raise KeeperLost from error
 
     async def _read(self) -> None:
-        buffer = b""
+        """Dispatch what the keeper says, until it is gone."""
+        buffer = bytearray()
         while True:
             try:
                 data = await self._sock.recv(1 << 16)
@@ -125,13 +167,18 @@ class Keeper:
             if not data:
                 break
             buffer += data
-            while len(buffer) >= 4:
-                (size,) = struct.unpack(">I", buffer[:4])
-                if len(buffer) < 4 + size:
+            while len(buffer) >= HEADER.size:
+                end = HEADER.size + HEADER.unpack_from(buffer)[0]
+                if len(buffer) < end:
                     break
-                self._handle(json.loads(buffer[4 : 4 + size]))
-                buffer = buffer[4 + size :]
+                self._handle(json.loads(buffer[HEADER.size : end]))
+                del buffer[:end]
         self.dead.set()
+        self._lose()
+
+    def _lose(self) -> None:
+        """Let nobody wait for a keeper that is gone."""
+        self._gone = True
         for event in self._waiting.values():
             event.set()
         for process in self._processes.values():
@@ -144,20 +191,57 @@ class Keeper:
                 process._status = message["status"]
                 process._exited.set()
             return
-        if "pid" in message:  # known before its exit can be reported
-            message["process"] = self._processes[message["pid"]] = Process(self, message["pid"])
         number = message["id"]
+        if "pid" in message:  # known before its exit can be reported
+            process = Process(self, number, message["pid"])
+            message["process"] = self._processes[number] = process
+            if number in self._unwanted:
+                trio.lowlevel.spawn_system_task(_discard, process)
+        self._unwanted.discard(number)
         if number in self._waiting:
             self._replies[number] = message
             self._waiting[number].set()
 
 
+async def _discard(process: Process) -> None:
+    try:
+        await process.end(0)
+    except KeeperLost:
+        log.debug("process %d went with its keeper", process.pid)
+
+
+def _portable(text: str) -> str:
+    """``text`` so that the keeper, which speaks UTF-8 in every locale, gives the child
+    the very bytes that this process would. Raises RunFailed."""
+    try:
+        data = os.fsencode(text)
+    except UnicodeEncodeError:
+        data = b"\0"
+    if b"\0" in data:
+        raise RunFailed(
+            f"{text[:40]!r} holds a character that no argument, variable or path can hold;"
+            " leave it out, or pass the text on stdin",
+            126,
+        )
+    return data.decode("utf-8", "surrogateescape")
+
+
 def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
+    """Why a spawn failed, as the operator can understand it."""
+    why = os.strerror(number)
     if step == "chdir":
-        return RunFailed(f"directory {cwd} cannot be entered: {os.strerror(number)}", 126)
-    if number == errno.ENOENT:
+        if number in (errno.ENOENT, errno.ENOTDIR):
+            return RunFailed(f"directory {cwd!r} does not exist; create it or change cwd", 126)
+        return RunFailed(f"directory {cwd!r} cannot be entered: {why}", 126)
+    if step == "fork":
+        return RunFailed(f"{name!r} cannot be started: {why}; raise the limit or run less", 126)
+    if number == errno.ENOENT and os.path.isabs(name) and os.path.exists(name):
+        return RunFailed(
+            f"{name!r} cannot be started: the interpreter its #! line names does not exist", 126
+        )
+    if number in (errno.ENOENT, errno.ENOTDIR):
         return RunFailed(f"command not found: {name!r}; check its spelling and PATH", 127)
-    if number in (errno.EACCES, errno.ENOEXEC, errno.EPERM):
+    if number in (errno.EACCES, errno.ENOEXEC, errno.EPERM, errno.EISDIR):
         return RunFailed(f"{name!r} is not executable; chmod +x it, or give it a #! line", 126)
     if number == errno.E2BIG:
         return RunFailed(
@@ -165,7 +249,7 @@ def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
             " (an argv without {prompt})",
             126,
         )
-    return RunFailed(f"{name!r} cannot be started: {os.strerror(number) if number else step}", 126)
+    return RunFailed(f"{name!r} cannot be started: {why}", 126)
 
 
 @asynccontextmanager
@@ -173,30 +257,14 @@ async def open_keeper(state_dir: Path, wait: float) -> AsyncIterator[Keeper]:
     """Start the keeper once nothing of an earlier one is alive; kill all at the end.
 
     Raises: Unavailable, when the earlier one is not gone after ``wait`` seconds."""
-    state = os.path.realpath(state_dir)
-    lock = os.open(state_dir / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    ours, theirs = socket.socketpair()
+    state, lock = _open_lock(state_dir)
     try:
         await _take(lock, wait)
-        await trio.to_thread.run_sync(_sweep, state, wait)
-        popen = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))),
-                *(str(theirs.fileno()), str(lock), state),
-            ],
-            pass_fds=(theirs.fileno(), lock),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-        )
-    except BaseException:
-        ours.close()
-        raise
+        await _sweep(state, wait)
+        popen, sock = _start(lock, state)
     finally:
-        theirs.close()
         os.close(lock)
-    ours.setblocking(False)
-    keeper = Keeper(trio.socket.from_stdlib_socket(ours), popen)
+    keeper = Keeper(trio.socket.from_stdlib_socket(sock))
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper._read)
@@ -205,12 +273,61 @@ async def open_keeper(state_dir: Path, wait: float) -> AsyncIterator[Keeper]:
             finally:
                 nursery.cancel_scope.cancel()
     finally:
+        keeper._lose()
         keeper._sock.close()
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(popen.wait)
+            await _close(popen, state)
+
+
+def _start(lock: int, state: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the keeper, which holds ``lock`` from now on; its process, and our socket."""
+    ours, theirs = socket.socketpair()
+    script = Path(__file__).with_name("keeper.py")
+    with theirs:
+        try:
+            # -I -S: nothing of ours or of the environment is imported, so it starts fast
+            # and cannot be broken by either.
+            popen = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", "-X", "utf8", str(script)),
+                    *(str(theirs.fileno()), str(lock), state),
+                ],
+                pass_fds=(theirs.fileno(), lock),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+        except BaseException:
+            ours.close()
+            raise
+    ours.setblocking(False)
+    return popen, ours
+
+
+async def _close(popen: subprocess.Popen[bytes], state: str) -> None:
+    """Wait until the keeper has killed all; do it ourselves if it could not."""
+    try:
+        code = await trio.to_thread.run_sync(popen.wait, CLOSE_WAIT)
+    except subprocess.TimeoutExpired:
+        popen.kill()
+        code = await trio.to_thread.run_sync(popen.wait)
+    if code != 0:
+        try:
+            await _sweep(state, CLOSE_WAIT)
+        except Unavailable as error:
+            log.error("%s", error)
+
+
+def _open_lock(state_dir: Path) -> tuple[str, int]:
+    """(real path of the state directory, descriptor of its keeper.lock)"""
+    state = os.path.realpath(state_dir)
+    lock = os.path.join(state, "keeper.lock")
+    return state, os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 async def _take(lock: int, wait: float) -> None:
+    """Lock ``lock``. Raises Unavailable."""
     with trio.move_on_after(wait):
         while True:
             try:
@@ -218,36 +335,44 @@ async def _take(lock: int, wait: float) -> None:
                 return
             except BlockingIOError:
                 await trio.sleep(0.005)  # flock has no event that can be cancelled
-    raise Unavailable(f"processes of an earlier daemon are still alive after {wait:g} s")
+    raise Unavailable(
+        f"processes of an earlier daemon are still alive after {wait:g} s; end them,"
+        " or that daemon, and start again"
+    )
 
 
-def _sweep(state: str, wait: float) -> None:
-    """Kill what a keeper that was itself killed left behind, found by its mark."""
+async def _sweep(state: str, wait: float) -> None:
+    """Kill what a keeper that was itself killed left behind, found by its mark.
+    Raises Unavailable."""
     if sys.platform != "linux":
         return
     mark = b"RUNCTL_STATE=" + os.fsencode(state)
-    for _ in range(int(wait * 100)):
-        left = [pid for pid in _mine() if _has(pid, mark)]
-        if not left:
-            return
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError as error:
-                log.debug("sweep %d: %s", pid, error)
-        trio.from_thread.run(trio.sleep, 0.01)
-    raise Unavailable(f"processes {left} of an earlier daemon do not die")
+    deadline = trio.current_time() + wait
+    clear = 0
+    # Twice: a process may fork and exit between the listing and the reading.
+    while clear < 2:
+        left = await trio.to_thread.run_sync(_strike_marked, mark)
+        clear = 0 if left else clear + 1
+        if left:
+            if trio.current_time() >= deadline:
+                raise Unavailable(f"processes {left} of an earlier daemon do not die; kill them")
+            await trio.sleep(0.01)
 
 
-def _mine() -> list[int]:
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [pid for pid in pids if pid != os.getpid()]
+def _strike_marked(mark: bytes) -> list[int]:
+    """KILL every process of our user that has ``mark`` in its environment: their pids."""
+    found = []
+    for pid, row in scan().items():
+        if pid == os.getpid() or row.zombie or not _ours(pid):
+            continue
+        if mark in environment(pid):
+            strike(pid, row.start, signal.SIGKILL)
+            found.append(pid)
+    return found
 
 
-def _has(pid: int, mark: bytes) -> bool:
+def _ours(pid: int) -> bool:
     try:
-        if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX":
-            return False
-        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
     except OSError:
         return False
