@@ -75,6 +75,20 @@ def _width(text: str) -> int:
     )
 
 
+def cut(text: str, columns: int) -> str:
+    """``text`` in at most ``columns`` terminal columns."""
+    if _width(text) <= columns:
+        return text
+    kept = ""
+    room = columns - 1
+    for character in text:
+        room -= _width(character)
+        if room < 0:
+            break
+        kept += character
+    return kept + "…" if columns > 0 else ""
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Aligned columns on stdout."""
     cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
