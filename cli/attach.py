@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import re
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,9 +18,11 @@ from ..config.schema import Config
 from ..supervisor import wire
 from ..supervisor.errors import NotFound, RequestError, Unavailable
 from ..supervisor.model import Run, check_run_id, check_thread
+from . import output as outputs
 from . import render, watch
 from .client import Link, LinkLost, NotReady, ask, ask_once, dial
 from .common import DETACHED, FAILED, OK, STATUS_EXIT, App, Duration, Verb, pass_app, run
+from .lines import Style
 
 #: JetStream's error codes for "no message found" and "stream not found".
 NO_MESSAGE = 10037
@@ -34,6 +38,10 @@ class Options:
     tail: int | None = None
     follow_thread: bool = False
     timeout: float | None = None
+    #: Of what is stored, only what was written in the last so many seconds.
+    since: float | None = None
+    style: Style | None = None
+    raw: bool = False
 
 
 @click.command(
@@ -59,6 +67,12 @@ Examples:
     "--follow-thread", "-f", is_flag=True, help="Go on to the thread's next runs, until Ctrl-C."
 )
 @click.option(
+    "--since", type=Duration(), metavar="D", help="Only output of the last D; as in 90s, 5m."
+)
+@click.option("--timestamps", is_flag=True, help="Put the time (UTC) before each line.")
+@click.option("--grep", metavar="REGEX", help="Only lines in which REGEX is found.")
+@click.option("--raw", is_flag=True, help="The bytes as they were written, without our colours.")
+@click.option(
     "--timeout", type=Duration(), metavar="D", help="Stop watching after D (exit 1); as in 90s, 5m."
 )
 @pass_app
@@ -69,6 +83,10 @@ def attach(
     no_follow: bool,
     tail: int | None,
     follow_thread: bool,
+    since: float | None,
+    timestamps: bool,
+    grep: str | None,
+    raw: bool,
     timeout: float | None,
 ) -> int:
     """Show the current run of THREAD (or its latest) from the first chunk on, live.
@@ -79,19 +97,40 @@ def attach(
     """
     if no_follow and follow_thread:
         raise click.UsageError("--no-follow and --follow-thread exclude each other")
+    if raw and (timestamps or grep is not None):
+        raise click.UsageError("--raw excludes --timestamps and --grep")
+    if app.json and (timestamps or grep is not None or raw):
+        raise click.UsageError("--json has events as they are: leave --timestamps, --grep, --raw")
     check_thread(thread)
     if run_id is not None:
         check_run_id(run_id)
-    options = Options(run_id, not no_follow, tail, follow_thread, timeout)
+    style = _style(timestamps, grep)
+    options = Options(
+        run_id, not no_follow, tail, follow_thread, timeout, since=since, style=style, raw=raw
+    )
     output = make_output(app, options)
     return interruptible(thread, output, lambda: run(lambda: _attach(app, thread, options, output)))
 
 
-def make_output(app: App, options: Options) -> render.Output:
-    return render.JsonOutput() if app.json else render.HumanOutput(options.follow_thread)
+def _style(timestamps: bool, grep: str | None) -> Style | None:
+    if not timestamps and grep is None:
+        return None
+    try:
+        pattern = None if grep is None else re.compile(grep)
+    except re.error as error:
+        raise click.UsageError(f"--grep {grep!r} is not a regular expression: {error}") from None
+    return Style(timestamps, pattern, sys.stdout.isatty() and outputs.colours())
 
 
-def interruptible(thread: str, output: render.Output, main: Callable[[], int]) -> int:
+def make_output(app: App, options: Options) -> outputs.Output:
+    return (
+        outputs.JsonOutput()
+        if app.json
+        else outputs.HumanOutput(options.follow_thread, style=options.style, raw=options.raw)
+    )
+
+
+def interruptible(thread: str, output: outputs.Output, main: Callable[[], int]) -> int:
     """``main()``'s code, or that of being detached with Ctrl-C."""
     try:
         return main()
@@ -102,7 +141,7 @@ def interruptible(thread: str, output: render.Output, main: Callable[[], int]) -
         return DETACHED
 
 
-async def _attach(app: App, thread: str, options: Options, output: render.Output) -> int:
+async def _attach(app: App, thread: str, options: Options, output: outputs.Output) -> int:
     link = await dial(app.config)
     try:
         before = await _last(link, wire.thread_subjects(thread)) if options.follow_thread else None
@@ -162,7 +201,7 @@ async def follow(
     name: str,
     found: Run | None,
     options: Options,
-    output: render.Output,
+    output: outputs.Output,
     start: int | None = None,
 ) -> int:
     """Print run ``name`` until it ends; its exit code. Owns ``link``. ``found``: what the
@@ -259,13 +298,13 @@ class _Follower:
     """Decides what of the events is shown, and when it is over."""
 
     def __init__(
-        self, name: str, found: Run | None, options: Options, output: render.Output
+        self, name: str, found: Run | None, options: Options, output: outputs.Output
     ) -> None:
         self._name = name
         self._found = found
         self._options = options
         self._output = output
-        self._code: int | None = None
+        self._from = 0.0 if options.since is None else time.time() - options.since
         self._seen = False
         #: With --tail, what is stored is held back until all of it was seen.
         self._held: collections.deque[watch.Event] | None = None
@@ -280,6 +319,8 @@ class _Follower:
         """The exit code, once there is nothing more to come."""
         if isinstance(event, watch.Chunk):
             self._seen = True
+            if event.at < self._from:
+                return None
             if self._held is None:
                 self._output.show(event)
             else:
@@ -288,8 +329,8 @@ class _Follower:
         if isinstance(event, watch.CaughtUp):
             return self._caught_up()
         if isinstance(event, watch.Connection):
-            self._output.remark(
-                "runctl: connected again; the run is being recovered"
+            self._output.away(
+                None
                 if event.up
                 else "runctl: connection lost; waiting for runctld to come back"
                 " (Ctrl-C detaches, the run goes on)"

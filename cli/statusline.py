@@ -19,19 +19,27 @@ class StatusLine:
     def __init__(self) -> None:
         self.enabled = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._shown = ""
+        self._erase = b""
 
-    def show(self, text: str) -> None:
-        """Expects the cursor at the start of a line, or the previous text."""
+    def show(self, text: str, *, mid_line: bool = False) -> None:
+        """``mid_line``: the cursor stands behind output; the text goes one line below."""
         if not self.enabled or text == self._shown:
             return
+        self.clear()
         self._shown = text
         width = shutil.get_terminal_size().columns - 1
         line = cut(printable(text), width)
         if "NO_COLOR" not in os.environ:
             line = f"\x1b[2m{line}\x1b[0m"
-        write_all(STDERR, f"\r{line}\x1b[K".encode(errors="replace"))
+        if mid_line:  # make sure of a line below, write there, and come back
+            self._erase = b"\x1b7\x1b[1B\r\x1b[K\x1b8"
+            line = f"\x1bD\x1b[1A\x1b7\x1b[1B\r{line}\x1b[K\x1b8"
+        else:
+            self._erase = b"\r\x1b[K"
+            line = f"\r{line}\x1b[K"
+        write_all(STDERR, line.encode(errors="replace"))
 
     def clear(self) -> None:
         if self._shown:
             self._shown = ""
-            write_all(STDERR, b"\r\x1b[K")
+            write_all(STDERR, self._erase)

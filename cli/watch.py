@@ -34,7 +34,7 @@ MISSED = 3
 INACTIVE = 5.0
 #: How long the stream may be missing when watching begins.
 START_TIMEOUT = 10.0
-BACKOFF = (0.05, 0.5)
+BACKOFF = (0.05, 0.2)
 
 
 # ---- events -----------------------------------------------------------------------
@@ -53,6 +53,8 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     seq: int
     stream: wire.StreamName
     data: bytes
+    #: Unix seconds at which the daemon read it, or what came just before it.
+    at: float = 0.0
 
 
 class Gap(msgspec.Struct, frozen=True, gc=False):
@@ -127,7 +129,7 @@ class RunState:
         seq = record.seq
         for chunk in record.chunks:
             if seq >= expected:
-                out.append(Chunk(run, attempt, seq, chunk.stream, chunk.data))
+                out.append(Chunk(run, attempt, seq, chunk.stream, chunk.data, record.at))
                 expected = seq + 1
             seq += 1
         self.expected = expected
@@ -292,6 +294,9 @@ class Watcher:
                 self._started = True
                 delay = BACKOFF[0]
                 await self._monitor(link, consumer)
+                if not link.closed.is_set() and consumer.ticks >= MISSED and not self._down:
+                    self._down = True  # a server that hangs is as good as gone
+                    self._emit(Connection(False))
             except NotReady as problem:
                 waited = asyncio.get_running_loop().time() - began
                 if not self._started and waited > START_TIMEOUT:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runctl.cli import output as output_module
 from runctl.cli import render, watch
 from runctl.cli.watch import Chunk, End, Gap, Reset, RunState
 from runctl.supervisor import wire
@@ -116,7 +117,7 @@ def test_names_cannot_steer_the_terminal(capfdbinary: pytest.CaptureFixture[byte
 
 
 def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    output = render.JsonOutput()
+    output = output_module.JsonOutput()
     for event in (
         Reset("r", 1),
         Chunk("r", 1, 1, "stdout", "é".encode()),
@@ -138,7 +139,7 @@ def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes])
 
 
 def test_remarks_start_on_a_line_of_their_own(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    output = render.HumanOutput()
+    output = output_module.HumanOutput()
     for event in (
         Reset("r", 1),
         Chunk("r", 1, 1, "stdout", b"\xffa"),
