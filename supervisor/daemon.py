@@ -11,10 +11,11 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -24,8 +25,14 @@ from ..config.schema import ChatRunner, Config
 from .broker import Broker
 from .control import Control
 from .durable import Durable
-from .errors import Fenced, RunFailed, Unavailable
-from .lease import executor_id, hold_file_lease, prepare_state_dir
+from .errors import Fenced, LeaseLost, RunFailed, Unavailable
+from .lease import (
+    Lease,
+    executor_id,
+    hold_database_lease,
+    hold_file_lease,
+    prepare_state_dir,
+)
 from .model import Outcome, RunSpec, Status
 from .processes import Keeper, open_keeper
 from .registry import Live, Registry
@@ -52,8 +59,30 @@ async def run(config: Config) -> None:
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with trio_asyncio.open_loop() as loop:
             loop.set_exception_handler(_log_stray)
-            async with open_keeper(config.state_dir, wait=config.start_timeout) as keeper:
+            async with AsyncExitStack() as stack:
+                lease = None
+                if not config.database.embedded:
+                    lease = await stack.enter_async_context(hold_database_lease(config, executor))
+                keeper = await stack.enter_async_context(
+                    open_keeper(config.state_dir, wait=config.start_timeout)
+                )
+                nursery = await stack.enter_async_context(trio.open_nursery())
+                if lease is not None:
+                    nursery.start_soon(_watch_lease, lease)
                 await _Daemon(config, executor, keeper, loop).run()
+                nursery.cancel_scope.cancel()
+
+
+async def _watch_lease(lease: Lease) -> None:
+    """End the process at once when the lease is lost: a peer may take the runs over, and
+    whatever still waits for the database here would delay an orderly end. The keeper
+    kills all runs when it sees us gone."""
+    try:
+        await lease.watch()
+    except LeaseLost as error:
+        print(f"runctld: {error}", file=sys.stderr, flush=True)
+        logging.shutdown()
+        os._exit(75)
 
 
 def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -134,7 +134,8 @@ class Durable:
         try:
             DBOS.launch()
         except Exception as error:
-            raise Unavailable(f"the database cannot be opened: {error}") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise Unavailable(f"the database cannot be opened: {reason}") from error
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
         await trio.to_thread.run_sync(self._settle_recovery)

@@ -1,17 +1,27 @@
-"""One live daemon per executor ID: flock on the state directory."""
+"""One live daemon per executor ID: flock on the state directory, and on PostgreSQL a
+session advisory lock on a connection of its own."""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
+
+import trio
+import trio_asyncio
 
 from ..config.schema import Config
-from .errors import ConfigError, LeaseHeld
+from .errors import ConfigError, LeaseHeld, LeaseLost
+from .postgres import application_name, connection
+
+log = logging.getLogger("runctld.lease")
+aio = trio_asyncio.aio_as_trio
 
 
 def prepare_state_dir(path: Path) -> None:
@@ -71,3 +81,97 @@ def hold_file_lease(state_dir: Path, executor: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+# ---- PostgreSQL ------------------------------------------------------------------
+
+#: The key of an executor's advisory lock, over all databases' users of this program.
+LOCK_KEY = "hashtextextended('runctl:' || $1, 0)"
+LEASE_ROLE, PEER_ROLE = "runctld", "runctl-peer"
+#: A predecessor that was just killed is let go by the server within milliseconds.
+HELD_PATIENCE = 2.0
+PROBE = 1.0
+#: Probes unanswered for this long: the lease counts as lost. Below what the server takes
+#: to let it go (``postgres.SESSION``), so that we have stopped before a peer may start.
+PROBE_LIMIT = 5.0
+_TICK = 0.25
+
+_HOLDER = f"""
+    SELECT a.application_name AS name, a.client_addr::text AS address
+    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND (l.classid::bigint << 32 | l.objid::bigint) = {LOCK_KEY}
+"""
+
+
+class Lease:
+    """An executor ID held as a session lock on ``conn``, which serves nothing else."""
+
+    def __init__(self, conn: Any, executor: str) -> None:
+        self._conn = conn
+        self._executor = executor
+        self._ended = trio.Event()
+        conn.add_termination_listener(lambda _: self._ended.set())
+
+    async def watch(self) -> NoReturn:
+        """Raises LeaseLost as soon as the session is gone, or silent for too long."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._probe)
+            await self._ended.wait()
+            nursery.cancel_scope.cancel()
+        raise LeaseLost(
+            f"the lease of executor ID {self._executor!r} is lost: the connection to"
+            " PostgreSQL broke. All runs were stopped and will be replayed; restart runctld"
+        )
+
+    async def _probe(self) -> None:
+        silent = 0.0
+
+        async def ask() -> None:
+            nonlocal silent
+            while True:
+                try:
+                    await aio(self._conn.fetchval)("SELECT 1")
+                except Exception as error:
+                    log.debug("lease: %r", error)
+                    self._ended.set()
+                    return
+                silent = 0.0
+                await trio.sleep(PROBE)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            while silent < PROBE_LIMIT + PROBE:
+                # Time in which this process did not run at all is not the server's silence.
+                await trio.sleep(_TICK)
+                silent += _TICK
+            self._ended.set()
+
+
+@asynccontextmanager
+async def hold_database_lease(config: Config, executor: str) -> AsyncIterator[Lease]:
+    """Hold the executor ID in the shared database.
+
+    Raises: LeaseHeld, naming the holder; ConfigError; Unavailable."""
+    name = application_name(LEASE_ROLE, executor)
+    async with connection(config, name) as conn:
+        deadline = trio.current_time() + HELD_PATIENCE
+        while not await aio(conn.fetchval)(f"SELECT pg_try_advisory_lock({LOCK_KEY})", executor):
+            holder = await aio(conn.fetchrow)(_HOLDER, executor)
+            # A peer that takes over our runs, or aborts one, is done in a moment.
+            peer = holder is not None and (holder["name"] or "").startswith(PEER_ROLE)
+            if trio.current_time() > deadline + (config.start_timeout if peer else 0):
+                raise LeaseHeld(
+                    f"executor ID {executor!r} is held by {_holder(holder)};"
+                    " stop that one, or give this one its own executor_id"
+                )
+            await trio.sleep(0.05)
+        yield Lease(conn, executor)
+
+
+def _holder(row: Any) -> str:
+    if row is None or not row["name"]:
+        return "another session of this database"
+    where = f" ({row['address']})" if row["address"] else ""
+    return f"{row['name']}{where}"

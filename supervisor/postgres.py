@@ -1,0 +1,195 @@
+"""Connections of our own to PostgreSQL, beside DBOS's pool.
+
+The URL is libpq's, as DBOS reads it; asyncpg gets the same host, login and TLS settings.
+What asyncpg would ignore although it guards the connection is refused. No message ever
+holds the URL: it may carry a password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import trio
+import trio_asyncio
+
+from ..config.schema import Config
+from .errors import ConfigError, Unavailable
+
+log = logging.getLogger("runctld.postgres")
+aio = trio_asyncio.aio_as_trio
+
+#: The server notices a client that vanished without a FIN after about 10 s. A client
+#: notices the server's absence earlier (``lease.Lease.watch``).
+SESSION = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "idle_session_timeout": "0",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+}
+RETRY = 0.2
+
+_HERE = ("host", "port", "user", "password", "dbname", "passfile")
+_TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl")
+_TLS_VERSIONS = ("ssl_min_protocol_version", "ssl_max_protocol_version")
+#: Guards of libpq that asyncpg does not know, and the values that ask for nothing.
+_GUARDS = {
+    "channel_binding": ("disable", "prefer"),
+    "gssencmode": ("disable", "prefer"),
+    "require_auth": ("",),
+    "requirepeer": ("",),
+    "sslcrldir": ("",),
+    "sslcertmode": ("allow", "disable"),
+    "sslnegotiation": ("postgres",),
+}
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """``asyncpg.connect``'s arguments for ``database.url``. Raises ConfigError."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    url, where = config.database.url, config.source or "the configuration"
+    try:
+        given = {k: str(v) for k, v in conninfo_to_dict(url).items() if v is not None}
+    except ProgrammingError as error:
+        # libpq quotes the piece it stumbled over, which may be of the password.
+        reason = str(error).split('"')[0].strip().rstrip(":")
+        raise ConfigError(
+            f"{where}: database.url: {reason or 'is not a valid URL'};"
+            " write postgresql://USER:PASSWORD@HOST:PORT/NAME?sslmode=verify-full"
+        ) from None
+    if not given.get("dbname"):
+        raise ConfigError(f"{where}: database.url: names no database; end it with /NAME")
+    if "," in given.get("host", ""):
+        raise ConfigError(f"{where}: database.url: names several hosts; name one")
+    for key, harmless in _GUARDS.items():
+        if given.get(key, harmless[0]) not in harmless:
+            raise ConfigError(
+                f"{where}: database.url: {key}={given[key]} is not supported on all"
+                " connections; remove it, and use sslmode=verify-full"
+            )
+    found = {k: given[k] for k in _HERE if k in given}
+    tls = {k: given[k] for k in (*_TLS, *_TLS_VERSIONS) if k in given}
+    arguments: dict[str, Any] = {
+        "database": found.pop("dbname"),
+        "timeout": float(given.get("connect_timeout") or 10),
+        "server_settings": dict(SESSION),
+    }
+    if tls.get("sslrootcert") == "system":  # libpq's word for the system's authorities
+        if tls.get("sslmode", "verify-full") != "verify-full":
+            raise ConfigError(
+                f"{where}: database.url: sslrootcert=system needs sslmode=verify-full"
+            )
+        arguments["ssl"] = ssl.create_default_context()
+        tls.clear()
+    if "port" in found:
+        found["port"] = int(found["port"])  # type: ignore[assignment]
+    # asyncpg reads files and TLS modes from a DSN only; the login goes beside it, so
+    # that nothing in it needs quoting.
+    if tls:
+        arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
+    return {**arguments, **found}
+
+
+def application_name(role: str, executor: str) -> str:
+    """How a session is named in pg_stat_activity: 63 bytes, the ID's end is cut first."""
+    return f"{role} pid {os.getpid()} on {socket.gethostname()[:24]}: {ascii(executor)[1:-1]}"[:63]
+
+
+async def connect(config: Config, name: str, *, patience: float | None = None) -> Any:
+    """A connection whose session is called ``name``. Tries for ``patience`` seconds
+    (default: start_timeout).
+
+    Raises: ConfigError for a login or certificate that is refused, Unavailable."""
+    import asyncpg
+
+    arguments = settings(config)
+    arguments["server_settings"]["application_name"] = name
+    limit = config.start_timeout if patience is None else patience
+    place = f"{arguments.get('host', 'the default host')}/{arguments['database']}"
+    problem = "no answer"
+    with trio.move_on_after(limit):
+        while True:
+            try:
+                return await aio(_connect)(arguments)
+            except _refusals() as error:
+                raise ConfigError(
+                    f"PostgreSQL at {place} refuses this database.url: {_line(error)}"
+                ) from None
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                problem = _line(error)
+                log.debug("connect: %s", problem)
+            await trio.sleep(RETRY)
+    raise Unavailable(
+        f"PostgreSQL at {place} cannot be reached within {limit:g} s ({problem});"
+        " is it running, and is database.url right?"
+    )
+
+
+async def _connect(arguments: dict[str, Any]) -> Any:
+    import asyncpg
+
+    try:
+        return await asyncpg.connect(**arguments)
+    except asyncio.CancelledError:
+        raise
+    except (ValueError, asyncpg.ClientConfigurationError) as error:
+        if isinstance(error, ssl.SSLError):
+            raise
+        raise _BadUrl(_line(error)) from None
+    except ConnectionError as error:
+        if "rejected SSL" in str(error):  # the server has none: waiting does not help
+            raise _BadUrl(_line(error)) from None
+        raise
+
+
+class _BadUrl(Exception):
+    pass
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    import asyncpg
+
+    return (
+        _BadUrl,
+        asyncpg.InvalidAuthorizationSpecificationError,
+        asyncpg.InvalidCatalogNameError,
+        asyncpg.InsufficientPrivilegeError,
+        ssl.SSLCertVerificationError,
+        FileNotFoundError,
+        PermissionError,
+    )
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+@asynccontextmanager
+async def connection(
+    config: Config, name: str, *, patience: float | None = None
+) -> AsyncIterator[Any]:
+    """``connect`` as a context; closing takes at most a second."""
+    conn = await connect(config, name, patience=patience)
+    try:
+        yield conn
+    finally:
+        with trio.move_on_after(1, shield=True) as scope:
+            try:
+                await aio(conn.close)()
+            except Exception as error:
+                log.debug("close: %r", error)
+        if scope.cancelled_caught:
+            conn.terminate()

