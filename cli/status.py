@@ -34,6 +34,7 @@ def status(app: App) -> None:
     if version != __version__:
         version += f" (this runctl is {__version__})"
     kind = "embedded" if nats.embedded else "external"
+    others = found.executors if len(found.executors) > 1 else []
     link = "" if nats.connected else ", NOT CONNECTED"
     render.fields(
         [
@@ -46,5 +47,14 @@ def status(app: App) -> None:
                 f"{render.size(nats.stream_bytes)} in {nats.stream_messages} records",
             ),
             ("database", f"{database.url} ({database.kind})"),
+            *[("also" if n else "executors", _executor(x)) for n, x in enumerate(others)],
         ]
     )
+
+
+def _executor(x: wire.ExecutorStatus) -> str:
+    if x.state == "up":
+        return f"{x.executor_id}: {x.running} running, {x.version}, up {render.seconds(x.uptime)}"
+    if x.state == "silent":
+        return f"{x.executor_id}: DID NOT ANSWER, but holds its lease"
+    return f"{x.executor_id}: GONE"

@@ -29,6 +29,7 @@ from .schema import (
     Queue,
     Runner,
     Stream,
+    Takeover,
 )
 from .units import (
     DURATION_FORMS,
@@ -338,9 +339,16 @@ def _keys(section: type) -> list[str]:
 # Defaults are read from instances: on a class with slots the names are descriptors.
 _CONFIG = Config(state_dir=Path())
 _DATABASE, _NATS, _STREAM, _QUEUE = Database(), Nats(), Stream(), Queue()
+_TAKEOVER = Takeover()
 _CHAT = ChatRunner("", base_url="", model="")
 
-_SECTIONS = {"database": Database, "nats": Nats, "stream": Stream, "queue": Queue}
+_SECTIONS = {
+    "database": Database,
+    "nats": Nats,
+    "stream": Stream,
+    "queue": Queue,
+    "takeover": Takeover,
+}
 _RUNNER_KINDS: dict[str, type] = {"command": CommandRunner, "chat": ChatRunner}
 
 
@@ -360,6 +368,7 @@ def _read_config(top: _Table, client: bool) -> Config:
     database = _read_database(top.table("database"))
     allow_shell = top.flag("allow_shell", True)
     runners = {} if client else _read_runners(top.table("runners"), allow_shell)
+    nats = _read_nats(top.table("nats"))
     return Config(
         state_dir=top.path("state_dir") or _default_state_dir(),
         source=top.file,
@@ -368,9 +377,10 @@ def _read_config(top: _Table, client: bool) -> Config:
         start_timeout=top.seconds("start_timeout", _CONFIG.start_timeout, least=0.001),
         allow_shell=allow_shell,
         database=database,
-        nats=_read_nats(top.table("nats")),
+        nats=nats,
         stream=_read_stream(top.table("stream")),
         queue=_read_queue(top.table("queue")),
+        takeover=_read_takeover(top.table("takeover"), database, nats),
         runners=runners,
     )
 
@@ -451,6 +461,21 @@ def _read_queue(table: _Table) -> Queue:
         max_running=table.whole("max_running", _QUEUE.max_running, 1, 1_000_000),
         max_attempts=table.whole("max_attempts", _QUEUE.max_attempts, 1, 1_000_000),
         stop_grace=table.seconds("stop_grace", _QUEUE.stop_grace),
+    )
+
+
+def _read_takeover(table: _Table, database: Database, nats: Nats) -> Takeover:
+    table.only(_keys(Takeover))
+    enabled = table.flag("enabled", _TAKEOVER.enabled)
+    if enabled and database.embedded:
+        table.fail("enabled", "needs executors that share a PostgreSQL: set database.url")
+    if enabled and nats.embedded:
+        table.fail("enabled", "needs executors that share a NATS: set nats.url")
+    return Takeover(
+        enabled=enabled,
+        group=table.text("group", _TAKEOVER.group) or "",
+        # A dead daemon's runs are surely gone after two seconds.
+        after=table.seconds("after", _TAKEOVER.after, least=2.0),
     )
 
 
@@ -579,6 +604,13 @@ def _describe(config: Config) -> Iterator[str]:
         max_running=queue.max_running,
         max_attempts=queue.max_attempts,
         stop_grace=format_duration(queue.stop_grace),
+    )
+    takeover = config.takeover
+    yield from _lines(
+        "takeover",
+        enabled=takeover.enabled,
+        group=takeover.group,
+        after=format_duration(takeover.after),
     )
     for name, runner in config.runners.items():
         yield from _lines(f"runners.{name}", **_describe_runner(runner))

@@ -66,6 +66,16 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
+class Takeover:
+    """Whether peers of ``group`` re-enqueue the unfinished runs of an executor whose
+    lease has been gone for ``after`` seconds."""
+
+    enabled: bool = False
+    group: str = "default"
+    after: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
 class CommandRunner:
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
     replaced by the prompt; without it the prompt goes to stdin."""
@@ -114,4 +124,5 @@ class Config:
     nats: Nats = field(default_factory=Nats)
     stream: Stream = field(default_factory=Stream)
     queue: Queue = field(default_factory=Queue)
+    takeover: Takeover = field(default_factory=Takeover)
     runners: dict[str, Runner] = field(default_factory=dict)

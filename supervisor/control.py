@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 import os
 import time
@@ -27,6 +28,7 @@ from .model import (
     check_run_id,
     check_thread,
 )
+from .others import Others
 from .registry import Registry
 from .stream import Streams
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
     from ..config.schema import Config
+    from .members import Members
 
 log = logging.getLogger("runctld.control")
 aio = trio_asyncio.aio_as_trio
@@ -51,6 +54,7 @@ class Control:
         durable: Durable,
         registry: Registry,
         streams: Streams,
+        members: Members | None,
     ) -> None:
         self._config = config
         self._executor = executor
@@ -58,6 +62,7 @@ class Control:
         self._durable = durable
         self._registry = registry
         self._streams = streams
+        self._others = Others(executor, client, durable, streams, members)
         self._ids = RunIds()
         self._began = time.monotonic()
         self._service: Any = None
@@ -101,9 +106,17 @@ class Control:
                             handler=handler,
                         )
                     )
+            await self._nc.subscribe(wire.KICK_SUBJECT, cb=kicked)
             await self._nc.flush()
 
+        async def kicked(_: object) -> None:
+            self._durable.kick()
+
         await aio(add)()
+
+    async def tell_others(self) -> None:
+        """There is work for any executor that has room."""
+        await aio(self._nc.publish)(wire.KICK_SUBJECT, b"")
 
     async def stop(self) -> None:
         if self._service is not None:
@@ -157,6 +170,8 @@ class Control:
         found = await self._durable.get(spec.run)
         if found is None:
             await self._durable.enqueue(spec)
+            if len(self._registry) >= self._config.queue.max_running:
+                await self.tell_others()
             found = await self._durable.get(spec.run)
             assert found is not None
         stored, run = found
@@ -247,7 +262,7 @@ class Control:
             found = await self._durable.get(r.run)
             if found is None or found[1].thread != thread:
                 raise NotFound(f"no run {r.run!r} on thread {thread!r}; see: runctl list THREAD")
-            if found[1].status.terminal:
+            if found[1].status.terminal and self._registry.get(r.run) is None:
                 raise Refused(f"run {r.run} has ended already ({found[1].status})")
             wanted = [found[1]]
         else:
@@ -265,6 +280,8 @@ class Control:
         return wire.Aborted(ended)
 
     async def _abort_one(self, run: Run) -> bool:
+        if self._others.owns(run):
+            return await self._others.abort(run)
         live = self._registry.get(run.run)
         if live is not None and not live.wish_abort():
             return False
@@ -283,6 +300,9 @@ class Control:
         again = await self._durable.get(run.run)
         if again is not None and again[1].status is not Status.ABORTED:
             return False
+        if live is None and again is not None and self._others.owns(again[1]):
+            # Claimed by another just before it was aborted: its processes may have begun.
+            await self._others.settle(again[1])
         outcome = Outcome(Status.ABORTED, error="aborted by an operator")
         await self._streams.end(run.thread, run.run, run.attempt, outcome)
         return True
@@ -341,7 +361,19 @@ class Control:
                 kind="sqlite" if self._config.database.embedded else "postgresql",
             ),
             uptime=time.monotonic() - self._began,
+            executors=[] if r.alone else await self._executors(),
         )
+
+    async def _executors(self) -> builtins.list[wire.ExecutorStatus]:
+        me = wire.ExecutorStatus(
+            self._executor,
+            "up",
+            __version__,
+            os.getpid(),
+            len(self._registry),
+            time.monotonic() - self._began,
+        )
+        return sorted([me, *await self._others.status()], key=lambda x: x.executor_id)
 
 
 def _unix(stamp: str) -> float:

@@ -33,13 +33,16 @@ from .lease import (
     hold_file_lease,
     prepare_state_dir,
 )
+from .members import Members
 from .model import Outcome, RunSpec, Status
+from .order import Order
 from .processes import Keeper, open_keeper
 from .registry import Live, Registry
 from .runners.chat import Chat
 from .runners.command import Command
 from .runners.protocol import Runner, Turn
 from .stream import Attempt, Streams
+from .takeover import Takeover
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -102,6 +105,8 @@ class _Daemon:
         self._durable = Durable(config, executor, self._dispatch)
         self._runners: dict[str, Runner] = {}
         self._streams: Streams
+        self._order: Order
+        self._members = None if config.database.embedded else Members(config, executor)
         for name, runner in config.runners.items():
             self._runners[name] = (
                 Chat(runner)
@@ -121,6 +126,14 @@ class _Daemon:
                 async with self._connect(endpoint) as client:
                     self._streams = Streams(client)
                     await self._streams.open(self._config)
+                    self._order = Order(
+                        self._durable,
+                        self._streams,
+                        self._members,
+                        self._config.queue.stop_grace,
+                    )
+                    if self._members is not None:
+                        await self._members.announce()
                     await self._durable.launch(self._loop)
                     control = Control(
                         self._config,
@@ -129,8 +142,12 @@ class _Daemon:
                         self._durable,
                         self._registry,
                         self._streams,
+                        self._members,
                     )
                     await control.start(self._loop)
+                    takeover = self._takeover(control)
+                    if takeover is not None:
+                        nursery.start_soon(takeover.watch)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
                     log.info(
@@ -144,17 +161,39 @@ class _Daemon:
                         log.info("%s: stopping", signal.Signals(number).name)
                         break
                     with trio.CancelScope(shield=True):
-                        await self._stop(control)
+                        await self._stop(control, takeover)
                 nursery.cancel_scope.cancel()
         log.info("stopped; unfinished runs will be replayed")
 
-    async def _stop(self, control: Control) -> None:
-        with trio.move_on_after(self._config.queue.stop_grace + 3):
+    def _takeover(self, control: Control) -> Takeover | None:
+        if self._members is None or not self._config.takeover.enabled:
+            return None
+        return Takeover(
+            self._config, self._executor, self._members, self._durable, control.tell_others
+        )
+
+    async def _stop(self, control: Control, takeover: Takeover | None) -> None:
+        with trio.move_on_after(self._config.queue.stop_grace + 3) as limit:
             await control.stop()
             await self._durable.stop_claiming()
             await self._registry.stop_all()
+        if not limit.cancelled_caught:
+            await self._leave(takeover)
+        if self._members is not None:
+            self._members.close()
         with trio.move_on_after(1):
             await self._durable.close()
+
+    async def _leave(self, takeover: Takeover | None) -> None:
+        """Nothing of ours runs any more: say so to the other executors."""
+        with trio.move_on_after(3):
+            try:
+                if takeover is not None:
+                    await takeover.hand_over()
+                elif self._members and self._executor not in await self._durable.owners():
+                    await self._members.leave()
+            except Exception as error:  # what is not handed over is taken over, or replayed
+                log.warning("the runs were not handed over: %s", error)
 
     @asynccontextmanager
     async def _connect(self, endpoint: Any) -> AsyncIterator[Client]:
@@ -240,6 +279,9 @@ class _Daemon:
             with live.scope:
                 for other in self._registry.before(live):
                     await other.gone.wait()
+                if not await self._order.clear(spec):
+                    live.wish_abort()
+                    live.scope.cancel()
                 adopted = await stream.open()
                 if adopted is None:
                     opened = True

@@ -15,7 +15,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ WORKFLOW = "run_thread"
 APP_VERSION = "runctl-1"
 #: Safety net under the kicks, seconds.
 POLL = 1.0
+#: The end of an aborted run's processes is looked for this long, seconds.
+RECENT = 600.0
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
 
@@ -71,6 +74,8 @@ class _Kick(threading.Event):
         self._bell.release()
 
     def wait(self, timeout: float | None = None) -> bool:
+        # DBOS stretches its interval when executors collide: not beyond ours.
+        timeout = POLL if timeout is None else min(timeout, POLL)
         if not self.is_set() and self._bell.acquire(timeout=timeout):
             while self._bell.acquire(blocking=False):
                 pass  # many kicks, one look
@@ -91,6 +96,8 @@ class Durable:
         self._tables: Any
         self._table: sa.Table
         self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
+        # Each holds a connection while it needs another: far fewer than the pool has.
+        self._lane_holders = trio.CapacityLimiter(5)
         self._run_thread: Any = None
         self.recovered = 0
 
@@ -201,14 +208,37 @@ class Durable:
 
     async def enqueue(self, spec: RunSpec) -> None:
         """Store the run; durable when this returns. A run id that exists is left alone."""
-        async with self._lane(spec.thread):
+        async with self._lane(spec.thread), self._shared_lane(spec.thread):
             await aio(self._enqueue)(spec, await self._next_place(spec.thread))
+        self.kick()
+
+    def kick(self) -> None:
+        """Look for work now."""
         self._kick.kick()
+
+    @asynccontextmanager
+    async def _shared_lane(self, thread: str) -> AsyncIterator[None]:
+        """A lock per thread over all executors, from reading the last place to taking
+        the next."""
+        if self._config.database.embedded:
+            yield
+            return
+        key = sa.func.hashtextextended("runctl thread:" + thread, 0)
+        async with self._lane_holders:
+            conn = await trio.to_thread.run_sync(self._dbos._sys_db.engine.connect)
+            try:
+                await trio.to_thread.run_sync(
+                    conn.execute, sa.select(sa.func.pg_advisory_xact_lock(key))
+                )
+                yield
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(conn.close)
 
     async def _next_place(self, thread: str) -> int:
         """The priority that puts a run behind all others of its thread. DBOS orders by
-        priority, created_at, id; on SQLite created_at is in whole seconds, and ids that
-        users choose do not rise."""
+        priority, created_at, id; on SQLite created_at is in whole seconds, ids that users
+        choose do not rise, and clocks of executors differ."""
         t = self._table
         query = (
             sa.select(sa.func.max(t.c.priority))
@@ -327,12 +357,58 @@ class Durable:
         return int(await trio.to_thread.run_sync(self._scalar, query))
 
     async def aborted_since(self, since: float) -> list[Run]:
-        """Runs aborted since Unix time ``since``: after a crash their end may be missing."""
+        """Runs aborted since Unix time ``since`` that ran here or nowhere: after a crash
+        their end may be missing."""
         t = self._table
         query = sa.select(*self._columns()).where(
-            t.c.name == WORKFLOW, t.c.status == "CANCELLED", t.c.updated_at >= since * 1000
+            t.c.name == WORKFLOW,
+            t.c.status == "CANCELLED",
+            t.c.updated_at >= since * 1000,
+            sa.or_(t.c.executor_id == self._executor, t.c.recovery_attempts == 0),
         )
         return [_read(row)[1] for row in await self._rows(query)]
+
+    async def in_the_way(self, spec: RunSpec) -> tuple[bool, list[Run]]:
+        """Before an attempt: whether the run was aborted after it was claimed, and the
+        aborted runs of its thread whose processes other executors may still be ending."""
+        t = self._table
+        recent = (time.time() - RECENT) * 1000
+        query = sa.select(*self._columns()).where(
+            t.c.name == WORKFLOW,
+            t.c.status == "CANCELLED",
+            t.c.queue_partition_key == spec.thread,
+            sa.or_(
+                t.c.workflow_uuid == spec.run,
+                sa.and_(
+                    t.c.executor_id != self._executor,
+                    t.c.recovery_attempts > 0,
+                    t.c.updated_at >= recent,
+                ),
+            ),
+        )
+        found = [_read(row)[1] for row in await self._rows(query)]
+        others = [run for run in found if run.run != spec.run]
+        return len(others) < len(found), others
+
+    async def owners(self) -> set[str]:
+        """The executors that runs are in flight on, as far as the database knows."""
+        t = self._table
+        query = (
+            sa.select(t.c.executor_id)
+            .where(t.c.name == WORKFLOW, t.c.status == "PENDING")
+            .distinct()
+        )
+        return {row.executor_id for row in await self._rows(query)}
+
+    async def reenqueue(self, executor: str) -> int:
+        """Put a dead executor's unfinished runs back at the head of their threads, for
+        any executor; how many. The caller holds ``executor``'s lease.
+
+        DBOS's recovery, and not ``resume_workflows``: that would forget the attempts,
+        revive what was aborted meanwhile, and take runs from whoever claimed them."""
+        found = await trio.to_thread.run_sync(DBOS._recover_pending_workflows, [executor])
+        self.kick()
+        return len(found)
 
     # ---- rows -------------------------------------------------------------------
 
@@ -371,15 +447,23 @@ class Durable:
         )
 
     def _scalar(self, query: sa.Select[Any]) -> Any:
-        with self._dbos._sys_db.engine.connect() as c:
-            return c.execute(query).scalar()
+        row = self._fetch(query)
+        return row[0][0] if row else None
 
     async def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        def fetch() -> Sequence[Any]:
-            with self._dbos._sys_db.engine.connect() as c:
-                return c.execute(query).fetchall()
+        return await trio.to_thread.run_sync(self._fetch, query)
 
-        return await trio.to_thread.run_sync(fetch)
+    def _fetch(self, query: sa.Select[Any]) -> Sequence[Any]:
+        """A read, tried again when its connection breaks: a run must not fail by that."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                with self._dbos._sys_db.engine.connect() as c:
+                    return c.execute(query).fetchall()
+            except sa.exc.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
 
 class _Lane:
@@ -413,6 +497,7 @@ def _quiet_dbos() -> None:
         if kind is not None and "Cancelled" in kind.__name__:
             return False
         message = record.getMessage()
+        record.msg, record.args = message.strip().partition("\n")[0], ()  # no SQL, one line
         return "no longer owned" not in message and "task cancelled" not in message
 
     library.addFilter(expected)

@@ -19,6 +19,8 @@ STREAM = "RUNCTL"
 SUBJECT_PREFIX = "runctl.out"
 CONTROL_PREFIX = "runctl.ctl"
 SERVICE = "runctl"
+#: A core message without content: there is work that its sender has no room for.
+KICK_SUBJECT = "runctl.kick"
 #: JetStream closes a connection on a payload above 1 MiB with headers: stay far below.
 MAX_RECORD_BYTES = 512 * 1024
 
@@ -154,7 +156,9 @@ class Retry(msgspec.Struct, tag="retry", tag_field="verb", forbid_unknown_fields
 
 
 class StatusRequest(msgspec.Struct, tag="status", tag_field="verb", forbid_unknown_fields=True):
-    pass
+    """``alone``: of the executor that is asked, without its asking the others."""
+
+    alone: bool = False
 
 
 Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest
@@ -212,6 +216,18 @@ class DatabaseStatus(msgspec.Struct):
     kind: str
 
 
+class ExecutorStatus(msgspec.Struct):
+    """One executor of those that share the database. ``state``: "up" when it answered,
+    "silent" when it holds its lease and did not, "gone" when it holds none."""
+
+    executor_id: str
+    state: str
+    version: str = ""
+    pid: int = 0
+    running: int = 0
+    uptime: float = 0.0
+
+
 class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     executor_id: str
     version: str
@@ -221,6 +237,7 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     nats: NatsStatus
     database: DatabaseStatus
     uptime: float = 0.0
+    executors: list[ExecutorStatus] = []
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from conftest import Box, Watch, alive, wait_until
 from pgserver import Postgres, TlsFront, free_port
+from runctl.supervisor import wire
 from runctl.supervisor.broker import server_binary
 
 TEN = """
@@ -63,6 +68,7 @@ class House:
         path = self.path / f"{name}-{len(self.boxes)}"
         path.mkdir()
         box = Box(path)
+        box.name = name
         self.boxes.append(box)
         box.configure(
             f'executor_id = "{name}"\n'
@@ -74,6 +80,19 @@ class House:
 
     def sql(self, text: str, *args: Any) -> list[Any]:
         return self.postgres.sql(text, *args, url=self.url)
+
+    def ask(self, subject: str, request: wire.Request) -> wire.Reply:
+        """The answer of whoever listens at ``subject``."""
+
+        async def run() -> wire.Reply:
+            client = await nats.connect(self.nats)
+            try:
+                answer = await client.request(subject, wire.encode(request), 60)
+            finally:
+                await client.close()
+            return wire.decode_reply(answer.data)
+
+        return asyncio.run(run())
 
     def close(self) -> None:
         for box in self.boxes:
@@ -206,6 +225,188 @@ def test_postgres_away_for_a_while(house: House, tmp_path: Path) -> None:
         _assert_one_clean_reply(watch.text())
     finally:
         server.close()
+
+
+NOTE = """
+import os, sys, time
+def note(what):
+    fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    e = os.environ
+    line = f"{e['RUNCTL_THREAD']} {e['RUNCTL_RUN']} {what} {os.getppid()} {time.monotonic()}"
+    os.write(fd, (line + "\\n").encode())
+"""
+
+
+def _journal(path: Path) -> list[list[str]]:
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+def _assert_no_overlap(lines: list[list[str]]) -> list[str]:
+    """The runs in the order in which they began; attempts that were cut may lack an end."""
+    open_run, order = None, []
+    for _, run, what, *_ in lines:
+        if what == "begin":
+            assert open_run in (None, run), "two runs of a thread overlapped"
+            open_run = run
+            order.append(run)
+        else:
+            assert run == open_run
+            open_run = None
+    return order
+
+
+def test_one_order_over_executors(house: House, tmp_path: Path) -> None:
+    boxes = [house.box(name, "[queue]\nmax_running = 2\n") for name in ("a", "b", "c")]
+    journal = tmp_path / "journal"
+    code = NOTE + 'note("begin"); time.sleep(0.05); note("end")'
+
+    def ask(box: Box, thread: str, n: int) -> str:
+        request = wire.Submit(thread, None, None, None, [sys.executable, "-c", code, str(journal)])
+        reply = house.ask(f"runctl.ctl.id-{box.name}.submit", request)
+        assert isinstance(reply, wire.Submitted)
+        return reply.run
+
+    def client(thread: str) -> list[str]:
+        return [ask(boxes[n % 3], thread, n) for n in range(12)]
+
+    with ThreadPoolExecutor(6) as pool:
+        one = [pool.submit(client, "lane") for _ in range(2)]
+        other = pool.submit(client, "other")
+        orders, rest = [job.result() for job in one], other.result()
+    runs = [run for order in orders for run in order]
+    for run in [runs[-1], runs[11], rest[-1]]:
+        boxes[0].runctl("wait", run)
+    lines = _journal(journal)
+    ran = _assert_no_overlap([line for line in lines if line[0] == "lane"])
+    assert sorted(ran) == sorted(runs)
+    for order in orders:  # what a client submitted, each through another executor
+        assert [run for run in ran if run in order] == order
+    assert _assert_no_overlap([line for line in lines if line[0] == "other"]) == rest
+    used = {row["executor"] for row in boxes[0].json("list", "lane")}
+    assert len(used) > 1, "one executor ran them all: nothing was tested"
+
+
+STUBBORN = NOTE + """
+import signal
+def stop(*_):
+    time.sleep(1.0)
+    note("end")
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+note("begin"); print("up", flush=True)
+while True: time.sleep(1)
+"""
+
+
+def _owned_by(box: Box, thread: str, *args: str) -> tuple[str, Watch]:
+    """A run that ``box`` executes, as the only executor so far."""
+    run = box.submit_py(thread, *args)
+    watch = Watch(box, thread, "--run", run)
+    watch.wait_chunks(1)
+    return run, watch
+
+
+def test_an_abort_reaches_the_owner_and_its_thread_waits(house: House, tmp_path: Path) -> None:
+    a = house.box("a")
+    journal = tmp_path / "journal"
+    run, watch = _owned_by(a, "demo", STUBBORN, str(journal))
+    b = house.box("b")
+    following = b.submit_py("demo", NOTE + 'note("begin"); note("end")', str(journal))
+    reply = house.ask("runctl.ctl.id-b.abort", wire.Abort("demo", run))
+    assert isinstance(reply, wire.Aborted), reply
+    assert reply.runs == [run]
+    assert watch.wait() == 5
+    assert b.runctl("wait", following).strip() == "succeeded"
+    assert _assert_no_overlap(_journal(journal)) == [run, following]
+    assert _journal(journal)[1][2] == "end", "the aborted run had its grace"
+    assert (b.show(run)["status"], b.show(run)["executor"]) == ("aborted", "a")
+
+
+def test_the_abort_of_a_dead_owners_run_is_durable(house: House) -> None:
+    a = house.box("a")
+    run, watch = _owned_by(a, "demo", "import time; print('up', flush=True); time.sleep(99)")
+    b = house.box("b")
+    a.kill()
+    states = {x["executor_id"]: x["state"] for x in b.json("status")["executors"]}
+    assert states == {"a": "gone", "b": "up"}
+    assert run in b.runctl("abort", "demo")
+    assert watch.wait() == 5
+    a.start()
+    states = {x["executor_id"]: x["state"] for x in b.json("status")["executors"]}
+    assert states == {"a": "up", "b": "up"}
+    assert (b.show(run)["status"], b.show(run)["attempt"]) == ("aborted", 1)
+    assert b.runctl("wait", b.submit("demo", "true")).strip() == "succeeded"
+
+
+TAKEOVER = "[takeover]\nenabled = true\nafter = '2s'\n[queue]\nmax_attempts = 50\n"
+
+
+def test_takeover_of_an_executor_that_is_gone_for_good(house: House) -> None:
+    a = house.box("a", TAKEOVER)
+    run, _ = _owned_by(a, "demo", TEN % 0.3)
+    b = house.box("b", TAKEOVER)
+    c = house.box("c", TAKEOVER)
+    following = b.submit("demo", "echo", "next")
+    watch = Watch(b, "demo", "--run", run)
+    watch.wait_chunks(2)
+    a.kill()
+    killed_at = time.monotonic()
+    wait_until(lambda: sum(e["type"] == "reset" for e in list(watch.events)) == 2, "taken over")
+    took = time.monotonic() - killed_at
+    assert watch.wait() == 0
+    _assert_one_clean_reply(watch.text())
+    shown = b.show(run)
+    assert shown["attempt"] == 2
+    assert shown["executor"] in ("b", "c")
+    assert b.runctl("wait", following).strip() == "succeeded"
+    assert b.show(following)["started_at"] >= shown["ended_at"]
+    assert sum("taken over" in x.log.read_text() for x in (b, c)) == 1
+    print(f"taken over after {took:.2f} s")
+
+
+def test_sigterm_hands_over_at_once(house: House) -> None:
+    a = house.box("a", TAKEOVER)
+    run, _ = _owned_by(a, "demo", TEN % 0.2)
+    b = house.box("b", TAKEOVER)
+    watch = Watch(b, "demo")
+    watch.wait_chunks(2)
+    assert a.term() == 0
+    assert watch.wait() == 0
+    _assert_one_clean_reply(watch.text())
+    assert (b.show(run)["executor"], b.show(run)["attempt"]) == ("b", 2)
+    assert [x["executor_id"] for x in b.json("status")["executors"]] == ["b"]
+
+
+def test_the_owner_returns_while_it_is_taken_over(house: House, tmp_path: Path) -> None:
+    a, b = house.box("a", TAKEOVER), house.box("b", TAKEOVER)
+    journal = tmp_path / "journal"
+    code = NOTE + 'note("begin"); time.sleep(1); note("end")'
+    command = [sys.executable, "-c", code, str(journal)]
+    journal.touch()
+    owned = 0
+    # The restart takes its lease after about 0.6 s, the peer looks from 2 s on.
+    for delay in (1.25, 1.4, 1.55, 1.7, 2.0):
+        begun = len(_journal(journal))
+        runs = []
+        for n in range(3):
+            reply = house.ask("runctl.ctl.id-a.submit", wire.Submit(f"t{n}", argv=command))
+            assert isinstance(reply, wire.Submitted)
+            runs.append(reply.run)
+        wait_until(lambda begun=begun: len(_journal(journal)) >= begun + 3, "all have begun")
+        owned += sum(b.show(run)["executor"] == "a" for run in runs)
+        a.kill()
+        time.sleep(delay)
+        a.start()
+        for run in runs:
+            assert b.runctl("wait", run).strip() == "succeeded"
+    lines = _journal(journal)
+    for n in range(3):
+        _assert_no_overlap([line for line in lines if line[0] == f"t{n}"])
+    ends = [line[1] for line in lines if line[2] == "end"]
+    assert len(ends) == len(set(ends)) == 15, "each run ended once"
+    assert owned > 5, "hardly a run was cut: nothing was tested"
+    taken = b.log.read_text().count("taken over")
+    print(f"{owned} of 15 were cut, {taken} of 5 deaths were taken over")
 
 
 def _certificate(path: Path) -> tuple[Path, Path]:

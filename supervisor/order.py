@@ -1,0 +1,75 @@
+"""Over executors: no run starts while processes of an aborted one of its thread live.
+
+An aborted run's row frees its thread at once, so that a crash does not replay it, while
+its processes still get their grace. Its owner writes the end of the stream only once
+they are gone: that record is what others wait for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import datetime
+
+import trio
+
+from .durable import RECENT, Durable
+from .errors import Unavailable
+from .members import TREES_GONE, Members
+from .model import Outcome, Run, RunSpec, Status
+from .stream import Streams
+from .wire import End, out_subject
+
+log = logging.getLogger("runctld.order")
+
+POLL = 0.1
+#: A stream without any record was purged, or its attempt had not begun: seconds after
+#: the abort, on top of the grace, from which on nothing more is expected in it.
+SILENCE = 5.0
+ABORTED = "aborted by an operator"
+
+
+class Order:
+    def __init__(
+        self, durable: Durable, streams: Streams, members: Members | None, grace: float
+    ) -> None:
+        self._durable = durable
+        self._streams = streams
+        self._members = members
+        self._grace = grace
+
+    async def clear(self, spec: RunSpec) -> bool:
+        """Wait until nothing is in the way of an attempt; False when it is not to start,
+        since the run was aborted after it was claimed."""
+        aborted, others = await self._durable.in_the_way(spec)
+        if self._members is not None:
+            for run in others:
+                await self._processes_gone(run, self._members)
+        return not aborted
+
+    async def _processes_gone(self, run: Run, members: Members) -> None:
+        assert run.executor is not None
+        dead = 0.0
+        while True:
+            tail = await self._streams.tail(out_subject(run.thread, run.run))
+            age = time.time() - _unix(run.ended_at)
+            if isinstance(tail.record, End) or age > RECENT:
+                return
+            if tail.record is None and age > self._grace + SILENCE:
+                return
+            try:
+                alive = await members.alive(run.executor)
+            except Unavailable:  # the lease decides whether we go on
+                alive = True
+            if alive:
+                dead = 0.0
+            elif dead >= TREES_GONE:
+                outcome = Outcome(Status.ABORTED, error=ABORTED)
+                await self._streams.end(run.thread, run.run, run.attempt, outcome)
+                return
+            await trio.sleep(POLL)
+            dead += POLL
+
+
+def _unix(stamp: str | None) -> float:
+    return datetime.fromisoformat(stamp).timestamp() if stamp else 0.0

@@ -1,0 +1,159 @@
+"""The other executors of a shared database: asked by name, and acted for when dead.
+
+A request to an executor that is not there fails at once. Its lease then tells whether
+it is dead, or alive and not to be reached: nothing is ever done twice, or assumed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+import trio_asyncio
+
+from . import wire
+from .durable import Durable
+from .errors import Refused
+from .members import TREES_GONE, Members
+from .model import Outcome, Run, Status
+from .stream import Streams
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+log = logging.getLogger("runctld.others")
+aio = trio_asyncio.aio_as_trio
+
+STATUS_TIMEOUT = 2.0
+#: An abort is answered when the processes are gone.
+ABORT_TIMEOUT = 110.0
+#: How long an executor that holds its lease may be without ears: it starts, or stops.
+DEAF = 5.0
+
+
+class Others:
+    def __init__(
+        self,
+        executor: str,
+        client: Client,
+        durable: Durable,
+        streams: Streams,
+        members: Members | None,
+    ) -> None:
+        self._executor = executor
+        self._nc = client
+        self._durable = durable
+        self._streams = streams
+        self._members = members
+
+    def owns(self, run: Run) -> bool:
+        """Whether another executor has, or had, the run."""
+        return (
+            self._members is not None
+            and run.executor not in (None, self._executor)
+            and run.status in (Status.RUNNING, Status.ABORTED)
+        )
+
+    async def abort(self, run: Run) -> bool:
+        """Have the owner abort it; when the owner is dead, make the abort durable, so
+        that its restart does not replay the run. False when it ended by itself.
+
+        Raises: Refused, when the owner is alive and does not answer."""
+        assert self._members is not None
+        deadline = trio.current_time() + DEAF
+        while True:
+            found = await self._durable.get(run.run)
+            if found is None or found[1].status is not Status.RUNNING:
+                return found is not None and found[1].status is Status.ABORTED
+            run = found[1]
+            owner = run.executor
+            assert owner is not None
+            if owner == self._executor:
+                raise Refused(f"run {run.run} is just being recovered; try again")
+            reply = await self._ask(owner, wire.Abort(run.thread, run.run), ABORT_TIMEOUT)
+            if isinstance(reply, wire.Aborted):
+                return True
+            if reply is not None:
+                if not await self._still(run):
+                    continue  # it ended by itself meanwhile
+                raise Refused(f"executor {owner!r} answered: {_words(reply)}")
+            async with self._members.in_place_of(owner) as dead:
+                if dead and await self._still(run):
+                    await self._durable.cancel(run.run)
+                    break
+            if trio.current_time() > deadline:
+                raise Refused(
+                    f"executor {owner!r} holds run {run.run} and does not answer;"
+                    " try again, or restart it"
+                )
+            await trio.sleep(0.1)
+        await self._dead_end(run)
+        return True
+
+    async def settle(self, run: Run) -> None:
+        """See that no process of an aborted run lives at its owner."""
+        assert self._members is not None
+        assert run.executor is not None
+        reply = await self._ask(run.executor, wire.Abort(run.thread, run.run), ABORT_TIMEOUT)
+        if reply is None and not await self._members.alive(run.executor):
+            await self._dead_end(run)
+
+    async def status(self) -> list[wire.ExecutorStatus]:
+        """Every other executor that is announced, or owns unfinished runs."""
+        if self._members is None:
+            return []
+        alive = {member.id: member.alive for member in await self._members.all()}
+        for owner in await self._durable.owners():
+            alive.setdefault(owner, False)
+        alive.pop(self._executor, None)
+        found: list[wire.ExecutorStatus] = []
+
+        async def ask(executor: str) -> None:
+            reply = await self._ask(executor, wire.StatusRequest(alone=True), STATUS_TIMEOUT)
+            if isinstance(reply, wire.DaemonStatus):
+                found.append(
+                    wire.ExecutorStatus(
+                        executor, "up", reply.version, reply.pid, reply.running, reply.uptime
+                    )
+                )
+            else:
+                state = "silent" if alive[executor] else "gone"
+                found.append(wire.ExecutorStatus(executor, state))
+
+        async with trio.open_nursery() as nursery:
+            for executor in alive:
+                nursery.start_soon(ask, executor)
+        return found
+
+    async def _still(self, run: Run) -> bool:
+        found = await self._durable.get(run.run)
+        return (
+            found is not None
+            and found[1].status is Status.RUNNING
+            and found[1].executor == run.executor
+        )
+
+    async def _dead_end(self, run: Run) -> None:
+        """The end of a run whose executor is dead: its keeper is done in a moment."""
+        await trio.sleep(TREES_GONE)
+        outcome = Outcome(Status.ABORTED, error="aborted by an operator")
+        await self._streams.end(run.thread, run.run, run.attempt, outcome)
+
+    async def _ask(
+        self, executor: str, request: wire.Request, timeout: float
+    ) -> wire.Reply | None:
+        """Its answer; None when it is not there, or does not answer in time."""
+        from nats.errors import Error
+
+        subject = wire.control_subject(str(type(request).__struct_config__.tag), executor)
+        try:
+            message = await aio(self._nc.request)(subject, wire.encode(request), timeout)
+        except (Error, TimeoutError) as error:
+            log.debug("executor %s: %r", ascii(executor), error)
+            return None
+        return wire.decode_reply(message.data)
+
+
+def _words(reply: wire.Reply) -> str:
+    return reply.message if isinstance(reply, wire.Problem) else type(reply).__name__
