@@ -288,6 +288,8 @@ class Control:
         try:
             # The row first: a crash from here on does not replay the run.
             await self._durable.cancel(run.run)
+            if len(self._registry) >= self._config.queue.max_running:
+                await self.tell_others()
         except BaseException:
             if live is not None:
                 live.aborting = False

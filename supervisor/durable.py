@@ -15,8 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +95,6 @@ class Durable:
         self._tables: Any
         self._table: sa.Table
         self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
-        # Each holds a connection while it needs another: far fewer than the pool has.
-        self._lane_holders = trio.CapacityLimiter(5)
         self._run_thread: Any = None
         self.recovered = 0
 
@@ -157,13 +154,17 @@ class Durable:
         return f"sqlite:///{path}"
 
     def _register(self) -> Any:
-        return DBOS.register_queue(
+        queue = DBOS.register_queue(
             QUEUE,
             partition_concurrency=1,
             worker_concurrency=self._config.queue.max_running,
             polling_interval_sec=POLL,
             on_conflict="always_update",
         )
+        # The worker would read the stored settings again and again, which are those of
+        # the executor that started last: max_running is each one's own.
+        queue.database_backed_queue = False
+        return queue
 
     def _settle_recovery(self) -> None:
         """Wait until DBOS's start-up thread has re-enqueued every row of ours. Starting
@@ -208,7 +209,7 @@ class Durable:
 
     async def enqueue(self, spec: RunSpec) -> None:
         """Store the run; durable when this returns. A run id that exists is left alone."""
-        async with self._lane(spec.thread), self._shared_lane(spec.thread):
+        async with self._lane(spec.thread):
             await aio(self._enqueue)(spec, await self._next_place(spec.thread))
         self.kick()
 
@@ -216,29 +217,14 @@ class Durable:
         """Look for work now."""
         self._kick.kick()
 
-    @asynccontextmanager
-    async def _shared_lane(self, thread: str) -> AsyncIterator[None]:
-        """A lock per thread over all executors, from reading the last place to taking
-        the next."""
-        if self._config.database.embedded:
-            yield
-            return
-        key = sa.func.hashtextextended("runctl thread:" + thread, 0)
-        async with self._lane_holders:
-            conn = await trio.to_thread.run_sync(self._dbos._sys_db.engine.connect)
-            try:
-                await trio.to_thread.run_sync(
-                    conn.execute, sa.select(sa.func.pg_advisory_xact_lock(key))
-                )
-                yield
-            finally:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(conn.close)
-
     async def _next_place(self, thread: str) -> int:
         """The priority that puts a run behind all others of its thread. DBOS orders by
         priority, created_at, id; on SQLite created_at is in whole seconds, ids that users
-        choose do not rise, and clocks of executors differ."""
+        choose do not rise, and clocks of executors differ.
+
+        Two submits at once, through two executors, may get the same place: then the rest
+        decides, alike for all. Whatever was answered before a submit began is before it,
+        since it has a lower place, or is not live any more."""
         t = self._table
         query = (
             sa.select(sa.func.max(t.c.priority))

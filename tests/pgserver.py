@@ -106,36 +106,19 @@ class TlsFront:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(cert, key)
         self.sessions = self.dropped = 0
-        self._loop = asyncio.new_event_loop()
         self.port = 0
-        self._thread = threading.Thread(target=self._run)
-        ready = threading.Event()
-        self._ready = ready
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
-        assert ready.wait(10)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        except asyncio.CancelledError:
-            pass
-        finally:
-            self._loop.close()
+        assert self._ready.wait(10)
 
     async def _serve(self) -> None:
-        self._task = asyncio.current_task()
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         server = await asyncio.start_server(self._session, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            server.close()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._stop.wait()
+        server.close()
 
     async def _session(self, r: asyncio.StreamReader, w: asyncio.StreamWriter) -> None:
         back = None
@@ -148,7 +131,7 @@ class TlsFront:
             self.sessions += 1
             back_r, back = await asyncio.open_connection("127.0.0.1", self._server.port)
             await asyncio.gather(_pipe(r, back), _pipe(back_r, w))
-        except (OSError, EOFError):
+        except (OSError, EOFError, asyncio.CancelledError):
             pass
         finally:
             for writer in (w, back):
@@ -156,9 +139,8 @@ class TlsFront:
                     writer.close()
 
     def close(self) -> None:
-        assert self._task is not None
-        self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(10)
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
 
 
 async def _pipe(r: asyncio.StreamReader, w: asyncio.StreamWriter) -> None:
