@@ -22,6 +22,7 @@ from runctl.config.schema import (
     Nats,
     Queue,
     Stream,
+    Takeover,
 )
 from runctl.config.units import format_duration, format_size, parse_duration, parse_size
 
@@ -687,3 +688,34 @@ def test_format_duration(seconds, text):
 )
 def test_format_size(size, text):
     assert format_size(size) == text
+
+
+# --- takeover -----------------------------------------------------------------------
+
+SHARED = (
+    'executor_id = "a"\n[database]\nurl = "postgresql://h/d"\n[nats]\nurl = "nats://h"\n'
+)
+
+
+def test_takeover(write):
+    assert load(write("")).takeover == Takeover()
+    file = write(SHARED + '[takeover]\nenabled = true\ngroup = "eu"\nafter = "10s"\n')
+    config = load(file)
+    assert config.takeover == Takeover(True, "eu", 10.0)
+    assert load(write(describe(config), "again.toml")).takeover == config.takeover
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[takeover]\nenabled = true\n", "takeover.enabled: needs executors that share a Post"),
+        (
+            SHARED.replace("nats://h", "embedded") + "[takeover]\nenabled = true\n",
+            "takeover.enabled: needs executors that share a NATS",
+        ),
+        (SHARED + '[takeover]\nafter = "1s"\n', "takeover.after: expected at least 2s"),
+        (SHARED + "[takeover]\ngroups = 1\n", "did you mean takeover.group?"),
+    ],
+)
+def test_takeover_that_cannot_be(write, text, words):
+    assert words in refusal(write(text))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -191,7 +193,8 @@ def test_a_second_daemon_of_an_id_names_the_holder(house: House) -> None:
     second.start()
 
 
-def test_a_lost_lease_stops_all_runs(house: House) -> None:
+@pytest.mark.parametrize("how", ["cut", "silent"])
+def test_a_lost_lease_stops_all_runs(house: House, how: str) -> None:
     box = house.box("lost")
     run = box.submit_py(
         "demo",
@@ -201,11 +204,19 @@ def test_a_lost_lease_stops_all_runs(house: House) -> None:
     watch = Watch(box, "demo")
     watch.wait_chunks(1)
     pid = int(watch.text())
-    house.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    (row,) = house.sql(
+        "SELECT pid FROM pg_stat_activity"
         " WHERE application_name LIKE 'runctld pid %' AND datname = current_database()"
     )
-    assert "lost" in _exit(box, 75)
+    if how == "cut":
+        house.sql("SELECT pg_terminate_backend($1)", row["pid"])
+    else:  # the connection stays, and nothing comes over it
+        os.kill(row["pid"], signal.SIGSTOP)
+    try:
+        assert "lost" in _exit(box, 75)
+    finally:
+        if how == "silent":
+            os.kill(row["pid"], signal.SIGCONT)
     wait_until(lambda: not alive(pid), "the run has ended", 2.5)
     box.start()
     wait_until(lambda: box.show(run)["attempt"] == 2, "replayed")
