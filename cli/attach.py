@@ -119,7 +119,7 @@ def _style(timestamps: bool, grep: str | None) -> Style | None:
         pattern = None if grep is None else re.compile(grep)
     except re.error as error:
         raise click.UsageError(f"--grep {grep!r} is not a regular expression: {error}") from None
-    return Style(timestamps, pattern, sys.stdout.isatty() and outputs.colours())
+    return Style(timestamps, pattern, sys.stdout.isatty() and render.colours())
 
 
 def make_output(app: App, options: Options) -> outputs.Output:

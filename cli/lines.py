@@ -15,8 +15,6 @@ from dataclasses import dataclass
 MAX_LINE = 64 * 1024
 HIGHLIGHT = "\x1b[1;31m", "\x1b[0m"
 RED = b"\x1b[31m", b"\x1b[39m"
-#: Of the prefixes, so that neighbours differ; red is left to stderr.
-COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
 
 
 @dataclass(frozen=True)

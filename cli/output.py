@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import sys
 from typing import Any
 
@@ -11,8 +10,8 @@ import msgspec
 
 from . import watch
 from .holdback import HoldBack, Restart, Shown
-from .lines import COLOURS, RED, LineMaker, Style
-from .render import STDERR, STDOUT, say, write_all
+from .lines import RED, LineMaker, Style
+from .render import STDERR, STDOUT, colours, say, write_all
 from .statusline import StatusLine
 
 _encode = msgspec.json.Encoder().encode
@@ -173,9 +172,7 @@ class HumanOutput(Output):
         key = event.run, event.stream
         maker = self._makers.get(key)
         if maker is None:
-            colour = COLOURS[len(self._holds) % len(COLOURS)]
-            red = event.stream == "stderr"
-            maker = self._makers[key] = LineMaker(self._style, "", colour, red)
+            maker = self._makers[key] = LineMaker(self._style, red=event.stream == "stderr")
         return maker.feed(event.data, event.at)
 
     def _finish_lines(self, run: str) -> None:
@@ -228,8 +225,3 @@ class HumanOutput(Output):
     def discard(self) -> None:
         self._pieces.clear()
         self._size = 0
-
-
-def colours() -> bool:
-    """Whether the operator wants them (https://no-color.org)."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

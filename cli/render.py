@@ -72,6 +72,11 @@ def _width(text: str) -> int:
     )
 
 
+def colours() -> bool:
+    """Whether the operator wants them (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def cut(text: str, columns: int) -> str:
     """``text`` in at most ``columns`` terminal columns."""
     if _width(text) <= columns:

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 
-from .render import STDERR, cut, printable, write_all
+from .render import STDERR, colours, cut, printable, write_all
 
 
 class StatusLine:
@@ -29,7 +29,7 @@ class StatusLine:
         self._shown = text
         width = shutil.get_terminal_size().columns - 1
         line = cut(printable(text), width)
-        if "NO_COLOR" not in os.environ:
+        if colours():
             line = f"\x1b[2m{line}\x1b[0m"
         if mid_line:  # make sure of a line below, write there, and come back
             self._erase = b"\x1b7\x1b[1B\r\x1b[K\x1b8"

@@ -255,6 +255,11 @@ class Watcher:
         self._events.append(event)
         self._wake.set()
 
+    def _went_down(self) -> None:
+        if not self._down:
+            self._down = True
+            self._emit(Connection(False))
+
     async def _watch(self) -> None:
         delay = BACKOFF[0]
         while True:
@@ -266,9 +271,7 @@ class Watcher:
             except Unavailable:
                 if not self._started:
                     raise
-            if not self._down:
-                self._down = True
-                self._emit(Connection(False))
+            self._went_down()
             if self._link is not None:
                 await self._link.close()
                 self._link = None
@@ -294,9 +297,8 @@ class Watcher:
                 self._started = True
                 delay = BACKOFF[0]
                 await self._monitor(link, consumer)
-                if not link.closed.is_set() and consumer.ticks >= MISSED and not self._down:
-                    self._down = True  # a server that hangs is as good as gone
-                    self._emit(Connection(False))
+                if not link.closed.is_set() and consumer.ticks >= MISSED:
+                    self._went_down()  # a server that hangs is as good as gone
             except NotReady as problem:
                 waited = asyncio.get_running_loop().time() - began
                 if not self._started and waited > START_TIMEOUT:

@@ -18,15 +18,16 @@ from . import __version__, wire
 from .durable import Durable
 from .errors import BadRequest, NotFound, Refused, RequestError
 from .model import (
+    ABORTED,
     MAX_ARGV_BYTES,
     MAX_PROMPT_BYTES,
-    Outcome,
     Run,
     RunIds,
     RunSpec,
     Status,
     check_run_id,
     check_thread,
+    unix_time,
 )
 from .others import Others
 from .registry import Registry
@@ -118,6 +119,10 @@ class Control:
         """There is work for any executor that has room."""
         await aio(self._nc.publish)(wire.KICK_SUBJECT, b"")
 
+    async def _tell_if_full(self) -> None:
+        if len(self._registry) >= self._config.queue.max_running:
+            await self.tell_others()
+
     async def stop(self) -> None:
         if self._service is not None:
             with trio.move_on_after(1):
@@ -170,8 +175,7 @@ class Control:
         found = await self._durable.get(spec.run)
         if found is None:
             await self._durable.enqueue(spec)
-            if len(self._registry) >= self._config.queue.max_running:
-                await self.tell_others()
+            await self._tell_if_full()
             found = await self._durable.get(spec.run)
             assert found is not None
         stored, run = found
@@ -288,8 +292,7 @@ class Control:
         try:
             # The row first: a crash from here on does not replay the run.
             await self._durable.cancel(run.run)
-            if len(self._registry) >= self._config.queue.max_running:
-                await self.tell_others()
+            await self._tell_if_full()
         except BaseException:
             if live is not None:
                 live.aborting = False
@@ -305,8 +308,7 @@ class Control:
         if live is None and again is not None and self._others.owns(again[1]):
             # Claimed by another just before it was aborted: its processes may have begun.
             await self._others.settle(again[1])
-        outcome = Outcome(Status.ABORTED, error="aborted by an operator")
-        await self._streams.end(run.thread, run.run, run.attempt, outcome)
+        await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
         return True
 
     async def purge(self, r: wire.Purge) -> wire.Reply:
@@ -331,7 +333,7 @@ class Control:
                 plan += [x for x in runs if x.status is not Status.QUEUED]
             else:
                 limit = time.time() - r.older_than
-                plan += [x for x in runs if x.ended_at and _unix(x.ended_at) < limit]
+                plan += [x for x in runs if x.ended_at and unix_time(x.ended_at) < limit]
         if r.older_than is None:
             for thread in whole:
                 await self._streams.purge(thread)
@@ -376,9 +378,3 @@ class Control:
             time.monotonic() - self._began,
         )
         return sorted([me, *await self._others.status()], key=lambda x: x.executor_id)
-
-
-def _unix(stamp: str) -> float:
-    import datetime
-
-    return datetime.datetime.fromisoformat(stamp).timestamp()

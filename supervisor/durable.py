@@ -33,7 +33,7 @@ from dbos import (
 
 from ..config.schema import Config
 from .errors import Unavailable
-from .model import Outcome, Run, RunSpec, Status, ThreadRow
+from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow
 
 log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
@@ -523,7 +523,7 @@ def _read(row: Any) -> tuple[RunSpec, Run]:
     status = _status(row.status, outcome)
     error = outcome.error if outcome else None
     if row.status == "CANCELLED":
-        error = "aborted by an operator"
+        error = ABORTED.error
     elif row.status == "ERROR":
         error = "internal error; see the daemon's log"
     run = Run(

@@ -85,8 +85,21 @@ def hold_file_lease(state_dir: Path, executor: str) -> Iterator[None]:
 
 # ---- PostgreSQL ------------------------------------------------------------------
 
-#: The key of an executor's advisory lock, over all databases' users of this program.
-LOCK_KEY = "hashtextextended('runctl:' || $1, 0)"
+
+def lock_key(executor: str) -> str:
+    """SQL for the key of an executor's advisory lock; ``executor`` is SQL as well."""
+    return f"hashtextextended('runctl:' || {executor}, 0)"
+
+
+def held_by(executor: str) -> str:
+    """SQL condition on a row ``l`` of pg_locks: this session holds ``executor``'s lock."""
+    return f"""
+        l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (l.classid::bigint << 32 | l.objid::bigint) = {lock_key(executor)}"""
+
+
+LOCK_KEY = lock_key("$1")
 LEASE_ROLE, PEER_ROLE = "runctld", "runctl-peer"
 #: A predecessor that was just killed is let go by the server within milliseconds.
 HELD_PATIENCE = 2.0
@@ -99,9 +112,7 @@ _TICK = 0.25
 _HOLDER = f"""
     SELECT a.application_name AS name, a.client_addr::text AS address
     FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND (l.classid::bigint << 32 | l.objid::bigint) = {LOCK_KEY}
+    WHERE {held_by("$1")}
 """
 
 

@@ -18,7 +18,7 @@ import trio_asyncio
 
 from ..config.schema import Config
 from .errors import Unavailable
-from .lease import LOCK_KEY, PEER_ROLE
+from .lease import LOCK_KEY, PEER_ROLE, held_by
 from .postgres import application_name, connect
 
 log = logging.getLogger("runctld.members")
@@ -35,12 +35,10 @@ _TABLE = """
         started timestamptz NOT NULL DEFAULT now()
     );
 """
-_HELD = """EXISTS (
-    SELECT 1 FROM pg_locks l
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND (l.classid::bigint << 32 | l.objid::bigint)
-          = hashtextextended('runctl:' || {id}, 0))"""
+
+
+def _held(executor: str) -> str:
+    return f"EXISTS (SELECT 1 FROM pg_locks l WHERE {held_by(executor)})"
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -78,13 +76,13 @@ class Members:
 
     async def all(self) -> list[Member]:
         rows = await self._ask(
-            f"SELECT id, takeover_group, {_HELD.format(id='e.id')} AS alive"
+            f"SELECT id, takeover_group, {_held('e.id')} AS alive"
             " FROM runctl.executors e ORDER BY id"
         )
         return [Member(row["id"], row["takeover_group"], row["alive"]) for row in rows]
 
     async def alive(self, executor: str) -> bool:
-        rows = await self._ask(f"SELECT {_HELD.format(id='$1::text')} AS alive", executor)
+        rows = await self._ask(f"SELECT {_held('$1::text')} AS alive", executor)
         return bool(rows[0]["alive"])
 
     @asynccontextmanager

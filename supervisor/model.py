@@ -7,6 +7,7 @@ different types: only a terminal status has an outcome.
 from __future__ import annotations
 
 import base64
+import datetime
 import enum
 import os
 import re
@@ -78,6 +79,10 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     reply: str | None = None
 
 
+#: Every aborted run's outcome, wherever its end is written.
+ABORTED = Outcome(Status.ABORTED, error="aborted by an operator")
+
+
 class Run(msgspec.Struct, frozen=True):
     """A run as listed. Times are RFC 3339 UTC. Field order is CONTRACT's."""
 
@@ -92,6 +97,11 @@ class Run(msgspec.Struct, frozen=True):
     ended_at: str | None = None
     exit_code: int | None = None
     error: str | None = None
+
+
+def unix_time(stamp: str) -> float:
+    """Unix seconds of one of a ``Run``'s times. Raises ValueError."""
+    return datetime.datetime.fromisoformat(stamp).timestamp()
 
 
 class ThreadRow(msgspec.Struct, frozen=True):

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import datetime
 
 import trio
 
 from .durable import RECENT, Durable
 from .errors import Unavailable
 from .members import TREES_GONE, Members
-from .model import Outcome, Run, RunSpec, Status
+from .model import ABORTED, Run, RunSpec, unix_time
 from .stream import Streams
 from .wire import End, out_subject
 
@@ -26,7 +25,6 @@ POLL = 0.1
 #: A stream without any record was purged, or its attempt had not begun: seconds after
 #: the abort, on top of the grace, from which on nothing more is expected in it.
 SILENCE = 5.0
-ABORTED = "aborted by an operator"
 
 
 class Order:
@@ -52,7 +50,7 @@ class Order:
         dead = 0.0
         while True:
             tail = await self._streams.tail(out_subject(run.thread, run.run))
-            age = time.time() - _unix(run.ended_at)
+            age = time.time() - (unix_time(run.ended_at) if run.ended_at else 0.0)
             if isinstance(tail.record, End) or age > RECENT:
                 return
             if tail.record is None and age > self._grace + SILENCE:
@@ -64,12 +62,7 @@ class Order:
             if alive:
                 dead = 0.0
             elif dead >= TREES_GONE:
-                outcome = Outcome(Status.ABORTED, error=ABORTED)
-                await self._streams.end(run.thread, run.run, run.attempt, outcome)
+                await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
                 return
             await trio.sleep(POLL)
             dead += POLL
-
-
-def _unix(stamp: str | None) -> float:
-    return datetime.fromisoformat(stamp).timestamp() if stamp else 0.0

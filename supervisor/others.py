@@ -16,7 +16,7 @@ from . import wire
 from .durable import Durable
 from .errors import Refused
 from .members import TREES_GONE, Members
-from .model import Outcome, Run, Status
+from .model import ABORTED, Run, Status
 from .stream import Streams
 
 if TYPE_CHECKING:
@@ -137,12 +137,9 @@ class Others:
     async def _dead_end(self, run: Run) -> None:
         """The end of a run whose executor is dead: its keeper is done in a moment."""
         await trio.sleep(TREES_GONE)
-        outcome = Outcome(Status.ABORTED, error="aborted by an operator")
-        await self._streams.end(run.thread, run.run, run.attempt, outcome)
+        await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
 
-    async def _ask(
-        self, executor: str, request: wire.Request, timeout: float
-    ) -> wire.Reply | None:
+    async def _ask(self, executor: str, request: wire.Request, timeout: float) -> wire.Reply | None:
         """Its answer; None when it is not there, or does not answer in time."""
         from nats.errors import Error
 

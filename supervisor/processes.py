@@ -67,8 +67,9 @@ class Keeper:
     """The daemon's end of the keeper; see ``open_keeper``. ``dead`` is set when it went
     away though nobody closed it."""
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
+    def __init__(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         self._sock = sock
+        self._nursery = nursery
         self._lock = trio.Lock()
         self._gone = False
         self._next = 0
@@ -136,7 +137,7 @@ class Keeper:
         if reply is None:
             self._unwanted.add(spawn)
         elif "process" in reply:
-            trio.lowlevel.spawn_system_task(_discard, reply["process"])
+            self._nursery.start_soon(_discard, reply["process"])
 
     async def _send(self, data: bytes, fds: tuple[int, ...]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -196,7 +197,7 @@ class Keeper:
             process = Process(self, number, message["pid"])
             message["process"] = self._processes[number] = process
             if number in self._unwanted:
-                trio.lowlevel.spawn_system_task(_discard, process)
+                self._nursery.start_soon(_discard, process)
         self._unwanted.discard(number)
         if number in self._waiting:
             self._replies[number] = message
@@ -264,9 +265,9 @@ async def open_keeper(state_dir: Path, wait: float) -> AsyncIterator[Keeper]:
         popen, sock = _start(lock, state)
     finally:
         os.close(lock)
-    keeper = Keeper(trio.socket.from_stdlib_socket(sock))
     try:
         async with trio.open_nursery() as nursery:
+            keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery)
             nursery.start_soon(keeper._read)
             try:
                 yield keeper

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from .model import Outcome, RunSpec, Status
+from .model import ABORTED, Outcome, RunSpec, Status
 
 
 @dataclass(eq=False)
@@ -37,11 +37,7 @@ class Live:
     def decide(self, outcome: Outcome) -> Outcome:
         """How the run ended; an abort that was wished for before wins."""
         if self.outcome is None:
-            self.outcome = (
-                Outcome(Status.ABORTED, error="aborted by an operator")
-                if self.aborting
-                else outcome
-            )
+            self.outcome = ABORTED if self.aborting else outcome
         return self.outcome
 
 

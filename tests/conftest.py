@@ -36,6 +36,19 @@ def alive(pid: int) -> bool:
         return False
 
 
+def children(pid: int, name: str) -> list[int]:
+    """Descendants of ``pid`` whose executable is called ``name``."""
+    found, todo = [], [pid]
+    while todo:
+        parent = todo.pop()
+        for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
+            for child in map(int, tasks.read_text().split()):
+                todo.append(child)
+                if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                    found.append(child)
+    return found
+
+
 class Box:
     """A state directory, its daemon, and clients of it."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from conftest import alive
 from runctl.supervisor.errors import RunFailed, Unavailable
 from runctl.supervisor.keeper import (
     Forest,
@@ -62,14 +63,6 @@ def daemonize():
         os._exit(0)
     os.wait()
 """
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
 
 
 def pids_in(path: Path) -> list[int]:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Box, Watch, alive, wait_until
+from conftest import Box, Watch, alive, children, wait_until
 
 TWENTY = """
 import time
@@ -381,18 +381,6 @@ def test_malformed_control_requests_are_named_and_survived(box: Box) -> None:
     box.runctl("wait", box.submit("t", "true"))
 
 
-def _children(pid: int, name: str) -> list[int]:
-    """Descendants of ``pid`` whose executable is called ``name``."""
-    found, todo = [], [pid]
-    while todo:
-        parent = todo.pop()
-        for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
-            for child in map(int, tasks.read_text().split()):
-                todo.append(child)
-                if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                    found.append(child)
-    return found
-
 
 def test_a_killed_broker_is_replaced_and_nothing_is_lost(box: Box) -> None:
     assert box.daemon is not None
@@ -400,7 +388,7 @@ def test_a_killed_broker_is_replaced_and_nothing_is_lost(box: Box) -> None:
     run = box.submit_py("broker", code)
     watch = Watch(box, "broker")
     watch.wait_chunks(3)
-    (server,) = _children(box.daemon.pid, "nats-server")
+    (server,) = children(box.daemon.pid, "nats-server")
     os.kill(server, 9)
     assert watch.wait() == 0
     assert watch.text().split() == [f"line-{i}" for i in range(40)]

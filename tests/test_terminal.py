@@ -12,12 +12,11 @@ import subprocess
 import sys
 import termios
 import threading
-from pathlib import Path
 from typing import Any
 
 import pyte
 import pytest
-from conftest import Box, wait_until
+from conftest import Box, children, wait_until
 from runctl.cli.holdback import HoldBack, Restart
 from runctl.cli.lines import LineMaker, Style
 from runctl.cli.watch import Chunk, End, Gap, Reset
@@ -216,11 +215,8 @@ def test_a_hanging_server_is_noticed(box: Box) -> None:
     box.submit_py("t", TALK, str(box.path))
     terminal = Terminal(box, "attach", "t")
     terminal.until("half a")
-    (server,) = [
-        int(pid.name)
-        for pid in Path("/proc").iterdir()
-        if pid.name.isdigit() and _runs_server(pid, box.state)
-    ]
+    assert box.daemon is not None
+    (server,) = children(box.daemon.pid, "nats-server")
     os.kill(server, signal.SIGSTOP)
     try:
         terminal.until("connection lost")
@@ -230,14 +226,6 @@ def test_a_hanging_server_is_noticed(box: Box) -> None:
     (box.path / "go1").touch()
     assert terminal.wait() == 0
     assert terminal.text() == "first line\nsame again\nhalf a line, whole now"
-
-
-def _runs_server(pid: Path, state: Path) -> bool:
-    try:
-        line = (pid / "cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"nats-server" in line.split(b"\0")[0] and os.fsencode(state) in line
 
 
 def test_stderr_is_red_unless_colours_are_unwanted(box: Box) -> None:
