@@ -166,7 +166,9 @@ async def test_what_the_child_gets(keeper: Keeper, tmp_path: Path) -> None:
         more = {"mark": "r-7", "env": env, "cwd": str(work)}
         async with output(keeper, "sh", "-c", sh, **more) as result:
             text, _ = await result()
-            assert re.findall(r"Sig\w+:\s+(\w+)", text) == ["0" * 16, "0" * 16]
+            # 32 and 33 are libc's own: nobody can set them, and some hosts hand them down ignored.
+            ours = sum(1 << (number - 1) for number in signal.valid_signals())
+            assert [int(x, 16) & ours for x in re.findall(r"Sig\w+:\s+(\w+)", text)] == [0, 0]
         code = """
 import os
 names = os.listdir("/proc/self/fd")  # one is of the listing itself, and closed by now
