@@ -41,10 +41,13 @@ BACKOFF = (0.05, 0.2)
 
 
 class Reset(msgspec.Struct, frozen=True, gc=False):
-    """Attempt ``attempt`` begins: what was shown of earlier ones is void."""
+    """Attempt ``attempt`` begins: what was shown of earlier ones is void. ``executor``:
+    where it runs, "" when its record is not stored any more. ``tty``: see wire.Reset."""
 
     run: str
     attempt: int
+    executor: str = ""
+    tty: bool = False
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
@@ -110,14 +113,16 @@ class RunState:
         elif isinstance(record, wire.Reset):
             again = record.attempt == self.attempt and self.expected > 1
             if record.attempt > self.attempt or again:
-                self._begin(record.attempt, out)
+                self._begin(record.attempt, out, record.executor, record.tty)
         else:
             self._end(record, out)
 
-    def _begin(self, attempt: int, out: list[Event]) -> None:
+    def _begin(
+        self, attempt: int, out: list[Event], executor: str = "", tty: bool = False
+    ) -> None:
         self.attempt = attempt
         self.expected = 1
-        out.append(Reset(self.run, attempt))
+        out.append(Reset(self.run, attempt, executor, tty))
 
     def _chunks(self, record: wire.Chunks, out: list[Event]) -> None:
         if record.attempt < self.attempt:

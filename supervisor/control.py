@@ -119,6 +119,10 @@ class Control:
         """There is work for any executor that has room."""
         await aio(self._nc.publish)(wire.KICK_SUBJECT, b"")
 
+    async def _tell_changed(self, thread: str) -> None:
+        """The thread's queue is not what it was: for those who watch it live."""
+        await aio(self._nc.publish)(wire.CHANGED_SUBJECT, thread.encode())
+
     async def _tell_if_full(self) -> None:
         if len(self._registry) >= self._config.queue.max_running:
             await self.tell_others()
@@ -176,6 +180,7 @@ class Control:
         if found is None:
             await self._durable.enqueue(spec)
             await self._tell_if_full()
+            await self._tell_changed(spec.thread)
             found = await self._durable.get(spec.run)
             assert found is not None
         stored, run = found
@@ -293,6 +298,7 @@ class Control:
             # The row first: a crash from here on does not replay the run.
             await self._durable.cancel(run.run)
             await self._tell_if_full()
+            await self._tell_changed(run.thread)
         except BaseException:
             if live is not None:
                 live.aborting = False

@@ -23,6 +23,7 @@ from .wire import (
     MAX_RECORD_BYTES,
     STREAM,
     SUBJECT_PREFIX,
+    SUMMARY_HEADER,
     Chunk,
     Chunks,
     End,
@@ -32,6 +33,7 @@ from .wire import (
     decode_record,
     encode_record,
     out_subject,
+    summary,
     thread_subjects,
 )
 
@@ -147,7 +149,10 @@ class Streams:
     ) -> int | None:
         """One acked publish. The sequence, or None when it was refused or not acked in
         time: the caller reads the tail back."""
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+        headers = {
+            "Nats-Expected-Last-Subject-Sequence": str(expected),
+            SUMMARY_HEADER: summary(record),
+        }
         if rollup:
             headers["Nats-Rollup"] = "sub"
         done: int | None = await aio(self._publish)(subject, encode_record(record), headers)

@@ -21,6 +21,11 @@ CONTROL_PREFIX = "runctl.ctl"
 SERVICE = "runctl"
 #: A core message without content: there is work that its sender has no room for.
 KICK_SUBJECT = "runctl.kick"
+#: A core message, its content a thread's name: a run was queued on it, or is no longer.
+#: What starts and ends a run is seen in the stream.
+CHANGED_SUBJECT = "runctl.changed"
+#: Each record's ``Summary``, for readers that ask the server to leave the content out.
+SUMMARY_HEADER = "Runctl"
 #: JetStream closes a connection on a payload above 1 MiB with headers: stay far below.
 MAX_RECORD_BYTES = 512 * 1024
 
@@ -49,12 +54,14 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="t"):
-    """Attempt ``attempt`` begins; whatever was shown of earlier ones is void."""
+    """Attempt ``attempt`` begins; whatever was shown of earlier ones is void. ``tty``: its
+    output is a terminal's, whose size watchers may set."""
 
     run: str
     attempt: int
     at: float
     executor: str = ""
+    tty: bool = False
     v: int = VERSION
 
 
@@ -97,6 +104,38 @@ def decode_record(data: bytes) -> Record:
             f"stream record of version {record.v}, this runctl reads up to {VERSION}: upgrade it"
         )
     return record
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a record says without its content. ``chunks``: how many the attempt has
+    written with it. ``status``: of an "end", how the run ended."""
+
+    kind: Literal["reset", "chunk", "end"]
+    attempt: int
+    chunks: int = 0
+    status: str = ""
+
+
+def summary(record: Record) -> str:
+    """The value of ``SUMMARY_HEADER``: a ``Summary``'s fields in order, e.g. "chunk 1 154"
+    or "end 2 20 succeeded"."""
+    if isinstance(record, Reset):
+        return f"reset {record.attempt}"
+    if isinstance(record, Chunks):
+        return f"chunk {record.attempt} {record.seq + len(record.chunks) - 1}"
+    return f"end {record.attempt} {record.chunks} {record.outcome.status}"
+
+
+def read_summary(text: str) -> Summary:
+    """Raises ``ValueError`` on anything but a summary."""
+    kind, attempt, *rest = text.split(" ")
+    if kind == "reset":
+        return Summary("reset", int(attempt))
+    if kind == "chunk":
+        return Summary("chunk", int(attempt), int(rest[0] if rest else "none"))
+    if kind == "end" and len(rest) >= 2:
+        return Summary("end", int(attempt), int(rest[0]), rest[1])
+    raise ValueError(f"not a record's summary: {text!r}")
 
 
 # ---- control --------------------------------------------------------------------

@@ -195,3 +195,27 @@ def test_records_become_events(records: list[wire.Record], events: list[watch.Ev
     for record in records:
         state.apply(record, got)
     assert got == events
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        wire.Reset("r", 3, 0.0),
+        wire.Chunks(2, 7, 0.0, [wire.Chunk("stdout", b"a"), wire.Chunk("stderr", b"b")]),
+        wire.End("r", 1, 9, 0.0, Outcome(Status.FAILED, 1, "no")),
+    ],
+)
+def test_a_summary_says_where_a_run_stands(record: wire.Record) -> None:
+    found = wire.read_summary(wire.summary(record))
+    if isinstance(record, wire.Reset):
+        assert found == wire.Summary("reset", 3)
+    elif isinstance(record, wire.Chunks):
+        assert found == wire.Summary("chunk", 2, 8)
+    else:
+        assert found == wire.Summary("end", 1, 9, "failed")
+
+
+@pytest.mark.parametrize("text", ["", "reset", "chunk 1", "chunk x 2", "end 1 2", "more 1 2 3"])
+def test_what_is_no_summary_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        wire.read_summary(text)
