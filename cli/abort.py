@@ -9,6 +9,7 @@ from ..supervisor.model import check_run_id, check_thread
 from . import render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
+from .statusline import progress
 
 
 @click.command(
@@ -33,7 +34,13 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
     check_thread(thread)
     if run_id is not None:
         check_run_id(run_id)
-    done = run(lambda: ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted))
+
+    async def main() -> wire.Aborted:
+        what = f"runctl: ending the processes of {thread}"
+        async with progress(lambda passed: f"{what}; {render.seconds(passed)}"):
+            return await ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted)
+
+    done = run(main)
     if app.json:
         render.out_json({"runs": done.runs})
     else:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import msgspec
 
 from . import watch
 from .holdback import HoldBack, Restart, Shown
-from .lines import RED, LineMaker, Style
-from .render import STDERR, STDOUT, colours, say, write_all
+from .lines import RED, LineMaker, Style, paint
+from .render import STDERR, STDOUT, colours, printable, say, write_all
 from .statusline import StatusLine
 
 _encode = msgspec.json.Encoder().encode
@@ -20,8 +21,14 @@ _encode = msgspec.json.Encoder().encode
 class Output:
     """Call ``flush`` after each batch of events."""
 
+    #: Whether what is shown is a matter of lines, or of chunks.
+    counts_lines = True
+
     def show(self, event: watch.Event) -> None:
         raise NotImplementedError
+
+    def skip(self, chunk: watch.Chunk) -> None:
+        """A chunk that is not to be shown, but belongs to the reply."""
 
     def flush(self) -> None:
         raise NotImplementedError
@@ -34,15 +41,27 @@ class Output:
         """A line of ours, on stderr."""
         say(text)
 
-    def away(self, text: str | None) -> None:
-        """Say, where a terminal can take it back, why nothing comes; None: it comes."""
+    def status(self, key: str, text: str | None) -> None:
+        """Say, where a terminal can take it back, what is going on; None: no more."""
+
+
+class Parting(Protocol):
+    """What is needed of an output when the watcher leaves."""
+
+    def discard(self) -> None: ...
+
+    def remark(self, text: str) -> None: ...
 
 
 class JsonOutput(Output):
-    """One object a line, as the contract has them."""
+    """One object a line, as the contract has them; with several threads each names its
+    ``thread`` as well."""
 
-    def __init__(self) -> None:
+    counts_lines = False
+
+    def __init__(self, thread: str | None = None) -> None:
         self._lines: list[bytes] = []
+        self._extra = {} if thread is None else {"thread": thread}
 
     def show(self, event: watch.Event) -> None:
         value: dict[str, Any]
@@ -74,7 +93,7 @@ class JsonOutput(Output):
             }
         else:
             return
-        self._lines.append(_encode(value))
+        self._lines.append(_encode(value | self._extra))
         if len(self._lines) >= 1000:
             self.flush()
 
@@ -88,52 +107,70 @@ class JsonOutput(Output):
         self._lines.clear()
 
 
+@dataclass(frozen=True)
+class Label:
+    """What is put before each line of one of several threads. ``colour``: SGR code."""
+
+    text: str
+    colour: int
+
+
 class HumanOutput(Output):
     """Bytes as the run wrote them; our own remarks on stderr, each on a line of its own.
 
     On a terminal a restart that repeats what is on the screen is not shown again.
     ``headers``: name each run before its output (several runs are followed). ``style``:
-    print whole lines, dressed so. ``raw``: no colours of ours."""
+    print whole lines, dressed so. ``raw``: no colours of ours. ``label``: one of several
+    threads, whose lines it tells apart; they share a ``line`` for what is going on."""
 
     def __init__(
-        self, headers: bool = False, *, style: Style | None = None, raw: bool = False
+        self,
+        headers: bool = False,
+        *,
+        style: Style | None = None,
+        raw: bool = False,
+        label: Label | None = None,
+        line: StatusLine | None = None,
     ) -> None:
         self._headers = headers
+        self._tty = sys.stdout.isatty()
+        if label is not None and style is None:
+            style = Style(colour=self._tty and colours())
         self._style = style
+        self._label = label
         self._makers: dict[tuple[str, str], LineMaker] = {}
         self._holds: dict[str, HoldBack] = {}
-        self._status = StatusLine()
-        self._away: str | None = None
+        self._status = line or StatusLine()
         self._run: str | None = None
         self._fd = STDOUT
         self._pieces: list[bytes] = []
         self._size = 0
         self._at_line_start = True
-        self._tty = sys.stdout.isatty()
         self._red = self._tty and not raw and style is None and colours()
 
     def show(self, event: watch.Event) -> None:
         if not self._tty:
             self._show(event)
         elif isinstance(event, watch.Reset | watch.Chunk | watch.Gap | watch.End):
-            hold = self._holds.setdefault(event.run, HoldBack())
+            hold = self._hold(event.run)
             for shown in hold.take(event):
                 self._show(shown)
+            text = None
             if hold.recovering is not None:
-                self._say_status(f"runctl: run {event.run}: recovering, attempt {hold.recovering}")
-            elif self._away is None:
-                self._status.clear()
+                text = f"runctl: run {event.run}: recovering, attempt {hold.recovering}"
+            if text is not None or self._status.get(event.run) is not None:
+                self.status(event.run, text)
 
-    def away(self, text: str | None) -> None:
-        self._away = text
-        if text is None:
-            self._status.clear()
-        else:
-            self._say_status(text)
+    def skip(self, chunk: watch.Chunk) -> None:
+        if self._tty:
+            self._hold(chunk.run).take(chunk)
 
-    def _say_status(self, text: str) -> None:
+    def _hold(self, run: str) -> HoldBack:
+        return self._holds.setdefault(run, HoldBack())
+
+    def status(self, key: str, text: str | None) -> None:
         self.flush()
-        self._status.show(text, mid_line=not self._at_line_start)
+        self._status.set(key, text, mid_line=not self._at_line_start)
 
     def _show(self, event: Shown) -> None:
         if isinstance(event, watch.Chunk):
@@ -172,7 +209,10 @@ class HumanOutput(Output):
         key = event.run, event.stream
         maker = self._makers.get(key)
         if maker is None:
-            maker = self._makers[key] = LineMaker(self._style, red=event.stream == "stderr")
+            label = self._label or Label("", 0)
+            maker = self._makers[key] = LineMaker(
+                self._style, label.text, label.colour, red=event.stream == "stderr"
+            )
         return maker.feed(event.data, event.at)
 
     def _finish_lines(self, run: str) -> None:
@@ -200,16 +240,23 @@ class HumanOutput(Output):
             self.end_line()
 
     def remark(self, text: str) -> None:
-        self._status.clear()
         self.end_line()
-        say(text)
+        self._status.hide()
+        if self._label is None:
+            say(text)
+        else:
+            prefix = paint(self._label.text, self._label.colour, sys.stderr.isatty() and colours())
+            write_all(STDERR, prefix + f"{printable(text)}\n".encode(errors="replace"))
+        self._status.back()
 
     def end_line(self) -> None:
         """Leave the cursor at the start of a line."""
         self.flush()
         if not self._at_line_start:
+            self._status.hide()
             write_all(STDERR, b"\n")
             self._at_line_start = True
+            self._status.back()
 
     def flush(self) -> None:
         if self._pieces:
@@ -217,10 +264,11 @@ class HumanOutput(Output):
             self._pieces.clear()
             self._size = 0
             if data:
-                self._status.clear()
+                self._status.hide()
                 plain = data.removesuffix(RED[1]) if self._red else data
                 self._at_line_start = plain.endswith(b"\n")
                 write_all(self._fd, data)
+                self._status.back(mid_line=not self._at_line_start)
 
     def discard(self) -> None:
         self._pieces.clear()

@@ -12,9 +12,10 @@ from ..supervisor import wire
 from ..supervisor.errors import BadRequest
 from ..supervisor.model import MAX_PROMPT_BYTES, check_run_id, check_thread
 from . import render
-from .attach import Options, follow, interruptible, make_output
+from .attach import interruptible, make_output
 from .client import ask, dial
 from .common import App, Verb, pass_app, run
+from .follow import Options, Target, follow
 
 _ARGV = "runctl.argv"
 
@@ -94,8 +95,7 @@ def submit(
         prompt = _read_prompt()
     argv: list[str] = ctx.meta.get(_ARGV, [])
     request = wire.Submit(thread, runner, run_id, prompt, argv, _directory())
-    options = Options()
-    output = make_output(app, options)
+    output = make_output(app)
 
     async def main() -> int | None:
         link = await dial(app.config)
@@ -117,12 +117,19 @@ def submit(
             found = None
             if done.status.terminal:  # submitted before with the same --id
                 found = (await ask(link, wire.Show(done.run), wire.RunDetails)).run
-            return await follow(app.config, link, done.thread, done.run, found, options, output)
+            return await follow(
+                app.config,
+                lambda: dial(app.config),
+                Target(done.thread, done.run, found),
+                Options(),
+                output,
+                link=link,
+            )
         finally:
             await link.close()
 
     if attach:
-        return interruptible(thread, output, lambda: run(main) or 0)
+        return interruptible([thread], output, lambda: run(main) or 0)
     return run(main)
 
 

@@ -108,10 +108,16 @@ class Control:
                         )
                     )
             await self._nc.subscribe(wire.KICK_SUBJECT, cb=kicked)
+            for executor in (None, self._executor):
+                subject = wire.control_subject("here", executor)
+                await self._nc.subscribe(subject, queue="runctl", cb=here)
             await self._nc.flush()
 
         async def kicked(_: object) -> None:
             self._durable.kick()
+
+        async def here(request: Any) -> None:  # watchers of silent runs ask, each second
+            await request.respond(b"")
 
         await aio(add)()
 

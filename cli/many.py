@@ -1,0 +1,162 @@
+"""Several threads on one terminal, each line behind the name of its thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from ..config.schema import Config
+from ..supervisor import wire
+from ..supervisor.model import untoken
+from . import output as outputs
+from . import render, watch
+from .client import Link, ask, dial
+from .common import ABORTED, FAILED, OK, App
+from .follow import Options, Target, follow, locate
+from .lines import Style
+from .statusline import StatusLine
+
+#: SGR codes of the names, in turn: bright enough on dark, dark enough on light.
+COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
+#: A longer name is cut, so that there is room for the lines.
+WIDEST = 20
+
+
+class Connection:
+    """One connection for many watchers, made anew when it broke."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._lock = asyncio.Lock()
+        self._link: Link | None = None
+
+    async def dial(self) -> Link:
+        """Raises Unavailable."""
+        async with self._lock:
+            if self._link is None or self._link.closed.is_set():
+                self._link = await dial(self._config)
+            return self._link
+
+    async def close(self) -> None:
+        if self._link is not None:
+            await self._link.close()
+
+
+class Many:
+    """Follows several threads until all of their runs have ended."""
+
+    def __init__(
+        self, app: App, options: Options, style: Style | None, timeout: float | None
+    ) -> None:
+        self._app = app
+        self._options = options
+        self._style = style
+        self._timeout = timeout
+        self._line = StatusLine()
+        self._outputs: dict[str, outputs.Output] = {}
+        self._codes: list[int] = []
+        self._width = 0
+        self._connection = Connection(app.config)
+
+    async def attach(self, threads: list[str] | None) -> int:
+        """Of ``threads``, or of those that are running; the exit code. Raises NotFound,
+        before anything is shown, when one of them is unknown."""
+        try:
+            link = await self._connection.dial()
+            since = await _last_sequence(link)
+            names = await _running(link) if threads is None else threads
+            targets = [await locate(link, name, None, self._options) for name in names]
+            self._width = max([render.width(render.printable(n)) for n in names], default=0)
+            if threads is None and not targets:
+                render.note(
+                    "nothing is running"
+                    + (": waiting for what comes" if self._options.follow_thread else "")
+                )
+            try:
+                async with asyncio.timeout(self._timeout), _whole(asyncio.TaskGroup()) as group:
+                    for target in targets:
+                        group.create_task(self._follow(target))
+                    if threads is None and self._options.follow_thread:
+                        group.create_task(self._newcomers(group, since))
+            except TimeoutError:
+                self.remark("runctl: not all runs have ended yet; they go on")
+                return FAILED
+        finally:
+            await self._connection.close()
+        return next((code for code in (FAILED, ABORTED) if code in self._codes), OK)
+
+    async def _follow(self, target: Target) -> None:
+        output = self._outputs[target.thread] = self._output(target.thread)
+        code = await follow(
+            self._app.config, self._connection.dial, target, self._options, output, shared=True
+        )
+        self._codes.append(code)
+
+    async def _newcomers(self, group: asyncio.TaskGroup, since: int) -> None:
+        """Follow each thread that begins to write."""
+        subject = f"{wire.SUBJECT_PREFIX}.*.*"
+        watcher = watch.Watcher(
+            self._connection.dial, subject, start=since + 1, shared=True, summaries=True
+        )
+        async with watcher:
+            async for events in watcher:
+                for event in events:
+                    if isinstance(event, watch.Progress):
+                        with contextlib.suppress(ValueError):
+                            thread = untoken(event.subject.split(".")[-2])
+                            if thread not in self._outputs:
+                                self._width = max(self._width, render.width(thread))
+                                target = Target(thread, event.run, None, since + 1)
+                                group.create_task(self._follow(target))
+
+    def _output(self, thread: str) -> outputs.Output:
+        if self._app.json:
+            return outputs.JsonOutput(thread)
+        name = render.cut(render.printable(thread), WIDEST)
+        pad = " " * (min(self._width, WIDEST) - render.width(name))
+        colour = COLOURS[len(self._outputs) % len(COLOURS)]
+        return outputs.HumanOutput(
+            self._options.follow_thread,
+            style=self._style,
+            label=outputs.Label(f"{name}{pad} | ", colour),
+            line=self._line,
+        )
+
+    # What ``interruptible`` needs.
+
+    def discard(self) -> None:
+        for output in self._outputs.values():
+            output.discard()
+
+    def remark(self, text: str) -> None:
+        self._line.hide()
+        render.say(text)
+
+
+@contextlib.asynccontextmanager
+async def _whole(group: asyncio.TaskGroup) -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose first error comes out as itself."""
+    try:
+        async with group:
+            yield group
+    except BaseExceptionGroup as found:
+        error: BaseException = found
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+async def _last_sequence(link: Link) -> int:
+    info = await link.api(f"STREAM.INFO.{wire.STREAM}")
+    return int(info["state"]["last_seq"])
+
+
+async def _running(link: Link) -> list[str]:
+    names: list[str] = []
+    after: int | None = 0
+    while after is not None:
+        page = await ask(link, wire.List(status="running", after=after), wire.Threads)
+        names += [row.thread for row in page.threads if row.status == "running"]
+        after = page.next
+    return names
