@@ -239,8 +239,7 @@ class _Follower:
                 "connection",
                 None
                 if event.up
-                else "runctl: connection lost; waiting for runctld to come back"
-                " (Ctrl-C detaches, the run goes on)",
+                else "runctl: connection lost; waiting for runctld to come back (Ctrl-C detaches)",
             )
             return None
         if isinstance(event, watch.Malformed):
