@@ -187,7 +187,7 @@ class HumanOutput(Output):
             self._header(event.run)
             if event.attempt > 1:
                 self.remark(
-                    f"── runctl: run {event.run} was interrupted;"
+                    f"── runctl: run {event.run} interrupted;"
                     f" attempt {event.attempt} starts over ──"
                 )
         elif isinstance(event, watch.Gap):
