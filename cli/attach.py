@@ -23,6 +23,7 @@ from . import render, watch
 from .client import Link, LinkLost, NotReady, ask, ask_once, dial
 from .common import DETACHED, FAILED, OK, STATUS_EXIT, App, Duration, Verb, pass_app, run
 from .lines import Style
+from .names import RUN, THREAD
 
 #: JetStream's error codes for "no message found" and "stream not found".
 NO_MESSAGE = 10037
@@ -54,8 +55,14 @@ Examples:
   runctl attach build --tail 20 --follow-thread
   runctl --json attach support-42 | jq -r 'select(.type=="chunk").data'""",
 )
-@click.argument("thread")
-@click.option("--run", "run_id", metavar="RUN", help="This run, not the current or latest one.")
+@click.argument("thread", type=THREAD)
+@click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    type=RUN,
+    help="This run, not the current or latest one.",
+)
 @click.option("--no-follow", is_flag=True, help="Print what is stored, and stop.")
 @click.option(
     "--tail",
@@ -215,7 +222,7 @@ async def follow(
     settling: asyncio.Task[None] | None = None
     reconnected = False
     try:
-        async with asyncio.timeout(options.timeout):
+        async with asyncio.timeout(options.timeout) as limit:
             async with watch.Watcher(
                 lambda: dial(config), subject, link=link, start=start
             ) as watcher:
@@ -224,7 +231,8 @@ async def follow(
                         code = follower.take(event)
                         if code is not None:
                             output.flush()
-                            if follower.live and found is not None:
+                            limit.reschedule(None)  # the code is known, and stays
+                            if follower.live:
                                 await _confirm(config, watcher, name)
                             return code
                         if isinstance(event, watch.Connection):
