@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem, ShellComplete, add_completion
 
 from .names import Completing
 
-SCRIPTS = {"bash": "runctl.bash", "zsh": "_runctl", "fish": "runctl.fish"}
+SCRIPTS = {"bash": "runctl", "zsh": "_runctl", "fish": "runctl.fish"}
 #: Characters that need no quoting in bash.
 _SAFE = re.compile(r"[\w@%+=:,./-]", re.ASCII)
 
