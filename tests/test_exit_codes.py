@@ -142,10 +142,3 @@ def connected(pid: int) -> bool:
         except OSError:
             pass
     return False
-
-
-def test_a_script_finds_the_run_ended(box: Box) -> None:
-    """What `submit --attach` saw end has ended for the next command."""
-    for n in range(5):
-        box.runctl("submit", "t", "--id", f"r{n}", "--attach", "--", "true")
-        assert box.show(f"r{n}")["status"] == "succeeded"
