@@ -9,6 +9,7 @@ from ..supervisor.model import check_run_id, check_thread
 from . import render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
+from .names import THREAD, RunName
 from .statusline import progress
 
 
@@ -21,8 +22,14 @@ Examples:
   runctl abort support-42 --queued         (and what waits behind it)
   runctl abort support-42 --run 01jx...""",
 )
-@click.argument("thread")
-@click.option("--run", "run_id", metavar="RUN", help="This run, running or queued.")
+@click.argument("thread", type=THREAD)
+@click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    type=RunName("running", "queued"),
+    help="This run, running or queued.",
+)
 @click.option("--queued", is_flag=True, help="The thread's queued runs as well.")
 @pass_app
 def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:

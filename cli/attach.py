@@ -13,10 +13,11 @@ import click
 from ..supervisor.model import check_run_id, check_thread
 from . import output as outputs
 from . import render
-from .client import dial
+from .client import Link, dial
 from .common import DETACHED, FAILED, App, Duration, Verb, pass_app, run
-from .follow import Options, follow, locate
+from .follow import Options, Target, follow, locate
 from .lines import Style
+from .names import RUN, THREAD
 
 
 @click.command(
@@ -31,9 +32,15 @@ Examples:
   runctl attach --all -f --grep 'error|warn' (whatever runs)
   runctl --json attach support-42 | jq -r 'select(.type=="chunk").data'""",
 )
-@click.argument("threads", nargs=-1, metavar="THREAD...")
+@click.argument("threads", nargs=-1, metavar="THREAD...", type=THREAD)
 @click.option("--all", "everything", is_flag=True, help="All threads that are running.")
-@click.option("--run", "run_id", metavar="RUN", help="This run, not the current or latest one.")
+@click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    type=RUN,
+    help="This run, not the current or latest one.",
+)
 @click.option("--no-follow", is_flag=True, help="Print what is stored, and stop.")
 @click.option(
     "--tail",
@@ -112,16 +119,34 @@ def attach(
         except BaseException:
             await link.close()
             raise
-        try:
-            async with asyncio.timeout(timeout):
-                return await follow(
-                    app.config, lambda: dial(app.config), target, options, output, link=link
-                )
-        except TimeoutError:
-            output.remark(f"runctl: run {target.run} has not ended yet; it goes on")
-            return FAILED
+        return await follow_one(app, target, options, output, link, timeout)
 
     return interruptible(names, output, lambda: run(main))
+
+
+async def follow_one(
+    app: App,
+    target: Target,
+    options: Options,
+    output: outputs.Output,
+    link: Link,
+    timeout: float | None,
+) -> int:
+    """``follow`` over a connection of its own, for ``timeout`` seconds at most."""
+    deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+    try:
+        return await follow(
+            app.config,
+            lambda: dial(app.config),
+            target,
+            options,
+            output,
+            deadline=deadline,
+            link=link,
+        )
+    except TimeoutError:
+        output.remark(f"runctl: run {target.run} has not ended yet; it goes on")
+        return FAILED
 
 
 def _style(timestamps: bool, grep: str | None) -> Style | None:

@@ -105,11 +105,14 @@ async def follow(
     options: Options,
     output: outputs.Output,
     *,
+    deadline: float | None = None,
     link: Link | None = None,
     shared: bool = False,
 ) -> int:
     """Print the target's run until it ends; its exit code. ``dial`` makes connections,
-    ``link`` is one to begin with; they are closed at the end unless ``shared``."""
+    ``link`` is one to begin with; they are closed at the end unless ``shared``.
+
+    Raises: TimeoutError, when it has not ended by ``deadline`` (the event loop's time)."""
     name, found = target.run, target.found
     if found is not None and found.status == "queued" and options.follow and sys.stderr.isatty():
         output.remark(f"runctl: run {name} is queued; its output starts when the thread is free")
@@ -123,7 +126,7 @@ async def follow(
     settling: asyncio.Task[None] | None = None
     reconnected = False
     watcher = watch.Watcher(dial, subject, link=link, start=target.start, shared=shared)
-    async with watcher, presence.watching(watcher):
+    async with asyncio.timeout_at(deadline) as limit, watcher, presence.watching(watcher):
         try:
             async for events in watcher:
                 presence.heard()
@@ -131,7 +134,8 @@ async def follow(
                     code = follower.take(event)
                     if code is not None:
                         output.flush()
-                        if follower.live and found is not None:
+                        limit.reschedule(None)  # the code is known, and stays
+                        if follower.live:
                             await _confirm(config, watcher, name)
                         return code
                     if isinstance(event, watch.Reset):

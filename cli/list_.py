@@ -9,6 +9,7 @@ from ..supervisor.model import Run, Status, ThreadRow, check_thread
 from . import render
 from .client import ask, dial
 from .common import STATUSES, App, Verb, pass_app, run
+from .names import THREAD
 
 
 @click.command(
@@ -22,7 +23,7 @@ Examples:
   runctl list support-42 --limit 10
   runctl --json list | jq -r '.[] | select(.queued > 0).thread'""",
 )
-@click.argument("thread", required=False)
+@click.argument("thread", required=False, type=THREAD)
 @click.option(
     "--status",
     type=click.Choice([*STATUSES, "idle"]),

@@ -18,7 +18,18 @@ import click
 
 from ..config.schema import ConfigError, RunctlError
 from ..supervisor import __version__
-from .common import DETACHED, FAILED, NOT_FOUND, OK, REFUSED, UNAVAILABLE, USAGE, App, ReaderGone
+from .common import (
+    DETACHED,
+    FAILED,
+    NOT_FOUND,
+    OK,
+    REFUSED,
+    UNAVAILABLE,
+    USAGE,
+    App,
+    ReaderGone,
+    Verb,
+)
 
 #: Verb to (module, function), in the order of --help.
 VERBS = {
@@ -31,6 +42,7 @@ VERBS = {
     "retry": ("retry", "retry"),
     "purge": ("purge", "purge"),
     "status": ("status", "status"),
+    "completion": ("completion", "completion"),
     "demo": ("demo", "demo"),
 }
 
@@ -63,6 +75,8 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
+        if os.environ.get("_RUNCTL_COMPLETE"):
+            importlib.import_module((__package__ or "runctl.cli") + ".shells")
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         try:
@@ -132,8 +146,7 @@ Exit codes: 0 done, the run succeeded; 1 the run failed or is dead, or the
 operation failed; 2 usage; 3 no such thread or run; 4 daemon or NATS
 unreachable; 5 the run was aborted; 6 refused; 130 detached with Ctrl-C.
 \b
-Completion: eval "$(_RUNCTL_COMPLETE=bash_source runctl)"  (or zsh_source,
-fish_source)""",
+Tab completion for bash, zsh and fish: runctl completion --help""",
 )
 @click.option(
     "--config",
@@ -154,6 +167,12 @@ def main(ctx: click.Context, config: Path | None, as_json: bool) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(USAGE)
+    if app.json:
+        group = ctx.command
+        assert isinstance(group, click.Group)
+        command = group.get_command(ctx, ctx.invoked_subcommand)
+        if command is not None and not isinstance(command, Verb):
+            raise click.UsageError(f"{command.name} has no JSON; leave --json out", ctx)
 
 
 if __name__ == "__main__":

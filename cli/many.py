@@ -53,6 +53,8 @@ class Many:
         self._options = options
         self._style = style
         self._timeout = timeout
+        self._deadline: float | None = None
+        self._late = False
         self._line = StatusLine()
         self._outputs: dict[str, outputs.Output] = {}
         self._codes: list[int] = []
@@ -67,54 +69,73 @@ class Many:
             since = await _last_sequence(link)
             names = await _running(link) if threads is None else threads
             targets = [await locate(link, name, None, self._options) for name in names]
-            self._width = max([render.width(render.printable(n)) for n in names], default=0)
+            widths = [render.width(render.cut(render.printable(n), WIDEST)) for n in names]
+            self._width = max(widths, default=0)
             if threads is None and not targets:
                 render.note(
                     "nothing is running"
                     + (": waiting for what comes" if self._options.follow_thread else "")
                 )
-            try:
-                async with asyncio.timeout(self._timeout), _whole(asyncio.TaskGroup()) as group:
-                    for target in targets:
-                        group.create_task(self._follow(target))
-                    if threads is None and self._options.follow_thread:
-                        group.create_task(self._newcomers(group, since))
-            except TimeoutError:
-                self.remark("runctl: not all runs have ended yet; they go on")
-                return FAILED
+            if self._timeout is not None:
+                self._deadline = asyncio.get_running_loop().time() + self._timeout
+            async with _whole(asyncio.TaskGroup()) as group:
+                for target in targets:
+                    self._start(group, target)
+                if threads is None and self._options.follow_thread:
+                    group.create_task(self._newcomers(group, since))
         finally:
             await self._connection.close()
+        if self._late:
+            self.remark("runctl: not all runs have ended yet; they go on")
         return next((code for code in (FAILED, ABORTED) if code in self._codes), OK)
 
-    async def _follow(self, target: Target) -> None:
-        output = self._outputs[target.thread] = self._output(target.thread)
-        code = await follow(
-            self._app.config, self._connection.dial, target, self._options, output, shared=True
-        )
+    async def _follow(self, target: Target, output: outputs.Output) -> None:
+        try:
+            code = await follow(
+                self._app.config,
+                self._connection.dial,
+                target,
+                self._options,
+                output,
+                deadline=self._deadline,
+                shared=True,
+            )
+        except TimeoutError:
+            self._late = True
+            code = FAILED
         self._codes.append(code)
 
     async def _newcomers(self, group: asyncio.TaskGroup, since: int) -> None:
-        """Follow each thread that begins to write."""
+        """Follow each thread that begins to write, until the deadline."""
         subject = f"{wire.SUBJECT_PREFIX}.*.*"
         watcher = watch.Watcher(
             self._connection.dial, subject, start=since + 1, shared=True, summaries=True
         )
-        async with watcher:
-            async for events in watcher:
-                for event in events:
-                    if isinstance(event, watch.Progress):
-                        with contextlib.suppress(ValueError):
-                            thread = untoken(event.subject.split(".")[-2])
-                            if thread not in self._outputs:
-                                self._width = max(self._width, render.width(thread))
-                                target = Target(thread, event.run, None, since + 1)
-                                group.create_task(self._follow(target))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline), watcher:
+                async for events in watcher:
+                    for event in events:
+                        if isinstance(event, watch.Progress):
+                            self._meet(group, event, since)
+
+    def _meet(self, group: asyncio.TaskGroup, event: watch.Progress, since: int) -> None:
+        try:
+            thread = untoken(event.subject.split(".")[-2])
+        except ValueError:
+            return  # not a subject of ours
+        if thread not in self._outputs:
+            self._start(group, Target(thread, event.run, None, since + 1))
+
+    def _start(self, group: asyncio.TaskGroup, target: Target) -> None:
+        output = self._outputs[target.thread] = self._output(target.thread)
+        group.create_task(self._follow(target, output))
 
     def _output(self, thread: str) -> outputs.Output:
         if self._app.json:
             return outputs.JsonOutput(thread)
         name = render.cut(render.printable(thread), WIDEST)
-        pad = " " * (min(self._width, WIDEST) - render.width(name))
+        self._width = max(self._width, render.width(name))
+        pad = " " * (self._width - render.width(name))
         colour = COLOURS[len(self._outputs) % len(COLOURS)]
         return outputs.HumanOutput(
             self._options.follow_thread,

@@ -11,6 +11,7 @@ from ..supervisor.model import check_thread
 from . import render
 from .client import ask_once
 from .common import FAILED, App, Duration, Verb, pass_app, run
+from .names import THREAD
 
 
 @click.command(
@@ -21,7 +22,7 @@ Examples:
   runctl purge support-42
   runctl purge build nightly --older-than 7d --yes""",
 )
-@click.argument("threads", nargs=-1, required=True, metavar="THREAD...")
+@click.argument("threads", nargs=-1, required=True, metavar="THREAD...", type=THREAD)
 @click.option(
     "--older-than", type=Duration(), metavar="D", help="Only of runs that ended D ago: 90m, 7d."
 )

@@ -12,6 +12,7 @@ from ..supervisor.model import check_run_id
 from . import render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
+from .names import RUN
 
 
 @click.command(
@@ -22,7 +23,7 @@ Examples:
   runctl show 01jx...
   runctl --json show 01jx... | jq .exit_code""",
 )
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @pass_app
 def show(app: App, run_id: str) -> None:
     """Show what RUN does, where it stands and how it ended."""

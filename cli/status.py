@@ -47,6 +47,7 @@ def status(app: App) -> None:
                 f"{render.size(nats.stream_bytes)} in {nats.stream_messages} records",
             ),
             ("database", f"{database.url} ({database.kind})"),
+            *([("runners", ", ".join(found.runners))] if found.runners else []),
             *[("also" if n else "executors", _executor(x)) for n, x in enumerate(others)],
         ]
     )

@@ -13,6 +13,7 @@ from . import render, watch
 from .client import ask, dial
 from .common import DETACHED, FAILED, STATUS_EXIT, App, Duration, Verb, pass_app, run
 from .follow import end_of, recorded, settle
+from .names import RUN
 from .statusline import progress
 
 #: How long the daemon may take to record an end that is in the stream already.
@@ -27,7 +28,7 @@ Examples:
   runctl wait 01jx... && echo good
   runctl wait "$(runctl submit build -- make test)" --timeout 10m""",
 )
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.option(
     "--timeout", type=Duration(), metavar="D", help="Stop waiting after D (exit 1); as in 90s, 5m."
 )

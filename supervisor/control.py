@@ -378,6 +378,7 @@ class Control:
             ),
             uptime=time.monotonic() - self._began,
             executors=[] if r.alone else await self._executors(),
+            runners=sorted(self._config.runners),
         )
 
     async def _executors(self) -> builtins.list[wire.ExecutorStatus]:

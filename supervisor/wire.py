@@ -277,6 +277,7 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     database: DatabaseStatus
     uptime: float = 0.0
     executors: list[ExecutorStatus] = []
+    runners: list[str] = []
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):
