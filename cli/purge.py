@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import click
 
+from ..config.schema import Config
 from ..supervisor import wire
+from ..supervisor.errors import RequestError, Unavailable
 from ..supervisor.model import check_thread
 from . import render
-from .client import ask_once
+from .client import Link, ask, dial
 from .common import FAILED, App, Duration, Verb, pass_app, run
+from .statusline import StatusLine
+
+#: A purge of many threads goes in so many steps, at least.
+STEPS = 50
+#: Nothing is said about progress before, seconds.
+QUIET = 1.0
 
 
 @click.command(
@@ -44,10 +53,56 @@ def purge(
         if not click.confirm(f"Delete the stored output of {what}?", err=True):
             render.note("nothing was purged")
             return FAILED
-    request = wire.Purge(list(threads), older_than, force)
-    done = run(lambda: ask_once(app.config, request, wire.Purged))
+    names = list(dict.fromkeys(threads))
+    done = run(lambda: _purge(app.config, names, older_than, force))
     if app.json:
-        render.out_json({"runs": done.runs})
+        render.out_json({"runs": done})
     else:
-        render.out(f"purged the output of {done.runs} run{'' if done.runs == 1 else 's'}")
+        render.out(f"purged the output of {done} run{'' if done == 1 else 's'}")
     return None
+
+
+async def _purge(config: Config, threads: list[str], older_than: float | None, force: bool) -> int:
+    """How many runs' output was deleted: of all threads, or of none if one is refused."""
+    link = await dial(config)
+    try:
+        if len(threads) > 1:
+            await ask(link, wire.Purge(threads, older_than, force, check=True), wire.Purged)
+        return await _purge_each(link, threads, older_than, force)
+    finally:
+        await link.close()
+
+
+async def _purge_each(
+    link: Link, threads: list[str], older_than: float | None, force: bool
+) -> int:
+    status = StatusLine()
+    done = runs = 0
+
+    def tell() -> None:
+        status.show(f"runctl: purging: {done} of {len(threads)} threads")
+
+    size = max(1, len(threads) // STEPS)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    timer = loop.call_later(QUIET, tell)
+    try:
+        while done < len(threads):
+            batch = threads[done : done + size]
+            try:
+                runs += (await ask(link, wire.Purge(batch, older_than, force), wire.Purged)).runs
+            except (RequestError, Unavailable) as error:
+                if not done:
+                    raise
+                # Something changed since all were checked.
+                raise type(error)(
+                    f"{error} (purged before that: {done} of {len(threads)} threads;"
+                    f" not: {threads[done]!r} and those after it)"
+                ) from None
+            done += len(batch)
+            if loop.time() - began >= QUIET:
+                tell()
+    finally:
+        timer.cancel()
+        status.clear()
+    return runs

@@ -13,6 +13,12 @@ from . import render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
 
+_OUTPUT = {
+    "stored": "stored",
+    "partial": "partial: its beginning is no longer stored",
+    "none": "none is stored",
+}
+
 
 @click.command(
     cls=Verb,
@@ -33,6 +39,7 @@ def show(app: App, run_id: str) -> None:
         render.out_json(
             msgspec.to_builtins(row)
             | {
+                "output": details.output,
                 "argv": details.argv,
                 "prompt": details.prompt,
                 "cwd": details.cwd,
@@ -57,5 +64,6 @@ def show(app: App, run_id: str) -> None:
         ("duration", render.since(row.started_at, row.ended_at) if row.started_at else None),
         ("exit code", None if row.exit_code is None else str(row.exit_code)),
         ("error", row.error),
+        ("output", _OUTPUT.get(details.output or "")),
     ]
     render.fields((key, value) for key, value in pairs if value is not None)
