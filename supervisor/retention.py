@@ -4,7 +4,8 @@ JetStream's own limits cut the oldest *records*, which are the head of the longe
 run. So the stream has no age limit and refuses what does not fit, and this decides:
 
 * bytes: a writer was refused, or a run has ended and the stream is above ``HIGH``: output
-  of finished runs goes until it is below ``LOW``. Only when none is left do running runs
+  of finished runs goes until it is below ``LOW``; but that of the run that ended last
+  goes only when a writer was refused. Only when none is left do running runs
   lose their heads, the largest first.
 * count: when a run ends, only the newest ``max_runs`` of its thread keep their output.
 * age: output goes ``max_age`` after the end of its run, however long that ran.
@@ -34,6 +35,8 @@ log = logging.getLogger("runctld.retention")
 
 HIGH = 0.9
 LOW = 0.8
+#: Runs that are dropped between two looks at the size, at most.
+AT_ONCE = 100
 #: What is left free, at least, before running output is touched.
 SPARE = 0.02
 #: Seconds until another try, when JetStream or the database fails, or nothing could go.
@@ -93,11 +96,13 @@ class Retention:
         # Twice: others were refused as well.
         target = max(0, most - max(int(most * (1 - LOW)), 2 * need))
         enough = max(0, most - max(int(most * SPARE), 2 * need))
+        began = time.monotonic()
         size = before = await self._stored.size()
         if size <= (target if need else most * HIGH):
             return False
         running: list[Last] = []
         unknown: list[Last] = []
+        newest: list[Last] = []
         async with self._stored.lasts() as lasts:
             while size > target and (batch := await lasts.next()):
                 live = await self._live(batch)
@@ -105,12 +110,16 @@ class Retention:
                 rest = [x for x in batch if x.run not in live]
                 finished, foreign = await self._sort(rest)
                 unknown += foreign
-                size = await self._drop(finished, size, target)
+                if not need:  # nobody waits: whoever comes to see the latest run finds it
+                    finished = newest + finished
+                    newest = [finished.pop()] if finished else []
+                size = await self._drop(finished, size, target, enough)
         if size > target:
-            size = await self._drop(unknown, size, target)
+            size = await self._drop(unknown, size, target, enough)
         if need and size > enough:
             size = await self._cut(running, size, target, enough)
-        log.info("output of %d bytes was dropped to make room", before - size)
+        took = time.monotonic() - began
+        log.info("output of %d bytes was dropped to make room, in %.2f s", before - size, took)
         return size < before
 
     async def _sort(self, rest: Sequence[Last]) -> tuple[list[Last], list[Last]]:
@@ -121,8 +130,9 @@ class Retention:
         finished = [x for x in rest if x.ended or x.run in known]
         return finished, [x for x in rest if not x.ended and x.run not in known]
 
-    async def _drop(self, runs: Sequence[Last], size: int, target: int) -> int:
-        """Drop in order until the stream has ``target`` bytes; how many it has.
+    async def _drop(self, runs: Sequence[Last], size: int, target: int, enough: int) -> int:
+        """Drop in order until the stream has ``target`` bytes; how many it has. Writers
+        go on as soon as it has ``enough``.
 
         One first, and then half of what the sizes so far make one expect: few calls for
         many small runs, and hardly one run too many."""
@@ -133,7 +143,9 @@ class Retention:
             done += len(part)
             size = await self._stored.size()
             each = max(1.0, (began - size) / done)
-            count = max(1, int((size - target) / each / 2))
+            count = min(AT_ONCE, max(1, int((size - target) / each / 2)))
+            if size <= enough:
+                self._room.made()
         return size
 
     async def _cut(self, running: Sequence[Last], size: int, target: int, enough: int) -> int:
@@ -165,7 +177,7 @@ class Retention:
         # Only last records are left, and still there is no room. A writer takes its empty
         # subject for one that was purged; what it loses is the fence, for a moment.
         tails = sorted((x for x in running if not x.ended), key=lambda x: -x.size)
-        return await self._drop(tails, size, target) if size > enough else size
+        return await self._drop(tails, size, target, enough) if size > enough else size
 
     @staticmethod
     def _estimate(last: Last, counts: dict[str, int], average: float) -> float:
