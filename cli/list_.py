@@ -5,11 +5,14 @@ from __future__ import annotations
 import click
 
 from ..supervisor import wire
-from ..supervisor.model import Run, Status, ThreadRow, check_thread
+from ..supervisor.model import Status, ThreadRow, check_thread
 from . import render
 from .client import ask, dial
 from .common import STATUSES, App, Verb, pass_app, run
 from .names import THREAD
+
+#: How much of a run's output is stored, in words.
+OUTPUT = {"stored": "stored", "partial": "partial", "none": "-"}
 
 
 @click.command(
@@ -37,14 +40,14 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
     if thread is not None:
         check_thread(thread)
     threads: list[ThreadRow] = []
-    runs: list[Run] = []
+    runs: list[wire.RunRow] = []
 
     async def main() -> None:
         link = await dial(app.config)
         try:
             after = 0
             while True:
-                rows: list[ThreadRow] | list[Run]
+                rows: list[ThreadRow] | list[wire.RunRow]
                 missing = None if limit is None else limit - len(threads) - len(runs)
                 request = wire.List(thread, status, missing, after)
                 page: wire.Threads | wire.Runs
@@ -105,12 +108,23 @@ def _thread_status(row: ThreadRow) -> str:
     return row.status
 
 
-def _print_runs(rows: list[Run], status: str | None) -> None:
+def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
     if not rows:
         render.note(f"no run of this thread is {status}" if status else "no runs")
         return
     render.table(
-        ("RUN", "STATUS", "ATTEMPT", "RUNNER", "EXECUTOR", "CREATED", "DURATION", "EXIT", "ERROR"),
+        (
+            "RUN",
+            "STATUS",
+            "ATTEMPT",
+            "RUNNER",
+            "EXECUTOR",
+            "CREATED",
+            "DURATION",
+            "OUTPUT",
+            "EXIT",
+            "ERROR",
+        ),
         (
             (
                 row.run,
@@ -120,6 +134,7 @@ def _print_runs(rows: list[Run], status: str | None) -> None:
                 row.executor or "-",
                 row.created_at,
                 render.since(row.started_at, row.ended_at),
+                OUTPUT.get(row.output or "", "?"),
                 "-" if row.exit_code is None else str(row.exit_code),
                 render.short(row.error or ""),
             )

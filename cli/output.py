@@ -115,6 +115,14 @@ class Label:
     colour: int
 
 
+def lost(gap: watch.Gap) -> str:
+    """A gap in words, with its size and the verb."""
+    count = gap.to - gap.from_ + 1
+    if count == 1:
+        return f"1 chunk ({gap.from_}) of run {gap.run} is"
+    return f"{count} chunks ({gap.from_} to {gap.to}) of run {gap.run} are"
+
+
 class HumanOutput(Output):
     """Bytes as the run wrote them; our own remarks on stderr, each on a line of its own.
 
@@ -192,10 +200,7 @@ class HumanOutput(Output):
                 )
         elif isinstance(event, watch.Gap):
             self._header(event.run)
-            self.remark(
-                f"runctl: chunks {event.from_} to {event.to} of run {event.run}"
-                " are no longer stored"
-            )
+            self.remark(f"runctl: {lost(event)} no longer stored")
         elif isinstance(event, watch.End):
             self._finish_lines(event.run)
             self._header(event.run)

@@ -448,9 +448,9 @@ def _read_nats(table: _Table) -> Nats:
 def _read_stream(table: _Table) -> Stream:
     table.only(_keys(Stream))
     return Stream(
-        # The stream's duplicate window is a second, and may not exceed max_age.
         max_age=table.seconds("max_age", _STREAM.max_age, least=1.0),
         max_bytes=table.size("max_bytes", _STREAM.max_bytes, least=1024**2),
+        max_runs=table.whole("max_runs", _STREAM.max_runs, 0, 1_000_000_000),
         sync=table.choice("sync", ("default", "always"), _STREAM.sync),
     )
 
@@ -597,6 +597,7 @@ def _describe(config: Config) -> Iterator[str]:
         "stream",
         max_age=format_duration(stream.max_age),
         max_bytes=format_size(stream.max_bytes),
+        max_runs=stream.max_runs,
         sync=stream.sync,
     )
     yield from _lines(

@@ -45,7 +45,8 @@ class Nats:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Retention of output: ``max_age`` seconds, ``max_bytes`` bytes over all threads.
+    """Retention of output: ``max_age`` seconds from a run's end, ``max_bytes`` bytes over
+    all threads, ``max_runs`` finished runs of each thread (0: any number).
 
     ``sync``: "default" lets JetStream flush to disk every two minutes (a process kill
     loses nothing, a power cut may); "always" flushes each record."""
@@ -53,6 +54,7 @@ class Stream:
     max_age: float = 24 * 3600.0
     max_bytes: int = 4 * 1024**3
     sync: Literal["default", "always"] = "default"
+    max_runs: int = 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import builtins
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,10 +27,10 @@ from .model import (
     Status,
     check_run_id,
     check_thread,
-    unix_time,
 )
 from .others import Others
 from .registry import Registry
+from .stored import Stored
 from .stream import Streams
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Control:
         durable: Durable,
         registry: Registry,
         streams: Streams,
+        stored: Stored,
         members: Members | None,
     ) -> None:
         self._config = config
@@ -63,6 +64,7 @@ class Control:
         self._durable = durable
         self._registry = registry
         self._streams = streams
+        self._stored = stored
         self._others = Others(executor, client, durable, streams, members)
         self._ids = RunIds()
         self._began = time.monotonic()
@@ -229,7 +231,20 @@ class Control:
         if not runs and r.after == 0:
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         more = r.after + size if len(runs) == size else None
-        return wire.Runs([x for x in runs if not statuses or x.status in statuses], more)
+        wanted_runs = [x for x in runs if not statuses or x.status in statuses]
+        return wire.Runs(await self._with_output(thread, wanted_runs), more)
+
+    async def _with_output(
+        self, thread: str, runs: builtins.list[Run]
+    ) -> builtins.list[wire.RunRow]:
+        _, counts = await self._stored.counts(wire.thread_subjects(thread))
+        subjects = [wire.out_subject(thread, x.run) for x in runs]
+        stored = [subject for subject in subjects if subject in counts]
+        found = dict(zip(stored, await self._stored.outputs(stored), strict=True))
+        return [
+            wire.run_row(x, found.get(subject, "none"))
+            for x, subject in zip(runs, subjects, strict=True)
+        ]
 
     async def locate(self, r: wire.Locate) -> wire.Reply:
         return await self._details(await self._pick(r.thread, r.run))
@@ -248,7 +263,10 @@ class Control:
         return latest[0].run
 
     async def show(self, r: wire.Show) -> wire.Reply:
-        return await self._details(r.run)
+        details = await self._details(r.run)
+        subject = wire.out_subject(details.run.thread, r.run)
+        (output,) = await self._stored.outputs([subject])
+        return msgspec.structs.replace(details, output=output)
 
     async def _details(self, run: str) -> wire.RunDetails:
         found = await self._durable.get(run)
@@ -326,13 +344,12 @@ class Control:
     async def purge(self, r: wire.Purge) -> wire.Reply:
         if not r.threads:
             raise BadRequest("name at least one thread")
-        plan: list[Run] = []
-        whole: list[str] = []
-        for name in r.threads:
-            thread = check_thread(name)
+        drop: builtins.list[str] = []
+        whole: builtins.list[str] = []
+        runs = 0
+        for thread in dict.fromkeys(map(check_thread, r.threads)):
             live = await self._durable.live_runs(thread)
-            runs = await self._durable.runs(thread, limit=100_000)
-            if not runs:
+            if not live and not await self._durable.runs(thread, limit=1):
                 raise NotFound(f"no thread {thread!r}; see: runctl list")
             busy = [x for x in live if x.status is Status.RUNNING]
             if busy and not r.force and r.older_than is None:
@@ -340,19 +357,27 @@ class Control:
                     f"thread {thread!r} has run {busy[0].run} in flight;"
                     " wait, abort it, or add --force"
                 )
+            _, counts = await self._stored.counts(wire.thread_subjects(thread))
             if r.older_than is None:
-                whole.append(thread)
-                plan += [x for x in runs if x.status is not Status.QUEUED]
+                whole.append(wire.thread_subjects(thread))
+                runs += len(counts)
             else:
-                limit = time.time() - r.older_than
-                plan += [x for x in runs if x.ended_at and unix_time(x.ended_at) < limit]
-        if r.older_than is None:
-            for thread in whole:
-                await self._streams.purge(thread)
-        else:
-            for run in plan:
-                await self._streams.purge(run.thread, run.run)
-        return wire.Purged(len(plan))
+                old = await self._old(counts, time.time() - r.older_than)
+                drop += old
+                runs += len(old)
+        if not r.check:
+            await self._stored.drop([*whole, *drop])
+        return wire.Purged(runs)
+
+    async def _old(self, subjects: Iterable[str], limit: float) -> builtins.list[str]:
+        """Those whose runs ended before Unix time ``limit``, with nothing left of them."""
+        names = {subject.rpartition(".")[2]: subject for subject in subjects}
+        ends = await self._durable.ends(list(names))
+        return [
+            names[run]
+            for run, ended in ends.items()
+            if ended < limit and self._registry.get(run) is None
+        ]
 
     async def status(self, r: wire.StatusRequest) -> wire.Reply:
         size, messages = await self._streams.info()

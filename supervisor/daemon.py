@@ -38,9 +38,12 @@ from .model import Outcome, RunSpec, Status
 from .order import Order
 from .processes import Keeper, open_keeper
 from .registry import Live, Registry
+from .retention import Retention
+from .room import Room
 from .runners.chat import Chat
 from .runners.command import Command
 from .runners.protocol import Runner, Turn
+from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
 
@@ -105,6 +108,7 @@ class _Daemon:
         self._durable = Durable(config, executor, self._dispatch)
         self._runners: dict[str, Runner] = {}
         self._streams: Streams
+        self._retention: Retention
         self._order: Order
         self._members = None if config.database.embedded else Members(config, executor)
         for name, runner in config.runners.items():
@@ -124,8 +128,12 @@ class _Daemon:
                     endpoint = await broker.start()
                     nursery.start_soon(broker.supervise)
                 async with self._connect(endpoint) as client:
-                    self._streams = Streams(client)
+                    room, stored = Room(), Stored(client)
+                    self._streams = Streams(client, room)
                     await self._streams.open(self._config)
+                    self._retention = Retention(
+                        self._config.stream, stored, self._durable, self._registry, room
+                    )
                     self._order = Order(
                         self._durable,
                         self._streams,
@@ -142,12 +150,14 @@ class _Daemon:
                         self._durable,
                         self._registry,
                         self._streams,
+                        stored,
                         self._members,
                     )
                     await control.start(self._loop)
                     takeover = self._takeover(control)
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
+                    nursery.start_soon(self._retention.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
                     log.info(
@@ -295,6 +305,7 @@ class _Daemon:
         decided = live.decide(outcome or Outcome(Status.ABORTED))
         if opened:
             await stream.end(decided)
+            self._retention.ended(spec.thread)
         log.info("run %s on %s: %s", spec.run, ascii(spec.thread), decided.status)
         return decided
 

@@ -67,12 +67,14 @@ class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="t"):
 
 class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
     """Chunks ``seq``, ``seq + 1``, ... of an attempt; ``seq`` starts at 1. ``at``: Unix
-    seconds at which the first was read."""
+    seconds at which the first was read. ``total``: bytes of output that the attempt has
+    written with it; 0 from a writer that does not count."""
 
     attempt: int
     seq: int
     at: float
     chunks: list[Chunk]
+    total: int = 0
     v: int = VERSION
 
 
@@ -108,21 +110,24 @@ def decode_record(data: bytes) -> Record:
 
 class Summary(msgspec.Struct, frozen=True):
     """What a record says without its content. ``chunks``: how many the attempt has
-    written with it. ``status``: of an "end", how the run ended."""
+    written with it. ``status``: of an "end", how the run ended. ``total``: of a "chunk",
+    as in ``Chunks``."""
 
     kind: Literal["reset", "chunk", "end"]
     attempt: int
     chunks: int = 0
     status: str = ""
+    total: int = 0
 
 
 def summary(record: Record) -> str:
-    """The value of ``SUMMARY_HEADER``: a ``Summary``'s fields in order, e.g. "chunk 1 154"
+    """The value of ``SUMMARY_HEADER``: a ``Summary``'s fields in order, e.g. "chunk 1 154 9016"
     or "end 2 20 succeeded"."""
     if isinstance(record, Reset):
         return f"reset {record.attempt}"
     if isinstance(record, Chunks):
-        return f"chunk {record.attempt} {record.seq + len(record.chunks) - 1}"
+        last = record.seq + len(record.chunks) - 1
+        return f"chunk {record.attempt} {last} {record.total}"
     return f"end {record.attempt} {record.chunks} {record.outcome.status}"
 
 
@@ -132,7 +137,8 @@ def read_summary(text: str) -> Summary:
     if kind == "reset":
         return Summary("reset", int(attempt))
     if kind == "chunk":
-        return Summary("chunk", int(attempt), int(rest[0] if rest else "none"))
+        total = int(rest[1]) if len(rest) > 1 else 0
+        return Summary("chunk", int(attempt), int(rest[0] if rest else "none"), total=total)
     if kind == "end" and len(rest) >= 2:
         return Summary("end", int(attempt), int(rest[0]), rest[1])
     raise ValueError(f"not a record's summary: {text!r}")
@@ -178,12 +184,20 @@ class Abort(msgspec.Struct, tag="abort", tag_field="verb", forbid_unknown_fields
     queued: bool = False
 
 
-class Purge(msgspec.Struct, tag="purge", tag_field="verb", forbid_unknown_fields=True):
-    """``older_than`` seconds since the run ended."""
+class Purge(
+    msgspec.Struct,
+    tag="purge",
+    tag_field="verb",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
+    """``older_than`` seconds since the run ended. ``check``: only say whether it would be
+    refused, and how many runs' output would go."""
 
     threads: list[str]
     older_than: float | None = None
     force: bool = False
+    check: bool = False
 
 
 class Show(msgspec.Struct, tag="show", tag_field="verb", forbid_unknown_fields=True):
@@ -214,19 +228,35 @@ class Threads(msgspec.Struct, tag="threads", tag_field="reply"):
     next: int | None = None
 
 
+#: How much of a run's output is stored: all of it, all but its head, or nothing.
+Output = Literal["stored", "partial", "none"]
+
+
+class RunRow(Run, frozen=True):
+    """A run and its ``output``; None from a daemon that does not tell."""
+
+    output: Output | None = None
+
+
+def run_row(run: Run, output: Output) -> RunRow:
+    return msgspec.convert({**msgspec.structs.asdict(run), "output": output}, RunRow)
+
+
 class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
-    runs: list[Run]
+    runs: list[RunRow]
     next: int | None = None
 
 
 class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
-    """``spec`` holds argv or prompt, cwd and retry_of as submitted."""
+    """``spec`` holds argv or prompt, cwd and retry_of as submitted. ``output``: see
+    ``RunRow``; only of ``Show``."""
 
     run: Run
     argv: list[str] = []
     prompt: str | None = None
     cwd: str | None = None
     retry_of: str | None = None
+    output: Output | None = None
 
 
 class Aborted(msgspec.Struct, tag="aborted", tag_field="reply"):

@@ -181,6 +181,7 @@ def test_every_key(write, monkeypatch, tmp_path):
         [stream]
         max_age = "7d"
         max_bytes = 2000000
+        max_runs = 12
         sync = "always"
         [queue]
         max_running = 2
@@ -214,7 +215,7 @@ def test_every_key(write, monkeypatch, tmp_path):
         allow_shell=False,
         database=Database("postgresql://me:pw@db:5432/runs"),
         nats=Nats("tls://a:4222,tls://b:4222", tmp_path / "nats.creds", 3),
-        stream=Stream(7 * 86400.0, 2_000_000, "always"),
+        stream=Stream(7 * 86400.0, 2_000_000, "always", 12),
         queue=Queue(2, 1, 0.0),
         runners={
             "agent": CommandRunner(
@@ -437,6 +438,8 @@ COMMAND = '[runners.x]\nkind = "command"\n'
         # choices
         ("environment = 'prod'", 'environment: expected "development" or "production", got "prod"'),
         ("environment = ''", 'environment: expected "development" or "production", got ""'),
+        ("[stream]\nmax_runs = -1", "stream.max_runs: expected at least 0, got -1"),
+        ("[stream]\nmax_runs = '5'", "stream.max_runs: expected a whole number, got a string"),
         ("[stream]\nsync = 'never'", 'stream.sync: expected "default" or "always", got "never"'),
         ("[runners.x]", 'runners.x.kind: is missing: set it to "command" or "chat"'),
         ("[runners.x]\nkind = 'shell'", 'runners.x.kind: expected "command" or "chat", got "shell'),
@@ -605,7 +608,7 @@ def test_described_configuration_loads_as_itself(tmp_path, argv, system, model, 
         source=file,
         executor_id="box-1",
         start_timeout=seconds,
-        stream=Stream(max_age=seconds, max_bytes=size),
+        stream=Stream(max_age=seconds, max_bytes=size, max_runs=size % 1000),
         runners={
             "shell": CommandRunner("shell", argv=tuple(argv)),
             "gpt": ChatRunner(
