@@ -1,0 +1,2 @@
+async def bench_resume() -> None:
+    pass

@@ -1,0 +1,2 @@
+async def bench_watchers() -> None:
+    pass
