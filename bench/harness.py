@@ -163,6 +163,7 @@ class Watcher:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self.pid = process.pid
 
     async def wait_event(self, wanted: Callable[[dict[str, Any]], bool]) -> float:
         assert self._process.stdout is not None
