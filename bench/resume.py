@@ -29,7 +29,7 @@ WRITER = """
 import os, time
 while True:
     os.write(1, b"%d\\n" % time.time_ns())
-    time.sleep(0.01)
+    time.sleep(0.0005)
 """
 
 
