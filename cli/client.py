@@ -159,8 +159,10 @@ async def dial(config: Config) -> Link:
             ),
             DIAL_TIMEOUT,
         )
-    except Exception as error:
-        await link.close()
+    except BaseException as error:
+        await link.close()  # also when cancelled: nobody else knows of it
+        if not isinstance(error, Exception):
+            raise
         cause = problems[0] if problems else error
         raise Unavailable(_why(config, servers, cause)) from None
     return link

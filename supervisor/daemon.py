@@ -217,6 +217,7 @@ class _Daemon:
             "pending_size": 64 * 1024 * 1024,
             "name": f"runctld {self._executor}",
             "error_cb": _nats_error,
+            "disconnected_cb": self._disconnected,
         }
         if endpoint is not None:
             servers = [endpoint.url]
@@ -249,6 +250,10 @@ class _Daemon:
                     await aio(client.close)()
                 except Exception as error:
                     log.debug("close: %r", error)
+
+    async def _disconnected(self) -> None:
+        if hasattr(self, "_streams"):  # not before they are opened
+            self._streams.lost()
 
     async def _watch_keeper(self) -> None:
         await self._keeper.dead.wait()

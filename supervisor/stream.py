@@ -210,6 +210,13 @@ class Streams:
             return None
         return int(reply["seq"])
 
+    def lost(self) -> None:
+        """The connection broke: acks that are still out will not come over it. Whoever
+        waits for one reads the tail back at once."""
+        for ack in self._waiting.values():
+            if not ack.done():
+                ack.set_exception(ConnectionResetError("the connection to NATS broke"))
+
     async def _on_ack(self, msg: Msg) -> None:
         future = self._waiting.pop(msg.subject.rpartition(".")[2], None)
         if future is not None and not future.done():

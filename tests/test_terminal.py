@@ -122,13 +122,20 @@ def test_lines_with_prefix_time_and_grep() -> None:
 class Terminal:
     """``runctl`` on a pseudo-terminal; ``text()`` is what its screen shows."""
 
-    def __init__(self, box: Box, *args: str, columns: int = 80, env: dict[str, str] | None = None):
-        self.screen = pyte.Screen(columns, 24)
+    def __init__(
+        self,
+        box: Box,
+        *args: str,
+        columns: int = 80,
+        rows: int = 24,
+        env: dict[str, str] | None = None,
+    ):
+        self.screen = pyte.Screen(columns, rows)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
         self._lock = threading.Lock()
         master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.process = box.popen(
             *args,
             stdin=slave,
