@@ -23,6 +23,7 @@ from . import render, watch
 from .client import Link, LinkLost, NotReady, ask, ask_once, dial
 from .common import DETACHED, FAILED, OK, STATUS_EXIT, App, Duration, Verb, pass_app, run
 from .lines import Style
+from .window import Window
 
 #: JetStream's error codes for "no message found" and "stream not found".
 NO_MESSAGE = 10037
@@ -139,6 +140,8 @@ def interruptible(thread: str, output: outputs.Output, main: Callable[[], int]) 
         again = "runctl attach " + ("-- " if thread.startswith("-") else "") + shlex.quote(thread)
         output.remark(f"runctl: detached; the run goes on. Attach again: {again}")
         return DETACHED
+    finally:
+        output.leave()
 
 
 async def _attach(app: App, thread: str, options: Options, output: outputs.Output) -> int:
@@ -216,11 +219,15 @@ async def follow(
     reconnected = False
     try:
         async with asyncio.timeout(options.timeout):
-            async with watch.Watcher(
-                lambda: dial(config), subject, link=link, start=start
-            ) as watcher:
+            async with (
+                watch.Watcher(lambda: dial(config), subject, link=link, start=start) as watcher,
+                Window(
+                    watcher, options.follow and not isinstance(output, outputs.JsonOutput)
+                ) as window,
+            ):
                 async for events in watcher:
                     for event in events:
+                        window.take(event)
                         code = follower.take(event)
                         if code is not None:
                             output.flush()
@@ -237,6 +244,7 @@ async def follow(
                     if settling is not None and settling.done():
                         settling = None
     except TimeoutError:
+        output.leave()
         output.remark(f"runctl: run {name} has not ended yet; it goes on")
         return FAILED
     finally:

@@ -12,6 +12,7 @@ from . import watch
 from .holdback import HoldBack, Restart, Shown
 from .lines import RED, LineMaker, Style
 from .render import STDERR, STDOUT, colours, say, write_all
+from .screen import Screen, plain
 from .statusline import StatusLine
 
 _encode = msgspec.json.Encoder().encode
@@ -29,6 +30,9 @@ class Output:
     def discard(self) -> None:
         """Forget what was not written yet."""
         raise NotImplementedError
+
+    def leave(self) -> None:
+        """Give the terminal back as it was before a program's output came to it."""
 
     def remark(self, text: str) -> None:
         """A line of ours, on stderr."""
@@ -102,6 +106,10 @@ class HumanOutput(Output):
         self._style = style
         self._makers: dict[tuple[str, str], LineMaker] = {}
         self._holds: dict[str, HoldBack] = {}
+        self._raw = raw
+        #: Of the runs that are on a terminal themselves, while we are on one.
+        self._screens: dict[str, Screen] = {}
+        self._cursor_known = True
         self._status = StatusLine()
         self._away: str | None = None
         self._run: str | None = None
@@ -116,6 +124,8 @@ class HumanOutput(Output):
         if not self._tty:
             self._show(event)
         elif isinstance(event, watch.Reset | watch.Chunk | watch.Gap | watch.End):
+            if isinstance(event, watch.Reset) and event.tty:
+                self._screens.setdefault(event.run, Screen(questions=self._raw))
             hold = self._holds.setdefault(event.run, HoldBack())
             for shown in hold.take(event):
                 self._show(shown)
@@ -133,7 +143,11 @@ class HumanOutput(Output):
 
     def _say_status(self, text: str) -> None:
         self.flush()
-        self._status.show(text, mid_line=not self._at_line_start)
+        self._status.show(
+            text,
+            mid_line=not (self._at_line_start and self._cursor_known),
+            whole_screen=any(screen.alternate for screen in self._screens.values()),
+        )
 
     def _show(self, event: Shown) -> None:
         if isinstance(event, watch.Chunk):
@@ -146,6 +160,7 @@ class HumanOutput(Output):
             self._pieces.append(data)
             self._size += len(data)
         elif isinstance(event, watch.Reset | Restart):
+            self._leave(event.run)
             self._finish_lines(event.run)
             self._header(event.run)
             if event.attempt > 1:
@@ -160,20 +175,23 @@ class HumanOutput(Output):
                 " are no longer stored"
             )
         elif isinstance(event, watch.End):
+            self._leave(event.run)
             self._finish_lines(event.run)
             self._header(event.run)
             self.ended(event.run, event.status, event.error)
 
     def _dress(self, event: watch.Chunk) -> bytes:
+        screen = self._screens.get(event.run)
+        data = event.data if screen is None else screen.feed(event.data)
         if self._style is None:
             if self._red and event.stream == "stderr":
-                return RED[0] + event.data + RED[1]
-            return event.data
+                return RED[0] + data + RED[1]
+            return data
         key = event.run, event.stream
         maker = self._makers.get(key)
         if maker is None:
             maker = self._makers[key] = LineMaker(self._style, red=event.stream == "stderr")
-        return maker.feed(event.data, event.at)
+        return maker.feed(data, event.at)
 
     def _finish_lines(self, run: str) -> None:
         """A last line without its newline is a line as well."""
@@ -218,10 +236,26 @@ class HumanOutput(Output):
             self._size = 0
             if data:
                 self._status.clear()
-                plain = data.removesuffix(RED[1]) if self._red else data
-                self._at_line_start = plain.endswith(b"\n")
+                text = data.removesuffix(RED[1]) if self._red else data
+                self._cursor_known = not self._screens or text.endswith(b"\n")
+                if self._screens:
+                    text = plain(text)
+                if text:
+                    self._at_line_start = text.endswith(b"\n")
                 write_all(self._fd, data)
+
+    def leave(self) -> None:
+        for run in self._screens:
+            self._leave(run)
+
+    def _leave(self, run: str) -> None:
+        screen = self._screens.get(run)
+        if screen is not None and (undo := screen.leave()):
+            self.flush()
+            self._status.clear()
+            write_all(STDOUT, undo)
 
     def discard(self) -> None:
         self._pieces.clear()
         self._size = 0
+        self.leave()

@@ -21,8 +21,9 @@ class StatusLine:
         self._shown = ""
         self._erase = b""
 
-    def show(self, text: str, *, mid_line: bool = False) -> None:
-        """``mid_line``: the cursor stands behind output; the text goes one line below."""
+    def show(self, text: str, *, mid_line: bool = False, whole_screen: bool = False) -> None:
+        """``mid_line``: the cursor stands behind output; the text goes one line below.
+        ``whole_screen``: a program has all of it; the text goes into its last line."""
         if not self.enabled or text == self._shown:
             return
         self.clear()
@@ -31,9 +32,12 @@ class StatusLine:
         line = cut(printable(text), width)
         if colours():
             line = f"\x1b[2m{line}\x1b[0m"
-        if mid_line:  # make sure of a line below, write there, and come back
-            self._erase = b"\x1b7\x1b[1B\r\x1b[K\x1b8"
-            line = f"\x1bD\x1b[1A\x1b7\x1b[1B\r{line}\x1b[K\x1b8"
+        if whole_screen:
+            self._erase = b"\x1b7\x1b[0m\x1b[999;1H\x1b[K\x1b8"
+            line = f"\x1b7\x1b[0m\x1b[999;1H{line}\x1b[K\x1b8"
+        elif mid_line:  # make sure of a line below, write there, and come back
+            self._erase = b"\x1b7\x1b[0m\x1b[1B\r\x1b[K\x1b8"
+            line = f"\x1bD\x1b[1A\x1b7\x1b[0m\x1b[1B\r{line}\x1b[K\x1b8"
         else:
             self._erase = b"\r\x1b[K"
             line = f"\r{line}\x1b[K"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio_asyncio
 
-from ..config.schema import ChatRunner, Config
+from ..config.schema import ChatRunner, CommandRunner, Config
 from .broker import Broker
 from .control import Control
 from .durable import Durable
@@ -43,6 +43,7 @@ from .runners.command import Command
 from .runners.protocol import Runner, Turn
 from .stream import Attempt, Streams
 from .takeover import Takeover
+from .windows import Alive, Window, asks
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -106,6 +107,7 @@ class _Daemon:
         self._runners: dict[str, Runner] = {}
         self._streams: Streams
         self._order: Order
+        self._alive: Alive
         self._members = None if config.database.embedded else Members(config, executor)
         for name, runner in config.runners.items():
             self._runners[name] = (
@@ -125,6 +127,7 @@ class _Daemon:
                     nursery.start_soon(broker.supervise)
                 async with self._connect(endpoint) as client:
                     self._streams = Streams(client)
+                    self._alive = asks(client)
                     await self._streams.open(self._config)
                     self._order = Order(
                         self._durable,
@@ -272,7 +275,13 @@ class _Daemon:
 
     async def _attempt(self, live: Live) -> Outcome | None:
         spec = live.spec
-        stream = Attempt(self._streams, spec.thread, spec.run, live.attempt, self._executor)
+        runner = self._config.runners.get(spec.runner)
+        if isinstance(runner, CommandRunner) and runner.tty:
+            live.window = Window(self._alive)
+        stream = Attempt(
+            *(self._streams, spec.thread, spec.run, live.attempt, self._executor),
+            tty=live.window is not None,
+        )
         opened = False
         adopted = outcome = None
         async with trio.open_nursery() as nursery:
@@ -286,7 +295,11 @@ class _Daemon:
                 if adopted is None:
                     opened = True
                     nursery.start_soon(stream.pump)
+                    if live.window is not None:
+                        nursery.start_soon(live.window.watch)
                     outcome = await self._work(live, stream)
+            if live.window is not None:
+                live.window.close()
             stream.close()
         if adopted is not None:
             return live.decide(adopted)
@@ -313,7 +326,7 @@ class _Daemon:
         log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
         try:
             history = await self._history(spec)
-            return await runner.run(spec, live.attempt, stream.append, history)
+            return await runner.run(spec, live.attempt, stream.append, history, live.window)
         except RunFailed as error:
             return Outcome(Status.FAILED, error.exit_code, str(error))
         except (Fenced, trio.Cancelled):
