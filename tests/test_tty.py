@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import json
 import os
 import re
 import signal
 import struct
-import subprocess
 import sys
 import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from conftest import Box, alive, children, wait_until
+from runctl.cli.client import dial
 from runctl.cli.screen import MAX_HELD, Screen, plain
+from runctl.cli.watch import Chunk, End, Watcher
+from runctl.config.load import load
 from runctl.supervisor.errors import BadRequest
 from runctl.supervisor.windows import Size, Window, checked
-from runctl.supervisor.wire import Resize
+from runctl.supervisor.wire import Resize, control_subject, thread_subjects
 from test_terminal import Terminal
 
 CONFIG = """
@@ -50,6 +56,46 @@ def output(box: Box, run: str) -> bytes:
     box.runctl("wait", run, code=None)
     client = box.popen("attach", "t", "--run", run)
     return client.communicate(timeout=60)[0]
+
+
+def ask(box: Box, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+    """The daemon's raw answers."""
+
+    async def main() -> list[bytes]:
+        link = await dial(load(box.config, client=True))
+        try:
+            return [
+                await link.request(control_subject(r["verb"]), json.dumps(r).encode(), 30)
+                for r in requests
+            ]
+        finally:
+            await link.close()
+
+    return [json.loads(answer) for answer in asyncio.run(main())]
+
+
+def submit_all(box: Box, argvs: list[list[str]]) -> dict[str, bytes]:
+    """Run these on thread "t", one after the other; each run's output, in order."""
+    runs = [
+        a["run"]
+        for a in ask(box, *({"verb": "submit", "thread": "t", "argv": argv} for argv in argvs))
+    ]
+    found = dict.fromkeys(runs, b"")
+
+    async def main() -> None:
+        config = load(box.config, client=True)
+        ended = 0
+        async with asyncio.timeout(60), Watcher(lambda: dial(config), thread_subjects("t")) as all_:
+            async for events in all_:
+                for event in events:
+                    if isinstance(event, Chunk) and event.run in found:
+                        found[event.run] += event.data
+                    ended += isinstance(event, End) and event.run in found
+                if ended == len(runs):
+                    return
+
+    asyncio.run(main())
+    return found
 
 
 # ---- the command's side ----------------------------------------------------------------
@@ -93,12 +139,12 @@ def test_without_tty_nothing_changes(tty_box: Box) -> None:
 
 
 def test_all_output_of_a_command_that_exits_at_once_is_kept(tty_box: Box) -> None:
-    runs = []
+    argvs = []
     for i in range(30):
         code = f"import os; os.write(1, b'{i % 10}' * 3000); os.write(2, b'\\nlast {i}')"
-        runs.append(tty_box.submit("t", sys.executable, "-I", "-S", "-c", code))
-    for i, run in enumerate(runs):
-        assert output(tty_box, run) == b"%d" % (i % 10) * 3000 + b"\nlast %d" % i
+        argvs.append([sys.executable, "-I", "-S", "-c", code])
+    outputs = list(submit_all(tty_box, argvs).values())
+    assert outputs == [b"%d" % (i % 10) * 3000 + b"\nlast %d" % i for i in range(30)]
 
 
 def test_much_output_comes_exactly(tty_box: Box) -> None:
@@ -176,13 +222,11 @@ def test_no_descriptor_is_left(tty_box: Box) -> None:
                     continue
         return [link for link in links if "/pt" in link or link.startswith("pipe:")]
 
-    tty_box.runctl("wait", tty_box.submit("t", "true"))
+    submit_all(tty_box, [["true"]])
+    wait_until(lambda: not [link for link in terminals() if "/pt" in link], "the first one is gone")
     before = sorted(terminals())
-    runs = [tty_box.submit(f"t{i % 10}", "echo", "x") for i in range(50)]
-    for run in runs:
-        tty_box.runctl("wait", run)
+    assert set(submit_all(tty_box, [["echo", "x"]] * 50).values()) == {b"x\n"}
     wait_until(lambda: sorted(terminals()) == before, "the descriptors of before")
-    assert not [link for link in before if "/pt" in link]
 
 
 # ---- the watcher's side ----------------------------------------------------------------
@@ -200,11 +244,11 @@ while True:
 
 
 def last_size(terminal: Terminal) -> str:
-    return re.findall(rb"size (\d+x\d+)\r?\n", terminal.raw)[-1:][0].decode()
+    return (re.findall(rb"size (\d+x\d+)\r?\n", terminal.raw) or [b""])[-1].decode()
 
 
 def shows(terminal: Terminal, size: str) -> None:
-    wait_until(lambda: b"size" in terminal.raw and last_size(terminal) == size, f"size {size}")
+    wait_until(lambda: last_size(terminal) == size, f"size {size}")
 
 
 def resize(terminal: Terminal, columns: int, rows: int) -> None:
@@ -220,18 +264,23 @@ def test_the_size_follows_the_first_terminal(tty_box: Box) -> None:
     first = Terminal(tty_box, "attach", "t", columns=100)
     shows(first, "100x24")
     second = Terminal(tty_box, "attach", "t", columns=60)
-    third = Terminal(tty_box, "attach", "t", columns=50)
     shows(second, "100x24")
     resize(first, 110, 30)
     shows(second, "110x30")
     resize(second, 61, 20)
     first.process.kill()
-    shows(second, "61x20")  # or third's, were it before
+    shows(second, "61x20")
     assert first.wait() == -signal.SIGKILL
+    third = Terminal(tty_box, "attach", "t", columns=50)
+    shows(third, "61x20")
     tty_box.kill()
+    for terminal in (second, third):
+        terminal.until("connection lost")
+    seen = len(second.raw)
     tty_box.start()
     wait_until(lambda: tty_box.show(run)["attempt"] == 2, "attempt 2")
-    wait_until(lambda: last_size(second) in ("61x20", "50x24"), "announced again")
+    # Whoever is back first decides.
+    wait_until(lambda: re.search(rb"size (61x20|50x24)", second.raw[seen:]), "announced again")
     second.process.send_signal(signal.SIGINT)
     assert second.wait() == 130
     shows(third, "50x24")
@@ -353,38 +402,14 @@ def test_a_run_without_a_terminal_is_never_asked(tty_box: Box) -> None:
 # ---- the verb --------------------------------------------------------------------------
 
 
-def resize_request(box: Box, *requests: dict[str, Any]) -> list[dict[str, Any]]:
-    """The daemon's raw answers."""
-    code = """
-import asyncio, json, pathlib, sys, nats
-async def main():
-    at = json.loads(pathlib.Path(sys.argv[1]).read_text())
-    nc = await nats.connect(at["url"], user=at["user"], password=at["password"])
-    for request in sys.argv[2:]:
-        print((await nc.request("runctl.ctl.any.resize", request.encode())).data.decode())
-    await nc.close()
-asyncio.run(main())
-"""
-    import json
-
-    endpoint = str(box.state / "nats/client.json")
-    texts = [json.dumps({"verb": "resize", **request}) for request in requests]
-    done = subprocess.run(
-        [sys.executable, "-c", code, endpoint, *texts], capture_output=True, check=True, timeout=60
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def test_resize_answers_by_name(tty_box: Box) -> None:
-    live = tty_box.submit_py("t", SIZES, run="live")
-    pipe = tty_box.runctl(
-        "submit", "p", "--id", "pipe", "--runner", "pipe", "--", "sleep", "60"
-    ).strip()
-    for run in (live, pipe):
+    tty_box.submit_py("t", SIZES, run="live")
+    tty_box.runctl("submit", "p", "--id", "pipe", "--runner", "pipe", "--", "sleep", "60")
+    for run in ("live", "pipe"):
         wait_until(lambda run=run: tty_box.show(run)["status"] == "running", "running")
     wait_until(lambda: "size" in tty_box.runctl("attach", "t", "--no-follow"), "it has begun")
-    good = {"client": "_INBOX.abc", "columns": 10, "rows": 5}
-    answers = resize_request(
+    good = {"verb": "resize", "client": "_INBOX.abc", "columns": 10, "rows": 5}
+    answers = ask(
         tty_box,
         {"run": "live", **good},
         {"run": "live", **good, "columns": 0},
@@ -428,6 +453,26 @@ async def test_the_first_living_client_decides() -> None:
     assert await window.announce("a", a) == a
     assert await window.leave("a") == a
     assert applied == [a, b, c, a]
+
+
+async def test_a_silent_death_is_found_out(autojump_clock: trio.testing.MockClock) -> None:
+    dead: set[str] = set()
+
+    async def is_alive(inbox: str) -> bool:
+        return inbox not in dead
+
+    window = Window(is_alive)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(window.watch)
+        await window.announce("a", Size(1, 1))
+        await trio.sleep(100)
+        await window.announce("b", Size(2, 2))
+        await trio.sleep(100)
+        assert window.size == Size(1, 1)
+        dead.add("a")
+        await trio.sleep(3)
+        assert window.size == Size(2, 2)
+        window.close()
 
 
 # ---- what goes to the screen -----------------------------------------------------------
