@@ -145,6 +145,7 @@ async def follow_one(
             link=link,
         )
     except TimeoutError:
+        output.leave()
         output.remark(f"runctl: run {target.run} has not ended yet; it goes on")
         return FAILED
 
@@ -179,3 +180,5 @@ def interruptible(threads: Sequence[str], output: outputs.Parting, main: Callabl
         goes = "runs go" if len(words) > 1 or not threads else "run goes"
         output.remark(f"runctl: detached; the {goes} on. Attach again: {again}")
         return DETACHED
+    finally:
+        output.leave()

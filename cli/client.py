@@ -197,9 +197,11 @@ def _verb(request: wire.Request) -> str:
     return str(type(request).__struct_config__.tag)
 
 
-async def ask(link: Link, request: wire.Request, expect: type[R]) -> R:
-    """The daemon's answer. Raises Unavailable, and what the daemon named: BadRequest,
-    NotFound, Refused, RequestError."""
+async def ask(
+    link: Link, request: wire.Request, expect: type[R], *, executor: str | None = None
+) -> R:
+    """The daemon's answer; any executor's, or the named one's. Raises Unavailable, and what
+    the daemon named: BadRequest, NotFound, Refused, RequestError."""
     from nats.errors import NoRespondersError
     from nats.errors import TimeoutError as NatsTimeout
 
@@ -224,7 +226,8 @@ async def ask(link: Link, request: wire.Request, expect: type[R]) -> R:
         else ("; it may have taken effect, see: runctl list")
     )
     try:
-        reply = wire.decode_reply(await link.request(wire.control_subject(verb), payload, timeout))
+        subject = wire.control_subject(verb, executor)
+        reply = wire.decode_reply(await link.request(subject, payload, timeout))
     except NoRespondersError:
         raise Unavailable(
             "runctld is not running (NATS is, but no daemon answers on it); start runctld"

@@ -19,6 +19,7 @@ from .client import Link, LinkLost, NotReady, ask, ask_once
 from .common import FAILED, OK, STATUS_EXIT
 from .presence import Presence
 from .tail import Tail
+from .window import Window
 
 #: JetStream's error codes for "no message found" and "stream not found".
 NO_MESSAGE = 10037
@@ -126,11 +127,18 @@ async def follow(
     settling: asyncio.Task[None] | None = None
     reconnected = False
     watcher = watch.Watcher(dial, subject, link=link, start=target.start, shared=shared)
-    async with asyncio.timeout_at(deadline) as limit, watcher, presence.watching(watcher):
+    window = Window(watcher, options.follow and output.has_screen)
+    async with (
+        asyncio.timeout_at(deadline) as limit,
+        watcher,
+        presence.watching(watcher),
+        window,
+    ):
         try:
             async for events in watcher:
                 presence.heard()
                 for event in events:
+                    window.take(event)
                     code = follower.take(event)
                     if code is not None:
                         output.flush()

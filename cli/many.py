@@ -150,6 +150,10 @@ class Many:
         for output in self._outputs.values():
             output.discard()
 
+    def leave(self) -> None:
+        for output in self._outputs.values():
+            output.leave()
+
     def remark(self, text: str) -> None:
         self._line.hide()
         render.say(text)

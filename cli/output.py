@@ -13,6 +13,7 @@ from . import watch
 from .holdback import HoldBack, Restart, Shown
 from .lines import RED, LineMaker, Style, paint
 from .render import STDERR, STDOUT, colours, printable, say, write_all
+from .screen import Screen, plain
 from .statusline import StatusLine
 
 _encode = msgspec.json.Encoder().encode
@@ -23,6 +24,8 @@ class Output:
 
     #: Whether what is shown is a matter of lines, or of chunks.
     counts_lines = True
+    #: Whether it is a terminal, that a program's output may use as one.
+    has_screen = False
 
     def show(self, event: watch.Event) -> None:
         raise NotImplementedError
@@ -37,6 +40,9 @@ class Output:
         """Forget what was not written yet."""
         raise NotImplementedError
 
+    def leave(self) -> None:
+        """Give the terminal back as it was before a program's output came to it."""
+
     def remark(self, text: str) -> None:
         """A line of ours, on stderr."""
         say(text)
@@ -49,6 +55,8 @@ class Parting(Protocol):
     """What is needed of an output when the watcher leaves."""
 
     def discard(self) -> None: ...
+
+    def leave(self) -> None: ...
 
     def remark(self, text: str) -> None: ...
 
@@ -141,13 +149,17 @@ class HumanOutput(Output):
         line: StatusLine | None = None,
     ) -> None:
         self._headers = headers
-        self._tty = sys.stdout.isatty()
+        self._tty = self.has_screen = sys.stdout.isatty()
         if label is not None and style is None:
             style = Style(colour=self._tty and colours())
         self._style = style
         self._label = label
         self._makers: dict[tuple[str, str], LineMaker] = {}
         self._holds: dict[str, HoldBack] = {}
+        self._raw = raw
+        #: Of the runs that are on a terminal themselves, while we are on one.
+        self._screens: dict[str, Screen] = {}
+        self._cursor_known = True
         self._status = line or StatusLine()
         self._run: str | None = None
         self._fd = STDOUT
@@ -160,6 +172,8 @@ class HumanOutput(Output):
         if not self._tty:
             self._show(event)
         elif isinstance(event, watch.Reset | watch.Chunk | watch.Gap | watch.End):
+            if isinstance(event, watch.Reset) and event.tty:
+                self._screens.setdefault(event.run, Screen(questions=self._raw))
             hold = self._hold(event.run)
             for shown in hold.take(event):
                 self._show(shown)
@@ -178,7 +192,13 @@ class HumanOutput(Output):
 
     def status(self, key: str, text: str | None) -> None:
         self.flush()
-        self._status.set(key, text, mid_line=not self._at_line_start)
+        self._status.set(key, text, **self._where())
+
+    def _where(self) -> dict[str, bool]:
+        return {
+            "mid_line": not (self._at_line_start and self._cursor_known),
+            "whole_screen": any(screen.alternate for screen in self._screens.values()),
+        }
 
     def _show(self, event: Shown) -> None:
         if isinstance(event, watch.Chunk):
@@ -191,6 +211,7 @@ class HumanOutput(Output):
             self._pieces.append(data)
             self._size += len(data)
         elif isinstance(event, watch.Reset | Restart):
+            self._leave(event.run)
             self._finish_lines(event.run)
             self._header(event.run)
             if event.attempt > 1:
@@ -202,15 +223,18 @@ class HumanOutput(Output):
             self._header(event.run)
             self.remark(f"runctl: {lost(event)} no longer stored")
         elif isinstance(event, watch.End):
+            self._leave(event.run)
             self._finish_lines(event.run)
             self._header(event.run)
             self.ended(event.run, event.status, event.error)
 
     def _dress(self, event: watch.Chunk) -> bytes:
+        screen = self._screens.get(event.run)
+        data = event.data if screen is None else screen.feed(event.data)
         if self._style is None:
             if self._red and event.stream == "stderr":
-                return RED[0] + event.data + RED[1]
-            return event.data
+                return RED[0] + data + RED[1]
+            return data
         key = event.run, event.stream
         maker = self._makers.get(key)
         if maker is None:
@@ -218,7 +242,7 @@ class HumanOutput(Output):
             maker = self._makers[key] = LineMaker(
                 self._style, label.text, label.colour, red=event.stream == "stderr"
             )
-        return maker.feed(event.data, event.at)
+        return maker.feed(data, event.at)
 
     def _finish_lines(self, run: str) -> None:
         """A last line without its newline is a line as well."""
@@ -270,11 +294,27 @@ class HumanOutput(Output):
             self._size = 0
             if data:
                 self._status.hide()
-                plain = data.removesuffix(RED[1]) if self._red else data
-                self._at_line_start = plain.endswith(b"\n")
+                text = data.removesuffix(RED[1]) if self._red else data
+                self._cursor_known = not self._screens or text.endswith(b"\n")
+                if self._screens:
+                    text = plain(text)
+                if text:
+                    self._at_line_start = text.endswith(b"\n")
                 write_all(self._fd, data)
-                self._status.back(mid_line=not self._at_line_start)
+                self._status.back(**self._where())
+
+    def leave(self) -> None:
+        for run in self._screens:
+            self._leave(run)
+
+    def _leave(self, run: str) -> None:
+        screen = self._screens.get(run)
+        if screen is not None and (undo := screen.leave()):
+            self.flush()
+            self._status.hide()
+            write_all(STDOUT, undo)
 
     def discard(self) -> None:
         self._pieces.clear()
         self._size = 0
+        self.leave()

@@ -29,22 +29,25 @@ class StatusLine:
         self._shown = ""
         self._erase = b""
 
-    def set(self, key: str, text: str | None, *, mid_line: bool = False) -> None:
-        """Show ``text`` from now on; None: no more. ``mid_line``: see ``back``."""
+    def set(
+        self, key: str, text: str | None, *, mid_line: bool = False, whole_screen: bool = False
+    ) -> None:
+        """Show ``text`` from now on; None: no more. The rest: see ``back``."""
         if text == self._texts.get(key):
             return
         if text is None:
             del self._texts[key]
         else:
             self._texts[key] = text
-        self.back(mid_line=mid_line)
+        self.back(mid_line=mid_line, whole_screen=whole_screen)
 
     def get(self, key: str) -> str | None:
         return self._texts.get(key)
 
-    def back(self, *, mid_line: bool = False) -> None:
+    def back(self, *, mid_line: bool = False, whole_screen: bool = False) -> None:
         """Show what is to be shown. ``mid_line``: the cursor stands behind output; the
-        text goes one line below."""
+        text goes one line below. ``whole_screen``: a program has all of it; the text goes
+        into its last line."""
         text = next((text for text in reversed(self._texts.values()) if text), "")
         if not self.enabled or text == self._shown:
             return
@@ -56,9 +59,12 @@ class StatusLine:
         line = cut(printable(text), width)
         if colours():
             line = f"\x1b[2m{line}\x1b[0m"
-        if mid_line:  # make sure of a line below, write there, and come back
-            self._erase = b"\x1b7\x1b[1B\r\x1b[K\x1b8"
-            line = f"\x1bD\x1b[1A\x1b7\x1b[1B\r{line}\x1b[K\x1b8"
+        if whole_screen:
+            self._erase = b"\x1b7\x1b[0m\x1b[999;1H\x1b[K\x1b8"
+            line = f"\x1b7\x1b[0m\x1b[999;1H{line}\x1b[K\x1b8"
+        elif mid_line:  # make sure of a line below, write there, and come back
+            self._erase = b"\x1b7\x1b[0m\x1b[1B\r\x1b[K\x1b8"
+            line = f"\x1bD\x1b[1A\x1b7\x1b[0m\x1b[1B\r{line}\x1b[K\x1b8"
         else:
             self._erase = b"\r\x1b[K"
             line = f"\r{line}\x1b[K"

@@ -530,13 +530,19 @@ def _with_shell(runners: dict[str, Runner], allow_shell: bool) -> dict[str, Runn
 
 def _read_runner(name: str, table: _Table) -> Runner:
     kind = table.choice("kind", tuple(_RUNNER_KINDS))
+    if kind == "chat" and "tty" in table.values:
+        table.fail("tty", 'is for kind = "command" only: remove it')
     table.only(_keys(_RUNNER_KINDS[kind]))
     return _read_command(name, table) if kind == "command" else _read_chat(name, table)
 
 
 def _read_command(name: str, table: _Table) -> CommandRunner:
     return CommandRunner(
-        name, argv=table.texts("argv"), cwd=table.path("cwd"), env=_read_env(table)
+        name,
+        argv=table.texts("argv"),
+        cwd=table.path("cwd"),
+        env=_read_env(table),
+        tty=table.flag("tty", False),
     )
 
 
@@ -624,6 +630,7 @@ def _describe_runner(runner: Runner) -> dict[str, object]:
             "argv": list(runner.argv),
             "cwd": runner.cwd,
             "env": dict.fromkeys(runner.env, "***"),
+            "tty": runner.tty,
         }
     return {
         "kind": runner.kind,

@@ -80,13 +80,15 @@ class Takeover:
 @dataclass(frozen=True, slots=True)
 class CommandRunner:
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
-    replaced by the prompt; without it the prompt goes to stdin."""
+    replaced by the prompt; without it the prompt goes to stdin. ``tty``: it runs on a
+    terminal of its own."""
 
     name: str
     kind: Literal["command"] = "command"
     argv: tuple[str, ...] = ()
     cwd: Path | None = None
     env: dict[str, str] = field(default_factory=dict)
+    tty: bool = False
 
 
 @dataclass(frozen=True, slots=True)

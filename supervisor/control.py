@@ -32,6 +32,7 @@ from .others import Others
 from .registry import Registry
 from .stored import Stored
 from .stream import Streams
+from .windows import checked
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -43,7 +44,7 @@ log = logging.getLogger("runctld.control")
 aio = trio_asyncio.aio_as_trio
 
 PAGE = 500
-VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status")
+VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status", "resize")
 
 
 class Control:
@@ -78,6 +79,7 @@ class Control:
             wire.Show: self.show,
             wire.Retry: self.retry,
             wire.StatusRequest: self.status,
+            wire.Resize: self.resize,
         }
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -378,6 +380,20 @@ class Control:
             for run, ended in ends.items()
             if ended < limit and self._registry.get(run) is None
         ]
+
+    async def resize(self, r: wire.Resize) -> wire.Reply:
+        size = checked(r)
+        live = self._registry.get(r.run)
+        if live is None:
+            found = await self._durable.get(r.run)
+            if found is None:
+                raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")
+            raise Refused(f"run {r.run} does not run on executor {self._executor!r}")
+        if live.window is None:
+            raise Refused(f"run {r.run} is not on a terminal; its runner needs tty = true")
+        if size is None:
+            return wire.Resized(*await live.window.leave(r.client))
+        return wire.Resized(*await live.window.announce(r.client, size))
 
     async def status(self, r: wire.StatusRequest) -> wire.Reply:
         size, messages = await self._streams.info()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio_asyncio
 
-from ..config.schema import ChatRunner, Config
+from ..config.schema import ChatRunner, CommandRunner, Config
 from .broker import Broker
 from .control import Control
 from .durable import Durable
@@ -46,6 +46,7 @@ from .runners.protocol import Runner, Turn
 from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
+from .windows import Alive, Window, asks
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -110,6 +111,7 @@ class _Daemon:
         self._streams: Streams
         self._retention: Retention
         self._order: Order
+        self._alive: Alive
         self._members = None if config.database.embedded else Members(config, executor)
         for name, runner in config.runners.items():
             self._runners[name] = (
@@ -130,6 +132,7 @@ class _Daemon:
                 async with self._connect(endpoint) as client:
                     room, stored = Room(), Stored(client)
                     self._streams = Streams(client, room)
+                    self._alive = asks(client)
                     await self._streams.open(self._config)
                     self._retention = Retention(
                         self._config.stream, stored, self._durable, self._registry, room
@@ -287,7 +290,13 @@ class _Daemon:
 
     async def _attempt(self, live: Live) -> Outcome | None:
         spec = live.spec
-        stream = Attempt(self._streams, spec.thread, spec.run, live.attempt, self._executor)
+        runner = self._config.runners.get(spec.runner)
+        if isinstance(runner, CommandRunner) and runner.tty:
+            live.window = Window(self._alive)
+        stream = Attempt(
+            *(self._streams, spec.thread, spec.run, live.attempt, self._executor),
+            tty=live.window is not None,
+        )
         opened = False
         adopted = outcome = None
         async with trio.open_nursery() as nursery:
@@ -301,7 +310,11 @@ class _Daemon:
                 if adopted is None:
                     opened = True
                     nursery.start_soon(stream.pump)
+                    if live.window is not None:
+                        nursery.start_soon(live.window.watch)
                     outcome = await self._work(live, stream)
+            if live.window is not None:
+                live.window.close()
             stream.close()
         if adopted is not None:
             return live.decide(adopted)
@@ -329,7 +342,7 @@ class _Daemon:
         log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
         try:
             history = await self._history(spec)
-            return await runner.run(spec, live.attempt, stream.append, history)
+            return await runner.run(spec, live.attempt, stream.append, history, live.window)
         except RunFailed as error:
             return Outcome(Status.FAILED, error.exit_code, str(error))
         except (Fenced, trio.Cancelled):

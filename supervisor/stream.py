@@ -231,12 +231,21 @@ class Attempt:
     """One attempt of one run. ``open``, then ``pump`` in a nursery, ``append`` any number
     of times, ``close``, ``end`` once. Any of them raises Fenced when a newer attempt took over."""
 
-    def __init__(self, streams: Streams, thread: str, run: str, attempt: int, executor: str):
+    def __init__(
+        self,
+        streams: Streams,
+        thread: str,
+        run: str,
+        attempt: int,
+        executor: str,
+        tty: bool = False,
+    ) -> None:
         self._streams = streams
         self._subject = out_subject(thread, run)
         self._run = run
         self._attempt = attempt
         self._executor = executor
+        self._tty = tty
         self._sequence = 0
         self._seq = 0
         self._total = 0
@@ -250,7 +259,7 @@ class Attempt:
     async def open(self) -> Outcome | None:
         """Reset the subject for this attempt; or the outcome to adopt, when an earlier
         attempt had already written its end."""
-        record = Reset(self._run, self._attempt, time.time(), self._executor)
+        record = Reset(self._run, self._attempt, time.time(), self._executor, self._tty)
         while True:
             tail = await self._streams.tail(self._subject)
             last = tail.record

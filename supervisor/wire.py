@@ -214,7 +214,18 @@ class StatusRequest(msgspec.Struct, tag="status", tag_field="verb", forbid_unkno
     alone: bool = False
 
 
-Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest
+class Resize(msgspec.Struct, tag="resize", tag_field="verb", forbid_unknown_fields=True):
+    """The terminal of a client that watches ``run``, which is on a terminal as well; asked
+    of the run's executor. ``client``: an inbox to which it is subscribed as long as it
+    watches. 0 columns and rows: it leaves."""
+
+    run: str
+    client: str
+    columns: int
+    rows: int
+
+
+Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest | Resize
 
 
 class Submitted(msgspec.Struct, tag="submitted", tag_field="reply"):
@@ -271,6 +282,13 @@ class Purged(msgspec.Struct, tag="purged", tag_field="reply"):
     runs: int
 
 
+class Resized(msgspec.Struct, tag="resized", tag_field="reply"):
+    """The size in force: that of the client that was first."""
+
+    columns: int
+    rows: int
+
+
 class NatsStatus(msgspec.Struct):
     url: str
     embedded: bool
@@ -317,7 +335,9 @@ class Problem(msgspec.Struct, tag="error", tag_field="reply"):
     message: str
 
 
-Reply = Submitted | Threads | Runs | RunDetails | Aborted | Purged | DaemonStatus | Problem
+Reply = (
+    Submitted | Threads | Runs | RunDetails | Aborted | Purged | Resized | DaemonStatus | Problem
+)
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)

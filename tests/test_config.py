@@ -192,6 +192,7 @@ def test_every_key(write, monkeypatch, tmp_path):
         argv = ["agent", "{prompt}", "$$HOME"]
         cwd = "/srv"
         env = { TOKEN = "${KEY}", EMPTY = "" }
+        tty = true
         [runners.gpt]
         kind = "chat"
         base_url = "https://llm.example/v1/"
@@ -223,6 +224,7 @@ def test_every_key(write, monkeypatch, tmp_path):
                 argv=("agent", "{prompt}", "$HOME"),
                 cwd=Path("/srv"),
                 env={"TOKEN": "sesame", "EMPTY": ""},
+                tty=True,
             ),
             "gpt": ChatRunner(
                 "gpt",
@@ -458,6 +460,8 @@ COMMAND = '[runners.x]\nkind = "command"\n'
         (COMMAND + "env = {'A=B' = ''}", 'runners.x.env."A=B": an environment variable'),
         (COMMAND + "env = {'' = ''}", 'runners.x.env."": an environment variable'),
         (COMMAND + "env = {RUNCTL_RUN = ''}", "runners.x.env.RUNCTL_RUN: is set by runctld"),
+        (COMMAND + "tty = 1", "runners.x.tty: expected true or false, got the number 1"),
+        (CHAT + "tty = true", 'runners.gpt.tty: is for kind = "command" only: remove it'),
         ("[runners.x]\nkind = 'chat'", "runners.x.base_url: is missing: add base_url = "),
         (CHAT.replace('model = "m"', ""), "runners.gpt.model: is missing: add model = "),
         (CHAT.replace("http://h", "h:80"), "runners.gpt.base_url: expected http:// or https://"),
@@ -610,7 +614,7 @@ def test_described_configuration_loads_as_itself(tmp_path, argv, system, model, 
         start_timeout=seconds,
         stream=Stream(max_age=seconds, max_bytes=size, max_runs=size % 1000),
         runners={
-            "shell": CommandRunner("shell", argv=tuple(argv)),
+            "shell": CommandRunner("shell", argv=tuple(argv), tty=bool(argv)),
             "gpt": ChatRunner(
                 "gpt", base_url="http://h", model=model, system=system, timeout=seconds
             ),
