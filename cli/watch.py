@@ -93,7 +93,14 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
     why: str
 
 
-Event = Reset | Chunk | Gap | End | CaughtUp | Connection | Malformed
+class Progress(msgspec.Struct, frozen=True, gc=False):
+    """Where a run stands, of a Watcher with ``summaries``: what its last record says."""
+
+    run: str
+    summary: wire.Summary
+
+
+Event = Reset | Chunk | Gap | End | CaughtUp | Connection | Malformed | Progress
 
 
 # ---- records to events ------------------------------------------------------------
@@ -117,9 +124,7 @@ class RunState:
         else:
             self._end(record, out)
 
-    def _begin(
-        self, attempt: int, out: list[Event], executor: str = "", tty: bool = False
-    ) -> None:
+    def _begin(self, attempt: int, out: list[Event], executor: str = "", tty: bool = False) -> None:
         self.attempt = attempt
         self.expected = 1
         out.append(Reset(self.run, attempt, executor, tty))
@@ -186,7 +191,8 @@ class Watcher:
 
     ``link``: a connection to begin with; it is closed at the end, like all others.
     ``start``: the stream sequence to begin at. ``last_only``: begin with the last
-    record of each subject.
+    record of each subject. ``summaries``: begin likewise, and read no contents: what
+    comes is ``Progress``, of records that carry a summary.
 
     Iteration raises Unavailable if watching cannot begin within ``START_TIMEOUT``;
     later troubles are waited out, and reported as ``Connection`` events.
@@ -200,14 +206,16 @@ class Watcher:
         link: Link | None = None,
         start: int | None = None,
         last_only: bool = False,
+        summaries: bool = False,
     ) -> None:
         self._dial = dial
         self._subject = subject
         self._link = link
         self._start = start
         self._policy: Literal["all", "last_per_subject"] = (
-            "last_per_subject" if last_only else "all"
+            "last_per_subject" if last_only or summaries else "all"
         )
+        self._summaries = summaries
         self._last = 0
         self._started = False
         self._down = False
@@ -354,6 +362,7 @@ class Watcher:
             "inactive_threshold": int(INACTIVE * 1e9),
             "mem_storage": True,
             "num_replicas": 1,
+            "headers_only": self._summaries,
         }
         start = self._last + 1 if self._last else self._start
         if start is not None:
@@ -426,7 +435,10 @@ class Watcher:
             stream_sequence = int(fields[at])
             if stream_sequence > self._last:
                 self._last = stream_sequence
-                self._record(msg)
+                if self._summaries:
+                    self._summary(msg)
+                else:
+                    self._record(msg)
             if not consumer.caught_up:
                 consumer.drained = fields[at + 3] == "0"
                 self._note_progress(consumer)
@@ -452,6 +464,16 @@ class Watcher:
             # Idle: nothing is left, even if less came than was announced (a purge).
             consumer.drained = True
             self._note_progress(consumer)
+
+    def _summary(self, msg: Msg) -> None:
+        text = (msg.headers or {}).get(wire.SUMMARY_HEADER)
+        if text is None:  # written by an older daemon
+            return
+        run = msg.subject.rpartition(".")[2]
+        try:
+            self._emit(Progress(run, wire.read_summary(text)))
+        except ValueError as error:
+            self._emit(Malformed(f"a record of run {run} cannot be read: {error}"))
 
     def _record(self, msg: Msg) -> None:
         subject = msg.subject
