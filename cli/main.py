@@ -36,6 +36,7 @@ VERBS = {
     "submit": ("submit", "submit"),
     "list": ("list_", "list_"),
     "attach": ("attach", "attach"),
+    "top": ("top", "top"),
     "abort": ("abort", "abort"),
     "wait": ("wait", "wait"),
     "show": ("show", "show"),

@@ -223,7 +223,11 @@ class Control:
             raise BadRequest("limit must be 1 or more")
         size = min(r.limit or PAGE, PAGE) if r.status is None else PAGE
         if r.thread is None:
-            threads = await self._durable.threads(limit=size, offset=r.after)
+            if r.live:
+                threads = await self._durable.live_threads(limit=size, offset=r.after)
+            else:
+                busy = r.status in (Status.RUNNING, Status.QUEUED)
+                threads = await self._durable.threads(limit=size, offset=r.after, busy=busy)
             more = r.after + size if len(threads) == size else None
             wanted = [t for t in threads if r.status in (None, t.status, t.run.status)]
             return wire.Threads(wanted, more)

@@ -298,20 +298,48 @@ class Durable:
                 found.append((spec["prompt"], outcome.get("reply", "")))
         return found[::-1]
 
-    async def threads(self, *, limit: int, offset: int) -> list[ThreadRow]:
-        """A page of threads, most recent activity first."""
+    async def threads(self, *, limit: int, offset: int, busy: bool = False) -> list[ThreadRow]:
+        """A page of threads with their latest runs, most recent activity first. ``busy``:
+        only those on which a run is running or queued."""
         t = self._table
-        rank = (
-            sa.func.row_number()
-            .over(
-                partition_by=t.c.queue_partition_key,
-                order_by=(t.c.created_at.desc(), t.c.workflow_uuid.desc()),
+        kept = [t.c.name == WORKFLOW]
+        if busy:  # what is live is found by the status, however many threads there are
+            live = sa.select(t.c.queue_partition_key).where(
+                t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE))
             )
-            .label("rank")
+            kept.append(t.c.queue_partition_key.in_(live))
+        return await self._threads(
+            kept, (t.c.created_at.desc(), t.c.workflow_uuid.desc()), limit, offset
         )
+
+    async def live_threads(self, *, limit: int, offset: int) -> list[ThreadRow]:
+        """A page of the threads on which a run is running or queued, each with the running
+        run, else the next one. Running ones first, then the most recent first. Costs what
+        is live, not what is stored."""
+        t = self._table
+        running_first = sa.case((t.c.status == "PENDING", 0), else_=1)
+        return await self._threads(
+            [t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE))],
+            (running_first, t.c.priority, t.c.created_at, t.c.workflow_uuid),
+            limit,
+            offset,
+            first=running_first,
+        )
+
+    async def _threads(
+        self,
+        kept: Sequence[sa.ColumnElement[bool]],
+        shown: Sequence[sa.ColumnElement[Any]],
+        limit: int,
+        offset: int,
+        first: sa.ColumnElement[Any] | None = None,
+    ) -> list[ThreadRow]:
+        """Threads of the rows that are ``kept``; of each, the row that ``shown`` puts first."""
+        t = self._table
+        part = t.c.queue_partition_key
+        rank = sa.func.row_number().over(partition_by=part, order_by=tuple(shown)).label("rank")
         count = sa.func.sum(sa.case((t.c.status.in_(["ENQUEUED", "DELAYED"]), 1), else_=0))
         busy = sa.func.sum(sa.case((t.c.status == "PENDING", 1), else_=0))
-        part = t.c.queue_partition_key
         inner = (
             sa.select(
                 t.c.workflow_uuid.label("id"),
@@ -319,14 +347,15 @@ class Durable:
                 count.over(partition_by=part).label("queued"),
                 busy.over(partition_by=part).label("busy"),
             )
-            .where(t.c.name == WORKFLOW)
+            .where(*kept)
             .subquery()
         )
+        order = [t.c.created_at.desc(), t.c.workflow_uuid.desc()]
         query = (
             sa.select(*self._columns(), inner.c.queued, inner.c.busy)
             .join(inner, inner.c.id == t.c.workflow_uuid)
             .where(inner.c.rank == 1)
-            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .order_by(*([] if first is None else [first]), *order)
             .limit(limit)
             .offset(offset)
         )

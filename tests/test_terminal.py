@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import threading
 from typing import Any
 
-import pyte
 import pytest
 from conftest import Box, children, wait_until
 from runctl.cli.holdback import HoldBack, Restart
 from runctl.cli.lines import LineMaker, Style
 from runctl.cli.watch import Chunk, End, Gap, Reset
+from terminal import Terminal
 
 # ---- holding back ----------------------------------------------------------------------
 
@@ -117,60 +112,6 @@ def test_lines_with_prefix_time_and_grep() -> None:
 
 
 # ---- a real terminal -------------------------------------------------------------------
-
-
-class Terminal:
-    """``runctl`` on a pseudo-terminal; ``text()`` is what its screen shows."""
-
-    def __init__(
-        self,
-        box: Box,
-        *args: str,
-        columns: int = 80,
-        rows: int = 24,
-        env: dict[str, str] | None = None,
-    ):
-        self.screen = pyte.Screen(columns, rows)
-        self.raw = b""
-        self._stream = pyte.ByteStream(self.screen)
-        self._lock = threading.Lock()
-        master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self.process = box.popen(
-            *args,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **(env or {})},
-        )
-        os.close(slave)
-        self._reader = threading.Thread(target=self._read, args=(master,))
-        self._reader.start()
-
-    def _read(self, master: int) -> None:
-        while True:
-            try:
-                data = os.read(master, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not data:
-                break
-            with self._lock:
-                self.raw += data
-                self._stream.feed(data)
-        os.close(master)
-
-    def text(self) -> str:
-        with self._lock:
-            return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
-
-    def until(self, text: str) -> None:
-        wait_until(lambda: text in self.text(), f"{text!r} on the screen")
-
-    def wait(self) -> int:
-        code = self.process.wait(60)
-        self._reader.join(10)
-        return code
 
 
 # Prints two lines, goes on only when it may; a marker file makes a later attempt differ.
