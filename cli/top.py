@@ -26,7 +26,7 @@ FRAME = 0.1
 TICK = 1.0
 #: How long the rest of a key's sequence may be on its way.
 ESCAPE = 0.05
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGWINCH)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGWINCH)
 
 
 @click.command(
@@ -196,7 +196,7 @@ class Top:
             self._draw()
         elif number == signal.SIGTSTP:
             self._stop()
-        elif number == signal.SIGTERM:
+        elif number in (signal.SIGTERM, signal.SIGHUP):
             self._finish(128 + number)
         elif self._any_key is not None:
             self._any_key.set()
