@@ -156,6 +156,43 @@ def box(stopped_box: Box) -> Box:
     return stopped_box
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    from pgserver import Postgres
+
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a shared NATS server with JetStream."""
+    from natsserver import Node
+
+    node = Node(tmp_path_factory.mktemp("nats"))
+    try:
+        node.start()
+        yield node.url
+    finally:
+        node.close()
+
+
+@pytest.fixture
+def house(tmp_path: Path, postgres: Any, nats_server: str) -> Iterator[Any]:
+    """Executors of one database and one NATS server."""
+    from house import House
+
+    made = House(tmp_path, postgres, nats_server)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 class Watch:
     """``runctl attach --json`` in the background; its events as they come."""
 
