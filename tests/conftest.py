@@ -59,6 +59,8 @@ class Box:
         self.log = path / "runctld.log"
         self.daemon: subprocess.Popen[bytes] | None = None
         self.clients: list[subprocess.Popen[bytes]] = []
+        #: What the daemon is run by, such as ip netns exec NAME.
+        self.prefix: list[str] = []
         self.configure("")
 
     def configure(self, text: str) -> None:
@@ -69,7 +71,10 @@ class Box:
         offset = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "runctl.supervisor.main", "-c", str(self.config)],
+                [
+                    *self.prefix,
+                    *(sys.executable, "-m", "runctl.supervisor.main", "-c", str(self.config)),
+                ],
                 stderr=log,
                 stdout=log,
                 cwd=self.path,

@@ -76,6 +76,7 @@ class House:
             box.close()
         if self._bus is not None:
             self._bus.close()
+            self._bus = None
 
 
 class Unit:

@@ -31,6 +31,10 @@ class Node:
         )
         self._process: subprocess.Popen[bytes] | None = None
 
+    def configure(self, more: str) -> None:
+        with self._config.open("a") as file:
+            file.write(more + "\n")
+
     def start(self, *, ready: bool = True) -> None:
         offset = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:

@@ -16,12 +16,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nats
 import pytest
+import trio_asyncio
 from conftest import Box, Watch, wait_until
 from house import ALIVE, House, Unit, assert_no_overlap, ended, journal, stored_reply
-from natsserver import Cluster
+from natsserver import Cluster, Node
+from netns import HERE, NETWORK, Namespaces, why_not
 from pgserver import Postgres
 from proxy import Proxy
+from runctl.supervisor import wire
+from runctl.supervisor.stream import Streams
 
 LONG = bool(os.environ.get("RUNCTL_LONG"))
 RACES = 50 if LONG else 10
@@ -365,6 +370,72 @@ def test_an_executor_is_cut_from_everything(house: House) -> None:
         house.close()
         to_nats.close()
         to_postgres.close()
+
+
+def test_a_cable_is_pulled(tmp_path: Path) -> None:
+    """As above with a network namespace for each executor: PostgreSQL's own keepalives
+    find that one is gone, and later than the executor itself."""
+    if reason := why_not():
+        pytest.skip(reason)
+    spaces = Namespaces(["a", "b", "c"])
+    (tmp_path / "nats").mkdir()
+    server, node = Postgres(HERE, NETWORK), Node(tmp_path / "nats", listen=HERE)
+    # Until NATS finds that a client is gone, it sends it its share of all requests.
+    node.configure('ping_interval: "1s"\nping_max: 2')
+    house = None
+    try:
+        server.start()
+        node.start()
+        house = House(tmp_path, server, node.url)
+        url = house.url.replace("127.0.0.1", HERE)
+        boxes = [house.box(name, TAKEOVER, url=url, start=False) for name in ("a", "b", "c")]
+        for box in boxes:
+            box.config.write_text(f'start_timeout = "3s"\n{box.config.read_text()}')
+            box.prefix = spaces.prefix(box.name)
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(Box.start, boxes))
+        load = Load(house, 9, 2, 4.0)
+        load.wait_begun(9)
+        owner = _owner(house, boxes, next(iter(load.runs.values()))[0])
+        unit = house.unit(owner)
+        other = next(box for box in boxes if box is not owner)
+        watch = Watch(other, next(iter(load.runs)), "--run", next(iter(load.runs.values()))[0])
+        spaces.pull(owner.name)
+        began = time.monotonic()
+        wait_until(lambda: 75 in unit.exits, "it gave its lease up", 15)
+        print(f"pulled: the lease was given up after {time.monotonic() - began:.1f} s")
+        wait_until(lambda: _takeovers(boxes), "its runs were taken over")
+        print(f"pulled: taken over after {time.monotonic() - began:.1f} s")
+        # By now NATS has noticed, too: every request has an answer.
+        assert load.assert_once(90) > 18
+        _assert_whole(watch, 10)
+        spaces.plug(owner.name)
+        wait_until(
+            lambda: all(x["state"] == "up" for x in other.json("status")["executors"]), "it is back"
+        )
+    finally:
+        if house is not None:
+            house.close()
+        node.close()
+        server.close()
+        spaces.close()
+
+
+async def test_a_publish_that_nobody_takes(tmp_path: Path) -> None:
+    """While a stream has no leader the server answers without a word."""
+    node = Node(tmp_path)
+    node.start()
+    try:
+        async with trio_asyncio.open_loop():
+            client = await trio_asyncio.aio_as_trio(nats.connect)(node.url)
+            streams = Streams(client)
+            await trio_asyncio.aio_as_trio(client.subscribe)(
+                streams._inbox + ".*", cb=streams._on_ack
+            )
+            assert await streams.publish("runctl.out.t.r", wire.Reset("r", 1, 0.0), 0) is None
+            await trio_asyncio.aio_as_trio(client.close)()
+    finally:
+        node.close()
 
 
 # ---- many -------------------------------------------------------------------------------
