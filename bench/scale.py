@@ -1,13 +1,15 @@
 """Many threads over three executors: ``python -m bench.scale [THREADS [AT_ONCE]]``.
 
 10,000 threads with one run each are queued, 1,000 run at once (a third on each
-executor). Printed: the time to submit and to finish them, how long a freed place stays
+executor). They wait at a gate until all are queued, and take 2 s each from then on.
+Printed: the time to submit and to finish them, how long a freed place stays
 empty, when the last thread began, and the daemons' memory and processor time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import sys
 import tempfile
@@ -32,14 +34,18 @@ async def measure(path: Path, threads: int, at_once: int) -> None:
         await machines.start()
         idle = [x.peak_memory() for x in machines.executors]
         began = time.monotonic()
+        door = path / "door"  # opening it for reading waits for who opens it for writing
+        os.mkfifo(door)
+        argv = ["/bin/sh", "-c", ': < "$0"; exec sleep "$1"', str(door), f"{SLEEP:g}"]
         gate = asyncio.Semaphore(32)
 
         async def submit(n: int) -> None:
             async with gate:
-                await machines.submit(f"t{n}", ["sleep", f"{SLEEP:g}"])
+                await machines.submit(f"t{n}", argv)
 
         await asyncio.gather(*(submit(n) for n in range(threads)))
         print(f"submitted {threads} threads in {time.monotonic() - began:.1f} s", flush=True)
+        opened, handle = time.monotonic(), os.open(door, os.O_RDWR)
         most = 0
         while True:
             states = await count(machines)
@@ -47,7 +53,8 @@ async def measure(path: Path, threads: int, at_once: int) -> None:
             if not set(states) - {"SUCCESS", "ERROR", "CANCELLED"}:
                 break
             await asyncio.sleep(1)
-        print(f"all ended {time.monotonic() - began:.1f} s after the first submit: {states}")
+        os.close(handle)
+        print(f"all ended {time.monotonic() - opened:.1f} s after the gate opened: {states}")
         await report(machines, idle, most)
     finally:
         await machines.close()
