@@ -203,9 +203,10 @@ class Streams:
             return None
         finally:
             self._waiting.pop(token, None)
-        if "error" in reply:
-            log.debug("publish to %s refused: %s", subject, reply["error"])
-            if reply["error"].get("err_code") == STORE_FAILED:
+        if "seq" not in reply:  # an error; or nothing at all, while nobody leads the stream
+            error = reply.get("error", {})
+            log.debug("publish to %s refused: %s", subject, error or "no responders")
+            if error.get("err_code") == STORE_FAILED:
                 raise _Full
             return None
         return int(reply["seq"])
