@@ -18,6 +18,7 @@ import msgspec
 from ..config.schema import Config
 from ..supervisor import wire
 from ..supervisor.errors import BadRequest, RequestError, Unavailable
+from .hedge import first_answer
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -195,9 +196,11 @@ def _verb(request: wire.Request) -> str:
     return str(type(request).__struct_config__.tag)
 
 
-async def ask(link: Link, request: wire.Request, expect: type[R]) -> R:
-    """The daemon's answer. Raises Unavailable, and what the daemon named: BadRequest,
-    NotFound, Refused, RequestError."""
+async def ask(
+    link: Link, request: wire.Request, expect: type[R], executor: str | None = None
+) -> R:
+    """The answer of any daemon, or of the one that is ``executor``. Raises Unavailable,
+    and what the daemon named: BadRequest, NotFound, Refused, RequestError."""
     from nats.errors import NoRespondersError
     from nats.errors import TimeoutError as NatsTimeout
 
@@ -216,14 +219,20 @@ async def ask(link: Link, request: wire.Request, expect: type[R]) -> R:
         timeout = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     else:
         timeout = REQUEST_TIMEOUT
-    unsure = (
-        ""
-        if verb in ("list", "locate", "show", "status")
-        else ("; it may have taken effect, see: runctl list")
-    )
+    reads = verb in ("list", "locate", "show", "status")
+    unsure = "" if reads else "; it may have taken effect, see: runctl list"
     try:
-        reply = wire.decode_reply(await link.request(wire.control_subject(verb), payload, timeout))
+        subject = wire.control_subject(verb, executor)
+        if reads and executor is None:
+            answer = await first_answer(lambda left: link.request(subject, payload, left), timeout)
+        else:
+            answer = await link.request(subject, payload, timeout)
+        reply = wire.decode_reply(answer)
     except NoRespondersError:
+        if executor is not None:
+            raise Unavailable(
+                f"executor {executor} does not answer (NATS does); it starts, or is to be started"
+            ) from None
         raise Unavailable(
             "runctld is not running (NATS is, but no daemon answers on it); start runctld"
         ) from None

@@ -37,6 +37,7 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
         check_thread(thread)
     threads: list[ThreadRow] = []
     runs: list[Run] = []
+    silent: list[wire.ExecutorStatus] = []
 
     async def main() -> None:
         link = await dial(app.config)
@@ -55,6 +56,7 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
                     page = await ask(link, request, wire.Runs)
                     runs.extend(page.runs)
                     rows = runs
+                silent.extend(page.silent)
                 if page.next is None or (limit is not None and len(rows) >= limit):
                     if limit is not None:
                         del rows[limit:]
@@ -70,6 +72,17 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
         _print_threads(threads, status)
     else:
         _print_runs(runs, status)
+    for executor in silent:
+        render.note(why_silent(executor))
+
+
+def why_silent(x: wire.ExecutorStatus) -> str:
+    """What its rows are worth: they say what was so when it was last heard of."""
+    if x.state == "silent":
+        return f"executor {x.executor_id} holds its lease but does not answer; see: runctl status"
+    if x.takeover:
+        return f"executor {x.executor_id} is gone: a peer takes its runs over in a moment"
+    return f"executor {x.executor_id} is gone: its runs wait for its restart"
 
 
 def _print_threads(rows: list[ThreadRow], status: str | None) -> None:

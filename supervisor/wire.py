@@ -195,9 +195,11 @@ class Retry(msgspec.Struct, tag="retry", tag_field="verb", forbid_unknown_fields
 
 
 class StatusRequest(msgspec.Struct, tag="status", tag_field="verb", forbid_unknown_fields=True):
-    """``alone``: of the executor that is asked, without its asking the others."""
+    """``alone``: of the executor that is asked, without its asking the others. ``brief``:
+    at once, without its asking NATS or the database either, whose fields stay empty."""
 
     alone: bool = False
+    brief: bool = False
 
 
 Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest
@@ -209,14 +211,36 @@ class Submitted(msgspec.Struct, tag="submitted", tag_field="reply"):
     status: Status
 
 
+class ExecutorStatus(msgspec.Struct):
+    """One executor of those that share the database. ``state``: "up" when it answered,
+    "silent" when it holds its lease and did not, "gone" when it holds none.
+    ``takeover``: it is gone, and a peer that is alive takes its runs over."""
+
+    executor_id: str
+    state: str
+    version: str = ""
+    pid: int = 0
+    running: int = 0
+    uptime: float = 0.0
+    takeover: bool = False
+
+
 class Threads(msgspec.Struct, tag="threads", tag_field="reply"):
+    """``silent``, with the first page: executors that have running runs and did not
+    answer."""
+
     threads: list[ThreadRow]
     next: int | None = None
+    silent: list[ExecutorStatus] = []
 
 
 class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
+    """``silent``, with the first page: executors that run one of these and did not
+    answer."""
+
     runs: list[Run]
     next: int | None = None
+    silent: list[ExecutorStatus] = []
 
 
 class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
@@ -253,18 +277,6 @@ class NatsStatus(msgspec.Struct):
 class DatabaseStatus(msgspec.Struct):
     url: str
     kind: str
-
-
-class ExecutorStatus(msgspec.Struct):
-    """One executor of those that share the database. ``state``: "up" when it answered,
-    "silent" when it holds its lease and did not, "gone" when it holds none."""
-
-    executor_id: str
-    state: str
-    version: str = ""
-    pid: int = 0
-    running: int = 0
-    uptime: float = 0.0
 
 
 class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
