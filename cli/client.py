@@ -18,6 +18,7 @@ import msgspec
 from ..config.schema import Config
 from ..supervisor import wire
 from ..supervisor.errors import BadRequest, RequestError, Unavailable
+from .hedge import first_answer
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -220,15 +221,20 @@ async def ask(
         timeout = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     else:
         timeout = REQUEST_TIMEOUT
-    unsure = (
-        ""
-        if verb in ("list", "locate", "show", "status")
-        else ("; it may have taken effect, see: runctl list")
-    )
+    reads = verb in ("list", "locate", "show", "status")
+    unsure = "" if reads else "; it may have taken effect, see: runctl list"
     try:
         subject = wire.control_subject(verb, executor)
-        reply = wire.decode_reply(await link.request(subject, payload, timeout))
+        if reads and executor is None:
+            answer = await first_answer(lambda left: link.request(subject, payload, left), timeout)
+        else:
+            answer = await link.request(subject, payload, timeout)
+        reply = wire.decode_reply(answer)
     except NoRespondersError:
+        if executor is not None:
+            raise Unavailable(
+                f"executor {executor} does not answer (NATS does); it starts, or is to be started"
+            ) from None
         raise Unavailable(
             "runctld is not running (NATS is, but no daemon answers on it); start runctld"
         ) from None

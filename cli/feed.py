@@ -49,6 +49,8 @@ class Feed:
         self._caught_up = False
         #: What is away, in words, and since when (monotonic); None: all is there.
         self.away: tuple[str, float] | None = None
+        #: Executors that have runs in flight and did not answer at the last listing.
+        self.silent: list[wire.ExecutorStatus] = []
 
     async def start(self) -> None:
         """Connect, and list once. Raises Unavailable, RequestError."""
@@ -156,16 +158,19 @@ class Feed:
 
     async def _list(self, link: Link) -> None:
         live: list[ThreadRow] = []
+        silent: list[wire.ExecutorStatus] = []
         after: int | None = 0
         while after is not None:
             page = await ask(link, wire.List(live=True, limit=PAGE, after=after), wire.Threads)
             live += page.threads
+            silent += page.silent
             after = page.next
         idle: list[ThreadRow] = []
         wanted = min(self._wanted(), PAGE)
         if len(live) < wanted:  # of so many recent threads, at least the missing are idle
             idle = (await ask(link, wire.List(limit=wanted), wire.Threads)).threads
         self._board.replace(live, idle)
+        self.silent = silent
 
     async def _keep_pinging(self) -> None:
         """Nothing else tells that a daemon is gone whose NATS is not. The ping asks nothing

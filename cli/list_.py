@@ -41,6 +41,7 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
         check_thread(thread)
     threads: list[ThreadRow] = []
     runs: list[wire.RunRow] = []
+    silent: list[wire.ExecutorStatus] = []
 
     async def main() -> None:
         link = await dial(app.config)
@@ -59,6 +60,7 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
                     page = await ask(link, request, wire.Runs)
                     runs.extend(page.runs)
                     rows = runs
+                silent.extend(page.silent)
                 if page.next is None or (limit is not None and len(rows) >= limit):
                     if limit is not None:
                         del rows[limit:]
@@ -74,6 +76,8 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
         _print_threads(threads, status)
     else:
         _print_runs(runs, status)
+    for executor in silent:
+        render.note(render.why_silent(executor))
 
 
 def _print_threads(rows: list[ThreadRow], status: str | None) -> None:

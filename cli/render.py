@@ -12,11 +12,14 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from .common import ReaderGone
+
+if TYPE_CHECKING:
+    from ..supervisor.wire import ExecutorStatus
 
 STDOUT = 1
 STDERR = 2
@@ -143,6 +146,15 @@ def size(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def why_silent(x: ExecutorStatus) -> str:
+    """What its rows are worth: they say what was so when it was last heard of."""
+    if x.state == "silent":
+        return f"executor {x.executor_id} holds its lease but does not answer; see: runctl status"
+    if x.takeover:
+        return f"executor {x.executor_id} is gone: a peer takes its runs over in a moment"
+    return f"executor {x.executor_id} is gone: its runs wait for its restart"
 
 
 def short(text: str, most: int = 60) -> str:

@@ -230,15 +230,16 @@ class Control:
                 threads = await self._durable.threads(limit=size, offset=r.after, busy=busy)
             more = r.after + size if len(threads) == size else None
             wanted = [t for t in threads if r.status in (None, t.status, t.run.status)]
-            return wire.Threads(wanted, more)
+            return wire.Threads(wanted, more, await self._unheard(r))
         thread = check_thread(r.thread)
         statuses = [Status(r.status)] if r.status in list(Status) else []
         runs = await self._durable.runs(thread, limit=size, offset=r.after)
         if not runs and r.after == 0:
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         more = r.after + size if len(runs) == size else None
+        silent = await self._unheard(r, [x for x in runs if x.status is Status.RUNNING])
         wanted_runs = [x for x in runs if not statuses or x.status in statuses]
-        return wire.Runs(await self._with_output(thread, wanted_runs), more)
+        return wire.Runs(await self._with_output(thread, wanted_runs), more, silent)
 
     async def _with_output(
         self, thread: str, runs: builtins.list[Run]
@@ -251,6 +252,17 @@ class Control:
             wire.run_row(x, found.get(subject, "none"))
             for x, subject in zip(runs, subjects, strict=True)
         ]
+
+    async def _unheard(
+        self, r: wire.List, runs: builtins.list[Run] | None = None
+    ) -> builtins.list[wire.ExecutorStatus]:
+        """The executors that have ``runs`` in flight, or any, and do not answer. Said
+        once per answer, with its first page."""
+        if self._config.database.embedded or r.after:
+            return []
+        if runs is None:
+            return await self._others.unheard(await self._durable.owners())
+        return await self._others.unheard(run.executor for run in runs)
 
     async def locate(self, r: wire.Locate) -> wire.Reply:
         return await self._details(await self._pick(r.thread, r.run))
@@ -313,7 +325,15 @@ class Control:
                 raise Refused(f"thread {thread!r} has no running run ({what})")
         # Queued ones first: ending the running one would start the next.
         wanted.sort(key=lambda run: run.status is Status.RUNNING)
-        ended = [run.run for run in wanted if await self._abort_one(run)]
+        ended: builtins.list[str] = []
+        for run in wanted:
+            try:
+                if await self._abort_one(run):
+                    ended.append(run.run)
+            except RequestError as error:
+                if not ended:
+                    raise
+                raise Refused(f"{error}; aborted already: {', '.join(ended)}") from error
         if not ended:
             raise Refused("the run ended by itself before it could be aborted")
         return wire.Aborted(ended)
@@ -400,7 +420,7 @@ class Control:
         return wire.Resized(*await live.window.announce(r.client, size))
 
     async def status(self, r: wire.StatusRequest) -> wire.Reply:
-        size, messages = await self._streams.info()
+        size, messages = (0, 0) if r.brief else await self._streams.info()
         url = self._nc.connected_url
         info = getattr(self._nc, "_server_info", {})
         return wire.DaemonStatus(
@@ -408,7 +428,7 @@ class Control:
             version=__version__,
             pid=os.getpid(),
             running=len(self._registry),
-            queued=await self._durable.count("ENQUEUED"),
+            queued=0 if r.brief else await self._durable.count("ENQUEUED"),
             nats=wire.NatsStatus(
                 url=f"{url.scheme}://{url.hostname}:{url.port}" if url else "",
                 embedded=self._config.nats.embedded,
@@ -422,7 +442,7 @@ class Control:
                 kind="sqlite" if self._config.database.embedded else "postgresql",
             ),
             uptime=time.monotonic() - self._began,
-            executors=[] if r.alone else await self._executors(),
+            executors=[] if r.alone or r.brief else await self._executors(),
             runners=sorted(self._config.runners),
         )
 

@@ -204,9 +204,9 @@ class Streams:
         finally:
             self._waiting.pop(token, None)
         if "seq" not in reply:  # an error; or nothing at all, while nobody leads the stream
-            error = reply.get("error", {})
-            log.debug("publish to %s refused: %s", subject, error or "no responders")
-            if error.get("err_code") == STORE_FAILED:
+            why = reply.get("error", {})
+            log.debug("publish to %s refused: %s", subject, why or "no responders")
+            if why.get("err_code") == STORE_FAILED:
                 raise _Full
             return None
         return int(reply["seq"])

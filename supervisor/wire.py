@@ -212,9 +212,11 @@ class Retry(msgspec.Struct, tag="retry", tag_field="verb", forbid_unknown_fields
 
 
 class StatusRequest(msgspec.Struct, tag="status", tag_field="verb", forbid_unknown_fields=True):
-    """``alone``: of the executor that is asked, without its asking the others."""
+    """``alone``: of the executor that is asked, without its asking the others. ``brief``:
+    at once, without its asking NATS or the database either, whose fields stay empty."""
 
     alone: bool = False
+    brief: bool = False
 
 
 class Resize(msgspec.Struct, tag="resize", tag_field="verb", forbid_unknown_fields=True):
@@ -237,9 +239,27 @@ class Submitted(msgspec.Struct, tag="submitted", tag_field="reply"):
     status: Status
 
 
+class ExecutorStatus(msgspec.Struct):
+    """One executor of those that share the database. ``state``: "up" when it answered,
+    "silent" when it holds its lease and did not, "gone" when it holds none.
+    ``takeover``: it is gone, and a peer that is alive takes its runs over."""
+
+    executor_id: str
+    state: str
+    version: str = ""
+    pid: int = 0
+    running: int = 0
+    uptime: float = 0.0
+    takeover: bool = False
+
+
 class Threads(msgspec.Struct, tag="threads", tag_field="reply"):
+    """``silent``, with the first page: executors that have running runs and did not
+    answer."""
+
     threads: list[ThreadRow]
     next: int | None = None
+    silent: list[ExecutorStatus] = []
 
 
 #: How much of a run's output is stored: all of it, all but its head, or nothing.
@@ -257,8 +277,12 @@ def run_row(run: Run, output: Output) -> RunRow:
 
 
 class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
+    """``silent``, with the first page: executors that run one of these and did not
+    answer."""
+
     runs: list[RunRow]
     next: int | None = None
+    silent: list[ExecutorStatus] = []
 
 
 class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
@@ -304,18 +328,6 @@ class NatsStatus(msgspec.Struct):
 class DatabaseStatus(msgspec.Struct):
     url: str
     kind: str
-
-
-class ExecutorStatus(msgspec.Struct):
-    """One executor of those that share the database. ``state``: "up" when it answered,
-    "silent" when it holds its lease and did not, "gone" when it holds none."""
-
-    executor_id: str
-    state: str
-    version: str = ""
-    pid: int = 0
-    running: int = 0
-    uptime: float = 0.0
 
 
 class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
