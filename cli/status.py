@@ -46,6 +46,7 @@ def status(app: App) -> None:
                 "stream",
                 f"{render.size(nats.stream_bytes)} in {nats.stream_messages} records",
             ),
+            *[("warning", line) for line in nats.warnings],
             ("database", f"{database.url} ({database.kind})"),
             *[("also" if n else "executors", _executor(x)) for n, x in enumerate(others)],
         ]

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 import trio
 import trio_asyncio
 
-from .errors import Fenced, Unavailable
+from ..config.connection import where
+from .errors import ConfigError, Fenced, Unavailable
 from .model import Outcome
+from .streamcheck import differences, refusal
 from .wire import (
     MAX_RECORD_BYTES,
     STREAM,
@@ -68,9 +70,13 @@ class Streams:
         self._inbox = client.new_inbox()
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._token = 0
+        #: What an external stream has other than configured, a line each.
+        self.differences: list[str] = []
 
     async def open(self, config: Config) -> None:
-        """Subscribe for acks and see that the stream exists. Raises Unavailable."""
+        """Subscribe for acks and see that the stream exists.
+
+        Raises Unavailable; ConfigError, when it cannot serve us."""
         await aio(self._nc.subscribe)(self._inbox + ".*", cb=self._on_ack)
         from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
         from nats.js.errors import NotFoundError
@@ -89,20 +95,37 @@ class Streams:
             allow_rollup_hdrs=True,
             allow_direct=True,
         )
+        last: Exception | None = None
         with trio.move_on_after(config.start_timeout):
             while True:
                 try:
                     try:
-                        await aio(self._js.stream_info)(STREAM)
+                        found = await aio(self._js.stream_info)(STREAM)
                         if config.nats.embedded:
                             await aio(self._js.update_stream)(wanted)
+                        else:
+                            self._note(differences(found.config, wanted))
                     except NotFoundError:
                         await aio(self._js.add_stream)(wanted)
                     return
+                except ConfigError:
+                    raise
                 except Exception as error:  # JetStream is not ready at once after a start
-                    log.debug("stream not ready: %s", error)
+                    log.debug("stream not ready: %r", error)
+                    if (refused := refusal(error, config)) is not None:
+                        raise refused from None
+                    last = error
                     await trio.sleep(0.02)
-        raise Unavailable(f"JetStream at {config.nats.url} did not accept the stream {STREAM}")
+        reason = getattr(last, "description", None) or last or "no answer"
+        raise Unavailable(
+            f"JetStream at {where(config.nats)} did not accept the stream {STREAM} within"
+            f" {config.start_timeout:g} s ({reason})"
+        )
+
+    def _note(self, lines: list[str]) -> None:
+        self.differences = lines
+        for line in lines:
+            log.warning("%s", line)
 
     async def info(self) -> tuple[int, int]:
         """(bytes, messages) stored over all threads."""

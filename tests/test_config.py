@@ -177,6 +177,11 @@ def test_every_key(write, monkeypatch, tmp_path):
         [nats]
         url = "tls://a:4222, tls://b:4222"
         credentials = "nats.creds"
+        tls_ca = "/etc/ca.pem"
+        tls_cert = "cert.pem"
+        tls_key = "key.pem"
+        tls_first = true
+        inbox_prefix = "_INBOX.box-1"
         replicas = 3
         [stream]
         max_age = "7d"
@@ -213,7 +218,16 @@ def test_every_key(write, monkeypatch, tmp_path):
         start_timeout=2.5,
         allow_shell=False,
         database=Database("postgresql://me:pw@db:5432/runs"),
-        nats=Nats("tls://a:4222,tls://b:4222", tmp_path / "nats.creds", 3),
+        nats=Nats(
+            "tls://a:4222,tls://b:4222",
+            credentials=tmp_path / "nats.creds",
+            tls_ca=Path("/etc/ca.pem"),
+            tls_cert=tmp_path / "cert.pem",
+            tls_key=tmp_path / "key.pem",
+            tls_first=True,
+            inbox_prefix="_INBOX.box-1",
+            replicas=3,
+        ),
         stream=Stream(7 * 86400.0, 2_000_000, "always"),
         queue=Queue(2, 1, 0.0),
         runners={
