@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -199,6 +198,8 @@ async def dial(config: Config) -> Link:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
     nats, options = _target(config)
+    import random
+
     servers = connection.servers(nats)
     random.shuffle(servers)
     problem: Exception = TimeoutError()

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("runctld.nats")
 aio = trio_asyncio.aio_as_trio
 
+#: One attempt at all servers, seconds.
+DIAL_TIMEOUT = 8.0
+
 
 class Connection:
     """``client`` is there once the connection is made."""
@@ -41,6 +44,7 @@ class Connection:
         self._closing = False
         self._fatal: RunctlError | None = None
         self._failed = trio.Event()
+        self._dialling: trio.CancelScope
         self.client: Client
 
     async def open(self) -> None:
@@ -62,30 +66,34 @@ class Connection:
             options |= {"user": self._endpoint.user, "password": self._endpoint.password}
         self._problems = []
         client = connection.new_client(self._nats)
-        try:
-            await aio(client.connect)(
-                connection.servers(self._nats),
-                name=self._name,
-                error_cb=self._on_error,
-                closed_cb=self._on_closed,
-                allow_reconnect=True,
-                max_reconnect_attempts=1,  # of each server, until we are connected
-                reconnect_time_wait=0.05,
-                connect_timeout=2,
-                ping_interval=10,
-                pending_size=64 * 1024 * 1024,
-                **options,
-            )
-        except Exception as error:
-            self._problems.append(error)
+        connected = False
+        # Bounded, since nats-py waits for ever after some errors of TLS.
+        with trio.move_on_after(DIAL_TIMEOUT) as self._dialling:
+            try:
+                await aio(client.connect)(
+                    connection.servers(self._nats),
+                    name=self._name,
+                    error_cb=self._on_error,
+                    closed_cb=self._on_closed,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=1,  # of each server, until we are connected
+                    reconnect_time_wait=0.05,
+                    connect_timeout=2,
+                    ping_interval=10,
+                    pending_size=64 * 1024 * 1024,
+                    **options,
+                )
+                connected = True
+            except Exception as error:
+                self._problems.append(error)
+        if connected:
+            client.options["max_reconnect_attempts"] = -1
+            self.client = client
+        elif self._fatal is not None:
+            raise self._fatal
+        else:
             log.debug("connect: %r", self._problems)
-            for problem in () if self._embedded else self._problems:
-                if why := connection.why_refused(self._nats, problem):
-                    raise ConfigError(why) from None
-            return False
-        client.options["max_reconnect_attempts"] = -1
-        self.client = client
-        return True
+        return connected
 
     def _why(self) -> str:
         first = self._problems[0]
@@ -128,6 +136,10 @@ class Connection:
                 log.warning("%s", words)
         elif not hasattr(self, "client"):
             self._problems.append(error)
+            why = connection.why_refused(self._nats, error)
+            if why is not None and not self._embedded:
+                self._fail(ConfigError(why))
+                self._dialling.cancel()
 
     async def _on_closed(self) -> None:
         """nats-py closes for good on errors of the protocol, and when credentials expire."""

@@ -196,8 +196,8 @@ class Streams:
             return None
         finally:
             self._waiting.pop(token, None)
-        if "error" in reply:
-            log.debug("publish to %s refused: %s", subject, reply["error"])
+        if "seq" not in reply:  # an error; or nothing at all, while a cluster has no leader
+            log.debug("publish to %s refused: %s", subject, reply.get("error"))
             return None
         return int(reply["seq"])
 

@@ -401,6 +401,9 @@ CHAT = '[runners.gpt]\nkind = "chat"\nbase_url = "http://h"\nmodel = "m"\n'
 COMMAND = '[runners.x]\nkind = "command"\n'
 
 
+SERVER = "[nats]\nurl = 'nats://h'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -494,6 +497,21 @@ COMMAND = '[runners.x]\nkind = "command"\n'
         ("[nats]\nurl = 'nats://a'\nreplicas = 6", "nats.replicas: expected at most 5"),
         ("[nats]\nreplicas = 3", "nats.replicas: the embedded server is one server"),
         ("[nats]\ncredentials = 'f'", "nats.credentials: needs a server"),
+        ("[nats]\ntls_ca = 'f'", "nats.tls_ca: needs a server"),
+        (f"{SERVER}credentials = 'f'\nnkey = 'f'", "nats.nkey: nats.credentials is set too"),
+        ("[nats]\nurl = 'nats://u@h'\nnkey = 'f'", "nats.nkey: nats.url holds a user too"),
+        (f"{SERVER}tls_cert = 'f'", "nats.tls_cert: needs nats.tls_key"),
+        (f"{SERVER}tls_key = 'f'", "nats.tls_key: needs nats.tls_cert"),
+        (f"{SERVER}tls_first = 1", "nats.tls_first: expected true or false"),
+        (f"{SERVER}inbox_prefix = '_INBOX.>'", "nats.inbox_prefix: expected a subject without"),
+        ("[nats]\nurl = 'ws://h'\ntls_ca = 'f'", "nats.tls_ca: nats.url has ws://"),
+        ("[nats]\nurl = 'wss://h'\ntls_first = true", "nats.tls_first: wss:// has TLS first"),
+        (f"{SERVER}context = 'c'", "nats.url: comes from nats.context"),
+        ("[nats]\ncontext = 'c'\nnkey = 'f'", "nats.nkey: comes from nats.context"),
+        ("[nats]\ncontext = '..'", "nats.context: expected a context's name"),
+        ("[nats]\ncontext = 'none'", "nats.context: "),
+        ("[nats]\ncontext = './none'", "none: no such file"),
+        ("[nats]\nlogin = 'x'", "nats.login: unknown key"),
     ],
 )
 def test_refusals(write, text, message):
@@ -706,9 +724,7 @@ def test_format_size(size, text):
 
 # --- takeover -----------------------------------------------------------------------
 
-SHARED = (
-    'executor_id = "a"\n[database]\nurl = "postgresql://h/d"\n[nats]\nurl = "nats://h"\n'
-)
+SHARED = 'executor_id = "a"\n[database]\nurl = "postgresql://h/d"\n[nats]\nurl = "nats://h"\n'
 
 
 def test_takeover(write):
