@@ -196,7 +196,8 @@ class Streams:
             return None
         finally:
             self._waiting.pop(token, None)
-        if "seq" not in reply:  # an error; or nothing at all, while a cluster has no leader
+        # Errors have a "seq" as well, of 0; and while a cluster has no leader the answer is empty.
+        if "error" in reply or "seq" not in reply:
             log.debug("publish to %s refused: %s", subject, reply.get("error"))
             return None
         return int(reply["seq"])

@@ -518,3 +518,26 @@ def test_a_daemon_without_its_permissions_says_so(permitted: Permitted) -> None:
     assert "does not allow this user to" in line
     assert "docs/nats.md" in line
     assert box.took < 15
+
+
+# ---- acks --------------------------------------------------------------------------------
+
+
+async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., Cluster]) -> None:
+    """JetStream's refusals carry a sequence too; a fenced writer must not go on."""
+    import trio_asyncio
+    from runctl.config.schema import Config, Nats
+    from runctl.supervisor.connect import connect
+    from runctl.supervisor.stream import Streams
+
+    config = Config(state_dir=Path(), nats=Nats(cluster().url))
+    async with trio_asyncio.open_loop(), connect(config, "e", None) as connection:
+        streams = Streams(connection.client)
+        await streams.open(config)
+        subject = wire.out_subject("t", "r")
+        first = await streams.publish(subject, wire.Reset("r", 1, 0.0), 0)
+        assert first is not None
+        record = wire.Chunks(1, 1, 0.0, [wire.Chunk("stdout", b"x")])
+        assert await streams.publish(subject, record, first + 7) is None
+        assert (await streams.tail(subject)).sequence == first
+        assert await streams.publish(subject, record, first) is not None
