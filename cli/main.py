@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from ..config.schema import ConfigError, RunctlError
+from ..config.schema import ConfigError, FileError, RunctlError
 from ..supervisor import __version__
 from .common import (
     DETACHED,
@@ -101,6 +101,8 @@ def _report(error: BaseException) -> int:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             text = f"{text.rstrip('.')}; see: {error.ctx.command_path} --help"
         return _say(text, error.exit_code)
+    if isinstance(error, FileError):
+        return _say(str(error), UNAVAILABLE)
     if isinstance(error, ConfigError):
         return _say(str(error), USAGE)
     if isinstance(error, RunctlError):

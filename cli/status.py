@@ -59,6 +59,7 @@ def status(app: App, probe: str | None) -> None:
                 "stream",
                 f"{render.size(nats.stream_bytes)} in {nats.stream_messages} records",
             ),
+            *[("warning", line) for line in nats.warnings],
             ("database", f"{database.url} ({database.kind})"),
             *([("runners", ", ".join(found.runners))] if found.runners else []),
             *[("also" if n else "executors", _executor(x)) for n, x in enumerate(others)],

@@ -19,6 +19,10 @@ class ConfigError(RunctlError):
     """The configuration cannot be used; names the file, the key and the fix."""
 
 
+class FileError(ConfigError):
+    """A file that the configuration names, such as one of credentials, cannot be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL."""
@@ -31,12 +35,40 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """A user's name and password, or a token, from a NATS context file."""
+
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Nats:
-    """``url``: "embedded", or the URLs (comma-separated) of a server or cluster."""
+    """``url``: "embedded", or the URLs (comma-separated) of a server or cluster.
+
+    ``credentials``: a .creds file; ``nkey``: a file with a user's seed; at most one of
+    them, ``login`` and a user in the URL. With ``context``, a NATS context file, all of
+    it but ``replicas`` came from that file. ``inbox_prefix``: subject that replies to
+    this user come below."""
 
     url: str = "embedded"
+    context: Path | None = None
     credentials: Path | None = None
+    nkey: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_first: bool = False
+    inbox_prefix: str = "_INBOX"
     replicas: int = 1
+    login: Login | None = None
+
+    @property
+    def tls(self) -> bool:
+        """Whether to send nothing to a server that does not speak TLS."""
+        named = self.tls_ca or self.tls_cert or self.tls_first
+        return bool(named) or self.url.startswith(("tls://", "wss://"))
 
     @property
     def embedded(self) -> bool:

@@ -88,7 +88,7 @@ class Control:
         from nats.micro.service import EndpointConfig, ServiceConfig
 
         async def handler(request: Any) -> None:
-            reply = await loop.trio_as_future(self._answer, request.data)  # type: ignore[attr-defined]
+            reply = await loop.trio_as_future(self._answer, request.subject, request.data)  # type: ignore[attr-defined]
             await request.respond(wire.encode(reply))
 
         async def add() -> None:
@@ -142,9 +142,12 @@ class Control:
             with trio.move_on_after(1):
                 await aio(self._service.stop)()
 
-    async def _answer(self, data: bytes) -> wire.Reply:
+    async def _answer(self, subject: str, data: bytes) -> wire.Reply:
         try:
             request = wire.decode_request(data)
+            # NATS permits users subjects: what is not the subject's verb is not permitted.
+            if wire.verb_of(request) != subject.rpartition(".")[2]:
+                raise BadRequest(f"{wire.verb_of(request)} has a subject of its own; ask there")
             return await self._verbs[type(request)](request)
         except RequestError as error:
             return wire.Problem(error.code, str(error))
@@ -436,6 +439,7 @@ class Control:
                 version=str(info.get("version", "")),
                 stream_bytes=size,
                 stream_messages=messages,
+                warnings=self._streams.differences,
             ),
             database=wire.DatabaseStatus(
                 url="sqlite" if self._config.database.embedded else "postgresql",

@@ -14,15 +14,15 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack
+from typing import Any
 
 import trio
 import trio_asyncio
 
 from ..config.schema import ChatRunner, CommandRunner, Config
 from .broker import Broker
+from .connect import connect
 from .control import Control
 from .durable import Durable
 from .errors import Fenced, LeaseLost, RunFailed, Unavailable
@@ -48,11 +48,7 @@ from .stream import Attempt, Streams
 from .takeover import Takeover
 from .windows import Alive, Window, asks
 
-if TYPE_CHECKING:
-    from nats.aio.client import Client
-
 log = logging.getLogger("runctld")
-aio = trio_asyncio.aio_as_trio
 
 
 async def run(config: Config) -> None:
@@ -129,7 +125,11 @@ class _Daemon:
                     broker = Broker(self._config, self._keeper)
                     endpoint = await broker.start()
                     nursery.start_soon(broker.supervise)
-                async with self._connect(endpoint) as client:
+                async with connect(
+                    self._config, self._executor, endpoint, self._disconnected
+                ) as connection:
+                    nursery.start_soon(connection.watch)
+                    client = connection.client
                     room, stored = Room(), Stored(client)
                     self._streams = Streams(client, room)
                     self._alive = asks(client)
@@ -157,6 +157,7 @@ class _Daemon:
                         self._members,
                     )
                     await control.start(self._loop)
+                    connection.started()
                     takeover = self._takeover(control)
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
@@ -207,52 +208,6 @@ class _Daemon:
                     await self._members.leave()
             except Exception as error:  # what is not handed over is taken over, or replayed
                 log.warning("the runs were not handed over: %s", error)
-
-    @asynccontextmanager
-    async def _connect(self, endpoint: Any) -> AsyncIterator[Client]:
-        import nats
-
-        options: dict[str, Any] = {
-            "max_reconnect_attempts": -1,
-            "reconnect_time_wait": 0.05,
-            "connect_timeout": 2,
-            "ping_interval": 10,
-            "pending_size": 64 * 1024 * 1024,
-            "name": f"runctld {self._executor}",
-            "error_cb": _nats_error,
-            "disconnected_cb": self._disconnected,
-        }
-        if endpoint is not None:
-            servers = [endpoint.url]
-            options.update(user=endpoint.user, password=endpoint.password)
-        else:
-            servers = [url.strip() for url in self._config.nats.url.split(",")]
-            if self._config.nats.credentials is not None:
-                options["user_credentials"] = str(self._config.nats.credentials)
-        client = None
-        with trio.move_on_after(self._config.start_timeout):
-            while client is None:
-                try:
-                    client = await aio(nats.connect)(
-                        servers, allow_reconnect=True, **options | {"max_reconnect_attempts": 1}
-                    )
-                except Exception as error:
-                    log.debug("connect: %r", error)
-                    await trio.sleep(0.05)
-        if client is None:
-            raise Unavailable(
-                f"NATS at {self._config.nats.url} cannot be reached; is it running, and are the"
-                " credentials right?"
-            )
-        client.options["max_reconnect_attempts"] = -1
-        try:
-            yield client
-        finally:
-            with trio.move_on_after(1, shield=True):
-                try:
-                    await aio(client.close)()
-                except Exception as error:
-                    log.debug("close: %r", error)
 
     async def _disconnected(self) -> None:
         if hasattr(self, "_streams"):  # not before they are opened
@@ -359,7 +314,3 @@ class _Daemon:
             return []
         pairs = await self._durable.turns(spec.thread, spec.run, config.history)
         return [Turn(prompt, reply) for prompt, reply in pairs]
-
-
-async def _nats_error(error: Exception) -> None:
-    log.debug("nats: %r", error)

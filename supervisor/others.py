@@ -195,7 +195,7 @@ class Others:
         """Its answer; None when it is not there, or does not answer in time."""
         from nats.errors import Error
 
-        subject = wire.control_subject(str(type(request).__struct_config__.tag), executor)
+        subject = wire.control_subject(wire.verb_of(request), executor)
         try:
             message = await aio(self._nc.request)(subject, wire.encode(request), timeout)
         except (Error, TimeoutError) as error:

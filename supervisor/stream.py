@@ -21,9 +21,11 @@ import msgspec
 import trio
 import trio_asyncio
 
-from .errors import Fenced, Unavailable
+from ..config.connection import where
+from .errors import ConfigError, Fenced, Unavailable
 from .model import Outcome
 from .room import Room
+from .streamcheck import differences, refusal
 from .wire import (
     MAX_RECORD_BYTES,
     STREAM,
@@ -88,9 +90,13 @@ class Streams:
         self._inbox = client.new_inbox()
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._token = 0
+        #: What an external stream has other than configured, a line each.
+        self.differences: list[str] = []
 
     async def open(self, config: Config) -> None:
-        """Subscribe for acks and see that the stream exists. Raises Unavailable."""
+        """Subscribe for acks and see that the stream exists.
+
+        Raises Unavailable; ConfigError, when it cannot serve us."""
         share = config.stream.max_bytes // RECORD_SHARE
         self.max_record = min(MAX_RECORD_BYTES, max(LEAST_RECORD, share))
         self.max_end = config.stream.max_bytes // END_SHARE
@@ -112,6 +118,7 @@ class Streams:
             allow_rollup_hdrs=True,
             allow_direct=True,
         )
+        last: Exception | None = None
         with trio.move_on_after(config.start_timeout):
             while True:
                 try:
@@ -119,20 +126,29 @@ class Streams:
                         found = await aio(self._js.stream_info)(STREAM)
                         if config.nats.embedded:
                             await aio(self._js.update_stream)(wanted)
-                        elif found.config.discard != wanted.discard or found.config.max_age:
-                            log.warning(
-                                "the stream %s discards by itself, running output too; change it"
-                                " with: nats stream edit %s --discard=new --max-age=0",
-                                STREAM,
-                                STREAM,
-                            )
+                        else:
+                            self._note(differences(found.config, wanted))
                     except NotFoundError:
                         await aio(self._js.add_stream)(wanted)
                     return
+                except ConfigError:
+                    raise
                 except Exception as error:  # JetStream is not ready at once after a start
-                    log.debug("stream not ready: %s", error)
+                    log.debug("stream not ready: %r", error)
+                    if (refused := refusal(error, config)) is not None:
+                        raise refused from None
+                    last = error
                     await trio.sleep(0.02)
-        raise Unavailable(f"JetStream at {config.nats.url} did not accept the stream {STREAM}")
+        reason = getattr(last, "description", None) or last or "no answer"
+        raise Unavailable(
+            f"JetStream at {where(config.nats)} did not accept the stream {STREAM} within"
+            f" {config.start_timeout:g} s ({reason})"
+        )
+
+    def _note(self, lines: list[str]) -> None:
+        self.differences = lines
+        for line in lines:
+            log.warning("%s", line)
 
     async def info(self) -> tuple[int, int]:
         """(bytes, messages) stored over all threads."""
@@ -203,7 +219,8 @@ class Streams:
             return None
         finally:
             self._waiting.pop(token, None)
-        if "seq" not in reply:  # an error; or nothing at all, while nobody leads the stream
+        # Errors have a "seq" as well, of 0; and while a stream has no leader the answer is empty.
+        if "error" in reply or "seq" not in reply:
             why = reply.get("error", {})
             log.debug("publish to %s refused: %s", subject, why or "no responders")
             if why.get("err_code") == STORE_FAILED:

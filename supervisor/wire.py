@@ -317,12 +317,15 @@ class Resized(msgspec.Struct, tag="resized", tag_field="reply"):
 
 
 class NatsStatus(msgspec.Struct):
+    """``warnings``: what its stream has other than configured, a line each."""
+
     url: str
     embedded: bool
     connected: bool
     version: str
     stream_bytes: int
     stream_messages: int
+    warnings: list[str] = []
 
 
 class DatabaseStatus(msgspec.Struct):
@@ -377,6 +380,10 @@ def decode_reply(data: bytes) -> Reply:
             f"runctld answered with something else ({error});"
             " install the same version of runctl and runctld"
         ) from None
+
+
+def verb_of(request: Request) -> str:
+    return str(type(request).__struct_config__.tag)
 
 
 def encode(message: Request | Reply) -> bytes:

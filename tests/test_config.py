@@ -177,6 +177,11 @@ def test_every_key(write, monkeypatch, tmp_path):
         [nats]
         url = "tls://a:4222, tls://b:4222"
         credentials = "nats.creds"
+        tls_ca = "/etc/ca.pem"
+        tls_cert = "cert.pem"
+        tls_key = "key.pem"
+        tls_first = true
+        inbox_prefix = "_INBOX.box-1"
         replicas = 3
         [stream]
         max_age = "7d"
@@ -215,7 +220,16 @@ def test_every_key(write, monkeypatch, tmp_path):
         start_timeout=2.5,
         allow_shell=False,
         database=Database("postgresql://me:pw@db:5432/runs"),
-        nats=Nats("tls://a:4222,tls://b:4222", tmp_path / "nats.creds", 3),
+        nats=Nats(
+            "tls://a:4222,tls://b:4222",
+            credentials=tmp_path / "nats.creds",
+            tls_ca=Path("/etc/ca.pem"),
+            tls_cert=tmp_path / "cert.pem",
+            tls_key=tmp_path / "key.pem",
+            tls_first=True,
+            inbox_prefix="_INBOX.box-1",
+            replicas=3,
+        ),
         stream=Stream(7 * 86400.0, 2_000_000, "always", 12),
         queue=Queue(2, 1, 0.0),
         runners={
@@ -390,6 +404,9 @@ CHAT = '[runners.gpt]\nkind = "chat"\nbase_url = "http://h"\nmodel = "m"\n'
 COMMAND = '[runners.x]\nkind = "command"\n'
 
 
+SERVER = "[nats]\nurl = 'nats://h'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -487,6 +504,21 @@ COMMAND = '[runners.x]\nkind = "command"\n'
         ("[nats]\nurl = 'nats://a'\nreplicas = 6", "nats.replicas: expected at most 5"),
         ("[nats]\nreplicas = 3", "nats.replicas: the embedded server is one server"),
         ("[nats]\ncredentials = 'f'", "nats.credentials: needs a server"),
+        ("[nats]\ntls_ca = 'f'", "nats.tls_ca: needs a server"),
+        (f"{SERVER}credentials = 'f'\nnkey = 'f'", "nats.nkey: nats.credentials is set too"),
+        ("[nats]\nurl = 'nats://u@h'\nnkey = 'f'", "nats.nkey: nats.url holds a user too"),
+        (f"{SERVER}tls_cert = 'f'", "nats.tls_cert: needs nats.tls_key"),
+        (f"{SERVER}tls_key = 'f'", "nats.tls_key: needs nats.tls_cert"),
+        (f"{SERVER}tls_first = 1", "nats.tls_first: expected true or false"),
+        (f"{SERVER}inbox_prefix = '_INBOX.>'", "nats.inbox_prefix: expected a subject without"),
+        ("[nats]\nurl = 'ws://h'\ntls_ca = 'f'", "nats.tls_ca: nats.url has ws://"),
+        ("[nats]\nurl = 'wss://h'\ntls_first = true", "nats.tls_first: wss:// has TLS first"),
+        (f"{SERVER}context = 'c'", "nats.url: comes from nats.context"),
+        ("[nats]\ncontext = 'c'\nnkey = 'f'", "nats.nkey: comes from nats.context"),
+        ("[nats]\ncontext = '..'", "nats.context: expected a context's name"),
+        ("[nats]\ncontext = 'none'", "nats.context: "),
+        ("[nats]\ncontext = './none'", "none: no such file"),
+        ("[nats]\nlogin = 'x'", "nats.login: unknown key"),
     ],
 )
 def test_refusals(write, text, message):
@@ -699,9 +731,7 @@ def test_format_size(size, text):
 
 # --- takeover -----------------------------------------------------------------------
 
-SHARED = (
-    'executor_id = "a"\n[database]\nurl = "postgresql://h/d"\n[nats]\nurl = "nats://h"\n'
-)
+SHARED = 'executor_id = "a"\n[database]\nurl = "postgresql://h/d"\n[nats]\nurl = "nats://h"\n'
 
 
 def test_takeover(write):
