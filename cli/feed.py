@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..config.schema import Config
 from ..supervisor import wire
-from ..supervisor.errors import RequestError, Unavailable
+from ..supervisor.errors import Denied, RequestError, Unavailable
 from ..supervisor.model import ThreadRow
 from . import watch
 from .board import Board
@@ -187,6 +187,8 @@ class Feed:
                 await self._link.request(PING_SUBJECT, b"", PING_TIMEOUT)
             except LinkLost:
                 continue
+            except Denied:
+                return  # this user is not to know
             except NoRespondersError:
                 self._gone("runctld is not running (NATS is); waiting for it to come back")
             except NatsTimeout:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 
 from ..config.schema import Config
 from ..supervisor import wire
+from ..supervisor.errors import Denied
 from . import output as outputs
 from . import watch
 from .client import LinkLost
@@ -75,6 +76,6 @@ class Presence:
             await link.request(wire.control_subject("here", executor), b"", INTERVAL)
         except NoRespondersError:
             return True
-        except (LinkLost, TimeoutError):
+        except (LinkLost, Denied, TimeoutError):
             return False
         return False

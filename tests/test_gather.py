@@ -18,7 +18,7 @@ import trio_asyncio
 from conftest import Box, Watch, wait_until
 from externals import NatsServer, servers
 from pgserver import Postgres
-from runctl.cli.list_ import why_silent
+from runctl.cli.render import why_silent
 from runctl.config.schema import Config, Database
 from runctl.supervisor import wire
 from runctl.supervisor.errors import Refused

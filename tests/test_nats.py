@@ -523,6 +523,10 @@ def test_a_daemon_without_its_permissions_says_so(permitted: Permitted) -> None:
 # ---- acks --------------------------------------------------------------------------------
 
 
+async def _nothing() -> None:
+    pass
+
+
 async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., Cluster]) -> None:
     """JetStream's refusals carry a sequence too; a fenced writer must not go on."""
     import trio_asyncio
@@ -531,7 +535,7 @@ async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., 
     from runctl.supervisor.stream import Streams
 
     config = Config(state_dir=Path(), nats=Nats(cluster().url))
-    async with trio_asyncio.open_loop(), connect(config, "e", None) as connection:
+    async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
         streams = Streams(connection.client)
         await streams.open(config)
         subject = wire.out_subject("t", "r")
