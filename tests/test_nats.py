@@ -532,11 +532,12 @@ async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., 
     import trio_asyncio
     from runctl.config.schema import Config, Nats
     from runctl.supervisor.connect import connect
+    from runctl.supervisor.room import Room
     from runctl.supervisor.stream import Streams
 
     config = Config(state_dir=Path(), nats=Nats(cluster().url))
     async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
-        streams = Streams(connection.client)
+        streams = Streams(connection.client, Room())
         await streams.open(config)
         subject = wire.out_subject("t", "r")
         first = await streams.publish(subject, wire.Reset("r", 1, 0.0), 0)
