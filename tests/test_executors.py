@@ -26,6 +26,7 @@ from netns import HERE, NETWORK, Namespaces, why_not
 from pgserver import Postgres
 from proxy import Proxy
 from runctl.supervisor import wire
+from runctl.supervisor.room import Room
 from runctl.supervisor.stream import Streams
 
 LONG = bool(os.environ.get("RUNCTL_LONG"))
@@ -428,7 +429,7 @@ async def test_a_publish_that_nobody_takes(tmp_path: Path) -> None:
     try:
         async with trio_asyncio.open_loop():
             client = await trio_asyncio.aio_as_trio(nats.connect)(node.url)
-            streams = Streams(client)
+            streams = Streams(client, Room())
             await trio_asyncio.aio_as_trio(client.subscribe)(
                 streams._inbox + ".*", cb=streams._on_ack
             )
