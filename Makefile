@@ -2,6 +2,7 @@
 #   make demo    a daemon, a few runs, a watcher: the whole thing in a minute
 #   make test    all tests; with CI set, the short ones on the newest Python as well
 #   make check   ruff, mypy, import-linter
+#   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
 #   make clean   removes whatever these made
 # PYTHON names the interpreter of .venv (3.11 or newer).
@@ -13,7 +14,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-newest check bench clean
+.PHONY: demo test test-newest check man bench clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -52,6 +53,9 @@ check: $(READY) .typing/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	PYTHONPATH=.typing $(BIN)/lint-imports
+
+man: $(READY)
+	$(BIN)/python docs/manpages.py
 
 bench: $(READY)
 	$(BIN)/python -m bench

@@ -9,6 +9,8 @@ from ..supervisor.model import check_run_id, check_thread
 from . import render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
+from .names import THREAD, RunName
+from .statusline import progress
 
 
 @click.command(
@@ -20,8 +22,14 @@ Examples:
   runctl abort support-42 --queued         (and what waits behind it)
   runctl abort support-42 --run 01jx...""",
 )
-@click.argument("thread")
-@click.option("--run", "run_id", metavar="RUN", help="This run, running or queued.")
+@click.argument("thread", type=THREAD)
+@click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    type=RunName("running", "queued"),
+    help="This run, running or queued.",
+)
 @click.option("--queued", is_flag=True, help="The thread's queued runs as well.")
 @pass_app
 def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
@@ -33,7 +41,13 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
     check_thread(thread)
     if run_id is not None:
         check_run_id(run_id)
-    done = run(lambda: ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted))
+
+    async def main() -> wire.Aborted:
+        what = f"runctl: ending the processes of {thread}"
+        async with progress(lambda passed: f"{what}; {render.seconds(passed)}"):
+            return await ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted)
+
+    done = run(main)
     if app.json:
         render.out_json({"runs": done.runs})
     else:

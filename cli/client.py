@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from ..config.schema import Config
+from ..config import connection
+from ..config.schema import Config, ConfigError, Nats
 from ..supervisor import wire
-from ..supervisor.errors import BadRequest, RequestError, Unavailable
+from ..supervisor.errors import BadRequest, Denied, RequestError, Unavailable
+from .hedge import first_answer
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -42,6 +44,14 @@ class NotReady(Exception):
         self.code = code
 
 
+def _not_allowed(subject: str) -> Denied:
+    control = subject.startswith(wire.CONTROL_PREFIX + ".")
+    verb = subject.rpartition(".")[2] if control else "read stored output"
+    return Denied(
+        f"NATS does not allow this user to {verb}; ask for publish permission on {subject}"
+    )
+
+
 class LinkLost(Unavailable):
     """The connection broke while it was used."""
 
@@ -53,13 +63,44 @@ class Link:
         self.config = config
         self.closed = asyncio.Event()
         self.nc: Client
+        self._first_error: Exception | None = None
+        #: What waits for an answer, by its subject in lower case, as refusals have it.
+        self._waiting: dict[str, dict[asyncio.Future[bytes], str]] = {}
+        #: Why no answer can reach us.
+        self._deaf: Denied | None = None
+
+    async def connect(self, nats: Nats, server: str, options: dict[str, Any]) -> None:
+        """Connect to ``server``. Raises what nats-py met."""
+        self.nc = connection.new_client(nats)
+        try:
+            await self.nc.connect(
+                [server],
+                error_cb=self._on_error,
+                closed_cb=self._on_closed,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                connect_timeout=CONNECT_TIMEOUT,
+                reconnect_time_wait=0,
+                ping_interval=10,
+                name="runctl",
+                **options,
+            )
+        except Exception as error:
+            raise (self._first_error or error) from None
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
-        """One answer. Raises LinkLost; nats' NoRespondersError and TimeoutError."""
+        """One answer. Raises LinkLost, Denied; nats' NoRespondersError and TimeoutError."""
+        if self._deaf is not None:
+            raise self._deaf
         answer = asyncio.ensure_future(self.nc.request(subject, payload, timeout=timeout))
         lost = asyncio.ensure_future(self.closed.wait())
+        refused: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(subject.lower(), {})
+        waiting[refused] = subject
         try:
-            await asyncio.wait((answer, lost), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((answer, lost, refused), return_when=asyncio.FIRST_COMPLETED)
+            if refused.done():
+                return refused.result()
             if not answer.done():  # nats-py itself would wait for the time-out
                 raise LinkLost("the connection to NATS broke")
             from nats.errors import Error, NoRespondersError
@@ -71,8 +112,34 @@ class Link:
             except (Error, OSError):
                 raise LinkLost("the connection to NATS broke") from None
         finally:
-            answer.cancel()
-            lost.cancel()
+            waiting.pop(refused, None)
+            if not waiting:
+                self._waiting.pop(subject.lower(), None)
+            for future in (answer, lost, refused):
+                future.cancel()
+
+    async def _on_error(self, error: Exception) -> None:
+        """nats-py tells of refusals here, and leaves the request to its time-out."""
+        self._first_error = self._first_error or error
+        refused = connection.denied(error)
+        if refused is None:
+            return
+        what, subject = refused
+        if what == "publish":
+            for future, asked in self._waiting.get(subject, {}).items():
+                if not future.done():
+                    future.set_exception(_not_allowed(asked))
+        elif subject.startswith(self.config.nats.inbox_prefix.lower() + "."):
+            self._deaf = Denied(
+                f"NATS does not allow this user to hear answers below"
+                f" {self.config.nats.inbox_prefix}: set nats.inbox_prefix to where it may subscribe"
+            )
+            for future in [f for waiting in self._waiting.values() for f in waiting]:
+                if not future.done():
+                    future.set_exception(self._deaf)
+
+    async def _on_closed(self) -> None:
+        self.closed.set()
 
     async def api(self, operation: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """One JetStream API request, such as "STREAM.INFO.X". Raises NotReady, LinkLost."""
@@ -101,12 +168,13 @@ class Link:
             await asyncio.wait_for(self.nc.close(), 0.5)
 
 
-def _servers(config: Config) -> tuple[list[str], dict[str, Any]]:
+def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
     """Where to connect, and as whom. Raises Unavailable."""
     if not config.nats.embedded:
-        servers = [url.strip() for url in config.nats.url.split(",") if url.strip()]
-        credentials = config.nats.credentials
-        return servers, {} if credentials is None else {"user_credentials": str(credentials)}
+        try:
+            return config.nats, connection.options(config.nats)
+        except ConfigError as error:
+            raise Unavailable(str(error)) from None
     path = config.state_dir / wire.ENDPOINT_FILE
     try:
         endpoint = msgspec.json.decode(path.read_bytes(), type=wire.Endpoint)
@@ -122,7 +190,7 @@ def _servers(config: Config) -> tuple[list[str], dict[str, Any]]:
         ) from None
     except (OSError, ValueError) as error:
         raise Unavailable(f"{path} cannot be used ({error}); restart runctld") from None
-    return [endpoint.url], {"user": endpoint.user, "password": endpoint.password}
+    return Nats(endpoint.url), {"user": endpoint.user, "password": endpoint.password}
 
 
 async def dial(config: Config) -> Link:
@@ -130,55 +198,38 @@ async def dial(config: Config) -> Link:
     # nats-py and asyncio log tracebacks of what is reported here in one line.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
-    servers, options = _servers(config)
-    from nats.aio.client import Client
+    nats, options = _target(config)
+    import random
 
-    link = Link(config)
-    link.nc = Client()
-    problems: list[Exception] = []
-
-    async def on_error(error: Exception) -> None:
-        problems.append(error)
-
-    async def on_closed() -> None:
-        link.closed.set()
-
-    try:
-        await asyncio.wait_for(
-            link.nc.connect(
-                servers,
-                error_cb=on_error,
-                closed_cb=on_closed,
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                connect_timeout=CONNECT_TIMEOUT,
-                reconnect_time_wait=0,
-                ping_interval=10,
-                name="runctl",
-                **options,
-            ),
-            DIAL_TIMEOUT,
-        )
-    except Exception as error:
-        await link.close()
-        cause = problems[0] if problems else error
-        raise Unavailable(_why(config, servers, cause)) from None
-    return link
+    servers = connection.servers(nats)
+    random.shuffle(servers)
+    problem: Exception = TimeoutError()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DIAL_TIMEOUT):
+            # One by one: nats-py gives up at the first that accepts and then is silent.
+            for server in servers:
+                link = Link(config)
+                try:
+                    await link.connect(nats, server, options)
+                    return link
+                except BaseException as error:
+                    await link.close()
+                    if not isinstance(error, Exception):
+                        raise
+                    problem = error
+                    if connection.why_refused(nats, error):
+                        break
+    raise Unavailable(_why(config, nats, problem))
 
 
-def _why(config: Config, servers: list[str], cause: Exception) -> str:
-    from ..config.load import hide_secrets
-
-    where = ", ".join(hide_secrets(server) for server in servers)
+def _why(config: Config, nats: Nats, cause: Exception) -> str:
+    where = connection.where(nats)
     text = str(cause).removeprefix("nats: ").strip("'\" ") or type(cause).__name__
-    if "authorization" in text.lower() or "authentication" in text.lower():
+    refused = connection.why_refused(nats, cause)
+    if refused is not None:
         if config.nats.embedded:
             return f"NATS at {where} is not this runctld's server; restart runctld"
-        return f"NATS at {where} refused the credentials; check nats.url and nats.credentials"
-    if isinstance(cause, FileNotFoundError | PermissionError) and cause.filename is not None:
-        return f"{cause.filename}: {cause.strerror}; check nats.credentials"
-    if isinstance(cause, ModuleNotFoundError):
-        return f"credentials files need another package; install it: pip install {cause.name}"
+        return refused
     if isinstance(cause, ConnectionRefusedError):
         text = f"nothing listens at {where}"
     elif isinstance(cause, TimeoutError | asyncio.TimeoutError):
@@ -191,13 +242,11 @@ def _why(config: Config, servers: list[str], cause: Exception) -> str:
     return f"NATS cannot be reached ({text}); check nats.url"
 
 
-def _verb(request: wire.Request) -> str:
-    return str(type(request).__struct_config__.tag)
-
-
-async def ask(link: Link, request: wire.Request, expect: type[R]) -> R:
-    """The daemon's answer. Raises Unavailable, and what the daemon named: BadRequest,
-    NotFound, Refused, RequestError."""
+async def ask(
+    link: Link, request: wire.Request, expect: type[R], *, executor: str | None = None
+) -> R:
+    """The daemon's answer; any executor's, or the named one's. Raises Unavailable, and what
+    the daemon named: BadRequest, NotFound, Refused, RequestError."""
     from nats.errors import NoRespondersError
     from nats.errors import TimeoutError as NatsTimeout
 
@@ -211,19 +260,25 @@ async def ask(link: Link, request: wire.Request, expect: type[R]) -> R:
             f"the request has {len(payload)} bytes, NATS takes {most};"
             " put the data in a file and submit its path"
         )
-    verb = _verb(request)
+    verb = wire.verb_of(request)
     if isinstance(request, wire.Abort | wire.Purge):
         timeout = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     else:
         timeout = REQUEST_TIMEOUT
-    unsure = (
-        ""
-        if verb in ("list", "locate", "show", "status")
-        else ("; it may have taken effect, see: runctl list")
-    )
+    reads = verb in ("list", "locate", "show", "status")
+    unsure = "" if reads else "; it may have taken effect, see: runctl list"
     try:
-        reply = wire.decode_reply(await link.request(wire.control_subject(verb), payload, timeout))
+        subject = wire.control_subject(verb, executor)
+        if reads and executor is None:
+            answer = await first_answer(lambda left: link.request(subject, payload, left), timeout)
+        else:
+            answer = await link.request(subject, payload, timeout)
+        reply = wire.decode_reply(answer)
     except NoRespondersError:
+        if executor is not None:
+            raise Unavailable(
+                f"executor {executor} does not answer (NATS does); it starts, or is to be started"
+            ) from None
         raise Unavailable(
             "runctld is not running (NATS is, but no daemon answers on it); start runctld"
         ) from None

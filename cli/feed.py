@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..config.schema import Config
 from ..supervisor import wire
-from ..supervisor.errors import RequestError, Unavailable
+from ..supervisor.errors import Denied, RequestError, Unavailable
 from ..supervisor.model import ThreadRow
 from . import watch
 from .board import Board
@@ -25,7 +25,7 @@ PAGE = 500
 #: A daemon that went away behind a NATS that did not must be noticed within 2 s.
 PING_EVERY = 0.8
 PING_TIMEOUT = 1.0
-PING_SUBJECT = f"$SRV.PING.{wire.SERVICE}"
+PING_SUBJECT = wire.control_subject("here")
 
 
 class Feed:
@@ -49,6 +49,8 @@ class Feed:
         self._caught_up = False
         #: What is away, in words, and since when (monotonic); None: all is there.
         self.away: tuple[str, float] | None = None
+        #: Executors that have runs in flight and did not answer at the last listing.
+        self.silent: list[wire.ExecutorStatus] = []
 
     async def start(self) -> None:
         """Connect, and list once. Raises Unavailable, RequestError."""
@@ -156,20 +158,23 @@ class Feed:
 
     async def _list(self, link: Link) -> None:
         live: list[ThreadRow] = []
+        silent: list[wire.ExecutorStatus] = []
         after: int | None = 0
         while after is not None:
             page = await ask(link, wire.List(live=True, limit=PAGE, after=after), wire.Threads)
             live += page.threads
+            silent += page.silent
             after = page.next
         idle: list[ThreadRow] = []
         wanted = min(self._wanted(), PAGE)
         if len(live) < wanted:  # of so many recent threads, at least the missing are idle
             idle = (await ask(link, wire.List(limit=wanted), wire.Threads)).threads
         self._board.replace(live, idle)
+        self.silent = silent
 
     async def _keep_pinging(self) -> None:
-        """Nothing else tells that a daemon is gone whose NATS is not. The ping is NATS' own
-        for services: it asks nothing of the database."""
+        """Nothing else tells that a daemon is gone whose NATS is not. The ping asks nothing
+        of the database."""
         from nats.errors import NoRespondersError
         from nats.errors import TimeoutError as NatsTimeout
 
@@ -182,6 +187,8 @@ class Feed:
                 await self._link.request(PING_SUBJECT, b"", PING_TIMEOUT)
             except LinkLost:
                 continue
+            except Denied:
+                return  # this user is not to know
             except NoRespondersError:
                 self._gone("runctld is not running (NATS is); waiting for it to come back")
             except NatsTimeout:

@@ -26,14 +26,18 @@ class Style:
     colour: bool = False
 
 
+def paint(text: str, colour: int, on: bool) -> bytes:
+    data = text.encode(errors="replace")
+    return b"\x1b[%dm%s\x1b[0m" % (colour, data) if on and data else data
+
+
 class LineMaker:
     """One stream of one run. ``prefix`` comes before each line, in ``colour`` (SGR)."""
 
     def __init__(self, style: Style, prefix: str = "", colour: int = 0, red: bool = False):
         self._style = style
         self._red = RED if red and style.colour else None
-        text = prefix.encode(errors="replace")
-        self._prefix = b"\x1b[%dm%s\x1b[0m" % (colour, text) if style.colour and text else text
+        self._prefix = paint(prefix, colour, style.colour)
         self._part = bytearray()
         self._at = 0.0
 

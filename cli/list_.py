@@ -5,10 +5,14 @@ from __future__ import annotations
 import click
 
 from ..supervisor import wire
-from ..supervisor.model import Run, Status, ThreadRow, check_thread
+from ..supervisor.model import Status, ThreadRow, check_thread
 from . import render
 from .client import ask, dial
 from .common import STATUSES, App, Verb, pass_app, run
+from .names import THREAD
+
+#: How much of a run's output is stored, in words.
+OUTPUT = {"stored": "stored", "partial": "partial", "none": "-"}
 
 
 @click.command(
@@ -22,7 +26,7 @@ Examples:
   runctl list support-42 --limit 10
   runctl --json list | jq -r '.[] | select(.queued > 0).thread'""",
 )
-@click.argument("thread", required=False)
+@click.argument("thread", required=False, type=THREAD)
 @click.option(
     "--status",
     type=click.Choice([*STATUSES, "idle"]),
@@ -36,14 +40,15 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
     if thread is not None:
         check_thread(thread)
     threads: list[ThreadRow] = []
-    runs: list[Run] = []
+    runs: list[wire.RunRow] = []
+    silent: list[wire.ExecutorStatus] = []
 
     async def main() -> None:
         link = await dial(app.config)
         try:
             after = 0
             while True:
-                rows: list[ThreadRow] | list[Run]
+                rows: list[ThreadRow] | list[wire.RunRow]
                 missing = None if limit is None else limit - len(threads) - len(runs)
                 request = wire.List(thread, status, missing, after)
                 page: wire.Threads | wire.Runs
@@ -55,6 +60,7 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
                     page = await ask(link, request, wire.Runs)
                     runs.extend(page.runs)
                     rows = runs
+                silent.extend(page.silent)
                 if page.next is None or (limit is not None and len(rows) >= limit):
                     if limit is not None:
                         del rows[limit:]
@@ -70,6 +76,8 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
         _print_threads(threads, status)
     else:
         _print_runs(runs, status)
+    for executor in silent:
+        render.note(render.why_silent(executor))
 
 
 def _print_threads(rows: list[ThreadRow], status: str | None) -> None:
@@ -104,12 +112,23 @@ def _thread_status(row: ThreadRow) -> str:
     return row.status
 
 
-def _print_runs(rows: list[Run], status: str | None) -> None:
+def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
     if not rows:
         render.note(f"no run of this thread is {status}" if status else "no runs")
         return
     render.table(
-        ("RUN", "STATUS", "ATTEMPT", "RUNNER", "EXECUTOR", "CREATED", "DURATION", "EXIT", "ERROR"),
+        (
+            "RUN",
+            "STATUS",
+            "ATTEMPT",
+            "RUNNER",
+            "EXECUTOR",
+            "CREATED",
+            "DURATION",
+            "OUTPUT",
+            "EXIT",
+            "ERROR",
+        ),
         (
             (
                 row.run,
@@ -119,6 +138,7 @@ def _print_runs(rows: list[Run], status: str | None) -> None:
                 row.executor or "-",
                 row.created_at,
                 render.since(row.started_at, row.ended_at),
+                OUTPUT.get(row.output or "", "?"),
                 "-" if row.exit_code is None else str(row.exit_code),
                 render.short(row.error or ""),
             )

@@ -16,9 +16,20 @@ from typing import Any
 
 import click
 
-from ..config.schema import ConfigError, RunctlError
+from ..config.schema import ConfigError, FileError, RunctlError
 from ..supervisor import __version__
-from .common import DETACHED, FAILED, NOT_FOUND, OK, REFUSED, UNAVAILABLE, USAGE, App, ReaderGone
+from .common import (
+    DETACHED,
+    FAILED,
+    NOT_FOUND,
+    OK,
+    REFUSED,
+    UNAVAILABLE,
+    USAGE,
+    App,
+    ReaderGone,
+    Verb,
+)
 
 #: Verb to (module, function), in the order of --help.
 VERBS = {
@@ -32,6 +43,7 @@ VERBS = {
     "retry": ("retry", "retry"),
     "purge": ("purge", "purge"),
     "status": ("status", "status"),
+    "completion": ("completion", "completion"),
     "demo": ("demo", "demo"),
 }
 
@@ -64,6 +76,8 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
+        if os.environ.get("_RUNCTL_COMPLETE"):
+            importlib.import_module((__package__ or "runctl.cli") + ".shells")
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         try:
@@ -87,6 +101,8 @@ def _report(error: BaseException) -> int:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             text = f"{text.rstrip('.')}; see: {error.ctx.command_path} --help"
         return _say(text, error.exit_code)
+    if isinstance(error, FileError):
+        return _say(str(error), UNAVAILABLE)
     if isinstance(error, ConfigError):
         return _say(str(error), USAGE)
     if isinstance(error, RunctlError):
@@ -133,8 +149,7 @@ Exit codes: 0 done, the run succeeded; 1 the run failed or is dead, or the
 operation failed; 2 usage; 3 no such thread or run; 4 daemon or NATS
 unreachable; 5 the run was aborted; 6 refused; 130 detached with Ctrl-C.
 \b
-Completion: eval "$(_RUNCTL_COMPLETE=bash_source runctl)"  (or zsh_source,
-fish_source)""",
+Tab completion for bash, zsh and fish: runctl completion --help""",
 )
 @click.option(
     "--config",
@@ -155,6 +170,12 @@ def main(ctx: click.Context, config: Path | None, as_json: bool) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(USAGE)
+    if app.json:
+        group = ctx.command
+        assert isinstance(group, click.Group)
+        command = group.get_command(ctx, ctx.invoked_subcommand)
+        if command is not None and not isinstance(command, Verb):
+            raise click.UsageError(f"{command.name} has no JSON; leave --json out", ctx)
 
 
 if __name__ == "__main__":

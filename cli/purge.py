@@ -6,11 +6,18 @@ import sys
 
 import click
 
+from ..config.schema import Config
 from ..supervisor import wire
+from ..supervisor.errors import RequestError, Unavailable
 from ..supervisor.model import check_thread
 from . import render
-from .client import ask_once
+from .client import Link, ask, dial
 from .common import FAILED, App, Duration, Verb, pass_app, run
+from .names import THREAD
+from .statusline import progress
+
+#: A purge of many threads goes in so many steps, at least.
+STEPS = 50
 
 
 @click.command(
@@ -21,7 +28,7 @@ Examples:
   runctl purge support-42
   runctl purge build nightly --older-than 7d --yes""",
 )
-@click.argument("threads", nargs=-1, required=True, metavar="THREAD...")
+@click.argument("threads", nargs=-1, required=True, metavar="THREAD...", type=THREAD)
 @click.option(
     "--older-than", type=Duration(), metavar="D", help="Only of runs that ended D ago: 90m, 7d."
 )
@@ -44,10 +51,41 @@ def purge(
         if not click.confirm(f"Delete the stored output of {what}?", err=True):
             render.note("nothing was purged")
             return FAILED
-    request = wire.Purge(list(threads), older_than, force)
-    done = run(lambda: ask_once(app.config, request, wire.Purged))
+    names = list(dict.fromkeys(threads))
+    done = run(lambda: _purge(app.config, names, older_than, force))
     if app.json:
-        render.out_json({"runs": done.runs})
+        render.out_json({"runs": done})
     else:
-        render.out(f"purged the output of {done.runs} run{'' if done.runs == 1 else 's'}")
+        render.out(f"purged the output of {done} run{'' if done == 1 else 's'}")
     return None
+
+
+async def _purge(config: Config, threads: list[str], older_than: float | None, force: bool) -> int:
+    """How many runs' output was deleted: of all threads, or of none if one is refused."""
+    done = runs = 0
+    size = max(1, len(threads) // STEPS)
+    link = await dial(config)
+    try:
+        async with progress(lambda _: f"runctl: purging: {done} of {len(threads)} threads"):
+            if len(threads) > 1:
+                await ask(link, wire.Purge(threads, older_than, force, check=True), wire.Purged)
+            while done < len(threads):
+                batch = threads[done : done + size]
+                runs += await _batch(link, wire.Purge(batch, older_than, force), done, threads)
+                done += len(batch)
+    finally:
+        await link.close()
+    return runs
+
+
+async def _batch(link: Link, request: wire.Purge, done: int, threads: list[str]) -> int:
+    try:
+        return (await ask(link, request, wire.Purged)).runs
+    except (RequestError, Unavailable) as error:
+        if not done:
+            raise
+        # Something changed since all were checked.
+        raise type(error)(
+            f"{error} (purged before that: {done} of {len(threads)} threads;"
+            f" not: {threads[done]!r} and those after it)"
+        ) from None

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from .common import ReaderGone
+
+if TYPE_CHECKING:
+    from ..supervisor.wire import ExecutorStatus
 
 STDOUT = 1
 STDERR = 2
@@ -63,7 +68,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _width(text: str) -> int:
+def width(text: str) -> int:
+    """Terminal columns that ``text`` takes."""
     if text.isascii():
         return len(text)
     return sum(
@@ -79,12 +85,12 @@ def colours() -> bool:
 
 def cut(text: str, columns: int) -> str:
     """``text`` in at most ``columns`` terminal columns."""
-    if _width(text) <= columns:
+    if width(text) <= columns:
         return text
     kept = ""
     room = columns - 1
     for character in text:
-        room -= _width(character)
+        room -= width(character)
         if room < 0:
             break
         kept += character
@@ -92,21 +98,23 @@ def cut(text: str, columns: int) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns on stdout."""
+    """Aligned columns on stdout; at a terminal, lines no wider than it."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(_width(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(width(row[i]) for row in cells) for i in range(len(header))]
     lines = []
     for row in cells:
-        padded = (c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True))
-        lines.append("  ".join(padded).rstrip())
+        padded = (c + " " * (w - width(c)) for c, w in zip(row, widths, strict=True))
+        line = "  ".join(padded).rstrip()
+        lines.append(line if columns is None else cut(line, columns))
     out("\n".join(lines))
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> None:
     """``key: value`` lines, values aligned."""
     shown = [(key, printable(value)) for key, value in pairs]
-    width = max(len(key) for key, _ in shown) + 1
-    out("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown))
+    widest = max(len(key) for key, _ in shown) + 1
+    out("\n".join(f"{key + ':':<{widest}} {value}" for key, value in shown))
 
 
 def seconds(value: float) -> str:
@@ -138,6 +146,15 @@ def size(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def why_silent(x: ExecutorStatus) -> str:
+    """What its rows are worth: they say what was so when it was last heard of."""
+    if x.state == "silent":
+        return f"executor {x.executor_id} holds its lease but does not answer; see: runctl status"
+    if x.takeover:
+        return f"executor {x.executor_id} is gone: a peer takes its runs over in a moment"
+    return f"executor {x.executor_id} is gone: its runs wait for its restart"
 
 
 def short(text: str, most: int = 60) -> str:

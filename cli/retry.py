@@ -9,6 +9,7 @@ from ..supervisor.model import check_run_id
 from . import render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
+from .names import RunName
 
 
 @click.command(
@@ -19,7 +20,7 @@ Examples:
   runctl retry 01jx...
   runctl wait "$(runctl retry 01jx...)\"""",
 )
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RunName("failed", "aborted", "dead"))
 @pass_app
 def retry(app: App, run_id: str) -> None:
     """Queue the work of RUN again, as a new run of its thread; prints the new run's id."""

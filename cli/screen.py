@@ -1,66 +1,122 @@
-"""The terminal while ``top`` has it: cbreak mode, the alternate screen, no cursor."""
+"""What a program on a terminal does to the watcher's terminal, and how to undo it.
+
+The program's bytes go to the screen as they are, with three exceptions. An escape
+sequence is written whole or not yet, so that a line of ours never comes in its middle.
+Questions to the terminal (where is the cursor? which colours?) are left out: the answer
+would be typed at the watcher's shell. And what was switched on stays noted, for nothing
+of it may be left when the watcher goes.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-import termios
-import tty
-from collections.abc import Sequence
+import re
 
-from rich.console import Console, Group
-from rich.text import Text
+#: A sequence whose end does not come is let through at this length.
+MAX_HELD = 64 * 1024
+MAX_MODES = 100
 
-from . import render
-
-STDIN = 0
+_CSI = rb"\x1b\[[0-?]*[ -/]*[@-~]"
+_STRING = rb"\x1b[]P_^X][^\x07\x1b\x18\x1a]*(?:\x07|\x1b\\)"  # OSC, DCS, APC, PM, SOS
+_SEQUENCE = re.compile(_CSI + rb"|" + _STRING + rb"|\x1b[ -/]*[0-Z\\^_`a-~]")
+#: The beginning of a sequence that goes on behind the end of what came.
+_OPEN = re.compile(rb"\x1b(?:[ -/]*|\[[0-?]*[ -/]*|[]P_^X][^\x07\x1b\x18\x1a]*\x1b?)\Z")
+_MODE = re.compile(rb"\x1b\[\?([0-9;]{1,40})([hl])")
+_REGION = re.compile(rb"\x1b\[[0-9;]+r")
+_PUSH = re.compile(rb"\x1b\[>[0-9;]*u")
+_POP = re.compile(rb"\x1b\[<([0-9]{0,3})u")
+#: Cursor and status reports, device attributes, modes, kitty's keys, size; colours, DCS
+#: queries (terminfo, settings).
+_QUESTION = re.compile(
+    rb"\x1b\[[?>=]?[0-9;]*[cn]|\x1b\[[?>]?[0-9;]*\$p|\x1b\[\?u|\x1b\[>[0-9]*q"
+    rb"|\x1b\[(?:1[1345689]|2[01])(?:;[0-9]+)?t"
+    rb"|\x1b\][0-9a-z;]*;\?(?:\x07|\x1b\\)|\x1bP[+$]q[^\x07\x1b]*(?:\x07|\x1b\\)|\x1bZ"
+)
+#: Modes that are on when nobody touches them: auto-wrap, auto-repeat, the cursor.
+_ON = {7: True, 8: True, 25: True}
+ALTERNATE = (47, 1047, 1049)
 
 
 class Screen:
-    """``take`` and ``leave`` in turns; ``leave`` puts back what was there before."""
+    """One run's way to our terminal. ``questions``: let them through."""
 
-    def __init__(self) -> None:
-        self._before = termios.tcgetattr(STDIN)
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        self._console = Console(
-            force_terminal=True,
-            no_color=not render.colours(),
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
-        self.taken = False
+    def __init__(self, questions: bool = False) -> None:
+        self._questions = questions
+        self._forget()
 
-    def size(self) -> tuple[int, int]:
-        """(columns, lines); of the terminal itself, for COLUMNS does not follow it."""
-        try:
-            columns, lines = os.get_terminal_size(sys.stdout.fileno())
-        except OSError:
-            columns, lines = 0, 0
-        return columns or 80, lines or 24
+    def _forget(self) -> None:
+        self._used = False
+        self._held = b""
+        self._modes: dict[int, bool] = {}
+        self._region = False
+        self._keypad = False
+        self._other_keys = False
+        self._pushed = 0
 
-    def take(self) -> None:
-        self.cbreak()
-        self.taken = True
-        self._console.set_alt_screen(True)
-        self._console.show_cursor(False)
+    @property
+    def alternate(self) -> bool:
+        """Whether the program has the alternate screen, all of which is its own."""
+        return any(self._modes.get(mode, False) for mode in ALTERNATE)
 
-    def cbreak(self) -> None:
-        """Keys come one by one, unseen; Ctrl-C and Ctrl-Z stay signals."""
-        tty.setcbreak(STDIN, termios.TCSADRAIN)
+    def feed(self, data: bytes) -> bytes:
+        """What to write now."""
+        self._used = True
+        data = self._held + data
+        self._held = b""
+        if b"\x1b" not in data:
+            return data
+        end = _whole(data)
+        if len(data) - end <= MAX_HELD:
+            data, self._held = data[:end], data[end:]
+        for found in _MODE.finditer(data):
+            self._note(found[1], found[2] == b"h")
+        self._region = self._region or _REGION.search(data) is not None
+        self._keypad = self._keypad or b"\x1b=" in data
+        if b"\x1b[>" in data:
+            self._other_keys = self._other_keys or b"\x1b[>4" in data
+            self._pushed += len(_PUSH.findall(data))
+        if b"\x1b[<" in data:
+            self._pushed -= sum(int(n or 1) for n in _POP.findall(data))
+        return data if self._questions else _QUESTION.sub(b"", data)
 
-    def leave(self) -> None:
-        try:
-            if self.taken:
-                self._console.show_cursor(True)
-                self._console.set_alt_screen(False)
-        finally:
-            self.taken = False
-            termios.tcsetattr(STDIN, termios.TCSADRAIN, self._before)
+    def _note(self, numbers: bytes, on: bool) -> None:
+        for number in numbers.split(b";"):
+            if number:
+                mode = int(number)
+                if on == _ON.get(mode, False):
+                    self._modes.pop(mode, None)
+                elif len(self._modes) < MAX_MODES:
+                    self._modes[mode] = on
 
-    def draw(self, lines: Sequence[Text]) -> None:
-        """Show ``lines``, no more than ``size`` has, in place of what was there."""
-        columns, height = self.size()
-        options = self._console.options.update_dimensions(columns, height)
-        group = Group(*(Text.assemble(line, no_wrap=True, end="\n") for line in lines))
-        self._console.update_screen(group, options=options)
+    def leave(self) -> bytes:
+        """What makes the terminal as it was; nothing, if nothing was shown since."""
+        if not self._used:
+            return b""
+        # A write may have been cut in a sequence: ST ends any, and is nothing outside.
+        out = b"\x1b\\"
+        if self._region:
+            out += b"\x1b7\x1b[r\x1b8"  # all of the screen scrolls; alone it moves the cursor
+        if self._pushed > 0:
+            out += b"\x1b[<%du" % self._pushed
+        if self._other_keys:
+            out += b"\x1b[>4m"
+        if self._keypad:
+            out += b"\x1b>"
+        for mode, on in self._modes.items():
+            out += b"\x1b[?%d%c" % (mode, b"l" if on else b"h")
+        self._forget()
+        return out + b"\x1b[?25h\x1b(B\x0f\x1b[0m"
+
+
+def _whole(data: bytes) -> int:
+    """Where an unfinished sequence begins, else the end."""
+    last = data.rfind(b"\x1b")
+    if last == len(data) - 1:  # perhaps the first half of a string's terminator
+        before = data.rfind(b"\x1b", 0, last)
+        if before >= 0 and _OPEN.match(data, before):
+            return before
+    return last if _OPEN.match(data, last) else len(data)
+
+
+def plain(data: bytes) -> bytes:
+    """``data`` without its escape sequences."""
+    return _SEQUENCE.sub(b"", data)

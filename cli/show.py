@@ -12,6 +12,13 @@ from ..supervisor.model import check_run_id
 from . import render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
+from .names import RUN
+
+_OUTPUT = {
+    "stored": "stored",
+    "partial": "partial: its beginning is no longer stored",
+    "none": "none is stored",
+}
 
 
 @click.command(
@@ -22,7 +29,7 @@ Examples:
   runctl show 01jx...
   runctl --json show 01jx... | jq .exit_code""",
 )
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @pass_app
 def show(app: App, run_id: str) -> None:
     """Show what RUN does, where it stands and how it ended."""
@@ -33,6 +40,7 @@ def show(app: App, run_id: str) -> None:
         render.out_json(
             msgspec.to_builtins(row)
             | {
+                "output": details.output,
                 "argv": details.argv,
                 "prompt": details.prompt,
                 "cwd": details.cwd,
@@ -57,5 +65,6 @@ def show(app: App, run_id: str) -> None:
         ("duration", render.since(row.started_at, row.ended_at) if row.started_at else None),
         ("exit code", None if row.exit_code is None else str(row.exit_code)),
         ("error", row.error),
+        ("output", _OUTPUT.get(details.output or "")),
     ]
     render.fields((key, value) for key, value in pairs if value is not None)

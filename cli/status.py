@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from ..supervisor import __version__, wire
-from . import render
+from . import health, render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
 
@@ -17,12 +17,25 @@ from .common import App, Verb, pass_app, run
     epilog="""\b
 Examples:
   runctl status
-  runctl --json status | jq .running""",
+  runctl --json status | jq .running
+  runctl status --probe ready          (of a container, beside its runctld)""",
+)
+@click.option(
+    "--probe",
+    type=click.Choice(["ready", "live"]),
+    metavar="KIND",
+    help="Answer within 8 s by the exit code, for the executor that the configuration names"
+    " and no other. ready: it answers, and NATS and the database answer it. live: as long as"
+    " NATS cannot be asked, it is taken as alive.",
 )
 @pass_app
-def status(app: App) -> None:
+def status(app: App, probe: str | None) -> None:
     """Show the daemon, NATS, the database, counts and versions. Exits with 4 when the
     daemon cannot be reached."""
+    if probe is not None:
+        said = run(lambda: health.probe(app.config, live=probe == "live"))
+        render.out_json({"probe": probe, "said": said}) if app.json else render.out(said)
+        return
     found = run(lambda: ask_once(app.config, wire.StatusRequest(), wire.DaemonStatus))
     if app.json:
         value = msgspec.to_builtins(found)
@@ -46,7 +59,9 @@ def status(app: App) -> None:
                 "stream",
                 f"{render.size(nats.stream_bytes)} in {nats.stream_messages} records",
             ),
+            *[("warning", line) for line in nats.warnings],
             ("database", f"{database.url} ({database.kind})"),
+            *([("runners", ", ".join(found.runners))] if found.runners else []),
             *[("also" if n else "executors", _executor(x)) for n, x in enumerate(others)],
         ]
     )

@@ -12,9 +12,11 @@ from ..supervisor import wire
 from ..supervisor.errors import BadRequest
 from ..supervisor.model import MAX_PROMPT_BYTES, check_run_id, check_thread
 from . import render
-from .attach import Options, follow, interruptible, make_output
+from .attach import follow_one, interruptible, make_output
 from .client import ask, dial
-from .common import App, Verb, pass_app, run
+from .common import App, Duration, Verb, pass_app, run
+from .follow import Options, Target
+from .names import RUNNER, THREAD, WORK
 
 _ARGV = "runctl.argv"
 
@@ -56,13 +58,24 @@ Examples:
   runctl submit nightly --id nightly-2025-06-01 -- ./nightly.sh
   runctl submit build -a -- make test        (and watch it)""",
 )
-@click.argument("thread", required=False)
-@click.argument("words", nargs=-1, metavar="[PROMPT | - | -- ARGV...]")
-@click.option("--runner", metavar="NAME", help="Which configured runner; `shell` takes a command.")
+@click.argument("thread", required=False, type=THREAD)
+@click.argument("words", nargs=-1, metavar="[PROMPT | - | -- ARGV...]", type=WORK)
+@click.option(
+    "--runner",
+    metavar="NAME",
+    type=RUNNER,
+    help="Which configured runner; `shell` takes a command.",
+)
 @click.option(
     "--id", "run_id", metavar="RUN", help="The run's id; submitting it again changes nothing."
 )
 @click.option("--attach", "-a", is_flag=True, help="Attach to the run, and exit with its code.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    metavar="D",
+    help="With --attach: stop watching after D (exit 1); as in 90s, 5m.",
+)
 @click.pass_context
 @pass_app
 def submit(
@@ -73,6 +86,7 @@ def submit(
     runner: str | None,
     run_id: str | None,
     attach: bool,
+    timeout: float | None,
 ) -> int | None:
     """Queue a run on THREAD and print its id.
 
@@ -86,6 +100,8 @@ def submit(
         raise click.UsageError(
             "more than one word of prompt: quote the prompt, or put a command after --", ctx
         )
+    if timeout is not None and not attach:
+        raise click.UsageError("--timeout is for --attach: give both", ctx)
     check_thread(thread)
     if run_id is not None:
         check_run_id(run_id)
@@ -94,8 +110,7 @@ def submit(
         prompt = _read_prompt()
     argv: list[str] = ctx.meta.get(_ARGV, [])
     request = wire.Submit(thread, runner, run_id, prompt, argv, _directory())
-    options = Options()
-    output = make_output(app, options)
+    output = make_output(app)
 
     async def main() -> int | None:
         link = await dial(app.config)
@@ -117,12 +132,13 @@ def submit(
             found = None
             if done.status.terminal:  # submitted before with the same --id
                 found = (await ask(link, wire.Show(done.run), wire.RunDetails)).run
-            return await follow(app.config, link, done.thread, done.run, found, options, output)
+            target = Target(done.thread, done.run, found)
+            return await follow_one(app, target, Options(), output, link, timeout)
         finally:
             await link.close()
 
     if attach:
-        return interruptible(thread, output, lambda: run(main) or 0)
+        return interruptible([thread], output, lambda: run(main) or 0)
     return run(main)
 
 

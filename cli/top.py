@@ -26,7 +26,7 @@ FRAME = 0.1
 TICK = 1.0
 #: How long the rest of a key's sequence may be on its way.
 ESCAPE = 0.05
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGWINCH)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGWINCH)
 
 
 @click.command(
@@ -60,7 +60,7 @@ async def _top(app: App) -> int:
 class Top:
     def __init__(self, app: App) -> None:
         # rich takes a while to import: not before it is known that it is needed.
-        from .screen import Screen
+        from .fullscreen import Screen
         from .topkeys import KeyMap
         from .topview import AROUND, View, picture
 
@@ -155,6 +155,7 @@ class Top:
             if view.filter
             else "no threads yet; start one: runctl submit THREAD -- COMMAND"
         )
+        view.warning = "; ".join(render.why_silent(x) for x in self._feed.silent)
         away = self._feed.away
         columns, height = self._screen.size()
         self._screen.draw(self._picture(view, away and (away[0], now - away[1]), columns, height))
@@ -196,7 +197,7 @@ class Top:
             self._draw()
         elif number == signal.SIGTSTP:
             self._stop()
-        elif number == signal.SIGTERM:
+        elif number in (signal.SIGTERM, signal.SIGHUP):
             self._finish(128 + number)
         elif self._any_key is not None:
             self._any_key.set()

@@ -57,6 +57,7 @@ class View:
     empty: str = ""
     filter: str = ""
     message: tuple[str, str] | None = None
+    warning: str = ""
     prompt: str = ""
     help: bool = False
     #: Whether a thread was chosen, and not just the first line.
@@ -240,6 +241,8 @@ def _status(view: View, away: tuple[str, float] | None, width: int) -> Text:
     if view.message is not None:
         text, style = view.message
         return _text(render.printable(text), width, style)
+    if view.warning:
+        return _text(render.printable(view.warning), width, "yellow")
     if not view.lines or view.help:
         return Text("")
     line = view.lines[view.selected]

@@ -10,9 +10,11 @@ import msgspec
 from ..supervisor import wire
 from ..supervisor.model import Run, Status, check_run_id
 from . import render, watch
-from .attach import end_of, recorded, settle
 from .client import ask, dial
 from .common import DETACHED, FAILED, STATUS_EXIT, App, Duration, Verb, pass_app, run
+from .follow import end_of, recorded, settle
+from .names import RUN
+from .statusline import progress
 
 #: How long the daemon may take to record an end that is in the stream already.
 RECORD_TIMEOUT = 5.0
@@ -26,7 +28,7 @@ Examples:
   runctl wait 01jx... && echo good
   runctl wait "$(runctl submit build -- make test)" --timeout 10m""",
 )
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.option(
     "--timeout", type=Duration(), metavar="D", help="Stop waiting after D (exit 1); as in 90s, 5m."
 )
@@ -72,20 +74,27 @@ async def _wait(app: App, name: str) -> Run:
         return found
     subject = wire.out_subject(found.thread, name)
     settling: asyncio.Task[None] | None = None
+    watcher = watch.Watcher(lambda: dial(app.config), subject, link=link, last_only=True)
+    state = found.status.value
+
+    def where(passed: float) -> str:
+        return f"runctl: run {name}: {state}; waited {render.seconds(passed)}"
+
     try:
-        async with watch.Watcher(
-            lambda: dial(app.config), subject, link=link, last_only=True
-        ) as watcher:
+        async with progress(where) as line, watcher:
             async for events in watcher:
                 for event in events:
                     if isinstance(event, watch.End):
                         return await _row(app, watcher, found, event)
-                    if isinstance(event, watch.CaughtUp):
+                    if isinstance(event, watch.Reset):
+                        state = f"running, attempt {event.attempt}"
+                    elif isinstance(event, watch.CaughtUp):
                         if settling is not None:
                             settling.cancel()
                         settling = asyncio.create_task(settle(app.config, name, watcher))
-                    elif isinstance(event, watch.Connection) and not event.up:
-                        render.note("connection lost; waiting for runctld to come back")
+                    elif isinstance(event, watch.Connection):
+                        lost = "runctl: connection lost; waiting for runctld to come back"
+                        line.set("connection", None if event.up else lost)
     finally:
         if settling is not None:
             settling.cancel()

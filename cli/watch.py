@@ -98,6 +98,7 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
 
     run: str
     summary: wire.Summary
+    subject: str = ""
 
 
 Event = Reset | Chunk | Gap | End | CaughtUp | Connection | Malformed | Progress
@@ -189,7 +190,8 @@ class Watcher:
         async with Watcher(lambda: dial(config), subject) as watcher:
             async for events in watcher: ...
 
-    ``link``: a connection to begin with; it is closed at the end, like all others.
+    ``link``: a connection to begin with. Connections are closed at the end, unless they
+    are ``shared`` with others; one that does not answer is closed in any case.
     ``start``: the stream sequence to begin at. ``last_only``: begin with the last
     record of each subject. ``summaries``: begin likewise, and read no contents: what
     comes is ``Progress``, of records that carry a summary.
@@ -206,11 +208,13 @@ class Watcher:
         link: Link | None = None,
         start: int | None = None,
         last_only: bool = False,
+        shared: bool = False,
         summaries: bool = False,
     ) -> None:
         self._dial = dial
         self._subject = subject
         self._link = link
+        self._shared = shared
         self._start = start
         self._policy: Literal["all", "last_per_subject"] = (
             "last_per_subject" if last_only or summaries else "all"
@@ -238,7 +242,7 @@ class Watcher:
             await asyncio.wait({self._task}, timeout=0.2)
         if not self._task.cancelled():
             self._task.exception()
-        if self._link is not None:
+        if self._link is not None and not self._shared:
             await self._link.close()
 
     def __aiter__(self) -> Watcher:
@@ -471,7 +475,7 @@ class Watcher:
             return
         run = msg.subject.rpartition(".")[2]
         try:
-            self._emit(Progress(run, wire.read_summary(text)))
+            self._emit(Progress(run, wire.read_summary(text), msg.subject))
         except ValueError as error:
             self._emit(Malformed(f"a record of run {run} cannot be read: {error}"))
 

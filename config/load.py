@@ -6,19 +6,16 @@ expected and what was found, or the fix. A secret never appears in a message.
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from typing import Any
 
 import tomli
 
+from .nats import describe_nats, nats_keys, read_nats
 from .schema import (
     ChatRunner,
     CommandRunner,
@@ -31,31 +28,14 @@ from .schema import (
     Stream,
     Takeover,
 )
-from .units import (
-    DURATION_FORMS,
-    SIZE_FORMS,
-    format_duration,
-    format_size,
-    parse_duration,
-    parse_size,
-)
+from .table import EXECUTOR_ID_FIX, check_url, quote, xdg_dir
+from .table import Table as _Table
+from .units import format_duration, format_size
 
 SYSTEM_FILE = Path("/etc/runctl/runctld.toml")
 
-EXECUTOR_ID_FIX = (
-    "use a name that stays the same across restarts: on Kubernetes a StatefulSet with "
-    'executor_id = "${POD_NAME}" and POD_NAME from the downward API (fieldRef metadata.name); '
-    'elsewhere a constant of this instance, such as executor_id = "box-1"'
-)
-
-_VARIABLE = re.compile(r"\$(?:(?P<escape>\$)|\{(?P<name>[^{}]*)\}|(?P<open>\{))")
-_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RUNNER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\[[0-9]+\])?")
 
-_CENTURY = 36_500 * 86_400.0
-"""Longest duration, seconds: JetStream counts nanoseconds in 64 bits."""
-_MOST_BYTES = 2**62
 _RUN_VARIABLES = ("RUNCTL_THREAD", "RUNCTL_RUN", "RUNCTL_ATTEMPT")
 
 
@@ -71,7 +51,7 @@ def load(path: Path | None = None, *, client: bool = False) -> Config:
     if file is None:
         return Config(state_dir=_default_state_dir(), runners=_with_shell({}, True))
     file = file.absolute()
-    return _read_config(_Table(file, "", _read_toml(file)), client)
+    return _read_config(_Table(file, "", _read_toml(file), _all_keys), client)
 
 
 def find_file() -> Path | None:
@@ -81,7 +61,7 @@ def find_file() -> Path | None:
     silently would mean another state directory."""
     if named := os.environ.get("RUNCTL_CONFIG"):
         return Path(named)
-    user_file = _xdg_dir("XDG_CONFIG_HOME", ".config") / "runctl" / "runctld.toml"
+    user_file = xdg_dir("XDG_CONFIG_HOME", ".config") / "runctl" / "runctld.toml"
     for file in (SYSTEM_FILE, user_file):
         try:
             os.lstat(file)
@@ -96,19 +76,8 @@ def find_file() -> Path | None:
     return None
 
 
-def _xdg_dir(variable: str, below_home: str) -> Path:
-    """An XDG base directory; a relative value is ignored, as the XDG specification says."""
-    named = os.environ.get(variable, "")
-    if os.path.isabs(named):
-        return Path(named)
-    try:
-        return Path.home() / below_home
-    except RuntimeError as error:
-        raise ConfigError(f"no home directory: set HOME or {variable}") from error
-
-
 def _default_state_dir() -> Path:
-    return _xdg_dir("XDG_STATE_HOME", ".local/state") / "runctl"
+    return xdg_dir("XDG_STATE_HOME", ".local/state") / "runctl"
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -128,217 +97,19 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: is not valid TOML: {reason}") from error
 
 
-# --- one table of a file -----------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A table of a file, read key by key. ``name`` is dotted; "" is the file itself.
-
-    Every getter returns ``default`` for a missing key and raises ConfigError for a
-    value it cannot accept."""
-
-    file: Path
-    name: str
-    values: Mapping[str, Any]
-
-    def full_name(self, key: str) -> str:
-        key = key if _BARE_KEY.fullmatch(key) else _quote(key)
-        return f"{self.name}.{key}" if self.name else key
-
-    def fail(self, key: str, problem: str) -> NoReturn:
-        raise ConfigError(f"{self.file}: {self.full_name(key)}: {problem}")
-
-    def mismatch(self, key: str, expected: str) -> NoReturn:
-        self.fail(key, f"expected {expected}, got {_kind_of(self.values[key])}")
-
-    def only(self, known: Iterable[str]) -> None:
-        """Refuse keys other than ``known``."""
-        known = list(known)
-        for key in self.values:
-            if key not in known:
-                self.fail(key, f"unknown key: {self._advice(key, known)}")
-
-    def _advice(self, key: str, known: list[str]) -> str:
-        if close := difflib.get_close_matches(key, known, n=1):
-            return f"did you mean {self.full_name(close[0])}?"
-        if elsewhere := [name for name in _all_keys() if name.split(".")[-1] == key]:
-            return f"did you mean {' or '.join(elsewhere)}?"
-        return f"remove it, or use one of {', '.join(map(self.full_name, known))}"
-
-    def table(self, key: str) -> _Table:
-        value = self.values.get(key, {})
-        if not isinstance(value, dict):
-            self.mismatch(key, "a table")
-        return _Table(self.file, self.full_name(key), value)
-
-    def text(self, key: str, default: str | None = None, *, empty: bool = False) -> str | None:
-        """A string with its variables expanded, not empty unless ``empty``."""
-        if key not in self.values:
-            return default
-        value = self._expanded(key, self.values[key])
-        if not value.strip() and not empty:
-            self.fail(key, "is empty: give it a value, or remove the key")
-        return value
-
-    def required(self, key: str, example: str) -> str:
-        value = self.text(key)
-        if value is None:
-            self.fail(key, f"is missing: add {key} = {_quote(example)}")
-        return value
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> Any:
-        """One of ``choices``: typed Any because callers store it in a Literal field."""
-        expected = " or ".join(map(_quote, choices))
-        if default is None and key not in self.values:
-            self.fail(key, f"is missing: set it to {expected}")
-        value = self.text(key, default, empty=True)
-        if value not in choices:
-            self.fail(key, f"expected {expected}, got {_quote(value or '')}")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            self.mismatch(key, "true or false")
-        return value
-
-    def whole(self, key: str, default: int, least: int, most: int) -> int:
-        value = self.values.get(key, default)
-        if type(value) is not int:  # bool is an int to isinstance
-            self.mismatch(key, "a whole number")
-        return int(self._within(key, value, least, most, str))
-
-    def seconds(self, key: str, default: float, least: float = 0.0) -> float:
-        value = self.values.get(key, default)
-        if isinstance(value, str):
-            value = self._quantity(key, parse_duration)
-        elif type(value) not in (int, float):
-            self.mismatch(key, DURATION_FORMS)
-        if not math.isfinite(value):
-            self.fail(key, f"expected {DURATION_FORMS}, got {value}")
-        self._within(key, value, least, _CENTURY, format_duration)
-        return float(value)
-
-    def size(self, key: str, default: int, least: int) -> int:
-        value = self.values.get(key, default)
-        if isinstance(value, str):
-            value = self._quantity(key, parse_size)
-        elif type(value) is not int:
-            self.mismatch(key, SIZE_FORMS)
-        return int(self._within(key, value, least, _MOST_BYTES, format_size))
-
-    def path(self, key: str, default: Path | None = None) -> Path | None:
-        """A path, ``~`` expanded; a relative one starts at the file's directory."""
-        value = self.text(key)
-        if value is None:
-            return default
-        try:
-            return self.file.parent / Path(value).expanduser()
-        except RuntimeError:
-            self.fail(key, f"no home directory for {_quote(value)}: write the whole path")
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings, none of them empty."""
-        value = self.values.get(key, [])
-        if not isinstance(value, list):
-            self.mismatch(key, "a list of strings")
-        items = []
-        for index, item in enumerate(value):
-            item = self._expanded(f"{key}[{index}]", item)
-            if not item:
-                self.fail(f"{key}[{index}]", "is empty: remove it")
-            items.append(item)
-        return tuple(items)
-
-    def mapping(self, key: str) -> dict[str, str]:
-        """A table of strings (environment variables)."""
-        table = self.table(key)
-        return {name: table._expanded(name, value) for name, value in table.values.items()}
-
-    def _quantity(self, key: str, parse: Any) -> Any:
-        value = self.text(key)
-        try:
-            return parse(value)
-        except ValueError as error:
-            self.fail(key, f"{error}, got {_quote(value or '')}")
-
-    def _within(self, key: str, value: float, least: float, most: float, show: Any) -> float:
-        if value < least:
-            # A negative number has no form with a unit.
-            shown = show(value) if value >= 0 else str(value)
-            self.fail(key, f"expected at least {show(least)}, got {shown}")
-        if value > most:
-            self.fail(key, f"expected at most {show(most)}")
-        return value
-
-    def _expanded(self, key: str, value: object) -> str:
-        if not isinstance(value, str):
-            self.fail(key, f"expected a string, got {_kind_of(value)}")
-
-        def replace(match: re.Match[str]) -> str:
-            if match["escape"]:
-                return "$"
-            name = match["name"]
-            if name is None or not _VARIABLE_NAME.fullmatch(name):
-                self.fail(
-                    key, 'malformed variable: write "${NAME}", or "$${" for the characters "${"'
-                )
-            return self._variable(key, name)
-
-        text = _VARIABLE.sub(replace, value)
-        if "\0" in text:
-            self.fail(key, "holds a NUL character: remove it")
-        return text
-
-    def _variable(self, key: str, name: str) -> str:
-        value = os.environ.get(name)
-        if value is None:
-            fix = EXECUTOR_ID_FIX if key == "executor_id" else "set it where runctld is started"
-            self.fail(key, f"the environment variable {name} is not set: {fix}")
-        if not _is_unicode(value):
-            self.fail(key, f"the environment variable {name} is not UTF-8 text: correct it")
-        return value
-
-
-def _is_unicode(text: str) -> bool:
-    """False if ``text`` holds surrogates, which is how os.environ shows stray bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind_of(value: object) -> str:
-    """What ``value`` is, in TOML's words. Strings are not quoted: they may be secrets."""
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            # Digits only up to a length: one line, and Python refuses to print huge ones.
-            return f"the number {value}" if abs(value) < 1e18 else "a very large number"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case dict():
-            return "a table"
-        case _:
-            return "a date or time"
-
-
 # --- the sections ------------------------------------------------------------------
 
 
 def _keys(section: type) -> list[str]:
     """The keys a file may hold for a schema class: its fields, less those we fill in."""
+    if section is Nats:
+        return nats_keys()
     return [f.name for f in fields(section) if f.name not in ("name", "source")]
 
 
 # Defaults are read from instances: on a class with slots the names are descriptors.
 _CONFIG = Config(state_dir=Path())
-_DATABASE, _NATS, _STREAM, _QUEUE = Database(), Nats(), Stream(), Queue()
+_DATABASE, _STREAM, _QUEUE = Database(), Stream(), Queue()
 _TAKEOVER = Takeover()
 _CHAT = ChatRunner("", base_url="", model="")
 
@@ -368,7 +139,7 @@ def _read_config(top: _Table, client: bool) -> Config:
     database = _read_database(top.table("database"))
     allow_shell = top.flag("allow_shell", True)
     runners = {} if client else _read_runners(top.table("runners"), allow_shell)
-    nats = _read_nats(top.table("nats"))
+    nats = read_nats(top.table("nats"))
     return Config(
         state_dir=top.path("state_dir") or _default_state_dir(),
         source=top.file,
@@ -401,7 +172,7 @@ def _read_executor_id(
     value = top.text(key, empty=True) or ""
     if not value.strip():
         written = str(top.values[key])
-        origin = f" (it is written as {_quote(written)})" if written.strip() else ""
+        origin = f" (it is written as {quote(written)})" if written.strip() else ""
         top.fail(key, f"is empty{origin}: {EXECUTOR_ID_FIX}")
     if not value.isprintable():
         top.fail(key, f"holds characters that cannot be printed: {EXECUTOR_ID_FIX}")
@@ -421,36 +192,16 @@ def _read_database(table: _Table) -> Database:
     table.only(_keys(Database))
     url = table.text("url", _DATABASE.url) or ""
     if url != "sqlite":
-        _check_url(table, "url", url, ("postgresql",), '"sqlite"', host_needed=False)
+        check_url(table, "url", url, ("postgresql",), '"sqlite"', host_needed=False)
     return Database(url=url)
-
-
-def _read_nats(table: _Table) -> Nats:
-    table.only(_keys(Nats))
-    url = table.text("url", _NATS.url) or ""
-    credentials = table.path("credentials")
-    replicas = table.whole("replicas", _NATS.replicas, 1, 5)
-    if url == "embedded":
-        if credentials is not None:
-            table.fail("credentials", "needs a server: set nats.url, or remove it")
-        if replicas != 1:
-            table.fail("replicas", "the embedded server is one server: set nats.url, or use 1")
-        return Nats()
-    urls = [part.strip() for part in url.split(",")]
-    schemes = {
-        _check_url(table, "url", part, ("nats", "tls", "ws", "wss"), '"embedded"') for part in urls
-    }
-    if schemes & {"ws", "wss"} and schemes & {"nats", "tls"}:
-        table.fail("url", "mixes WebSocket and plain URLs: use one kind for all servers")
-    return Nats(url=",".join(urls), credentials=credentials, replicas=replicas)
 
 
 def _read_stream(table: _Table) -> Stream:
     table.only(_keys(Stream))
     return Stream(
-        # The stream's duplicate window is a second, and may not exceed max_age.
         max_age=table.seconds("max_age", _STREAM.max_age, least=1.0),
         max_bytes=table.size("max_bytes", _STREAM.max_bytes, least=1024**2),
+        max_runs=table.whole("max_runs", _STREAM.max_runs, 0, 1_000_000_000),
         sync=table.choice("sync", ("default", "always"), _STREAM.sync),
     )
 
@@ -479,34 +230,6 @@ def _read_takeover(table: _Table, database: Database, nats: Nats) -> Takeover:
     )
 
 
-def _check_url(
-    table: _Table,
-    key: str,
-    url: str,
-    schemes: tuple[str, ...],
-    otherwise: str = "",
-    *,
-    host_needed: bool = True,
-) -> str:
-    """The scheme of ``url``. The message never shows the URL: it may hold a password."""
-    known = [f"{scheme}://" for scheme in schemes]
-    expected = " or ".join([otherwise, *known] if otherwise else known)
-    scheme, mark, _ = url.partition("://")
-    if not mark or scheme.lower() not in schemes:
-        got = f"{scheme}://" if mark and scheme.isalnum() else "something else"
-        table.fail(key, f"expected {expected}, got {got}")
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        table.fail(key, "is not a valid URL: check its host, port and brackets")
-    if any(character.isspace() for character in url):
-        table.fail(key, 'is not a valid URL: it holds a space (write it as "%20")')
-    if host_needed and not host:
-        table.fail(key, f"names no host: write {scheme}://HOST:PORT")
-    return scheme.lower()
-
-
 # --- runners -----------------------------------------------------------------------
 
 
@@ -530,13 +253,19 @@ def _with_shell(runners: dict[str, Runner], allow_shell: bool) -> dict[str, Runn
 
 def _read_runner(name: str, table: _Table) -> Runner:
     kind = table.choice("kind", tuple(_RUNNER_KINDS))
+    if kind == "chat" and "tty" in table.values:
+        table.fail("tty", 'is for kind = "command" only: remove it')
     table.only(_keys(_RUNNER_KINDS[kind]))
     return _read_command(name, table) if kind == "command" else _read_chat(name, table)
 
 
 def _read_command(name: str, table: _Table) -> CommandRunner:
     return CommandRunner(
-        name, argv=table.texts("argv"), cwd=table.path("cwd"), env=_read_env(table)
+        name,
+        argv=table.texts("argv"),
+        cwd=table.path("cwd"),
+        env=_read_env(table),
+        tty=table.flag("tty", False),
     )
 
 
@@ -552,7 +281,7 @@ def _read_env(runner: _Table) -> dict[str, str]:
 
 def _read_chat(name: str, table: _Table) -> ChatRunner:
     base_url = table.required("base_url", "http://127.0.0.1:8080/v1")
-    _check_url(table, "base_url", base_url, ("http", "https"))
+    check_url(table, "base_url", base_url, ("http", "https"))
     api_key, api_key_file = table.text("api_key"), table.path("api_key_file")
     if api_key is not None and api_key_file is not None:
         table.fail("api_key", f"{table.full_name('api_key_file')} is set too: remove one")
@@ -589,14 +318,14 @@ def _describe(config: Config) -> Iterator[str]:
     yield _line("start_timeout", format_duration(config.start_timeout))
     yield _line("allow_shell", config.allow_shell)
     yield from _lines("database", url=hide_secrets(config.database.url))
-    nats = config.nats
-    url = ",".join(map(hide_secrets, nats.url.split(",")))
-    yield from _lines("nats", url=url, credentials=nats.credentials, replicas=nats.replicas)
+    url = ",".join(map(hide_secrets, config.nats.url.split(",")))
+    yield from _lines("nats", **describe_nats(config.nats, url))
     stream, queue = config.stream, config.queue
     yield from _lines(
         "stream",
         max_age=format_duration(stream.max_age),
         max_bytes=format_size(stream.max_bytes),
+        max_runs=stream.max_runs,
         sync=stream.sync,
     )
     yield from _lines(
@@ -623,6 +352,7 @@ def _describe_runner(runner: Runner) -> dict[str, object]:
             "argv": list(runner.argv),
             "cwd": runner.cwd,
             "env": dict.fromkeys(runner.env, "***"),
+            "tty": runner.tty,
         }
     return {
         "kind": runner.kind,
@@ -676,14 +406,9 @@ def _toml(value: object) -> str:
         case list():
             return f"[{', '.join(map(_toml, value))}]"
         case dict():
-            pairs = ", ".join(f"{_quote(name)} = {_toml(item)}" for name, item in value.items())
+            pairs = ", ".join(f"{quote(name)} = {_toml(item)}" for name, item in value.items())
             return f"{{ {pairs} }}" if pairs else "{}"
         case str() | Path():
-            return _quote(str(value).replace("$", "$$"))
+            return quote(str(value).replace("$", "$$"))
         case _:
             return str(value)
-
-
-def _quote(text: str) -> str:
-    """``text`` as a TOML string: JSON's, but TOML escapes DEL too."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -19,6 +19,10 @@ class ConfigError(RunctlError):
     """The configuration cannot be used; names the file, the key and the fix."""
 
 
+class FileError(ConfigError):
+    """A file that the configuration names, such as one of credentials, cannot be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL."""
@@ -31,12 +35,40 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """A user's name and password, or a token, from a NATS context file."""
+
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Nats:
-    """``url``: "embedded", or the URLs (comma-separated) of a server or cluster."""
+    """``url``: "embedded", or the URLs (comma-separated) of a server or cluster.
+
+    ``credentials``: a .creds file; ``nkey``: a file with a user's seed; at most one of
+    them, ``login`` and a user in the URL. With ``context``, a NATS context file, all of
+    it but ``replicas`` came from that file. ``inbox_prefix``: subject that replies to
+    this user come below."""
 
     url: str = "embedded"
+    context: Path | None = None
     credentials: Path | None = None
+    nkey: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_first: bool = False
+    inbox_prefix: str = "_INBOX"
     replicas: int = 1
+    login: Login | None = None
+
+    @property
+    def tls(self) -> bool:
+        """Whether to send nothing to a server that does not speak TLS."""
+        named = self.tls_ca or self.tls_cert or self.tls_first
+        return bool(named) or self.url.startswith(("tls://", "wss://"))
 
     @property
     def embedded(self) -> bool:
@@ -45,7 +77,8 @@ class Nats:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Retention of output: ``max_age`` seconds, ``max_bytes`` bytes over all threads.
+    """Retention of output: ``max_age`` seconds from a run's end, ``max_bytes`` bytes over
+    all threads, ``max_runs`` finished runs of each thread (0: any number).
 
     ``sync``: "default" lets JetStream flush to disk every two minutes (a process kill
     loses nothing, a power cut may); "always" flushes each record."""
@@ -53,6 +86,7 @@ class Stream:
     max_age: float = 24 * 3600.0
     max_bytes: int = 4 * 1024**3
     sync: Literal["default", "always"] = "default"
+    max_runs: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +112,15 @@ class Takeover:
 @dataclass(frozen=True, slots=True)
 class CommandRunner:
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
-    replaced by the prompt; without it the prompt goes to stdin."""
+    replaced by the prompt; without it the prompt goes to stdin. ``tty``: it runs on a
+    terminal of its own."""
 
     name: str
     kind: Literal["command"] = "command"
     argv: tuple[str, ...] = ()
     cwd: Path | None = None
     env: dict[str, str] = field(default_factory=dict)
+    tty: bool = False
 
 
 @dataclass(frozen=True, slots=True)

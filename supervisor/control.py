@@ -7,7 +7,7 @@ import builtins
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,11 +27,12 @@ from .model import (
     Status,
     check_run_id,
     check_thread,
-    unix_time,
 )
 from .others import Others
 from .registry import Registry
+from .stored import Stored
 from .stream import Streams
+from .windows import checked
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -43,7 +44,7 @@ log = logging.getLogger("runctld.control")
 aio = trio_asyncio.aio_as_trio
 
 PAGE = 500
-VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status")
+VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status", "resize")
 
 
 class Control:
@@ -55,6 +56,7 @@ class Control:
         durable: Durable,
         registry: Registry,
         streams: Streams,
+        stored: Stored,
         members: Members | None,
     ) -> None:
         self._config = config
@@ -63,6 +65,7 @@ class Control:
         self._durable = durable
         self._registry = registry
         self._streams = streams
+        self._stored = stored
         self._others = Others(executor, client, durable, streams, members)
         self._ids = RunIds()
         self._began = time.monotonic()
@@ -76,6 +79,7 @@ class Control:
             wire.Show: self.show,
             wire.Retry: self.retry,
             wire.StatusRequest: self.status,
+            wire.Resize: self.resize,
         }
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -84,7 +88,7 @@ class Control:
         from nats.micro.service import EndpointConfig, ServiceConfig
 
         async def handler(request: Any) -> None:
-            reply = await loop.trio_as_future(self._answer, request.data)  # type: ignore[attr-defined]
+            reply = await loop.trio_as_future(self._answer, request.subject, request.data)  # type: ignore[attr-defined]
             await request.respond(wire.encode(reply))
 
         async def add() -> None:
@@ -108,10 +112,16 @@ class Control:
                         )
                     )
             await self._nc.subscribe(wire.KICK_SUBJECT, cb=kicked)
+            for executor in (None, self._executor):
+                subject = wire.control_subject("here", executor)
+                await self._nc.subscribe(subject, queue="runctl", cb=here)
             await self._nc.flush()
 
         async def kicked(_: object) -> None:
             self._durable.kick()
+
+        async def here(request: Any) -> None:  # watchers of silent runs ask, each second
+            await request.respond(b"")
 
         await aio(add)()
 
@@ -132,9 +142,12 @@ class Control:
             with trio.move_on_after(1):
                 await aio(self._service.stop)()
 
-    async def _answer(self, data: bytes) -> wire.Reply:
+    async def _answer(self, subject: str, data: bytes) -> wire.Reply:
         try:
             request = wire.decode_request(data)
+            # NATS permits users subjects: what is not the subject's verb is not permitted.
+            if wire.verb_of(request) != subject.rpartition(".")[2]:
+                raise BadRequest(f"{wire.verb_of(request)} has a subject of its own; ask there")
             return await self._verbs[type(request)](request)
         except RequestError as error:
             return wire.Problem(error.code, str(error))
@@ -220,14 +233,39 @@ class Control:
                 threads = await self._durable.threads(limit=size, offset=r.after, busy=busy)
             more = r.after + size if len(threads) == size else None
             wanted = [t for t in threads if r.status in (None, t.status, t.run.status)]
-            return wire.Threads(wanted, more)
+            return wire.Threads(wanted, more, await self._unheard(r))
         thread = check_thread(r.thread)
         statuses = [Status(r.status)] if r.status in list(Status) else []
         runs = await self._durable.runs(thread, limit=size, offset=r.after)
         if not runs and r.after == 0:
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         more = r.after + size if len(runs) == size else None
-        return wire.Runs([x for x in runs if not statuses or x.status in statuses], more)
+        silent = await self._unheard(r, [x for x in runs if x.status is Status.RUNNING])
+        wanted_runs = [x for x in runs if not statuses or x.status in statuses]
+        return wire.Runs(await self._with_output(thread, wanted_runs), more, silent)
+
+    async def _with_output(
+        self, thread: str, runs: builtins.list[Run]
+    ) -> builtins.list[wire.RunRow]:
+        _, counts = await self._stored.counts(wire.thread_subjects(thread))
+        subjects = [wire.out_subject(thread, x.run) for x in runs]
+        stored = [subject for subject in subjects if subject in counts]
+        found = dict(zip(stored, await self._stored.outputs(stored), strict=True))
+        return [
+            wire.run_row(x, found.get(subject, "none"))
+            for x, subject in zip(runs, subjects, strict=True)
+        ]
+
+    async def _unheard(
+        self, r: wire.List, runs: builtins.list[Run] | None = None
+    ) -> builtins.list[wire.ExecutorStatus]:
+        """The executors that have ``runs`` in flight, or any, and do not answer. Said
+        once per answer, with its first page."""
+        if self._config.database.embedded or r.after:
+            return []
+        if runs is None:
+            return await self._others.unheard(await self._durable.owners())
+        return await self._others.unheard(run.executor for run in runs)
 
     async def locate(self, r: wire.Locate) -> wire.Reply:
         return await self._details(await self._pick(r.thread, r.run))
@@ -246,7 +284,10 @@ class Control:
         return latest[0].run
 
     async def show(self, r: wire.Show) -> wire.Reply:
-        return await self._details(r.run)
+        details = await self._details(r.run)
+        subject = wire.out_subject(details.run.thread, r.run)
+        (output,) = await self._stored.outputs([subject])
+        return msgspec.structs.replace(details, output=output)
 
     async def _details(self, run: str) -> wire.RunDetails:
         found = await self._durable.get(run)
@@ -287,7 +328,15 @@ class Control:
                 raise Refused(f"thread {thread!r} has no running run ({what})")
         # Queued ones first: ending the running one would start the next.
         wanted.sort(key=lambda run: run.status is Status.RUNNING)
-        ended = [run.run for run in wanted if await self._abort_one(run)]
+        ended: builtins.list[str] = []
+        for run in wanted:
+            try:
+                if await self._abort_one(run):
+                    ended.append(run.run)
+            except RequestError as error:
+                if not ended:
+                    raise
+                raise Refused(f"{error}; aborted already: {', '.join(ended)}") from error
         if not ended:
             raise Refused("the run ended by itself before it could be aborted")
         return wire.Aborted(ended)
@@ -324,13 +373,12 @@ class Control:
     async def purge(self, r: wire.Purge) -> wire.Reply:
         if not r.threads:
             raise BadRequest("name at least one thread")
-        plan: list[Run] = []
-        whole: list[str] = []
-        for name in r.threads:
-            thread = check_thread(name)
+        drop: builtins.list[str] = []
+        whole: builtins.list[str] = []
+        runs = 0
+        for thread in dict.fromkeys(map(check_thread, r.threads)):
             live = await self._durable.live_runs(thread)
-            runs = await self._durable.runs(thread, limit=100_000)
-            if not runs:
+            if not live and not await self._durable.runs(thread, limit=1):
                 raise NotFound(f"no thread {thread!r}; see: runctl list")
             busy = [x for x in live if x.status is Status.RUNNING]
             if busy and not r.force and r.older_than is None:
@@ -338,22 +386,44 @@ class Control:
                     f"thread {thread!r} has run {busy[0].run} in flight;"
                     " wait, abort it, or add --force"
                 )
+            _, counts = await self._stored.counts(wire.thread_subjects(thread))
             if r.older_than is None:
-                whole.append(thread)
-                plan += [x for x in runs if x.status is not Status.QUEUED]
+                whole.append(wire.thread_subjects(thread))
+                runs += len(counts)
             else:
-                limit = time.time() - r.older_than
-                plan += [x for x in runs if x.ended_at and unix_time(x.ended_at) < limit]
-        if r.older_than is None:
-            for thread in whole:
-                await self._streams.purge(thread)
-        else:
-            for run in plan:
-                await self._streams.purge(run.thread, run.run)
-        return wire.Purged(len(plan))
+                old = await self._old(counts, time.time() - r.older_than)
+                drop += old
+                runs += len(old)
+        if not r.check:
+            await self._stored.drop([*whole, *drop])
+        return wire.Purged(runs)
+
+    async def _old(self, subjects: Iterable[str], limit: float) -> builtins.list[str]:
+        """Those whose runs ended before Unix time ``limit``, with nothing left of them."""
+        names = {subject.rpartition(".")[2]: subject for subject in subjects}
+        ends = await self._durable.ends(list(names))
+        return [
+            names[run]
+            for run, ended in ends.items()
+            if ended < limit and self._registry.get(run) is None
+        ]
+
+    async def resize(self, r: wire.Resize) -> wire.Reply:
+        size = checked(r)
+        live = self._registry.get(r.run)
+        if live is None:
+            found = await self._durable.get(r.run)
+            if found is None:
+                raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")
+            raise Refused(f"run {r.run} does not run on executor {self._executor!r}")
+        if live.window is None:
+            raise Refused(f"run {r.run} is not on a terminal; its runner needs tty = true")
+        if size is None:
+            return wire.Resized(*await live.window.leave(r.client))
+        return wire.Resized(*await live.window.announce(r.client, size))
 
     async def status(self, r: wire.StatusRequest) -> wire.Reply:
-        size, messages = await self._streams.info()
+        size, messages = (0, 0) if r.brief else await self._streams.info()
         url = self._nc.connected_url
         info = getattr(self._nc, "_server_info", {})
         return wire.DaemonStatus(
@@ -361,7 +431,7 @@ class Control:
             version=__version__,
             pid=os.getpid(),
             running=len(self._registry),
-            queued=await self._durable.count("ENQUEUED"),
+            queued=0 if r.brief else await self._durable.count("ENQUEUED"),
             nats=wire.NatsStatus(
                 url=f"{url.scheme}://{url.hostname}:{url.port}" if url else "",
                 embedded=self._config.nats.embedded,
@@ -369,13 +439,15 @@ class Control:
                 version=str(info.get("version", "")),
                 stream_bytes=size,
                 stream_messages=messages,
+                warnings=self._streams.differences,
             ),
             database=wire.DatabaseStatus(
                 url="sqlite" if self._config.database.embedded else "postgresql",
                 kind="sqlite" if self._config.database.embedded else "postgresql",
             ),
             uptime=time.monotonic() - self._began,
-            executors=[] if r.alone else await self._executors(),
+            executors=[] if r.alone or r.brief else await self._executors(),
+            runners=sorted(self._config.runners),
         )
 
     async def _executors(self) -> builtins.list[wire.ExecutorStatus]:

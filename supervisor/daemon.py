@@ -14,15 +14,15 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack
+from typing import Any
 
 import trio
 import trio_asyncio
 
-from ..config.schema import ChatRunner, Config
+from ..config.schema import ChatRunner, CommandRunner, Config
 from .broker import Broker
+from .connect import connect
 from .control import Control
 from .durable import Durable
 from .errors import Fenced, LeaseLost, RunFailed, Unavailable
@@ -38,17 +38,17 @@ from .model import Outcome, RunSpec, Status
 from .order import Order
 from .processes import Keeper, open_keeper
 from .registry import Live, Registry
+from .retention import Retention
+from .room import Room
 from .runners.chat import Chat
 from .runners.command import Command
 from .runners.protocol import Runner, Turn
+from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
-
-if TYPE_CHECKING:
-    from nats.aio.client import Client
+from .windows import Alive, Window, asks
 
 log = logging.getLogger("runctld")
-aio = trio_asyncio.aio_as_trio
 
 
 async def run(config: Config) -> None:
@@ -105,7 +105,9 @@ class _Daemon:
         self._durable = Durable(config, executor, self._dispatch)
         self._runners: dict[str, Runner] = {}
         self._streams: Streams
+        self._retention: Retention
         self._order: Order
+        self._alive: Alive
         self._members = None if config.database.embedded else Members(config, executor)
         for name, runner in config.runners.items():
             self._runners[name] = (
@@ -123,9 +125,18 @@ class _Daemon:
                     broker = Broker(self._config, self._keeper)
                     endpoint = await broker.start()
                     nursery.start_soon(broker.supervise)
-                async with self._connect(endpoint) as client:
-                    self._streams = Streams(client)
+                async with connect(
+                    self._config, self._executor, endpoint, self._disconnected
+                ) as connection:
+                    nursery.start_soon(connection.watch)
+                    client = connection.client
+                    room, stored = Room(), Stored(client)
+                    self._streams = Streams(client, room)
+                    self._alive = asks(client)
                     await self._streams.open(self._config)
+                    self._retention = Retention(
+                        self._config.stream, stored, self._durable, self._registry, room
+                    )
                     self._order = Order(
                         self._durable,
                         self._streams,
@@ -142,12 +153,15 @@ class _Daemon:
                         self._durable,
                         self._registry,
                         self._streams,
+                        stored,
                         self._members,
                     )
                     await control.start(self._loop)
+                    connection.started()
                     takeover = self._takeover(control)
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
+                    nursery.start_soon(self._retention.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
                     log.info(
@@ -195,50 +209,9 @@ class _Daemon:
             except Exception as error:  # what is not handed over is taken over, or replayed
                 log.warning("the runs were not handed over: %s", error)
 
-    @asynccontextmanager
-    async def _connect(self, endpoint: Any) -> AsyncIterator[Client]:
-        import nats
-
-        options: dict[str, Any] = {
-            "max_reconnect_attempts": -1,
-            "reconnect_time_wait": 0.05,
-            "connect_timeout": 2,
-            "ping_interval": 10,
-            "pending_size": 64 * 1024 * 1024,
-            "name": f"runctld {self._executor}",
-            "error_cb": _nats_error,
-        }
-        if endpoint is not None:
-            servers = [endpoint.url]
-            options.update(user=endpoint.user, password=endpoint.password)
-        else:
-            servers = [url.strip() for url in self._config.nats.url.split(",")]
-            if self._config.nats.credentials is not None:
-                options["user_credentials"] = str(self._config.nats.credentials)
-        client = None
-        with trio.move_on_after(self._config.start_timeout):
-            while client is None:
-                try:
-                    client = await aio(nats.connect)(
-                        servers, allow_reconnect=True, **options | {"max_reconnect_attempts": 1}
-                    )
-                except Exception as error:
-                    log.debug("connect: %r", error)
-                    await trio.sleep(0.05)
-        if client is None:
-            raise Unavailable(
-                f"NATS at {self._config.nats.url} cannot be reached; is it running, and are the"
-                " credentials right?"
-            )
-        client.options["max_reconnect_attempts"] = -1
-        try:
-            yield client
-        finally:
-            with trio.move_on_after(1, shield=True):
-                try:
-                    await aio(client.close)()
-                except Exception as error:
-                    log.debug("close: %r", error)
+    async def _disconnected(self) -> None:
+        if hasattr(self, "_streams"):  # not before they are opened
+            self._streams.lost()
 
     async def _watch_keeper(self) -> None:
         await self._keeper.dead.wait()
@@ -272,7 +245,13 @@ class _Daemon:
 
     async def _attempt(self, live: Live) -> Outcome | None:
         spec = live.spec
-        stream = Attempt(self._streams, spec.thread, spec.run, live.attempt, self._executor)
+        runner = self._config.runners.get(spec.runner)
+        if isinstance(runner, CommandRunner) and runner.tty:
+            live.window = Window(self._alive)
+        stream = Attempt(
+            *(self._streams, spec.thread, spec.run, live.attempt, self._executor),
+            tty=live.window is not None,
+        )
         opened = False
         adopted = outcome = None
         async with trio.open_nursery() as nursery:
@@ -286,7 +265,11 @@ class _Daemon:
                 if adopted is None:
                     opened = True
                     nursery.start_soon(stream.pump)
+                    if live.window is not None:
+                        nursery.start_soon(live.window.watch)
                     outcome = await self._work(live, stream)
+            if live.window is not None:
+                live.window.close()
             stream.close()
         if adopted is not None:
             return live.decide(adopted)
@@ -295,6 +278,7 @@ class _Daemon:
         decided = live.decide(outcome or Outcome(Status.ABORTED))
         if opened:
             await stream.end(decided)
+            self._retention.ended(spec.thread)
         log.info("run %s on %s: %s", spec.run, ascii(spec.thread), decided.status)
         return decided
 
@@ -313,7 +297,7 @@ class _Daemon:
         log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
         try:
             history = await self._history(spec)
-            return await runner.run(spec, live.attempt, stream.append, history)
+            return await runner.run(spec, live.attempt, stream.append, history, live.window)
         except RunFailed as error:
             return Outcome(Status.FAILED, error.exit_code, str(error))
         except (Fenced, trio.Cancelled):
@@ -330,7 +314,3 @@ class _Daemon:
             return []
         pairs = await self._durable.turns(spec.thread, spec.run, config.history)
         return [Turn(prompt, reply) for prompt, reply in pairs]
-
-
-async def _nats_error(error: Exception) -> None:
-    log.debug("nats: %r", error)

@@ -366,6 +366,31 @@ class Durable:
             found.append(ThreadRow(run.thread, status, run, int(row.queued)))
         return found
 
+    async def in_flight(self) -> set[str]:
+        """The runs that may have output and are not over: running, or to be replayed."""
+        t = self._table
+        query = sa.select(t.c.workflow_uuid).where(
+            t.c.name == WORKFLOW,
+            sa.or_(
+                t.c.status == "PENDING",
+                sa.and_(t.c.status.in_(list(_LIVE)), t.c.recovery_attempts > 0),
+            ),
+        )
+        return {row.workflow_uuid for row in await self._rows(query)}
+
+    async def ends(self, runs: Sequence[str]) -> dict[str, float]:
+        """When those of ``runs`` that are over ended, in Unix seconds."""
+        t = self._table
+        found: dict[str, float] = {}
+        for start in range(0, len(runs), 500):
+            query = sa.select(t.c.workflow_uuid, t.c.completed_at, t.c.updated_at).where(
+                t.c.workflow_uuid.in_(runs[start : start + 500]),
+                t.c.status.not_in(list(_LIVE)),
+            )
+            for row in await self._rows(query):
+                found[row.workflow_uuid] = (row.completed_at or row.updated_at) / 1000
+        return found
+
     async def count(self, status: str) -> int:
         t = self._table
         query = sa.select(sa.func.count()).where(t.c.name == WORKFLOW, t.c.status == status)

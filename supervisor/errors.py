@@ -11,6 +11,7 @@
     |  +- BadRequest          malformed or out of bounds
     |  +- NotFound            no such thread or run
     |  +- Refused             not possible as things stand
+    |     +- Denied           NATS does not permit this user to ask for it
     +- Fenced                 a newer attempt owns the run's stream
     +- RunFailed              a runner's work failed; the message is the run's error
 """
@@ -52,6 +53,10 @@ class Refused(RequestError):
     code = "refused"
 
 
+class Denied(Refused):
+    """NATS does not permit this user to ask for it, or to hear the answer."""
+
+
 class Fenced(RunctlError):
     """A newer attempt owns the run's stream: this one must stop and record nothing."""
 
@@ -68,6 +73,7 @@ class RunFailed(RunctlError):
 __all__ = [
     "BadRequest",
     "ConfigError",
+    "Denied",
     "Fenced",
     "LeaseHeld",
     "LeaseLost",

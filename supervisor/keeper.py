@@ -7,17 +7,20 @@ that is below it and leaves, which releases the lock that the next daemon waits 
 
 Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
 
-    -> {op: spawn, id, argv, mark, env, cwd}    <- {id, pid}  or  {id, step, errno}
+    -> {op: spawn, id, argv, mark, env, cwd, tty}
+                                                <- {id, pid}  or  {id, step, errno}
     -> {op: end, id, tree, grace}               <- {id}       once the tree is empty
                                                 <- {exit: tree, status}
 
-``tree`` is the id of the spawn that made it: unlike a pid it is never used twice.
+``tree`` is the id of the spawn that made it: unlike a pid it is never used twice. With
+``tty`` stdout is a terminal, which becomes the child's controlling one.
 """
 
 import array
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import math
 import os
@@ -26,6 +29,7 @@ import signal
 import socket
 import struct
 import sys
+import termios
 import time
 import traceback
 from collections import deque
@@ -339,7 +343,8 @@ class Keeper:
             keeper = os.getpid()
             pid = os.fork()
             if pid == 0:
-                become(message["argv"], env, message["cwd"], fds, report_w, keeper)
+                tty = bool(message["tty"])
+                become(message["argv"], env, message["cwd"], fds, report_w, keeper, tty)
         except OSError as error:
             os.close(report_w)
             os.close(report_r)
@@ -421,7 +426,13 @@ class Keeper:
 
 
 def become(
-    argv: list[str], env: dict[str, str], cwd: str | None, fds: list[int], report: int, keeper: int
+    argv: list[str],
+    env: dict[str, str],
+    cwd: str | None,
+    fds: list[int],
+    report: int,
+    keeper: int,
+    tty: bool,
 ) -> None:
     """In the child: turn into ``argv``. Never returns; what went wrong goes to ``report``."""
     step = "start"
@@ -437,6 +448,8 @@ def become(
             with contextlib.suppress(OSError):  # libc keeps some for itself
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if tty:
+            fcntl.ioctl(fds[1], termios.TIOCSCTTY, 0)
         step = "chdir"
         if cwd is not None:
             os.chdir(cwd)

@@ -17,7 +17,7 @@ import trio
 import trio_asyncio
 
 from ..config.schema import Config
-from .errors import Unavailable
+from .errors import ConfigError, Unavailable
 from .lease import LOCK_KEY, PEER_ROLE, held_by
 from .postgres import application_name, connect
 
@@ -27,6 +27,8 @@ aio = trio_asyncio.aio_as_trio
 #: Seconds in which the keeper of a dead daemon has surely ended all of its runs.
 TREES_GONE = 2.5
 
+#: Looked for first: to create what exists takes the right to create as well.
+_THERE = "SELECT to_regclass('runctl.executors') IS NOT NULL"
 _TABLE = """
     CREATE SCHEMA IF NOT EXISTS runctl;
     CREATE TABLE IF NOT EXISTS runctl.executors (
@@ -53,7 +55,8 @@ class Member(msgspec.Struct, frozen=True):
 class Members:
     """Queries over a connection of its own, made anew when it broke.
 
-    Methods raise Unavailable, when PostgreSQL is away."""
+    Methods raise Unavailable, when PostgreSQL is away, and ConfigError, when it may not
+    be used."""
 
     def __init__(self, config: Config, executor: str) -> None:
         self._config = config
@@ -112,6 +115,8 @@ class Members:
                 raise
 
     async def _connect(self) -> None:
+        import asyncpg
+
         name = application_name(PEER_ROLE, self._executor)
         conn = await connect(self._config, name)
         try:
@@ -119,7 +124,13 @@ class Members:
                 await aio(conn.execute)(
                     "SELECT pg_advisory_xact_lock(hashtextextended('runctl executors', 0))"
                 )
-                await aio(conn.execute)(_TABLE)
+                if not await aio(conn.fetchval)(_THERE):
+                    await aio(conn.execute)(_TABLE)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise ConfigError(
+                f"PostgreSQL refuses to set up the schema runctl: {error}; let the role of"
+                " database.url do it once: GRANT CREATE ON DATABASE ... TO ..."
+            ) from None
         except BaseException:
             conn.terminate()
             raise

@@ -7,6 +7,7 @@ it is dead, or alive and not to be reached: nothing is ever done twice, or assum
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,6 +27,8 @@ log = logging.getLogger("runctld.others")
 aio = trio_asyncio.aio_as_trio
 
 STATUS_TIMEOUT = 2.0
+#: Whether an executor answers at all: what ``list`` waits for at most.
+HEAR_TIMEOUT = 1.0
 #: An abort is answered when the processes are gone.
 ABORT_TIMEOUT = 110.0
 #: How long an executor that holds its lease may be without ears: it starts, or stops.
@@ -71,7 +74,7 @@ class Others:
             assert owner is not None
             if owner == self._executor:
                 raise Refused(f"run {run.run} is just being recovered; try again")
-            reply = await self._ask(owner, wire.Abort(run.thread, run.run), ABORT_TIMEOUT)
+            reply = await self._ask_abort(owner, run)
             if isinstance(reply, wire.Aborted):
                 return True
             if reply is not None:
@@ -92,12 +95,22 @@ class Others:
         return True
 
     async def settle(self, run: Run) -> None:
-        """See that no process of an aborted run lives at its owner."""
+        """See that no process of an aborted run lives at its owner.
+
+        Raises: Refused, when the owner is alive and does not answer."""
         assert self._members is not None
         assert run.executor is not None
-        reply = await self._ask(run.executor, wire.Abort(run.thread, run.run), ABORT_TIMEOUT)
-        if reply is None and not await self._members.alive(run.executor):
-            await self._dead_end(run)
+        deadline = trio.current_time() + DEAF
+        while await self._ask_abort(run.executor, run) is None:
+            if not await self._members.alive(run.executor):
+                await self._dead_end(run)
+                return
+            if trio.current_time() > deadline:
+                raise Refused(
+                    f"run {run.run} is aborted, but executor {run.executor!r} does not answer"
+                    " whether its processes are gone; restart that executor"
+                )
+            await trio.sleep(0.1)
 
     async def status(self) -> list[wire.ExecutorStatus]:
         """Every other executor that is announced, or owns unfinished runs."""
@@ -110,7 +123,7 @@ class Others:
         found: list[wire.ExecutorStatus] = []
 
         async def ask(executor: str) -> None:
-            reply = await self._ask(executor, wire.StatusRequest(alone=True), STATUS_TIMEOUT)
+            reply = await self._hear(executor, STATUS_TIMEOUT)
             if isinstance(reply, wire.DaemonStatus):
                 found.append(
                     wire.ExecutorStatus(
@@ -126,6 +139,35 @@ class Others:
                 nursery.start_soon(ask, executor)
         return found
 
+    async def unheard(self, executors: Iterable[str | None]) -> list[wire.ExecutorStatus]:
+        """Those of ``executors`` that do not answer, with the reason. All are asked at
+        once; without another executor nothing is asked at all."""
+        wanted = {x for x in executors if x not in (None, self._executor)}
+        if self._members is None or not wanted:
+            return []
+        mute: list[str] = []
+
+        async def ask(executor: str) -> None:
+            if await self._hear(executor, HEAR_TIMEOUT) is None:
+                mute.append(executor)
+
+        async with trio.open_nursery() as nursery:
+            for executor in wanted:
+                nursery.start_soon(ask, str(executor))
+        if not mute:
+            return []
+        members = {member.id: member for member in await self._members.all()}
+        groups = {member.group for member in members.values() if member.alive}
+        found = []
+        for executor in sorted(mute):
+            member = members.get(executor)
+            if member is not None and member.alive:
+                found.append(wire.ExecutorStatus(executor, "silent"))
+            else:
+                taken = member is not None and member.group in groups - {None}
+                found.append(wire.ExecutorStatus(executor, "gone", takeover=taken))
+        return found
+
     async def _still(self, run: Run) -> bool:
         found = await self._durable.get(run.run)
         return (
@@ -139,11 +181,21 @@ class Others:
         await trio.sleep(TREES_GONE)
         await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
 
+    async def _hear(self, executor: str, timeout: float) -> wire.Reply | None:
+        """An answer that costs it nothing, at once; None when there is none."""
+        return await self._ask(executor, wire.StatusRequest(alone=True, brief=True), timeout)
+
+    async def _ask_abort(self, executor: str, run: Run) -> wire.Reply | None:
+        """One that hangs, but is still connected, is not given all the time of an abort."""
+        if await self._hear(executor, HEAR_TIMEOUT) is None:
+            return None
+        return await self._ask(executor, wire.Abort(run.thread, run.run), ABORT_TIMEOUT)
+
     async def _ask(self, executor: str, request: wire.Request, timeout: float) -> wire.Reply | None:
         """Its answer; None when it is not there, or does not answer in time."""
         from nats.errors import Error
 
-        subject = wire.control_subject(str(type(request).__struct_config__.tag), executor)
+        subject = wire.control_subject(wire.verb_of(request), executor)
         try:
             message = await aio(self._nc.request)(subject, wire.encode(request), timeout)
         except (Error, TimeoutError) as error:

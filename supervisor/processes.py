@@ -89,9 +89,11 @@ class Keeper:
         stdin: int,
         stdout: int,
         stderr: int,
+        tty: bool = False,
     ) -> Process:
-        """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. What a
-        cancelled spawn may have started is killed.
+        """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. With ``tty``
+        ``stdout``, a terminal, controls that session. What a cancelled spawn may have
+        started is killed.
 
         Raises: RunFailed when it cannot be executed, KeeperLost."""
         message = {
@@ -100,6 +102,7 @@ class Keeper:
             "mark": _portable(mark),
             "env": {_portable(k): _portable(v) for k, v in env.items()},
             "cwd": None if cwd is None else _portable(cwd),
+            "tty": tty,
         }
         reply = await self._request(message, (stdin, stdout, stderr))
         if "pid" not in reply:

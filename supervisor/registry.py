@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from .model import ABORTED, Outcome, RunSpec, Status
+from .windows import Window
 
 
 @dataclass(eq=False)
@@ -26,6 +27,8 @@ class Live:
     aborting: bool = False
     stopping: bool = False
     outcome: Outcome | None = None
+    #: Of a run on a terminal.
+    window: Window | None = None
 
     def wish_abort(self) -> bool:
         """From now on this run can only end as aborted; False when it has ended already."""

@@ -1,9 +1,12 @@
-"""The writer's side of JetStream: ``Attempt`` (reset, append, end), and purge.
+"""The writer's side of JetStream: ``Attempt`` (reset, append, end).
 
 The protocol (docs: DESIGN section 6): a reset is one publish that rolls the subject up;
 each further publish names the subject's last sequence, one in flight, and what
 arrives meanwhile goes into the next record. Whoever loses that comparison to another
 attempt is fenced and must stop.
+
+A full stream refuses records (``discard=new``; what JetStream would discard by itself is
+the head of the longest running run). Writers then wait in ``Room`` for retention.
 """
 
 from __future__ import annotations
@@ -14,11 +17,15 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 import trio_asyncio
 
-from .errors import Fenced, Unavailable
+from ..config.connection import where
+from .errors import ConfigError, Fenced, Unavailable
 from .model import Outcome
+from .room import Room
+from .streamcheck import differences, refusal
 from .wire import (
     MAX_RECORD_BYTES,
     STREAM,
@@ -34,7 +41,6 @@ from .wire import (
     encode_record,
     out_subject,
     summary,
-    thread_subjects,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +55,19 @@ aio = trio_asyncio.aio_as_trio
 ACK_TIMEOUT = 2.0
 #: Output that waits for its publish, per run, before the writer is held back.
 MAX_BUFFERED = 1024 * 1024
+#: A record's share of the stream, at most: each running run keeps its last one.
+RECORD_SHARE = 64
+LEAST_RECORD = 16 * 1024
+#: An end that holds more than this share of the stream leaves its reply out.
+END_SHARE = 8
+#: Roughly what msgpack adds to a chunk.
+CHUNK_OVERHEAD = 16
+#: JetStream's "maximum bytes exceeded".
+STORE_FAILED = 10077
+
+
+class _Full(Exception):
+    """The stream has no room for the record: surely not stored."""
 
 
 class Tail:
@@ -62,15 +81,25 @@ class Tail:
 class Streams:
     """All output streams of this daemon, over one NATS connection."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, room: Room) -> None:
         self._nc = client
+        self._room = room
+        self.max_record = MAX_RECORD_BYTES
+        self.max_end = 2**62
         self._js = client.jetstream(timeout=ACK_TIMEOUT)
         self._inbox = client.new_inbox()
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._token = 0
+        #: What an external stream has other than configured, a line each.
+        self.differences: list[str] = []
 
     async def open(self, config: Config) -> None:
-        """Subscribe for acks and see that the stream exists. Raises Unavailable."""
+        """Subscribe for acks and see that the stream exists.
+
+        Raises Unavailable; ConfigError, when it cannot serve us."""
+        share = config.stream.max_bytes // RECORD_SHARE
+        self.max_record = min(MAX_RECORD_BYTES, max(LEAST_RECORD, share))
+        self.max_end = config.stream.max_bytes // END_SHARE
         await aio(self._nc.subscribe)(self._inbox + ".*", cb=self._on_ack)
         from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
         from nats.js.errors import NotFoundError
@@ -79,9 +108,9 @@ class Streams:
             name=STREAM,
             subjects=[SUBJECT_PREFIX + ".*.*"],
             retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.OLD,
+            discard=DiscardPolicy.NEW,
             storage=StorageType.FILE,
-            max_age=config.stream.max_age,
+            max_age=0,  # counts from each record: it would take the head of a long run
             max_bytes=config.stream.max_bytes,
             max_consumers=100_000,
             num_replicas=config.nats.replicas,
@@ -89,20 +118,37 @@ class Streams:
             allow_rollup_hdrs=True,
             allow_direct=True,
         )
+        last: Exception | None = None
         with trio.move_on_after(config.start_timeout):
             while True:
                 try:
                     try:
-                        await aio(self._js.stream_info)(STREAM)
+                        found = await aio(self._js.stream_info)(STREAM)
                         if config.nats.embedded:
                             await aio(self._js.update_stream)(wanted)
+                        else:
+                            self._note(differences(found.config, wanted))
                     except NotFoundError:
                         await aio(self._js.add_stream)(wanted)
                     return
+                except ConfigError:
+                    raise
                 except Exception as error:  # JetStream is not ready at once after a start
-                    log.debug("stream not ready: %s", error)
+                    log.debug("stream not ready: %r", error)
+                    if (refused := refusal(error, config)) is not None:
+                        raise refused from None
+                    last = error
                     await trio.sleep(0.02)
-        raise Unavailable(f"JetStream at {config.nats.url} did not accept the stream {STREAM}")
+        reason = getattr(last, "description", None) or last or "no answer"
+        raise Unavailable(
+            f"JetStream at {where(config.nats)} did not accept the stream {STREAM} within"
+            f" {config.start_timeout:g} s ({reason})"
+        )
+
+    def _note(self, lines: list[str]) -> None:
+        self.differences = lines
+        for line in lines:
+            log.warning("%s", line)
 
     async def info(self) -> tuple[int, int]:
         """(bytes, messages) stored over all threads."""
@@ -127,11 +173,6 @@ class Streams:
             except ValueError as error:
                 raise Fenced(f"{subject} holds a record that is not ours: {error}") from None
 
-    async def purge(self, thread: str, run: str | None = None) -> None:
-        """Delete the stored output of a run, or of the whole thread."""
-        subject = thread_subjects(thread) if run is None else out_subject(thread, run)
-        await aio(self._js.purge_stream)(STREAM, subject=subject)
-
     async def end(self, thread: str, run: str, attempt: int, outcome: Outcome) -> None:
         """Append the end of a run that has no live attempt here (aborted in the queue,
         dead, or aborted just before a crash), unless it has one."""
@@ -147,16 +188,21 @@ class Streams:
     async def publish(
         self, subject: str, record: Record, expected: int, *, rollup: bool = False
     ) -> int | None:
-        """One acked publish. The sequence, or None when it was refused or not acked in
-        time: the caller reads the tail back."""
+        """One acked publish; waits while the stream is full. The sequence, or None when it
+        was refused or not acked in time: the caller reads the tail back."""
         headers = {
             "Nats-Expected-Last-Subject-Sequence": str(expected),
             SUMMARY_HEADER: summary(record),
         }
         if rollup:
             headers["Nats-Rollup"] = "sub"
-        done: int | None = await aio(self._publish)(subject, encode_record(record), headers)
-        return done
+        data = encode_record(record)
+        while True:
+            try:
+                done: int | None = await aio(self._publish)(subject, data, headers)
+                return done
+            except _Full:
+                await self._room.wait(len(data))
 
     async def _publish(self, subject: str, data: bytes, headers: dict[str, str]) -> int | None:
         self._token += 1
@@ -173,10 +219,21 @@ class Streams:
             return None
         finally:
             self._waiting.pop(token, None)
-        if "error" in reply:
-            log.debug("publish to %s refused: %s", subject, reply["error"])
+        # Errors have a "seq" as well, of 0; and while a stream has no leader the answer is empty.
+        if "error" in reply or "seq" not in reply:
+            why = reply.get("error", {})
+            log.debug("publish to %s refused: %s", subject, why or "no responders")
+            if why.get("err_code") == STORE_FAILED:
+                raise _Full
             return None
         return int(reply["seq"])
+
+    def lost(self) -> None:
+        """The connection broke: acks that are still out will not come over it. Whoever
+        waits for one reads the tail back at once."""
+        for ack in self._waiting.values():
+            if not ack.done():
+                ack.set_exception(ConnectionResetError("the connection to NATS broke"))
 
     async def _on_ack(self, msg: Msg) -> None:
         future = self._waiting.pop(msg.subject.rpartition(".")[2], None)
@@ -192,14 +249,24 @@ class Attempt:
     """One attempt of one run. ``open``, then ``pump`` in a nursery, ``append`` any number
     of times, ``close``, ``end`` once. Any of them raises Fenced when a newer attempt took over."""
 
-    def __init__(self, streams: Streams, thread: str, run: str, attempt: int, executor: str):
+    def __init__(
+        self,
+        streams: Streams,
+        thread: str,
+        run: str,
+        attempt: int,
+        executor: str,
+        tty: bool = False,
+    ) -> None:
         self._streams = streams
         self._subject = out_subject(thread, run)
         self._run = run
         self._attempt = attempt
         self._executor = executor
+        self._tty = tty
         self._sequence = 0
         self._seq = 0
+        self._total = 0
         self._pending: list[Chunk] = []
         self._bytes = 0
         self._read_at = 0.0
@@ -210,7 +277,7 @@ class Attempt:
     async def open(self) -> Outcome | None:
         """Reset the subject for this attempt; or the outcome to adopt, when an earlier
         attempt had already written its end."""
-        record = Reset(self._run, self._attempt, time.time(), self._executor)
+        record = Reset(self._run, self._attempt, time.time(), self._executor, self._tty)
         while True:
             tail = await self._streams.tail(self._subject)
             last = tail.record
@@ -230,8 +297,9 @@ class Attempt:
         """Add one chunk; waits while more than ``MAX_BUFFERED`` bytes are unacked."""
         while self._bytes > MAX_BUFFERED:
             await self._drained.wait()
-        for start in range(0, len(data), MAX_RECORD_BYTES):
-            piece = data[start : start + MAX_RECORD_BYTES]
+        most = self._streams.max_record
+        for start in range(0, len(data), most):
+            piece = data[start : start + most]
             if not self._pending:
                 self._read_at = time.time()
             self._pending.append(Chunk(stream, piece))
@@ -253,18 +321,25 @@ class Attempt:
         self._changed.set()
 
     async def end(self, outcome: Outcome) -> None:
-        """Append the end record, after ``close`` and ``pump``."""
+        """Append the end record, after ``close`` and ``pump``. A reply that would take too
+        much of the stream is left out: it is needed there only if the daemon dies right
+        now, and then the thread's later turns do without it."""
+        if len(outcome.reply or "") > self._streams.max_end // 4:  # UTF-8 has up to 4 bytes
+            outcome = msgspec.structs.replace(outcome, reply=None)
         await self._put(End(self._run, self._attempt, self._seq, time.time(), outcome))
 
     async def _flush_one(self) -> None:
         size = count = 0
+        most = self._streams.max_record
         for chunk in self._pending:
-            if (count and size + len(chunk.data) > MAX_RECORD_BYTES) or count >= 4096:
+            full = size + len(chunk.data) + CHUNK_OVERHEAD * count > most
+            if (count and full) or count >= 4096:
                 break
             size += len(chunk.data)
             count += 1
         batch = self._pending[:count]
-        await self._put(Chunks(self._attempt, self._seq + 1, self._read_at, batch))
+        self._total += size
+        await self._put(Chunks(self._attempt, self._seq + 1, self._read_at, batch, self._total))
         del self._pending[:count]
         self._read_at = time.time()
         self._seq += count
@@ -285,6 +360,6 @@ class Attempt:
             if tail.record is None:  # purged, or expired while the run was silent
                 self._sequence = 0
             elif tail.record.attempt == self._attempt and tail.sequence == self._sequence:
-                await trio.sleep(0.05)  # not stored; NATS is away, or full
+                await trio.sleep(0.05)  # not stored; NATS is away
             else:
                 raise Fenced(f"run {self._run}: another attempt writes its stream")

@@ -67,12 +67,14 @@ class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="t"):
 
 class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
     """Chunks ``seq``, ``seq + 1``, ... of an attempt; ``seq`` starts at 1. ``at``: Unix
-    seconds at which the first was read."""
+    seconds at which the first was read. ``total``: bytes of output that the attempt has
+    written with it; 0 from a writer that does not count."""
 
     attempt: int
     seq: int
     at: float
     chunks: list[Chunk]
+    total: int = 0
     v: int = VERSION
 
 
@@ -108,21 +110,24 @@ def decode_record(data: bytes) -> Record:
 
 class Summary(msgspec.Struct, frozen=True):
     """What a record says without its content. ``chunks``: how many the attempt has
-    written with it. ``status``: of an "end", how the run ended."""
+    written with it. ``status``: of an "end", how the run ended. ``total``: of a "chunk",
+    as in ``Chunks``."""
 
     kind: Literal["reset", "chunk", "end"]
     attempt: int
     chunks: int = 0
     status: str = ""
+    total: int = 0
 
 
 def summary(record: Record) -> str:
-    """The value of ``SUMMARY_HEADER``: a ``Summary``'s fields in order, e.g. "chunk 1 154"
+    """The value of ``SUMMARY_HEADER``: a ``Summary``'s fields in order, e.g. "chunk 1 154 9016"
     or "end 2 20 succeeded"."""
     if isinstance(record, Reset):
         return f"reset {record.attempt}"
     if isinstance(record, Chunks):
-        return f"chunk {record.attempt} {record.seq + len(record.chunks) - 1}"
+        last = record.seq + len(record.chunks) - 1
+        return f"chunk {record.attempt} {last} {record.total}"
     return f"end {record.attempt} {record.chunks} {record.outcome.status}"
 
 
@@ -132,7 +137,8 @@ def read_summary(text: str) -> Summary:
     if kind == "reset":
         return Summary("reset", int(attempt))
     if kind == "chunk":
-        return Summary("chunk", int(attempt), int(rest[0] if rest else "none"))
+        total = int(rest[1]) if len(rest) > 1 else 0
+        return Summary("chunk", int(attempt), int(rest[0] if rest else "none"), total=total)
     if kind == "end" and len(rest) >= 2:
         return Summary("end", int(attempt), int(rest[0]), rest[1])
     raise ValueError(f"not a record's summary: {text!r}")
@@ -181,12 +187,20 @@ class Abort(msgspec.Struct, tag="abort", tag_field="verb", forbid_unknown_fields
     queued: bool = False
 
 
-class Purge(msgspec.Struct, tag="purge", tag_field="verb", forbid_unknown_fields=True):
-    """``older_than`` seconds since the run ended."""
+class Purge(
+    msgspec.Struct,
+    tag="purge",
+    tag_field="verb",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
+    """``older_than`` seconds since the run ended. ``check``: only say whether it would be
+    refused, and how many runs' output would go."""
 
     threads: list[str]
     older_than: float | None = None
     force: bool = False
+    check: bool = False
 
 
 class Show(msgspec.Struct, tag="show", tag_field="verb", forbid_unknown_fields=True):
@@ -198,12 +212,25 @@ class Retry(msgspec.Struct, tag="retry", tag_field="verb", forbid_unknown_fields
 
 
 class StatusRequest(msgspec.Struct, tag="status", tag_field="verb", forbid_unknown_fields=True):
-    """``alone``: of the executor that is asked, without its asking the others."""
+    """``alone``: of the executor that is asked, without its asking the others. ``brief``:
+    at once, without its asking NATS or the database either, whose fields stay empty."""
 
     alone: bool = False
+    brief: bool = False
 
 
-Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest
+class Resize(msgspec.Struct, tag="resize", tag_field="verb", forbid_unknown_fields=True):
+    """The terminal of a client that watches ``run``, which is on a terminal as well; asked
+    of the run's executor. ``client``: an inbox to which it is subscribed as long as it
+    watches. 0 columns and rows: it leaves."""
+
+    run: str
+    client: str
+    columns: int
+    rows: int
+
+
+Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest | Resize
 
 
 class Submitted(msgspec.Struct, tag="submitted", tag_field="reply"):
@@ -212,24 +239,62 @@ class Submitted(msgspec.Struct, tag="submitted", tag_field="reply"):
     status: Status
 
 
+class ExecutorStatus(msgspec.Struct):
+    """One executor of those that share the database. ``state``: "up" when it answered,
+    "silent" when it holds its lease and did not, "gone" when it holds none.
+    ``takeover``: it is gone, and a peer that is alive takes its runs over."""
+
+    executor_id: str
+    state: str
+    version: str = ""
+    pid: int = 0
+    running: int = 0
+    uptime: float = 0.0
+    takeover: bool = False
+
+
 class Threads(msgspec.Struct, tag="threads", tag_field="reply"):
+    """``silent``, with the first page: executors that have running runs and did not
+    answer."""
+
     threads: list[ThreadRow]
     next: int | None = None
+    silent: list[ExecutorStatus] = []
+
+
+#: How much of a run's output is stored: all of it, all but its head, or nothing.
+Output = Literal["stored", "partial", "none"]
+
+
+class RunRow(Run, frozen=True):
+    """A run and its ``output``; None from a daemon that does not tell."""
+
+    output: Output | None = None
+
+
+def run_row(run: Run, output: Output) -> RunRow:
+    return msgspec.convert({**msgspec.structs.asdict(run), "output": output}, RunRow)
 
 
 class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
-    runs: list[Run]
+    """``silent``, with the first page: executors that run one of these and did not
+    answer."""
+
+    runs: list[RunRow]
     next: int | None = None
+    silent: list[ExecutorStatus] = []
 
 
 class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
-    """``spec`` holds argv or prompt, cwd and retry_of as submitted."""
+    """``spec`` holds argv or prompt, cwd and retry_of as submitted. ``output``: see
+    ``RunRow``; only of ``Show``."""
 
     run: Run
     argv: list[str] = []
     prompt: str | None = None
     cwd: str | None = None
     retry_of: str | None = None
+    output: Output | None = None
 
 
 class Aborted(msgspec.Struct, tag="aborted", tag_field="reply"):
@@ -244,30 +309,28 @@ class Purged(msgspec.Struct, tag="purged", tag_field="reply"):
     runs: int
 
 
+class Resized(msgspec.Struct, tag="resized", tag_field="reply"):
+    """The size in force: that of the client that was first."""
+
+    columns: int
+    rows: int
+
+
 class NatsStatus(msgspec.Struct):
+    """``warnings``: what its stream has other than configured, a line each."""
+
     url: str
     embedded: bool
     connected: bool
     version: str
     stream_bytes: int
     stream_messages: int
+    warnings: list[str] = []
 
 
 class DatabaseStatus(msgspec.Struct):
     url: str
     kind: str
-
-
-class ExecutorStatus(msgspec.Struct):
-    """One executor of those that share the database. ``state``: "up" when it answered,
-    "silent" when it holds its lease and did not, "gone" when it holds none."""
-
-    executor_id: str
-    state: str
-    version: str = ""
-    pid: int = 0
-    running: int = 0
-    uptime: float = 0.0
 
 
 class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
@@ -280,6 +343,7 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     database: DatabaseStatus
     uptime: float = 0.0
     executors: list[ExecutorStatus] = []
+    runners: list[str] = []
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):
@@ -289,7 +353,9 @@ class Problem(msgspec.Struct, tag="error", tag_field="reply"):
     message: str
 
 
-Reply = Submitted | Threads | Runs | RunDetails | Aborted | Purged | DaemonStatus | Problem
+Reply = (
+    Submitted | Threads | Runs | RunDetails | Aborted | Purged | Resized | DaemonStatus | Problem
+)
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
@@ -314,6 +380,10 @@ def decode_reply(data: bytes) -> Reply:
             f"runctld answered with something else ({error});"
             " install the same version of runctl and runctld"
         ) from None
+
+
+def verb_of(request: Request) -> str:
+    return str(type(request).__struct_config__.tag)
 
 
 def encode(message: Request | Reply) -> bytes:

@@ -59,6 +59,8 @@ class Box:
         self.log = path / "runctld.log"
         self.daemon: subprocess.Popen[bytes] | None = None
         self.clients: list[subprocess.Popen[bytes]] = []
+        #: What the daemon is run by, such as ip netns exec NAME.
+        self.prefix: list[str] = []
         self.configure("")
 
     def configure(self, text: str) -> None:
@@ -69,7 +71,10 @@ class Box:
         offset = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "runctl.supervisor.main", "-c", str(self.config)],
+                [
+                    *self.prefix,
+                    *(sys.executable, "-m", "runctl.supervisor.main", "-c", str(self.config)),
+                ],
                 stderr=log,
                 stdout=log,
                 cwd=self.path,
@@ -154,6 +159,43 @@ def stopped_box(tmp_path: Path) -> Iterator[Box]:
 def box(stopped_box: Box) -> Box:
     stopped_box.start()
     return stopped_box
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    from pgserver import Postgres
+
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a shared NATS server with JetStream."""
+    from natsserver import Node
+
+    node = Node(tmp_path_factory.mktemp("nats"))
+    try:
+        node.start()
+        yield node.url
+    finally:
+        node.close()
+
+
+@pytest.fixture
+def house(tmp_path: Path, postgres: Any, nats_server: str) -> Iterator[Any]:
+    """Executors of one database and one NATS server."""
+    from house import House
+
+    made = House(tmp_path, postgres, nats_server)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 class Watch:

@@ -32,12 +32,17 @@ def free_port() -> int:
 class Postgres:
     """``start`` and ``stop`` any number of times; ``database`` makes one, with its URL."""
 
-    def __init__(self) -> None:
+    def __init__(self, listen: str = "", network: str = "") -> None:
+        """``listen``: an address besides loopback, for clients of ``network``."""
+        self._listen = f"127.0.0.1,{listen}" if listen else "127.0.0.1"
         self.path = Path(tempfile.mkdtemp(prefix="runctl-pg-"))
         self.data = self.path / "data"
         self.data.mkdir()
         self._made = PostgresServer(self.data)
         self._made.ensure_pgdata_inited()  # makes a user for it when we are root
+        if network:
+            with (self.data / "pg_hba.conf").open("a") as file:
+                file.write(f"\nhost all all {network} trust\n")
         self.port = free_port()
         self._databases = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -47,7 +52,7 @@ class Postgres:
             self._process = subprocess.Popen(
                 [
                     *(str(self._made.bin_path / "postgres"), "-D", str(self.data)),
-                    *("-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "fsync=off"),
+                    *("-h", self._listen, "-p", str(self.port), "-k", "", "-c", "fsync=off"),
                 ],
                 stderr=log,
                 stdout=log,

@@ -32,15 +32,16 @@ class Terminal:
         box: Box,
         *args: str,
         columns: int = 80,
+        rows: int = 24,
         env: dict[str, str] | None = None,
         hold: bool = False,
     ) -> None:
-        self.screen = pyte.Screen(columns, 24)
+        self.screen = pyte.Screen(columns, rows)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
         self._lock = threading.Lock()
         master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self._master = master
         self._slave = slave if hold else None
         self.before = termios.tcgetattr(slave)

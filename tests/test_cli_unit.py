@@ -153,7 +153,7 @@ def test_remarks_start_on_a_line_of_their_own(capfdbinary: pytest.CaptureFixture
     out, err = capfdbinary.readouterr()
     assert out == b"\xffab\n"
     assert err.decode() == (
-        "e\n── runctl: run r was interrupted; attempt 2 starts over ──\n"
+        "e\n── runctl: run r interrupted; attempt 2 starts over ──\n"
         "runctl: run r failed: line\\nbreak\n"
     )
 

@@ -177,10 +177,16 @@ def test_every_key(write, monkeypatch, tmp_path):
         [nats]
         url = "tls://a:4222, tls://b:4222"
         credentials = "nats.creds"
+        tls_ca = "/etc/ca.pem"
+        tls_cert = "cert.pem"
+        tls_key = "key.pem"
+        tls_first = true
+        inbox_prefix = "_INBOX.box-1"
         replicas = 3
         [stream]
         max_age = "7d"
         max_bytes = 2000000
+        max_runs = 12
         sync = "always"
         [queue]
         max_running = 2
@@ -191,6 +197,7 @@ def test_every_key(write, monkeypatch, tmp_path):
         argv = ["agent", "{prompt}", "$$HOME"]
         cwd = "/srv"
         env = { TOKEN = "${KEY}", EMPTY = "" }
+        tty = true
         [runners.gpt]
         kind = "chat"
         base_url = "https://llm.example/v1/"
@@ -213,8 +220,17 @@ def test_every_key(write, monkeypatch, tmp_path):
         start_timeout=2.5,
         allow_shell=False,
         database=Database("postgresql://me:pw@db:5432/runs"),
-        nats=Nats("tls://a:4222,tls://b:4222", tmp_path / "nats.creds", 3),
-        stream=Stream(7 * 86400.0, 2_000_000, "always"),
+        nats=Nats(
+            "tls://a:4222,tls://b:4222",
+            credentials=tmp_path / "nats.creds",
+            tls_ca=Path("/etc/ca.pem"),
+            tls_cert=tmp_path / "cert.pem",
+            tls_key=tmp_path / "key.pem",
+            tls_first=True,
+            inbox_prefix="_INBOX.box-1",
+            replicas=3,
+        ),
+        stream=Stream(7 * 86400.0, 2_000_000, "always", 12),
         queue=Queue(2, 1, 0.0),
         runners={
             "agent": CommandRunner(
@@ -222,6 +238,7 @@ def test_every_key(write, monkeypatch, tmp_path):
                 argv=("agent", "{prompt}", "$HOME"),
                 cwd=Path("/srv"),
                 env={"TOKEN": "sesame", "EMPTY": ""},
+                tty=True,
             ),
             "gpt": ChatRunner(
                 "gpt",
@@ -387,6 +404,9 @@ CHAT = '[runners.gpt]\nkind = "chat"\nbase_url = "http://h"\nmodel = "m"\n'
 COMMAND = '[runners.x]\nkind = "command"\n'
 
 
+SERVER = "[nats]\nurl = 'nats://h'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -437,6 +457,8 @@ COMMAND = '[runners.x]\nkind = "command"\n'
         # choices
         ("environment = 'prod'", 'environment: expected "development" or "production", got "prod"'),
         ("environment = ''", 'environment: expected "development" or "production", got ""'),
+        ("[stream]\nmax_runs = -1", "stream.max_runs: expected at least 0, got -1"),
+        ("[stream]\nmax_runs = '5'", "stream.max_runs: expected a whole number, got a string"),
         ("[stream]\nsync = 'never'", 'stream.sync: expected "default" or "always", got "never"'),
         ("[runners.x]", 'runners.x.kind: is missing: set it to "command" or "chat"'),
         ("[runners.x]\nkind = 'shell'", 'runners.x.kind: expected "command" or "chat", got "shell'),
@@ -455,6 +477,8 @@ COMMAND = '[runners.x]\nkind = "command"\n'
         (COMMAND + "env = {'A=B' = ''}", 'runners.x.env."A=B": an environment variable'),
         (COMMAND + "env = {'' = ''}", 'runners.x.env."": an environment variable'),
         (COMMAND + "env = {RUNCTL_RUN = ''}", "runners.x.env.RUNCTL_RUN: is set by runctld"),
+        (COMMAND + "tty = 1", "runners.x.tty: expected true or false, got the number 1"),
+        (CHAT + "tty = true", 'runners.gpt.tty: is for kind = "command" only: remove it'),
         ("[runners.x]\nkind = 'chat'", "runners.x.base_url: is missing: add base_url = "),
         (CHAT.replace('model = "m"', ""), "runners.gpt.model: is missing: add model = "),
         (CHAT.replace("http://h", "h:80"), "runners.gpt.base_url: expected http:// or https://"),
@@ -480,6 +504,21 @@ COMMAND = '[runners.x]\nkind = "command"\n'
         ("[nats]\nurl = 'nats://a'\nreplicas = 6", "nats.replicas: expected at most 5"),
         ("[nats]\nreplicas = 3", "nats.replicas: the embedded server is one server"),
         ("[nats]\ncredentials = 'f'", "nats.credentials: needs a server"),
+        ("[nats]\ntls_ca = 'f'", "nats.tls_ca: needs a server"),
+        (f"{SERVER}credentials = 'f'\nnkey = 'f'", "nats.nkey: nats.credentials is set too"),
+        ("[nats]\nurl = 'nats://u@h'\nnkey = 'f'", "nats.nkey: nats.url holds a user too"),
+        (f"{SERVER}tls_cert = 'f'", "nats.tls_cert: needs nats.tls_key"),
+        (f"{SERVER}tls_key = 'f'", "nats.tls_key: needs nats.tls_cert"),
+        (f"{SERVER}tls_first = 1", "nats.tls_first: expected true or false"),
+        (f"{SERVER}inbox_prefix = '_INBOX.>'", "nats.inbox_prefix: expected a subject without"),
+        ("[nats]\nurl = 'ws://h'\ntls_ca = 'f'", "nats.tls_ca: nats.url has ws://"),
+        ("[nats]\nurl = 'wss://h'\ntls_first = true", "nats.tls_first: wss:// has TLS first"),
+        (f"{SERVER}context = 'c'", "nats.url: comes from nats.context"),
+        ("[nats]\ncontext = 'c'\nnkey = 'f'", "nats.nkey: comes from nats.context"),
+        ("[nats]\ncontext = '..'", "nats.context: expected a context's name"),
+        ("[nats]\ncontext = 'none'", "nats.context: "),
+        ("[nats]\ncontext = './none'", "none: no such file"),
+        ("[nats]\nlogin = 'x'", "nats.login: unknown key"),
     ],
 )
 def test_refusals(write, text, message):
@@ -605,9 +644,9 @@ def test_described_configuration_loads_as_itself(tmp_path, argv, system, model, 
         source=file,
         executor_id="box-1",
         start_timeout=seconds,
-        stream=Stream(max_age=seconds, max_bytes=size),
+        stream=Stream(max_age=seconds, max_bytes=size, max_runs=size % 1000),
         runners={
-            "shell": CommandRunner("shell", argv=tuple(argv)),
+            "shell": CommandRunner("shell", argv=tuple(argv), tty=bool(argv)),
             "gpt": ChatRunner(
                 "gpt", base_url="http://h", model=model, system=system, timeout=seconds
             ),
@@ -692,9 +731,7 @@ def test_format_size(size, text):
 
 # --- takeover -----------------------------------------------------------------------
 
-SHARED = (
-    'executor_id = "a"\n[database]\nurl = "postgresql://h/d"\n[nats]\nurl = "nats://h"\n'
-)
+SHARED = 'executor_id = "a"\n[database]\nurl = "postgresql://h/d"\n[nats]\nurl = "nats://h"\n'
 
 
 def test_takeover(write):

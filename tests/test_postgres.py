@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -10,20 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import nats
 import pytest
 import trio
 import trio_asyncio
 from conftest import Box, Watch, alive, wait_until
+from house import NOTE, House, assert_no_overlap, ended, journal
 from pgserver import Postgres, TlsFront, free_port
 from runctl.config.schema import Config, Database
 from runctl.supervisor import wire
-from runctl.supervisor.broker import server_binary
 from runctl.supervisor.lease import hold_database_lease
 from runctl.supervisor.members import Members
 
@@ -33,88 +29,6 @@ for i in range(1, 11):
     print(f"chunk-{i} {time.time():.3f}", flush=True)
     time.sleep(%s)
 """
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(scope="session")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a shared NATS server with JetStream."""
-    path = tmp_path_factory.mktemp("nats")
-    port = free_port()
-    with (path / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [server_binary(), "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(path)],
-            stderr=log,
-        )
-    try:
-        wait_until(lambda: "Server is ready" in (path / "log").read_text(), "NATS is up")
-        yield f"nats://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-class House:
-    """Executors that share a database and a NATS server. ``box(name)`` makes one."""
-
-    def __init__(self, path: Path, postgres: Postgres, nats: str) -> None:
-        self.path, self.postgres, self.nats = path, postgres, nats
-        self.url = postgres.database()
-        self.boxes: list[Box] = []
-
-    def box(self, name: str, more: str = "", *, url: str = "", start: bool = True) -> Box:
-        path = self.path / f"{name}-{len(self.boxes)}"
-        path.mkdir()
-        box = Box(path)
-        box.name = name
-        self.boxes.append(box)
-        box.configure(
-            f'executor_id = "{name}"\n'
-            f'[database]\nurl = "{url or self.url}"\n[nats]\nurl = "{self.nats}"\n{more}'
-        )
-        if start:
-            box.start()
-        return box
-
-    def sql(self, text: str, *args: Any) -> list[Any]:
-        return self.postgres.sql(text, *args, url=self.url)
-
-    def ask(self, subject: str, request: wire.Request) -> wire.Reply:
-        """The answer of whoever listens at ``subject``."""
-
-        async def run() -> wire.Reply:
-            client = await nats.connect(self.nats)
-            try:
-                answer = await client.request(subject, wire.encode(request), 60)
-            finally:
-                await client.close()
-            return wire.decode_reply(answer.data)
-
-        return asyncio.run(run())
-
-    def close(self) -> None:
-        for box in self.boxes:
-            if box.daemon is not None and box.daemon.poll() is None:
-                box.daemon.kill()
-            box.close()
-
-
-@pytest.fixture
-def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[House]:
-    made = House(tmp_path, postgres, nats_server)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def _assert_one_clean_reply(text: str) -> None:
@@ -243,41 +157,13 @@ def test_postgres_away_for_a_while(house: House, tmp_path: Path) -> None:
         server.close()
 
 
-NOTE = """
-import os, sys, time
-def note(what):
-    fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    e = os.environ
-    line = f"{e['RUNCTL_THREAD']} {e['RUNCTL_RUN']} {what} {os.getppid()} {time.monotonic()}"
-    os.write(fd, (line + "\\n").encode())
-"""
-
-
-def _journal(path: Path) -> list[list[str]]:
-    return [line.split() for line in path.read_text().splitlines()]
-
-
-def _assert_no_overlap(lines: list[list[str]]) -> list[str]:
-    """The runs in the order in which they began; attempts that were cut may lack an end."""
-    open_run, order = None, []
-    for _, run, what, *_ in lines:
-        if what == "begin":
-            assert open_run in (None, run), "two runs of a thread overlapped"
-            open_run = run
-            order.append(run)
-        else:
-            assert run == open_run
-            open_run = None
-    return order
-
-
 def test_one_order_over_executors(house: House, tmp_path: Path) -> None:
     boxes = [house.box(name, "[queue]\nmax_running = 1\n") for name in ("a", "b", "c")]
-    journal = tmp_path / "journal"
+    noted = tmp_path / "journal"
     code = NOTE + 'note("begin"); time.sleep(0.05); note("end")'
 
     def ask(box: Box, thread: str, n: int) -> str:
-        request = wire.Submit(thread, None, None, None, [sys.executable, "-c", code, str(journal)])
+        request = wire.Submit(thread, None, None, None, [sys.executable, "-c", code, str(noted)])
         reply = house.ask(f"runctl.ctl.id-{box.name}.submit", request)
         assert isinstance(reply, wire.Submitted)
         return reply.run
@@ -294,12 +180,12 @@ def test_one_order_over_executors(house: House, tmp_path: Path) -> None:
     runs = [run for order in orders for run in order]
     for run in [runs[-1], runs[11], rest[-1]]:
         boxes[0].runctl("wait", run)
-    lines = _journal(journal)
-    ran = _assert_no_overlap([line for line in lines if line[0] == "lane"])
+    lines = journal(noted)
+    ran = assert_no_overlap([line for line in lines if line[0] == "lane"])
     assert sorted(ran) == sorted(runs)
     for order in orders:  # what a client submitted, each through another executor
         assert [run for run in ran if run in order] == order
-    assert _assert_no_overlap([line for line in lines if line[0] == "other"]) == rest
+    assert assert_no_overlap([line for line in lines if line[0] == "other"]) == rest
     used = {row["executor"] for row in boxes[0].json("list", "lane")}
     assert len(used) > 1, "one executor ran them all: nothing was tested"
 
@@ -327,17 +213,17 @@ def _owned_by(box: Box, thread: str, *args: str) -> tuple[str, Watch]:
 def test_an_abort_reaches_the_owner_and_its_thread_waits(house: House, tmp_path: Path) -> None:
     # Full until the aborted run's processes are gone: the next run is for b.
     a = house.box("a", "[queue]\nmax_running = 1\n")
-    journal = tmp_path / "journal"
-    run, watch = _owned_by(a, "demo", STUBBORN, str(journal))
+    noted = tmp_path / "journal"
+    run, watch = _owned_by(a, "demo", STUBBORN, str(noted))
     b = house.box("b")
-    following = b.submit_py("demo", NOTE + 'note("begin"); note("end")', str(journal))
+    following = b.submit_py("demo", NOTE + 'note("begin"); note("end")', str(noted))
     reply = house.ask("runctl.ctl.id-b.abort", wire.Abort("demo", run))
     assert isinstance(reply, wire.Aborted), reply
     assert reply.runs == [run]
     assert watch.wait() == 5
     assert b.runctl("wait", following).strip() == "succeeded"
-    assert _assert_no_overlap(_journal(journal)) == [run, following]
-    assert _journal(journal)[1][2] == "end", "the aborted run had its grace"
+    assert assert_no_overlap(journal(noted)) == [run, following]
+    assert journal(noted)[1][2] == "end", "the aborted run had its grace"
     assert (b.show(run)["status"], b.show(run)["executor"]) == ("aborted", "a")
     assert b.show(following)["executor"] == "b"
 
@@ -414,7 +300,7 @@ def test_takeover_of_an_executor_that_is_gone_for_good(house: House) -> None:
 
 def test_sigterm_hands_over_at_once(house: House) -> None:
     a = house.box("a", TAKEOVER)
-    run, _ = _owned_by(a, "demo", TEN % 0.2)
+    run, _ = _owned_by(a, "demo", TEN % 0.8)
     b = house.box("b", TAKEOVER)
     watch = Watch(b, "demo")
     watch.wait_chunks(2)
@@ -427,30 +313,30 @@ def test_sigterm_hands_over_at_once(house: House) -> None:
 
 def test_the_owner_returns_while_it_is_taken_over(house: House, tmp_path: Path) -> None:
     a, b = house.box("a", TAKEOVER), house.box("b", TAKEOVER)
-    journal = tmp_path / "journal"
+    noted = tmp_path / "journal"
     code = NOTE + 'note("begin"); time.sleep(1); note("end")'
-    command = [sys.executable, "-c", code, str(journal)]
-    journal.touch()
+    command = [sys.executable, "-c", code, str(noted)]
+    noted.touch()
     owned = 0
     # The restart takes its lease after about 0.6 s, the peer looks from 2 s on.
     for delay in (1.25, 1.4, 1.55, 1.7, 2.0):
-        begun = len(_journal(journal))
+        begun = len(journal(noted))
         runs = []
         for n in range(3):
             reply = house.ask("runctl.ctl.id-a.submit", wire.Submit(f"t{n}", argv=command))
             assert isinstance(reply, wire.Submitted)
             runs.append(reply.run)
-        wait_until(lambda begun=begun: len(_journal(journal)) >= begun + 3, "all have begun")
+        wait_until(lambda begun=begun: len(journal(noted)) >= begun + 3, "all have begun")
         owned += sum(b.show(run)["executor"] == "a" for run in runs)
         a.kill()
         time.sleep(delay)
         a.start()
         for run in runs:
             assert b.runctl("wait", run).strip() == "succeeded"
-    lines = _journal(journal)
+    lines = journal(noted)
     for n in range(3):
-        _assert_no_overlap([line for line in lines if line[0] == f"t{n}"])
-    ends = [line[1] for line in lines if line[2] == "end"]
+        assert_no_overlap([line for line in lines if line[0] == f"t{n}"])
+    ends = ended(lines)
     assert len(ends) == len(set(ends)) == 15, "each run ended once"
     assert owned > 5, "hardly a run was cut: nothing was tested"
     taken = b.log.read_text().count("taken over")

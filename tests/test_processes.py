@@ -622,6 +622,21 @@ async def test_a_start_sweeps_what_a_killed_keeper_left(tmp_path: Path) -> None:
         assert alive(mine.pid)
 
 
+async def test_a_terminal_controls_the_session(keeper: Keeper) -> None:
+    """Its end reads as EIO or as end of file; a descriptor that is none is said so."""
+    master, slave = os.openpty()
+    code = "import os; print(os.tcgetpgrp(os.open('/dev/tty', os.O_RDWR)) == os.getpid())"
+    try:
+        process = await spawn(keeper, *PYTHON, code, stdout=slave, tty=True)
+    finally:
+        os.close(slave)
+    with os.fdopen(master, "rb", buffering=0) as file:
+        assert await trio.to_thread.run_sync(file.read, 100) == b"True\r\n"
+        assert await process.wait() == 0
+    with pytest.raises(RunFailed, match="cannot be started: Inappropriate ioctl"):
+        await spawn(keeper, "true", tty=True)
+
+
 @linux_only
 async def test_a_lost_keeper_is_said_to_all_who_wait(tmp_path: Path) -> None:
     lost: list[str] = []

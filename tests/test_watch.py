@@ -469,7 +469,7 @@ def test_attach_works_while_the_daemon_is_down(server: Server) -> None:
     play(server, body)
     out, err = runctl(server, "attach", "t", "--no-follow", code=0)
     assert out == "a\nb\nc\n"
-    assert err == "── runctl: run r2 was interrupted; attempt 2 starts over ──\n"
+    assert err == "── runctl: run r2 interrupted; attempt 2 starts over ──\n"
     out, _ = runctl(server, "attach", "t", "--no-follow", "--tail", "2", code=0)
     assert out == "b\nc\n"
     out, _ = runctl(server, "attach", "t", "--run", "r1", "--json", code=0)

@@ -22,6 +22,7 @@ import trio
 from ...config.schema import ChatRunner
 from ..errors import RunFailed
 from ..model import Outcome, RunSpec, Status
+from ..windows import Window
 from .protocol import Emit, Turn
 
 if TYPE_CHECKING:
@@ -57,7 +58,12 @@ class Chat:
         self._config = config
 
     async def run(
-        self, spec: RunSpec, attempt: int, emit: Emit, history: Sequence[Turn]
+        self,
+        spec: RunSpec,
+        attempt: int,
+        emit: Emit,
+        history: Sequence[Turn],
+        window: Window | None = None,
     ) -> Outcome:
         """Succeeds with the whole reply once the endpoint says that it is complete."""
         if not spec.prompt:

@@ -6,7 +6,9 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import trio
 
@@ -14,12 +16,29 @@ from ...config.schema import CommandRunner
 from ..errors import RunFailed
 from ..model import Outcome, RunSpec, Status
 from ..processes import Keeper
+from ..windows import DEFAULT, Window
 from ..wire import StreamName
 from .protocol import Emit, Turn
+from .terminal import Terminal, terminal_environment
 
 READ_SIZE = 64 * 1024
 #: What the daemon got from its own supervisor is not the command's business.
 _PRIVATE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
+
+
+Receive = Callable[[int], Awaitable[bytes | bytearray]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """``given``: the command's three descriptors; ``ours_no_more``: those to close once it
+    has them; ``feed``: where its stdin is written, or -1."""
+
+    given: tuple[int, int, int]
+    ours_no_more: tuple[int, ...]
+    feed: int
+    sources: list[tuple[StreamName, Receive]]
+    terminal: Terminal | None = None
 
 
 class Command:
@@ -31,44 +50,46 @@ class Command:
         self._grace = grace
 
     async def run(
-        self, spec: RunSpec, attempt: int, emit: Emit, history: Sequence[Turn]
+        self,
+        spec: RunSpec,
+        attempt: int,
+        emit: Emit,
+        history: Sequence[Turn],
+        window: Window | None = None,
     ) -> Outcome:
         """Ends with the process's exit code; the whole tree is gone on every way out."""
-        argv, stdin_text = self._argv(spec)
-        env = {k: v for k, v in os.environ.items() if k not in _PRIVATE}
-        env.update(self._config.env)
-        env.update(RUNCTL_THREAD=spec.thread, RUNCTL_ATTEMPT=str(attempt))
-        cwd = str(self._config.cwd) if self._config.cwd else spec.cwd
-        out_r, out_w = os.pipe()
-        err_r, err_w = os.pipe()
-        in_r, in_w = os.pipe() if stdin_text is not None else (os.open(os.devnull, os.O_RDONLY), -1)
-        async with trio.lowlevel.FdStream(out_r) as out, trio.lowlevel.FdStream(err_r) as err:
+        argv, prompt = self._argv(spec)
+        async with AsyncExitStack() as stack:
+            ends = await self._open(stack, prompt is not None, window)
             try:
                 # Shielded: a cancelled spawn would leave a process that nobody knows.
                 with trio.CancelScope(shield=True):
                     process = await self._keeper.spawn(
                         argv,
                         mark=spec.run,
-                        env=env,
-                        cwd=cwd,
-                        stdin=in_r,
-                        stdout=out_w,
-                        stderr=err_w,
+                        env=self._environment(spec, attempt),
+                        cwd=str(self._config.cwd) if self._config.cwd else spec.cwd,
+                        stdin=ends.given[0],
+                        stdout=ends.given[1],
+                        stderr=ends.given[2],
+                        tty=ends.terminal is not None,
                     )
             except BaseException:
-                if in_w >= 0:
-                    os.close(in_w)
+                if ends.feed >= 0:
+                    os.close(ends.feed)
                 raise
             finally:
-                for fd in (in_r, out_w, err_w):
+                for fd in ends.ours_no_more:
                     os.close(fd)
-            scopes = (trio.CancelScope(shield=True), trio.CancelScope(shield=True))
+            scopes = []
             feed = trio.CancelScope()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_forward, out, "stdout", emit, scopes[0])
-                nursery.start_soon(_forward, err, "stderr", emit, scopes[1])
-                if in_w >= 0:
-                    nursery.start_soon(_feed, in_w, stdin_text or b"", feed)
+                for name, receive in ends.sources:
+                    scope = trio.CancelScope(shield=True)
+                    scopes.append(scope)
+                    nursery.start_soon(_forward, receive, name, emit, scope)
+                if ends.feed >= 0:
+                    nursery.start_soon(_feed, ends.feed, prompt or b"", feed)
                 try:
                     status = await process.wait()
                     feed.cancel()
@@ -79,10 +100,49 @@ class Command:
                     # it is stopped is kept; after it is gone a second is plenty.
                     with trio.CancelScope(shield=True):
                         await process.end(self._grace)
+                    if ends.terminal is not None:
+                        ends.terminal.finish()
                     if trio.current_effective_deadline() == -math.inf:
                         for scope in scopes:
                             scope.deadline = trio.current_time() + 1
         return _outcome(argv[0], status)
+
+    async def _open(self, stack: AsyncExitStack, feed: bool, window: Window | None) -> _Ends:
+        """What the command reads and writes. What ``stack`` does not close is the caller's."""
+        if not self._config.tty:
+            out_r, out_w = os.pipe()
+            err_r, err_w = os.pipe()
+            in_r, in_w = os.pipe() if feed else (os.open(os.devnull, os.O_RDONLY), -1)
+            out = await stack.enter_async_context(trio.lowlevel.FdStream(out_r))
+            err = await stack.enter_async_context(trio.lowlevel.FdStream(err_r))
+            given = (in_r, out_w, err_w)
+            return _Ends(
+                given, given, in_w, [("stdout", out.receive_some), ("stderr", err.receive_some)]
+            )
+        terminal = Terminal(window.size if window else DEFAULT)
+        stack.callback(terminal.close)
+        if window is not None:
+            window.apply = terminal.resize
+            stack.callback(window.close)
+        slave = terminal.slave
+        # A prompt needs an end, which a terminal that nobody types at cannot give.
+        in_r, in_w = os.pipe() if feed else (slave, -1)
+        return _Ends(
+            (in_r, slave, slave),
+            (in_r,) if feed else (),
+            in_w,
+            [("stdout", terminal.receive_some)],
+            terminal,
+        )
+
+    def _environment(self, spec: RunSpec, attempt: int) -> dict[str, str]:
+        env = {k: v for k, v in os.environ.items() if k not in _PRIVATE}
+        if self._config.tty:
+            env = terminal_environment(env, self._config.env)
+        else:
+            env.update(self._config.env)
+        env.update(RUNCTL_THREAD=spec.thread, RUNCTL_ATTEMPT=str(attempt))
+        return env
 
     def _argv(self, spec: RunSpec) -> tuple[list[str], bytes | None]:
         """(argv, stdin): the prompt goes where "{prompt}" stands, else to stdin."""
@@ -105,16 +165,16 @@ async def _feed(fd: int, data: bytes, scope: trio.CancelScope) -> None:
 
 
 async def _forward(
-    pipe: trio.lowlevel.FdStream, name: StreamName, emit: Emit, scope: trio.CancelScope
+    receive: Receive, name: StreamName, emit: Emit, scope: trio.CancelScope
 ) -> None:
     with scope:
-        await _forward_all(pipe, name, emit)
+        await _forward_all(receive, name, emit)
 
 
-async def _forward_all(pipe: trio.lowlevel.FdStream, name: StreamName, emit: Emit) -> None:
+async def _forward_all(receive: Receive, name: StreamName, emit: Emit) -> None:
     """Each read is a chunk; a UTF-8 character that a read cut waits for its rest."""
     held = b""
-    while data := await pipe.receive_some(READ_SIZE):
+    while data := await receive(READ_SIZE):
         data = held + data
         cut = _incomplete_tail(data)
         held = data[len(data) - cut :] if cut else b""

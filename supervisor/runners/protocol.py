@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..model import Outcome, RunSpec
+from ..windows import Window
 from ..wire import StreamName
 
 #: Appends one chunk to the run's stream. Blocking is back-pressure: a runner stops
@@ -26,9 +27,15 @@ class Runner(Protocol):
     """One per configured runner, shared by its runs: an attempt's state is local."""
 
     async def run(
-        self, spec: RunSpec, attempt: int, emit: Emit, history: Sequence[Turn]
+        self,
+        spec: RunSpec,
+        attempt: int,
+        emit: Emit,
+        history: Sequence[Turn],
+        window: Window | None = None,
     ) -> Outcome:
-        """Do the work, in trio. Cancelling ends it, and leaves nothing running.
+        """Do the work, in trio. Cancelling ends it, and leaves nothing running. ``window``:
+        the size of its terminal, if it has one.
 
         Raises: RunFailed (message, exit_code); whatever ``emit`` raises passes through.
         """

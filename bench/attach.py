@@ -1,0 +1,106 @@
+"""``runctl attach`` to a finished run of many chunks, as a whole process."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+from runctl.supervisor import wire
+from runctl.supervisor.model import Outcome, Status
+
+from .harness import PATIENCE, Daemon, running, time_processes, wired
+from .report import print_row, print_title
+
+CHUNKS = 20_000
+ATTACHES = 15
+
+#: Writes the next line only when the one before was read, so that each is a chunk.
+WRITER = f"""
+import array, fcntl, os, termios, time
+left = array.array("i", [0])
+for n in range(1, {CHUNKS} + 1):
+    os.write(1, b"%d\\n" % n)
+    while fcntl.ioctl(1, termios.FIONREAD, left) or left[0]:
+        time.sleep(0)
+"""
+
+
+async def bench_attach() -> None:
+    """The chunks as the daemon stores them, and the worst case: a record for each."""
+    text = b"".join(b"%d\n" % n for n in range(1, CHUNKS + 1))
+    async with running() as daemon:
+        file = daemon.folder / "reply.txt"
+        file.write_bytes(text)
+        async with wired(daemon) as link:
+            found = await link.chunks(await link.submit("chunks", [sys.executable, "-c", WRITER]))
+            written = sum(len(record.chunks) for _, record in found)
+            if written != CHUNKS:
+                raise RuntimeError(f"{CHUNKS} chunks were meant, {written} written")
+            subject = await link.submit("records", ["true"])
+            await link.chunks(subject)
+        await fill(daemon, subject)
+        print_title(f"attach to a finished run of {CHUNKS} chunks, whole process (target: 600 ms)")
+        # The last baseline is the one to compare with: what attach cannot do without.
+        time_row("baseline: tail -n +1, a file of the same content", tail(file), None)
+        time_row("baseline: python -c pass", [sys.executable, "-c", "pass"], None)
+        imports = [sys.executable, "-c", "import click, nats"]
+        baseline = time_row("baseline: python -c 'import click, nats'", imports, None)
+        for thread, what in (
+            ("chunks", f"{len(found)} records"),
+            ("records", f"{CHUNKS} records"),
+        ):
+            argv = daemon.runctl("attach", thread)
+            check(argv, text)
+            time_row(f"runctl attach, {what}", argv, baseline)
+            time_row(f"runctl attach --json, {what}", [*argv, "--json"], baseline)
+
+
+def tail(file: Path) -> list[str]:
+    return ["tail", "-n", "+1", str(file)]
+
+
+def time_row(name: str, argv: list[str], baseline: list[float] | None) -> list[float]:
+    samples = time_processes(ATTACHES, argv)
+    print_row(name, samples, "ms", baseline)
+    return samples
+
+
+def check(argv: list[str], text: bytes) -> None:
+    """What is measured is right: all of the text, and each chunk with its number."""
+    if subprocess.run(argv, check=True, capture_output=True).stdout != text:
+        raise RuntimeError("attach did not print what was written")
+    events = subprocess.run([*argv, "--json"], check=True, capture_output=True).stdout
+    lines = [msgspec.json.decode(line) for line in events.splitlines()]
+    if [e["seq"] for e in lines if e["type"] == "chunk"] != list(range(1, CHUNKS + 1)):
+        raise RuntimeError("attach --json did not print each chunk once")
+
+
+async def fill(daemon: Daemon, subject: str) -> None:
+    """Replace a run's records with one for each chunk, headed as the daemon heads them."""
+    client = await daemon.connect()
+    try:
+        records: list[wire.Record] = [wire.Reset(subject.rpartition(".")[2], 1, 0.0)]
+        for n in range(1, CHUNKS + 1):
+            records.append(wire.Chunks(1, n, 0.0, [wire.Chunk("stdout", b"%d\n" % n)]))
+        records.append(wire.End(records[0].run, 1, CHUNKS, 0.0, Outcome(Status.SUCCEEDED, 0)))
+        sequence = (await client.jetstream().get_last_msg(wire.STREAM, subject)).seq or 0
+        for n, record in enumerate(records):
+            headers = {
+                "Nats-Expected-Last-Subject-Sequence": str(sequence + n),
+                wire.SUMMARY_HEADER: wire.summary(record),
+            }
+            if n == 0:
+                headers["Nats-Rollup"] = "sub"
+            await client.publish(subject, wire.encode_record(record), headers=headers)
+        await client.flush(timeout=int(PATIENCE))
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                last = await client.jetstream().get_last_msg(wire.STREAM, subject)
+                if last.seq == sequence + len(records):
+                    return
+                await asyncio.sleep(0.02)
+    finally:
+        await client.close()

@@ -1,0 +1,204 @@
+"""A daemon of one's own, its clients, and how processes are timed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from runctl.supervisor import wire
+
+PATIENCE = 30.0
+
+
+class Daemon:
+    """A state directory with its daemon."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        self.config = folder / "runctld.toml"
+        self.process: subprocess.Popen[bytes]
+        self.log: list[str] = []
+        self.configure("")
+
+    def configure(self, more: str) -> None:
+        self.config.write_text(
+            f"state_dir = {json.dumps(str(self.state))}\n[queue]\nmax_attempts = 100\n{more}"
+        )
+
+    def start(self) -> None:
+        """Start it; ``wait_ready`` waits for it."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "runctl.supervisor.main", "--config", str(self.config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._ready = threading.Event()
+        reader = threading.Thread(target=self._read, args=(self.process, self._ready), daemon=True)
+        reader.start()
+
+    def _read(self, process: subprocess.Popen[bytes], ready: threading.Event) -> None:
+        assert process.stderr is not None
+        with process.stderr as pipe:
+            for raw in pipe:
+                self.log.append(raw.decode(errors="replace").rstrip())
+                if b"ready" in raw:
+                    ready.set()
+
+    async def wait_ready(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while not await asyncio.to_thread(self._ready.wait, 0.2):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError("the daemon is not ready: " + " | ".join(self.log[-5:]))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    async def connect(self) -> Client:
+        raw = (self.state / wire.ENDPOINT_FILE).read_bytes()
+        endpoint = msgspec.json.decode(raw, type=wire.Endpoint)
+        return await nats.connect(
+            endpoint.url, user=endpoint.user, password=endpoint.password, allow_reconnect=False
+        )
+
+    def runctl(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "runctl.cli.main", "-c", str(self.config), *args]
+
+
+@asynccontextmanager
+async def running(more: str = "") -> AsyncIterator[Daemon]:
+    # The broker may still be writing its last words while the directory goes.
+    with tempfile.TemporaryDirectory(prefix="runctl-bench-", ignore_cleanup_errors=True) as name:
+        daemon = Daemon(Path(name))
+        daemon.configure(more)
+        daemon.start()
+        try:
+            await daemon.wait_ready()
+            yield daemon
+        finally:
+            daemon.stop()
+
+
+class Wire:
+    """A client that submits, and sees each record when it is published."""
+
+    def __init__(self, client: Client) -> None:
+        self._nc = client
+        self._seen: dict[str, asyncio.Queue[tuple[int, wire.Record]]] = {}
+
+    async def open(self) -> None:
+        await self._nc.subscribe(wire.SUBJECT_PREFIX + ".>", cb=self._on_record)
+        await self._nc.flush()
+
+    async def _on_record(self, msg: Msg) -> None:
+        now = time.time_ns()
+        self.records(msg.subject).put_nowait((now, wire.decode_record(msg.data)))
+
+    def records(self, subject: str) -> asyncio.Queue[tuple[int, wire.Record]]:
+        return self._seen.setdefault(subject, asyncio.Queue())
+
+    async def submit(self, thread: str, argv: list[str]) -> str:
+        """The run's subject."""
+        ask = wire.encode(wire.Submit(thread=thread, runner="shell", argv=argv))
+        answer = await self._nc.request(wire.control_subject("submit"), ask, timeout=PATIENCE)
+        reply = wire.decode_reply(answer.data)
+        if isinstance(reply, wire.Problem):
+            wire.raise_problem(reply)
+        assert isinstance(reply, wire.Submitted), reply
+        return wire.out_subject(thread, reply.run)
+
+    async def chunks(self, subject: str) -> list[tuple[int, wire.Chunks]]:
+        """The run's chunk records until its end, which must be a success."""
+        found = []
+        while True:
+            at, record = await asyncio.wait_for(self.records(subject).get(), PATIENCE)
+            if isinstance(record, wire.Chunks):
+                found.append((at, record))
+            elif isinstance(record, wire.End):
+                if record.outcome.status != "succeeded":
+                    raise RuntimeError(f"a run ended as {record.outcome}")
+                del self._seen[subject]
+                return found
+
+
+@asynccontextmanager
+async def wired(daemon: Daemon) -> AsyncIterator[Wire]:
+    client = await daemon.connect()
+    try:
+        link = Wire(client)
+        await link.open()
+        yield link
+    finally:
+        await client.close()
+
+
+class Watcher:
+    """``runctl attach --json`` as a process; its events with the time they came at."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    async def wait_event(self, wanted: Callable[[dict[str, Any]], bool]) -> float:
+        assert self._process.stdout is not None
+        while line := await asyncio.wait_for(self._process.stdout.readline(), PATIENCE):
+            at = time.time()
+            if wanted(json.loads(line)):
+                return at
+        assert self._process.stderr is not None
+        said = (await self._process.stderr.read()).decode(errors="replace").strip()
+        raise RuntimeError(f"the watcher ended: {said}")
+
+
+def is_chunk(event: dict[str, Any], attempt: int, text: str = "") -> bool:
+    return event["type"] == "chunk" and event["attempt"] == attempt and text in event["data"]
+
+
+@asynccontextmanager
+async def watching(daemon: Daemon, thread: str) -> AsyncIterator[Watcher]:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *daemon.runctl("attach", thread, "--json"), stdout=pipe, stderr=pipe
+    )
+    try:
+        yield Watcher(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def time_processes(count: int, argv: list[str]) -> list[float]:
+    """Milliseconds from spawn to exit, for each of ``count`` processes."""
+    samples = []
+    for _ in range(count):
+        began = time.perf_counter()
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        samples.append((time.perf_counter() - began) * 1000)
+    return samples

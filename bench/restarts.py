@@ -1,0 +1,73 @@
+"""A daemon that is killed and started again: when is its work seen again?"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from functools import partial
+
+from .harness import is_chunk, running, time_processes, watching, wired
+from .report import print_row, print_title
+
+KILLS = 5
+DEMO_CHUNKS, DEMO_INTERVAL = 20, 0.5
+
+
+async def bench_replay() -> None:
+    """SIGKILL, immediate restart: when does the attached watcher see the new attempt?"""
+    baseline = time_processes(KILLS, [sys.executable, "-c", "import dbos, trio, nats"])
+    samples = []
+    killed = 0.0
+    async with running() as daemon:
+        async with wired(daemon) as link:
+            await link.submit("replay", ["/bin/sh", "-c", "echo x; exec sleep 600"])
+        async with watching(daemon, "replay") as watcher:
+            for attempt in range(1, KILLS + 2):
+                seen = await watcher.wait_event(partial(is_chunk, attempt=attempt))
+                if attempt > 1:
+                    samples.append((seen - killed) * 1000)
+                if attempt <= KILLS:
+                    killed = time.time()
+                    daemon.kill()
+                    daemon.start()
+    print_title("SIGKILL -> first replayed chunk at an attached watcher (target: 1000 ms)")
+    print_row("baseline: python -c 'import dbos, trio, nats'", baseline, "ms", None)
+    print_row("kill, restart at once, first chunk", samples, "ms", baseline)
+
+
+async def bench_demo() -> None:
+    """The demo's workload: how long after the kill is the whole reply there?"""
+    mock = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "runctl.cli.mock",
+        "--chunks", str(DEMO_CHUNKS), "--interval", str(DEMO_INTERVAL),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+    try:
+        assert mock.stdout is not None
+        port = int((await mock.stdout.readline()).split()[1])
+        runner = (
+            '[runners.chat]\nkind = "chat"\nmodel = "mock"\n'
+            f'base_url = "http://127.0.0.1:{port}/v1"\n'
+        )
+        async with running(runner) as daemon:
+            argv = daemon.runctl("submit", "demo", "--runner", "chat", "Count.")
+            await asyncio.to_thread(time_processes, 1, argv)
+            async with watching(daemon, "demo") as watcher:
+                await watcher.wait_event(partial(is_chunk, attempt=1, text="chunk-3 "))
+                killed = time.time()
+                daemon.kill()
+                daemon.start()
+                seen = await watcher.wait_event(
+                    partial(is_chunk, attempt=2, text=f"chunk-{DEMO_CHUNKS} ")
+                )
+    finally:
+        if mock.returncode is None:
+            mock.kill()
+        await mock.communicate()
+    print_title(f"SIGKILL -> chunk {DEMO_CHUNKS} of the demo's reply (target: 11.5 s)")
+    work = [(DEMO_CHUNKS - 1) * DEMO_INTERVAL]
+    print_row("baseline: the reply itself", work, "s", None)
+    print_row("kill, restart at once, last chunk", [seen - killed], "s", work)

@@ -1,0 +1,76 @@
+"""A run's way: from the submit to its first chunk, and from a write to a subscriber."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from nats.aio.msg import Msg
+
+from .harness import Daemon, running, time_processes, wired
+from .report import print_row, print_title
+
+SUBMITS = 100
+LINES = 600
+
+
+async def bench_submit() -> None:
+    """From the request's send to the first record with output, one run at a time."""
+    argv = ["/bin/echo", "x"]
+    baseline = time_processes(SUBMITS, argv)
+    samples = []
+    async with running() as daemon, wired(daemon) as link:
+        for n in range(-5, SUBMITS):  # the first ones warm the daemon up
+            began = time.time_ns()
+            found = await link.chunks(await link.submit(f"submit-{n}", argv))
+            if n >= 0:
+                samples.append((found[0][0] - began) / 1e6)
+    print_title("submit -> first chunk of /bin/echo (target: median 25 ms, p99 80 ms)")
+    print_row("baseline: spawn /bin/echo, wait", baseline, "ms", None)
+    print_row("submit request -> first chunk published", samples, "ms", baseline)
+
+
+async def bench_latency() -> None:
+    """From a process's write to a subscriber, a line each 5 ms."""
+    code = (
+        "import os, time\n"
+        f"for n in range({LINES + 20}):\n"
+        "    os.write(1, b'%d\\n' % time.time_ns())\n"
+        "    time.sleep(0.005)\n"
+    )
+    samples = []
+    async with running() as daemon:
+        baseline = await plain_latency(daemon)
+        async with wired(daemon) as link:
+            subject = await link.submit("latency", [sys.executable, "-c", code])
+            for at, record in await link.chunks(subject):
+                for line in b"".join(chunk.data for chunk in record.chunks).split():
+                    samples.append((at - int(line)) / 1e6)
+    if len(samples) != LINES + 20:
+        raise RuntimeError(f"{LINES + 20} lines were written, {len(samples)} seen")
+    print_title("process write -> watcher, a line each 5 ms (target: median 2 ms, p99 10 ms)")
+    print_row("baseline: nats-py publish -> subscribe", baseline, "ms", None)
+    print_row("os.write in the run -> record received", samples[20:], "ms", baseline)
+
+
+async def plain_latency(daemon: Daemon) -> list[float]:
+    """nats-py alone, at the same rate over the same server."""
+    samples: list[float] = []
+
+    async def on_message(msg: Msg) -> None:
+        samples.append((time.time_ns() - int(msg.data)) / 1e6)
+
+    sender, receiver = await daemon.connect(), await daemon.connect()
+    try:
+        await receiver.subscribe("bench.latency", cb=on_message)
+        await receiver.flush()
+        for _ in range(LINES):
+            await sender.publish("bench.latency", b"%d" % time.time_ns())
+            await asyncio.sleep(0.005)
+        await sender.flush()
+        await receiver.flush()
+    finally:
+        await sender.close()
+        await receiver.close()
+    return samples

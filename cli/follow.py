@@ -1,0 +1,297 @@
+"""Following one run, or one thread from run to run: what is shown, and when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ..config.schema import Config
+from ..supervisor import wire
+from ..supervisor.errors import NotFound, RequestError, Unavailable
+from ..supervisor.model import Run
+from . import output as outputs
+from . import watch
+from .client import Link, LinkLost, NotReady, ask, ask_once
+from .common import FAILED, OK, STATUS_EXIT
+from .presence import Presence
+from .tail import Tail
+from .window import Window
+
+#: JetStream's error codes for "no message found" and "stream not found".
+NO_MESSAGE = 10037
+NO_STREAM = 10059
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to follow. Of what is stored, ``tail``: the last so many lines (chunks, as
+    JSON); ``since``: what was written in the last so many seconds; None shows all."""
+
+    follow: bool = True
+    follow_thread: bool = False
+    tail: int | None = None
+    since: float | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to follow. ``found``: what the daemon knows of the run, None when it does not
+    answer. ``start``: the stream sequence at which the run's output begins, when the
+    thread is followed from there on."""
+
+    thread: str
+    run: str
+    found: Run | None
+    start: int | None = None
+
+
+async def locate(link: Link, thread: str, run: str | None, options: Options) -> Target:
+    """The thread's current or latest run, or ``run``; from the stream alone when the
+    daemon does not answer. Raises NotFound, Unavailable."""
+    before = await _last(link, wire.thread_subjects(thread)) if options.follow_thread else None
+    found: Run | None = None
+    try:
+        found = (await ask(link, wire.Locate(thread, run), wire.RunDetails)).run
+        name = found.run
+    except LinkLost:
+        raise
+    except Unavailable:  # output is served by JetStream, without the daemon
+        name = run or await _latest_run(link, thread)
+    start = None
+    if options.follow_thread:
+        start = await _first(link, wire.out_subject(thread, name))
+        if start is None:
+            start = (before[0] if before else 0) + 1
+    return Target(thread, name, found, start)
+
+
+async def _last(link: Link, subject: str) -> tuple[int, str] | None:
+    """(stream sequence, subject) of the last record of ``subject``, which may hold
+    wildcards. Raises Unavailable."""
+    return await _stored(link, {"last_by_subj": subject})
+
+
+async def _first(link: Link, subject: str) -> int | None:
+    found = await _stored(link, {"seq": 1, "next_by_subj": subject})
+    return found[0] if found else None
+
+
+async def _stored(link: Link, query: dict[str, object]) -> tuple[int, str] | None:
+    try:
+        message = (await link.api(f"STREAM.MSG.GET.{wire.STREAM}", query))["message"]
+    except NotReady as problem:
+        if problem.code in (NO_MESSAGE, NO_STREAM):
+            return None
+        raise Unavailable(f"neither runctld nor JetStream answers ({problem})") from None
+    return int(message["seq"]), str(message["subject"])
+
+
+async def _latest_run(link: Link, thread: str) -> str:
+    last = await _last(link, wire.thread_subjects(thread))
+    if last is None:
+        raise NotFound(
+            f"no output of thread {thread!r} is stored, and runctld does not answer to say more"
+        )
+    return last[1].rpartition(".")[2]
+
+
+async def follow(
+    config: Config,
+    dial: Callable[[], Awaitable[Link]],
+    target: Target,
+    options: Options,
+    output: outputs.Output,
+    *,
+    deadline: float | None = None,
+    link: Link | None = None,
+    shared: bool = False,
+) -> int:
+    """Print the target's run until it ends; its exit code. ``dial`` makes connections,
+    ``link`` is one to begin with; they are closed at the end unless ``shared``.
+
+    Raises: TimeoutError, when it has not ended by ``deadline`` (the event loop's time)."""
+    name, found = target.run, target.found
+    if found is not None and found.status == "queued" and options.follow and sys.stderr.isatty():
+        output.remark(f"runctl: run {name} is queued; its output starts when the thread is free")
+    subject = (
+        wire.thread_subjects(target.thread)
+        if options.follow_thread
+        else wire.out_subject(target.thread, name)
+    )
+    follower = _Follower(target, options, output)
+    presence = Presence(config, output, None if found is None else found.executor)
+    settling: asyncio.Task[None] | None = None
+    reconnected = False
+    watcher = watch.Watcher(dial, subject, link=link, start=target.start, shared=shared)
+    window = Window(watcher, options.follow and output.has_screen)
+    async with (
+        asyncio.timeout_at(deadline) as limit,
+        watcher,
+        presence.watching(watcher),
+        window,
+    ):
+        try:
+            async for events in watcher:
+                presence.heard()
+                for event in events:
+                    window.take(event)
+                    code = follower.take(event)
+                    if code is not None:
+                        output.flush()
+                        limit.reschedule(None)  # the code is known, and stays
+                        if follower.live:
+                            await _confirm(config, watcher, name)
+                        return code
+                    if isinstance(event, watch.Reset):
+                        presence.moved(event.executor)
+                    elif isinstance(event, watch.End):
+                        presence.moved("")
+                    elif isinstance(event, watch.Connection):
+                        reconnected = event.up
+                    elif isinstance(event, watch.CaughtUp) and reconnected:
+                        reconnected = False
+                        if not options.follow_thread and settling is None:
+                            settling = asyncio.create_task(settle(config, name, watcher))
+                output.flush()
+                if settling is not None and settling.done():
+                    settling = None
+        finally:
+            if settling is not None:
+                settling.cancel()
+    raise AssertionError("a watcher ends only with an error")
+
+
+async def settle(config: Config, name: str, watcher: watch.Watcher) -> None:
+    """After a reconnection: if the run ended and its end record is gone (retention, a
+    purge), nothing would ever tell the watcher. Ask the daemon, once it answers."""
+    delay = 0.1
+    while True:
+        try:
+            found = (await ask_once(config, wire.Show(name), wire.RunDetails)).run
+        except Unavailable:
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)
+            continue
+        except RequestError:
+            return
+        if found.status.terminal:
+            await asyncio.sleep(1.0)  # the record itself comes first, if it is there
+            watcher.push(end_of(found))
+        return
+
+
+def end_of(found: Run) -> watch.End:
+    return watch.End(found.run, found.attempt, found.status.value, found.exit_code, found.error)
+
+
+async def _confirm(config: Config, watcher: watch.Watcher, name: str) -> None:
+    """Wait, briefly, until the daemon has recorded the end that we saw, so that a script's
+    next command finds the run ended."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await recorded(config, watcher, name)
+
+
+async def recorded(config: Config, watcher: watch.Watcher, name: str) -> Run | None:
+    """The run once the daemon says that it ended; None if the daemon does not answer."""
+    delay = 0.005
+    while True:
+        link = watcher.link
+        try:
+            if link is None or link.closed.is_set():
+                reply = await ask_once(config, wire.Show(name), wire.RunDetails)
+            else:
+                reply = await ask(link, wire.Show(name), wire.RunDetails)
+        except (Unavailable, RequestError):
+            return None
+        if reply.run.status.terminal:
+            return reply.run
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 0.2)
+
+
+class _Follower:
+    """Decides what of the events is shown, and when it is over."""
+
+    def __init__(self, target: Target, options: Options, output: outputs.Output) -> None:
+        self._name = target.run
+        self._found = target.found
+        self._options = options
+        self._output = output
+        self._from = 0.0 if options.since is None else time.time() - options.since
+        self._seen = False
+        #: With --tail, what is stored is held back until all of it was seen.
+        self._tail: Tail | None = None
+        self._held_reset: watch.Reset | None = None
+        self._held_end: watch.End | None = None
+        if options.tail is not None:
+            self._tail = Tail(options.tail, output.counts_lines)
+        #: Whether the end was seen as it happened.
+        self.live = target.found is None or not target.found.status.terminal
+
+    def take(self, event: watch.Event) -> int | None:
+        """The exit code, once there is nothing more to come."""
+        if isinstance(event, watch.Chunk):
+            self._seen = True
+            if event.at < self._from:
+                self._output.skip(event)
+            elif self._tail is None:
+                self._output.show(event)
+            else:
+                self._tail.add(event)
+            return None
+        if isinstance(event, watch.CaughtUp):
+            return self._caught_up()
+        if isinstance(event, watch.Connection):
+            self._output.status(
+                "connection",
+                None
+                if event.up
+                else "runctl: connection lost; waiting for runctld to come back (Ctrl-C detaches)",
+            )
+            return None
+        if isinstance(event, watch.Malformed):
+            self._output.remark(f"runctl: {event.why}")
+            return None
+        self._seen = True
+        if self._tail is not None:
+            if isinstance(event, watch.Reset):
+                self._tail.clear()
+                self._held_reset, self._held_end = event, None
+            elif isinstance(event, watch.End):
+                self._held_end = event
+            return None
+        self._output.show(event)
+        return self._after(event)
+
+    def _after(self, event: watch.Event) -> int | None:
+        if isinstance(event, watch.End) and not self._options.follow_thread:
+            return STATUS_EXIT.get(event.status, FAILED)
+        return None
+
+    def _caught_up(self) -> int | None:
+        if self._tail is not None:
+            left_out, kept = self._tail.take()
+            self._tail = None
+            if self._held_reset is not None:
+                self._output.show(self._held_reset)
+            for chunk in left_out:
+                self._output.skip(chunk)
+            for chunk in kept:
+                self._output.show(chunk)
+            if self._held_end is not None:
+                self._output.show(self._held_end)
+                code = self._after(self._held_end)
+                if code is not None:
+                    return code
+        found, self._found = self._found, None
+        if found is not None and found.status.terminal and not self._options.follow_thread:
+            what = "end" if self._seen else "output"
+            self._output.remark(f"runctl: the {what} of run {self._name} is no longer stored")
+            self._output.show(end_of(found))
+            return STATUS_EXIT[found.status]
+        return None if self._options.follow else OK

@@ -1,0 +1,234 @@
+"""How to connect to NATS, for the daemon and the command line alike: nats-py's options
+from a ``Nats``, a client that keeps to TLS, and words for why NATS does not let us in.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .load import hide_secrets
+from .nats import CONTEXT_KEYS
+from .schema import FileError, Nats
+
+if TYPE_CHECKING:
+    import ssl
+
+    from nats.aio.client import Client
+
+_CREDENTIALS = re.compile(
+    rb"-BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-"
+    rb".*-BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-",
+    re.DOTALL,
+)
+_SEED = re.compile(rb"^SU[A-Z2-7]{56}$", re.MULTILINE)
+_DENIED = re.compile(
+    r'permissions violation for (publish|subscription)( to|) "([^"]*)"', re.IGNORECASE
+)
+
+
+def servers(nats: Nats) -> list[str]:
+    return [url.strip() for url in nats.url.split(",") if url.strip()]
+
+
+def where(nats: Nats) -> str:
+    """The servers, for messages."""
+    return ", ".join(map(hide_secrets, servers(nats)))
+
+
+def options(nats: Nats) -> dict[str, Any]:
+    """nats-py's options that say who we are, and how to know the server.
+
+    Raises FileError, which names the key of a file that cannot be used."""
+    found: dict[str, Any] = {"inbox_prefix": nats.inbox_prefix}
+    if nats.tls_first:
+        found["tls_handshake_first"] = True
+    if nats.tls_ca is not None or nats.tls_cert is not None:
+        found["tls"] = _tls(nats)
+    if nats.login is not None:
+        login = nats.login
+        found |= {"user": login.user, "password": login.password, "token": login.token}
+    elif nats.credentials is not None:
+        credentials = nats.credentials
+        _check_seed(nats, "credentials", _read_credentials(nats, credentials)[1])
+        # Read at each reconnection: a JWT is short-lived, and its file is replaced.
+        found["user_jwt_cb"] = lambda: _reread(nats, credentials)[0]
+        found["signature_cb"] = lambda nonce: _sign(_reread(nats, credentials)[1], nonce)
+    elif nats.nkey is not None:
+        seed = _SEED.search(_read(nats, "nkey", nats.nkey).replace(b"\r", b""))
+        if seed is None:
+            raise _unusable(nats, "nkey", "holds no user's seed (SU...): name an nkey seed file")
+        _check_seed(nats, "nkey", seed[0])
+        found["nkeys_seed_str"] = seed[0].decode()
+    return found
+
+
+def new_client(nats: Nats) -> Client:
+    """A client, not connected. nats-py goes on without TLS when the server's first, plain
+    words say that it has none, so whoever can change them would read everything: with
+    ``nats.tls`` this client says nothing to such a server."""
+    from nats.aio.client import Client
+
+    if not nats.tls:
+        return Client()
+    from nats.errors import Error
+
+    class TlsClient(Client):
+        def _connect_command(self) -> bytes:
+            encrypted = nats.tls_first or nats.url.lower().startswith("wss://")
+            if not encrypted and not self._server_info.get("tls_required"):
+                raise Error(_NO_TLS)
+            return super()._connect_command()
+
+    return TlsClient()
+
+
+_NO_TLS = "nats: the server does not require TLS"
+
+
+def why_refused(nats: Nats, cause: Exception) -> str | None:
+    """Why the server will not have us, or we not the server, and what to do; None when
+    ``cause`` may pass by itself."""
+    import ssl
+
+    text = str(cause).lower()
+    if "authorization violation" in text or "authentication expired" in text:
+        kind = next((k for k in ("credentials", "nkey") if getattr(nats, k) is not None), None)
+        if kind is not None:
+            what = f"{_key(nats, kind)} ({getattr(nats, kind)})"
+        elif nats.login is not None:
+            what = f'"user" and "password", or "token", in {nats.context}'
+        elif "@" in nats.url:
+            what = "the user and password in nats.url"
+        elif nats.tls_cert is not None:
+            what = f"{_key(nats, 'tls_cert')} ({nats.tls_cert})"
+        else:
+            return (
+                f"NATS at {where(nats)} wants credentials:"
+                " set nats.credentials, nats.nkey or nats.context"
+            )
+        how = "which have expired" if "expired" in text else "or have the server accept them"
+        return f"NATS at {where(nats)} refused the credentials: correct {what}, {how}"
+    if _NO_TLS in text or str(cause) == _NO_TLS:
+        return (
+            f"NATS at {where(nats)} does not require TLS, so nothing was sent to it:"
+            " set up TLS there, or use nats:// and no nats.tls_ key"
+        )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        reason = cause.verify_message.rstrip(".")
+        fix = "give nats.url a name that is in it"
+        if "mismatch" not in reason.lower():
+            fix = f"set {_key(nats, 'tls_ca')} to the file of the CA that signed it"
+        return f"the certificate of NATS at {where(nats)} is not valid for us ({reason}): {fix}"
+    if isinstance(cause, ssl.SSLError):
+        reason = (cause.reason or "no reason given").replace("_", " ").lower()
+        if "wrong version number" in reason or "record layer" in reason:
+            fix = f"it does not begin with TLS: remove {_key(nats, 'tls_first')}"
+        elif "certificate" in reason or "unknown ca" in reason:
+            fix = f"set {_key(nats, 'tls_cert')} and {_key(nats, 'tls_key')} to what it accepts"
+        else:
+            fix = "compare its TLS settings with ours"
+        return f"NATS at {where(nats)} refused TLS ({reason}): {fix}"
+    return None
+
+
+def denied(cause: Exception) -> tuple[str, str] | None:
+    """("publish" or "subscribe", the subject in lower case) when ``cause`` says that the
+    server does not permit it."""
+    found = _DENIED.search(str(cause))
+    if found is None:
+        return None
+    return "publish" if found[1].lower() == "publish" else "subscribe", found[3].lower()
+
+
+def _key(nats: Nats, key: str) -> str:
+    """How the operator knows ``key``."""
+    if nats.context is not None:
+        return f'"{CONTEXT_KEYS.get(key, key)}" in {nats.context}'
+    return f"nats.{key}"
+
+
+def _unusable(nats: Nats, key: str, problem: str) -> FileError:
+    return FileError(f"{_key(nats, key)}: {getattr(nats, key)}: {problem}")
+
+
+def _read(nats: Nats, key: str, file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        problem = "no such file: correct the path, or put the file there"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}): make it a file that this user may read"
+    raise _unusable(nats, key, problem)
+
+
+def _read_credentials(nats: Nats, file: Path) -> tuple[bytes, bytes]:
+    """(JWT, seed)"""
+    found = _CREDENTIALS.search(_read(nats, "credentials", file))
+    if found is None:
+        raise _unusable(
+            nats, "credentials", "is not a .creds file (a JWT and a seed): name one of `nsc`"
+        )
+    return found[1], found[2]
+
+
+def _reread(nats: Nats, file: Path) -> tuple[bytes, bytes]:
+    try:
+        return _read_credentials(nats, file)
+    except FileError as error:
+        raise OSError(str(error)) from None  # nats-py tries again after these, and only these
+
+
+def _check_seed(nats: Nats, key: str, seed: bytes) -> None:
+    import nkeys
+
+    try:
+        # nkeys itself leaves the checksum unread.
+        raw = base64.b32decode(seed + b"=" * (-len(seed) % 8))
+        good = nkeys.crc16(raw[:-2]) == int.from_bytes(raw[-2:], "little")
+        nkeys.from_seed(bytearray(seed)).wipe()
+    except Exception:  # many kinds, some of which show the seed
+        good = False
+    if not good:
+        raise _unusable(nats, key, "its seed is damaged (checksum): copy the file again")
+
+
+def _sign(seed: bytes, nonce: str) -> bytes:
+    import nkeys
+
+    pair = nkeys.from_seed(bytearray(seed))
+    try:
+        return base64.b64encode(pair.sign(nonce.encode()))
+    finally:
+        pair.wipe()
+
+
+def _tls(nats: Nats) -> ssl.SSLContext:
+    """Names are checked against certificates as ever: create_default_context does."""
+    import ssl
+
+    for key in ("tls_ca", "tls_cert", "tls_key"):
+        file = getattr(nats, key)
+        if file is not None:
+            _read(nats, key, file)
+    try:
+        context = ssl.create_default_context(cafile=nats.tls_ca)
+    except ssl.SSLError:
+        raise _unusable(nats, "tls_ca", "holds no certificate: name a PEM file") from None
+    if nats.tls_cert is not None:
+        assert nats.tls_key is not None
+        if b"ENCRYPTED" in _read(nats, "tls_key", nats.tls_key):
+            raise _unusable(nats, "tls_key", "is encrypted: store it without a password")
+        try:
+            context.load_cert_chain(nats.tls_cert, nats.tls_key)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise _unusable(
+                    nats, "tls_key", f"is not the key of {nats.tls_cert}: name the right one"
+                ) from None
+            raise _unusable(
+                nats, "tls_cert", f"cannot be used with {nats.tls_key}: name two PEM files"
+            ) from None
+    return context

@@ -1,0 +1,222 @@
+"""The section ``[nats]``, and the NATS CLI's context files that it may name.
+
+Only contexts are read here, since they say where NATS is. Whether credentials and
+certificates can be used is seen when connecting (``connection.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .schema import ConfigError, FileError, Login, Nats
+from .table import Table, check_url, kind_of, quote, xdg_dir
+
+#: What the nats command connects to when a context has no URL.
+CONTEXT_URL = "nats://127.0.0.1:4222"
+
+_DEFAULT = Nats()
+_SCHEMES = ("nats", "tls", "ws", "wss")
+_PREFIX = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_CONTEXT_NAME = re.compile(r"[^/\\.][^/\\]*")
+#: What a context calls our keys, where that is something else.
+CONTEXT_KEYS = {"credentials": "creds", "tls_ca": "ca", "tls_cert": "cert", "tls_key": "key"}
+#: A context's keys that change what we would have to do, and that we do not do.
+_UNSUPPORTED = (
+    "nsc",
+    "socks_proxy",
+    "jetstream_domain",
+    "jetstream_api_prefix",
+    "user_jwt",
+    "user_seed",
+    "windows_cert_store",
+)
+
+
+def nats_keys() -> list[str]:
+    """The keys of the section."""
+    return [f.name for f in fields(Nats) if f.name != "login"]
+
+
+def read_nats(table: Table) -> Nats:
+    """Raises ConfigError; FileError when the context cannot be used."""
+    table.only(nats_keys())
+    replicas = table.whole("replicas", _DEFAULT.replicas, 1, 5)
+    if "context" in table.values:
+        for key in nats_keys():
+            if key in table.values and key not in ("context", "replicas"):
+                table.fail(key, f"comes from {table.full_name('context')}: remove one of the two")
+        return _read_context(table, replicas)
+    url = table.text("url", _DEFAULT.url) or ""
+    if url == "embedded":
+        for key in nats_keys():
+            default = getattr(_DEFAULT, key)
+            if key not in ("url", "replicas") and table.values.get(key, default) != default:
+                table.fail(key, "needs a server: set nats.url, or remove it")
+        if replicas != 1:
+            table.fail("replicas", "the embedded server is one server: set nats.url, or use 1")
+        return Nats()
+    return _checked(
+        table,
+        Nats(
+            url=_check_urls(table, "url", url, '"embedded"'),
+            credentials=table.path("credentials"),
+            nkey=table.path("nkey"),
+            tls_ca=table.path("tls_ca"),
+            tls_cert=table.path("tls_cert"),
+            tls_key=table.path("tls_key"),
+            tls_first=table.flag("tls_first", _DEFAULT.tls_first),
+            inbox_prefix=_inbox_prefix(table),
+            replicas=replicas,
+        ),
+    )
+
+
+def _check_urls(table: Table, key: str, text: str, otherwise: str = "") -> str:
+    urls = [part.strip() for part in text.split(",")]
+    schemes = {check_url(table, key, part, _SCHEMES, otherwise) for part in urls}
+    if schemes & {"ws", "wss"} and schemes & {"nats", "tls"}:
+        table.fail(key, "mixes WebSocket and plain URLs: use one kind for all servers")
+    return ",".join(urls)
+
+
+def _inbox_prefix(table: Table) -> str:
+    prefix = table.text("inbox_prefix", _DEFAULT.inbox_prefix) or ""
+    if not _PREFIX.fullmatch(prefix):
+        table.fail(
+            "inbox_prefix",
+            "expected a subject without wildcards such as _INBOX.alice, of A-Z a-z 0-9 _ - and .",
+        )
+    return prefix
+
+
+def _checked(table: Table, nats: Nats) -> Nats:
+    """``nats``, if its settings go together. Raises ConfigError."""
+    logins = [key for key in ("credentials", "nkey") if getattr(nats, key) is not None]
+    if len(logins) > 1:
+        table.fail("nkey", f"{table.full_name('credentials')} is set too: remove one")
+    if logins and "@" in nats.url:
+        table.fail(logins[0], f"{table.full_name('url')} holds a user too: remove one")
+    if nats.tls_cert is None and nats.tls_key is not None:
+        table.fail("tls_key", f"needs {table.full_name('tls_cert')}: add the certificate")
+    if nats.tls_cert is not None and nats.tls_key is None:
+        table.fail("tls_cert", f"needs {table.full_name('tls_key')}: add the key")
+    for key in ("tls_ca", "tls_cert", "tls_first"):
+        if getattr(nats, key) and re.search(r"(^|,)ws://", nats.url, re.IGNORECASE):
+            table.fail(key, f"{table.full_name('url')} has ws://, which has no TLS: use wss://")
+    if nats.tls_first and nats.url.lower().startswith("wss://"):
+        table.fail("tls_first", "wss:// has TLS first by itself: remove it")
+    return nats
+
+
+def describe_nats(nats: Nats, url: str) -> dict[str, object]:
+    """The section's keys and values; ``url`` is its URL with the secrets hidden."""
+    if nats.context is not None:
+        return {"context": nats.context, "replicas": nats.replicas}
+    found: dict[str, object] = {"url": url}
+    for key in nats_keys():
+        value = getattr(nats, key)
+        if key == "replicas" or (key != "url" and value != getattr(_DEFAULT, key)):
+            found[key] = value
+    return found
+
+
+# --- context files -----------------------------------------------------------------
+
+
+class _Context(Table):
+    """A context file as a table: strings are as they are, and what is wrong is a
+    FileError that names the key which led here. Both our names and its own do."""
+
+    def full_name(self, key: str) -> str:
+        return quote(CONTEXT_KEYS.get(key, key))
+
+    def fail(self, key: str, problem: str) -> NoReturn:
+        raise FileError(f"{self.file}: {self.full_name(key)}: {problem} (it is nats.context)")
+
+    def text(self, key: str, default: str | None = None, *, empty: bool = False) -> str | None:
+        value = self.values.get(key)
+        if value is None or value == "":
+            return default
+        if not isinstance(value, str):
+            self.fail(key, f"expected a string, got {kind_of(value)}")
+        return value
+
+    def path(self, key: str, default: Path | None = None) -> Path | None:
+        """A whole path; the nats command takes another from wherever it is started."""
+        text = self.text(key)
+        if text is None:
+            return default
+        path = Path(os.path.expanduser(os.path.expandvars(text)))
+        if not path.is_absolute():
+            self.fail(key, "expected a file's whole path: write it from / or ~ on")
+        return path
+
+
+def _read_context(table: Table, replicas: int) -> Nats:
+    file = _context_file(table)
+    context = _Context(file, "", _read_json(table, file), tuple)
+    for key in _UNSUPPORTED:
+        if context.values.get(key):
+            context.fail(key, "runctl does not support it: remove it, or set nats.url instead")
+    user, token = context.text("user"), context.text("token")
+    credentials, nkey = context.path("creds"), context.path("nkey")
+    login = None
+    # As the nats command has it: the first of these is used.
+    if user is not None:
+        login, credentials, nkey = Login(user, context.text("password", "")), None, None
+    elif credentials is not None:
+        nkey = None
+    elif nkey is None and token is not None:
+        login = Login(token=token)
+    nats = Nats(
+        url=_check_urls(context, "url", context.text("url") or CONTEXT_URL),
+        context=file,
+        credentials=credentials,
+        nkey=nkey,
+        tls_ca=context.path("ca"),
+        tls_cert=context.path("cert"),
+        tls_key=context.path("key"),
+        tls_first=context.flag("tls_first", False),
+        inbox_prefix=_inbox_prefix(context),
+        replicas=replicas,
+        login=login,
+    )
+    return _checked(context, nats)
+
+
+def _context_file(table: Table) -> Path:
+    """The file that the key "context" means: a path, or a name as the nats command has."""
+    text = table.text("context") or ""
+    if "/" in text or text.endswith(".json"):
+        file = table.path("context")
+        assert file is not None
+        return file
+    if not _CONTEXT_NAME.fullmatch(text):
+        table.fail("context", "expected a context's name, or its file's path")
+    try:
+        directory = xdg_dir("XDG_CONFIG_HOME", ".config")
+    except ConfigError:
+        table.fail("context", "no home directory to look in: write the context file's path")
+    return directory / "nats" / "context" / f"{text}.json"
+
+
+def _read_json(table: Table, file: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        problem = "no such file: make it with `nats context save`, or correct the name"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        problem = "is not JSON: name a context file of the nats command"
+    else:
+        if isinstance(found, dict):
+            return found
+        problem = "is not a JSON object: name a context file of the nats command"
+    raise FileError(f"{table.file}: {table.full_name('context')}: {file}: {problem}")

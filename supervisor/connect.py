@@ -1,0 +1,178 @@
+"""The daemon's connection to NATS: made within ``start_timeout``, reconnected for ever.
+
+What cannot become right by waiting (credentials, certificates, permissions) ends the
+start at once, in words for the operator.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio_asyncio
+
+from ..config import connection
+from ..config.schema import Config, Nats
+from .errors import ConfigError, RunctlError, Unavailable
+from .wire import Endpoint
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+log = logging.getLogger("runctld.nats")
+aio = trio_asyncio.aio_as_trio
+
+#: One attempt at all servers, seconds.
+DIAL_TIMEOUT = 8.0
+
+
+class Connection:
+    """``client`` is there once the connection is made."""
+
+    def __init__(
+        self,
+        config: Config,
+        executor: str,
+        endpoint: Endpoint | None,
+        disconnected: Callable[[], Awaitable[None]],
+    ) -> None:
+        """``endpoint``: the embedded server's, None for an external one. ``disconnected``
+        is called, in asyncio, each time the connection breaks."""
+        self._disconnected = disconnected
+        self._config = config
+        self._embedded = endpoint is not None
+        self._nats = config.nats if endpoint is None else Nats(endpoint.url)
+        self._endpoint = endpoint
+        self._name = f"runctld {executor}"
+        self._problems: list[Exception] = []
+        self._starting = True
+        self._closing = False
+        self._fatal: RunctlError | None = None
+        self._failed = trio.Event()
+        self._dialling: trio.CancelScope
+        self.client: Client
+
+    async def open(self) -> None:
+        """Raises ConfigError, when waiting is of no use, and Unavailable."""
+        with trio.move_on_after(self._config.start_timeout):
+            while True:
+                if await self._dial():
+                    return
+                await trio.sleep(0.05)
+        reason = f" ({self._why()})" if self._problems else ""
+        raise Unavailable(
+            f"NATS at {connection.where(self._nats)} cannot be reached within"
+            f" {self._config.start_timeout:g} s{reason}; is it running?"
+        )
+
+    async def _dial(self) -> bool:
+        options: dict[str, Any] = connection.options(self._nats)
+        if self._endpoint is not None:
+            options |= {"user": self._endpoint.user, "password": self._endpoint.password}
+        self._problems = []
+        client = connection.new_client(self._nats)
+        connected = False
+        # Bounded, since nats-py waits for ever after some errors of TLS.
+        with trio.move_on_after(DIAL_TIMEOUT) as self._dialling:
+            try:
+                await aio(client.connect)(
+                    connection.servers(self._nats),
+                    name=self._name,
+                    error_cb=self._on_error,
+                    closed_cb=self._on_closed,
+                    disconnected_cb=self._disconnected,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=1,  # of each server, until we are connected
+                    reconnect_time_wait=0.05,
+                    connect_timeout=2,
+                    ping_interval=10,
+                    pending_size=64 * 1024 * 1024,
+                    **options,
+                )
+                connected = True
+            except Exception as error:
+                self._problems.append(error)
+        if connected:
+            client.options["max_reconnect_attempts"] = -1
+            self.client = client
+        elif self._fatal is not None:
+            raise self._fatal
+        else:
+            log.debug("connect: %r", self._problems)
+        return connected
+
+    def _why(self) -> str:
+        first = self._problems[0]
+        if isinstance(first, TimeoutError):
+            return "no answer in time; if it begins with TLS, set nats.tls_first"
+        return str(first).removeprefix("nats: ") or type(first).__name__
+
+    def started(self) -> None:
+        """All subscriptions are made, and the server has confirmed them. From here on a
+        refusal is a warning. Raises ConfigError, if there was one."""
+        if self._fatal is not None:
+            raise self._fatal
+        self._starting = False
+
+    async def watch(self) -> None:
+        """Raises what makes the connection useless: Unavailable, ConfigError."""
+        await self._failed.wait()
+        assert self._fatal is not None
+        raise self._fatal
+
+    async def close(self) -> None:
+        self._closing = True
+        with trio.move_on_after(1, shield=True):
+            try:
+                await aio(self.client.close)()
+            except Exception as error:
+                log.debug("close: %r", error)
+
+    async def _on_error(self, error: Exception) -> None:
+        log.debug("nats: %r", error)
+        refused = connection.denied(error)
+        if refused is not None:
+            words = (
+                f"NATS at {connection.where(self._nats)} does not allow this user to"
+                f" {refused[0]} on {refused[1]}: give it the daemon's permissions, see docs/nats.md"
+            )
+            if self._starting:
+                self._fail(ConfigError(words))
+            else:
+                log.warning("%s", words)
+        elif not hasattr(self, "client"):
+            self._problems.append(error)
+            why = connection.why_refused(self._nats, error)
+            if why is not None and not self._embedded:
+                self._fail(ConfigError(why))
+                self._dialling.cancel()
+
+    async def _on_closed(self) -> None:
+        """nats-py closes for good on errors of the protocol, and when credentials expire."""
+        if not self._closing and hasattr(self, "client"):
+            why = str(self.client.last_error or "no reason given").removeprefix("nats: ")
+            self._fail(Unavailable(f"NATS closed the connection ({why}); start runctld again"))
+
+    def _fail(self, error: RunctlError) -> None:
+        if self._fatal is None:
+            self._fatal = error
+            self._failed.set()
+
+
+@asynccontextmanager
+async def connect(
+    config: Config,
+    executor: str,
+    endpoint: Endpoint | None,
+    disconnected: Callable[[], Awaitable[None]],
+) -> AsyncIterator[Connection]:
+    """A connection, closed at the end. Raises ConfigError, Unavailable."""
+    made = Connection(config, executor, endpoint, disconnected)
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close()

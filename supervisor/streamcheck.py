@@ -1,0 +1,122 @@
+"""Whether a stream that exists already, made by somebody else, serves our protocol.
+
+It is never changed: what would break the protocol is refused, what is only other than
+configured is told.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..config import connection
+from ..config.schema import Config
+from .errors import ConfigError
+from .wire import MAX_RECORD_BYTES, STREAM
+
+if TYPE_CHECKING:
+    from nats.js.api import StreamConfig
+
+#: Room for a record with its headers.
+_LEAST_MESSAGE = MAX_RECORD_BYTES + 64 * 1024
+_ANEW = f"it cannot be changed: remove the stream with its output (nats stream rm {STREAM})"
+
+#: JetStream's error codes.
+_NOT_CLUSTERED = 10074
+_NOT_FOR_ACCOUNT = 10039
+_NOT_ENABLED = 10076
+
+
+def differences(found: StreamConfig, wanted: StreamConfig) -> list[str]:
+    """A line for each setting that is not as configured, and does no harm.
+
+    Raises ConfigError on one that breaks the protocol; it names the setting, what was
+    found and what is wanted, and the command that puts it right."""
+    for name, has, needs, fix in _broken(found, wanted):
+        raise ConfigError(
+            f"the stream {STREAM} exists with {name} = {has} and runctl needs {needs};"
+            f" it was not changed. Put it right: {fix}"
+        )
+    return [
+        f"the stream {STREAM} has {name} = {has}, not {needs} as configured; it was not changed."
+        f" To change it: {_edit(*fix)}"
+        for name, has, needs, *fix in _other(found, wanted)
+    ]
+
+
+def _broken(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, object, object, str]]:
+    subjects, needed = sorted(found.subjects or []), sorted(wanted.subjects or [])
+    if subjects != needed:
+        fix = _edit(*(f"--subjects={subject}" for subject in needed))
+        yield "subjects", ",".join(subjects) or "none", ",".join(needed), fix
+    for key in ("retention", "storage"):
+        has, needs = _word(getattr(found, key)), _word(getattr(wanted, key))
+        if has != needs:
+            yield key, has, needs, _ANEW
+    if not found.allow_rollup_hdrs:
+        yield "allow_rollup_hdrs", "false", "true", _edit("--allow-rollup")
+    if found.deny_purge:
+        yield "deny_purge", "true", "false", _ANEW
+    if found.sealed:
+        yield "sealed", "true", "false", _ANEW
+    if found.no_ack:
+        yield "no_ack", "true", "false", _edit("--ack")
+    if _limit(found.max_msgs_per_subject) is not None:
+        fix = _edit("--max-msgs-per-subject=-1")
+        yield "max_msgs_per_subject", found.max_msgs_per_subject, "no limit", fix
+    largest = _limit(found.max_msg_size)
+    if largest is not None and largest < _LEAST_MESSAGE:
+        fix = _edit("--max-msg-size=-1")
+        yield "max_msg_size", largest, f"at least {_LEAST_MESSAGE}", fix
+
+
+def _other(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, object, object, str]]:
+    for key, flag in (("max_bytes", "max-bytes"), ("max_age", "max-age"), ("max_msgs", "max-msgs")):
+        has, needs = _limit(getattr(found, key)), _limit(getattr(wanted, key))
+        if has != needs:
+            unit = "s" if key == "max_age" and needs is not None else ""
+            value = f"{needs:g}" if isinstance(needs, float) else needs
+            shown = "no limit" if has is None else f"{has:g}{unit}" if unit else has
+            option = f"--{flag}={-1 if needs is None and key != 'max_age' else value or 0}{unit}"
+            yield key, shown, "no limit" if needs is None else f"{value}{unit}", option
+    if _word(found.discard) != _word(wanted.discard):
+        needs = _word(wanted.discard)
+        yield "discard", _word(found.discard), needs, f"--discard={needs}"
+    if (found.num_replicas or 1) != (wanted.num_replicas or 1):
+        needs = wanted.num_replicas or 1
+        yield "num_replicas", found.num_replicas, needs, f"--replicas={needs}"
+    if bool(wanted.allow_direct) and not found.allow_direct:
+        yield "allow_direct", "false", "true", "--allow-direct"
+    has, needs = _limit(found.max_consumers), _limit(wanted.max_consumers)
+    if has is not None and (needs is None or has < needs):
+        yield "max_consumers", has, needs, f"--max-consumers={needs or -1}"
+
+
+def refusal(error: Exception, config: Config) -> ConfigError | None:
+    """In plain words, why JetStream did not make the stream; None if it may yet."""
+    code, where = getattr(error, "err_code", None), connection.where(config.nats)
+    if code == _NOT_CLUSTERED:
+        return ConfigError(
+            f"nats.replicas = {config.nats.replicas} needs a NATS cluster, and NATS at {where} is"
+            " one server: set nats.replicas = 1, or nats.url to a cluster"
+        )
+    if code in (_NOT_FOR_ACCOUNT, _NOT_ENABLED):
+        return ConfigError(
+            f"NATS at {where} has no JetStream for this user's account:"
+            ' enable it there ("jetstream" in its configuration)'
+        )
+    return None
+
+
+def _edit(*options: str) -> str:
+    return shlex.join(["nats", "stream", "edit", STREAM, *options])
+
+
+def _limit(value: Any) -> Any:
+    """None for "no limit", which has three spellings."""
+    return None if value is None or value <= 0 else value
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "value", value) or "")

@@ -1,0 +1,233 @@
+"""What one executor says and does for all: lists that name who did not answer, and verbs
+that reach a run wherever it is. Real servers, real SIGSTOP and SIGKILL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+import trio_asyncio
+from conftest import Box, Watch, wait_until
+from externals import NatsServer, servers
+from pgserver import Postgres
+from runctl.cli.render import why_silent
+from runctl.config.schema import Config, Database
+from runctl.supervisor import wire
+from runctl.supervisor.errors import Refused
+from runctl.supervisor.lease import hold_database_lease
+from runctl.supervisor.members import Members
+from runctl.supervisor.model import Run, Status
+from runctl.supervisor.others import Others
+from test_postgres import House
+
+HANG = "import time; print('up', flush=True); time.sleep(600)"
+PATIENT = "[takeover]\nenabled = true\nafter = '10m'\n"
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[Postgres, NatsServer]]:
+    with servers() as found:
+        yield found
+
+
+@pytest.fixture
+def home(tmp_path: Path, both: tuple[Postgres, NatsServer]) -> Iterator[House]:
+    made = House(tmp_path, both[0], both[1].url)
+    try:
+        yield made
+    finally:
+        for box in made.boxes:
+            if box.daemon is not None and box.daemon.poll() is None:
+                box.daemon.send_signal(signal.SIGCONT)
+        made.close()
+
+
+def through(home: House, executor: str, request: wire.Request) -> Any:
+    """The answer of ``executor``."""
+    verb = str(type(request).__struct_config__.tag)
+    return home.ask(wire.control_subject(verb, executor), request)
+
+
+def hanging(home: House, box: Box, thread: str) -> str:
+    """A run that ``box`` executes: the other executors are stopped meanwhile."""
+    others = [x for x in home.boxes if x is not box and x.daemon and x.daemon.poll() is None]
+    for other in others:
+        assert other.daemon is not None
+        other.daemon.send_signal(signal.SIGSTOP)
+    try:
+        request = wire.Submit(thread, argv=[sys.executable, "-u", "-c", HANG])
+        run: str = through(home, box.name, request).run
+        wait_until(lambda: through(home, box.name, wire.Show(run)).run.executor, "claimed")
+    finally:
+        for other in others:
+            assert other.daemon is not None
+            other.daemon.send_signal(signal.SIGCONT)
+    Watch(box, thread, "--run", run).wait_chunks(1)
+    return run
+
+
+def remarks(box: Box, *args: str) -> list[str]:
+    """What ``list`` says beside its answer, which stays an array."""
+    assert isinstance(json.loads(box.runctl("list", *args, "--json")), list)
+    return box.stderr.splitlines()
+
+
+def test_list_says_who_did_not_answer(home: House) -> None:
+    a, b = home.box("a"), home.box("b")
+    here, there = hanging(home, a, "on-a"), hanging(home, b, "on-b")
+    assert {r["run"]["run"] for r in a.json("list")} == {here, there}
+    assert (a.stderr, remarks(a)) == ("", [])
+    assert b.daemon is not None
+    b.kill()
+    gone = ["runctl: executor b is gone: its runs wait for its restart"]
+    assert remarks(a) == remarks(a, "on-b") == gone
+    assert remarks(a, "on-a") == [], "b has nothing to do with this thread"
+    b.start()
+    wait_until(lambda: a.show(there)["attempt"] == 2, "replayed")
+    assert remarks(a) == []
+    b.daemon.send_signal(signal.SIGSTOP)  # it may be asked itself by `list`: ask a
+    for request in (wire.List(), wire.List("on-b")):
+        (silent,) = through(home, "a", request).silent
+        assert (silent.executor_id, silent.state) == ("b", "silent")
+    assert through(home, "a", wire.List("on-a")).silent == []
+    assert through(home, "a", wire.List(after=1)).silent == [], "said with the first page"
+    assert why_silent(silent).startswith("executor b holds its lease but does not answer")
+    home.box("c")
+    for _ in range(5):  # some are asked of b first
+        assert remarks(a) == [f"runctl: {why_silent(silent)}"]
+
+
+def test_list_says_that_a_peer_takes_over(home: House) -> None:
+    a, b = home.box("a", PATIENT), home.box("b", PATIENT)
+    hanging(home, b, "on-b")
+    b.kill()
+    taken = ["runctl: executor b is gone: a peer takes its runs over in a moment"]
+    assert remarks(a) == taken
+
+
+def test_list_asks_nobody_without_need(home: House) -> None:
+    a, b = home.box("a"), home.box("b")
+    hanging(home, a, "on-a")
+    heard: list[str] = []
+
+    async def lists() -> None:
+        client = await nats.connect(home.nats)
+        try:
+
+            async def on_request(message: Any) -> None:
+                heard.append(message.subject)
+
+            await client.subscribe(wire.control_subject("status", "b"), cb=on_request)
+            await client.flush()
+            for request in (wire.List(), wire.List("on-a"), wire.StatusRequest()):
+                verb = str(type(request).__struct_config__.tag)
+                subject = wire.control_subject(verb, "a")
+                await client.request(subject, wire.encode(request), 10)
+                heard.append(verb)
+        finally:
+            await client.close()
+
+    asyncio.run(lists())
+    assert heard == ["list", "list", wire.control_subject("status", "b"), "status"]
+    assert b.daemon is not None
+    b.kill()
+    assert remarks(a) == [], "b had nothing running"
+
+
+def test_every_verb_reaches_a_run_elsewhere(home: House) -> None:
+    a, b = home.box("a"), home.box("b")
+    run = hanging(home, a, "lane")
+    queued = [a.submit("lane", "true") for _ in range(3)]
+    assert through(home, "b", wire.Show(run)).run.executor == "a"
+    assert through(home, "b", wire.Locate("lane")).run.run == run
+    refused = through(home, "b", wire.Purge(["lane"]))
+    assert (refused.code, run in refused.message) == ("refused", True)
+    refused = through(home, "b", wire.Retry(run))
+    assert (refused.code, "running" in refused.message) == ("refused", True)
+    other = hanging(home, b, "other")
+    waiter = b.popen("wait", run)
+    done = through(home, "b", wire.Abort("lane", queued=True))
+    assert done.runs == [*queued, run], "the queued ones first"
+    assert waiter.wait(30) == 5
+    assert [r["status"] for r in a.json("list", "lane")] == ["aborted"] * 4
+    again = through(home, "b", wire.Retry(queued[0])).run
+    assert a.runctl("wait", again).strip() == "succeeded"
+    assert through(home, "b", wire.Purge(["lane"])).runs == 5
+    assert through(home, "a", wire.Abort("other")).runs == [other]
+
+
+def test_an_executor_that_just_started_aborts(home: House) -> None:
+    a = home.box("a")
+    run = hanging(home, a, "lane")
+    late = home.box("late")
+    assert through(home, "late", wire.Abort("lane", run)).runs == [run]
+    mine = hanging(home, late, "mine")
+    late.kill()
+    late.start()  # it recovers the run, and is told at once to end it
+    assert through(home, "late", wire.Abort("mine", queued=True)).runs == [mine]
+    assert a.show(mine)["status"] == "aborted"
+    assert a.runctl("wait", mine, code=5).strip() == "aborted"
+
+
+def test_what_was_aborted_before_a_refusal_is_said(home: House) -> None:
+    a, b = home.box("a"), home.box("b")
+    run = hanging(home, b, "lane")
+    queued = a.submit("lane", "true")
+    assert b.daemon is not None
+    b.daemon.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    reply = through(home, "a", wire.Abort("lane", queued=True))
+    assert time.monotonic() - began < 30, "a hanging owner is not waited for like an abort"
+    assert reply.code == "refused"
+    assert f"executor 'b' holds run {run} and does not answer" in reply.message
+    assert f"aborted already: {queued}" in reply.message
+    b.daemon.send_signal(signal.SIGCONT)
+    assert through(home, "a", wire.Abort("lane")).runs == [run]
+
+
+async def test_no_end_is_written_for_an_owner_that_may_live(home: House) -> None:
+    config = Config(Path("/nowhere"), database=Database(home.url))
+    run = Run("r1", "lane", Status.ABORTED, 1, "shell", "mute", "")
+    async with trio_asyncio.open_loop():
+        client = await trio_asyncio.aio_as_trio(nats.connect)(home.nats)
+        members = Members(config, "peer")
+        await members.announce()
+        # Streams and rows are not to be touched: there are none here.
+        others = Others("peer", client, None, None, members)  # type: ignore[arg-type]
+        async with hold_database_lease(config, "mute"):
+            with pytest.raises(Refused, match="does not answer whether its processes are gone"):
+                await others.settle(run)
+        members.close()
+        await trio_asyncio.aio_as_trio(client.close)()
+
+
+
+def test_few_rights_in_the_database_are_enough(home: House) -> None:
+    """As docs/operating.md has it: the right to create is needed once."""
+    name = home.url.rpartition("/")[2]
+    role = f"few_{name}"
+    home.postgres.sql(f"CREATE ROLE {role} LOGIN")
+    home.postgres.sql(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+    home.postgres.sql(f"GRANT CONNECT ON DATABASE {name} TO {role}")
+    home.url = home.url.replace("postgres@", f"{role}@")
+    box = home.box("few", start=False)
+    box.start(ready=False)
+    assert box.daemon is not None
+    assert box.daemon.wait(30) == 78
+    (line,) = box.log.read_text().splitlines()
+    assert "GRANT CREATE ON DATABASE" in line
+    home.postgres.sql(f"GRANT CREATE ON DATABASE {name} TO {role}")
+    box.start()
+    assert box.runctl("wait", box.submit("t", "true")).strip() == "succeeded"
+    assert box.term() == 0
+    home.postgres.sql(f"REVOKE CREATE ON DATABASE {name} FROM {role}")
+    box.start()
+    assert box.runctl("wait", box.submit("t", "true")).strip() == "succeeded"

@@ -1,0 +1,50 @@
+"""The manual pages in docs/man are those of the help texts as they are now."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs" / "man"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+@pytest.mark.short
+def test_the_checked_in_pages_are_current(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / "docs/manpages.py"), str(tmp_path)], check=True)
+    new, old = contents(tmp_path), contents(PAGES)
+    assert set(new) == set(old), "docs/man is stale: make man"
+    for name in new:
+        assert new[name] == old[name], f"docs/man/{name} is stale: make man"
+
+
+@pytest.mark.short
+def test_pages_say_what_help_says() -> None:
+    verbs = {name.removeprefix("runctl-")[:-2] for name in contents(PAGES) if "-" in name}
+    assert {"submit", "attach", "list", "completion"} <= verbs
+    page = (PAGES / "runctl-attach.1").read_text()
+    for part in ("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXAMPLES", "\\-\\-follow\\-thread"):
+        assert part in page
+    assert ".SH EXIT STATUS" in (PAGES / "runctl.1").read_text()
+    assert ".SH EXIT STATUS" in (PAGES / "runctld.8").read_text()
+
+
+@pytest.mark.parametrize(
+    "command", [("groff", "-ww", "-man", "-Tutf8"), ("mandoc", "-Tlint", "-W", "warning")]
+)
+def test_pages_render_without_complaints(command: tuple[str, ...]) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed: apt-get install {command[0]}")
+    for page in sorted(PAGES.iterdir()):
+        done = subprocess.run([*command, str(page)], capture_output=True, text=True)
+        said = done.stderr + (done.stdout if command[0] == "mandoc" else "")
+        # Pages carry no date, so that they are the same whenever they are made.
+        assert not [line for line in said.splitlines() if "missing date" not in line], page

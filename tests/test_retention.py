@@ -1,0 +1,278 @@
+"""What is kept of output, and what goes first: real daemons with a small stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import Box, Watch, wait_until
+from runctl.cli.output import lost
+from runctl.cli.watch import Gap
+from runctl.supervisor import wire
+from runctl.supervisor.model import Run, Status
+from test_terminal import Terminal
+
+# Writes numbered lines of 1,000 bytes: argv is how many, and a file to wait for after them.
+WRITER = """
+import os, sys, time
+for i in range(int(sys.argv[1])):
+    sys.stdout.write(f"{i:06d}".ljust(999, "x") + "\\n")
+    sys.stdout.flush()
+while len(sys.argv) > 2 and not os.path.exists(sys.argv[2]):
+    time.sleep(0.02)
+print("over")
+"""
+PART = 150  # lines of a finished run: 1 MiB holds six of them
+
+
+def small(box: Box, text: str = "") -> Box:
+    box.configure(f'[stream]\nmax_bytes = "1MiB"\n{text}')
+    box.start()
+    return box
+
+
+def numbers(text: str) -> list[int]:
+    """Of the whole lines: behind a gap, half a line may come first."""
+    return [int(line[:6]) for line in text.splitlines() if len(line) == 999]
+
+
+def outputs(box: Box, thread: str) -> dict[str, str]:
+    return {row["run"]: row["output"] for row in box.json("list", thread)}
+
+
+def finish(box: Box, thread: str, lines: int = PART, run: str | None = None) -> str:
+    name = box.submit_py(thread, WRITER, str(lines), run=run)
+    assert box.runctl("wait", name).strip() == "succeeded"
+    return name
+
+
+def start_writer(box: Box, thread: str, lines: int) -> str:
+    """A run that has written its lines, and goes on until the file ``thread`` is there."""
+    run = box.submit_py(thread, WRITER, str(lines), str(box.path / thread))
+    last = f"{lines - 1:06d}xxx"
+    tail = "attach", thread, "--no-follow", "--tail", "3"
+    wait_until(lambda: last in box.runctl(*tail), "all is written")
+    return run
+
+
+def nats_api(box: Box, body: Callable[[Any], Awaitable[Any]]) -> Any:
+    import nats
+
+    endpoint = json.loads((box.state / wire.ENDPOINT_FILE).read_text())
+
+    async def main() -> Any:
+        client = await nats.connect(
+            endpoint["url"], user=endpoint["user"], password=endpoint["password"]
+        )
+        try:
+            return await body(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(main())
+
+
+def test_finished_output_goes_first_oldest_end_first(stopped_box: Box) -> None:
+    box = small(stopped_box)
+    start_writer(box, "long", 300)  # older than all the rest
+    done = [finish(box, "short", run=f"r{9 - i}") for i in range(10)]  # ids do not rise
+    wait_until(lambda: outputs(box, "short")[done[0]] == "none", "the oldest went")
+    kept = outputs(box, "short")
+    states = [kept[run] for run in done]
+    assert states == sorted(states), "whole runs went, the oldest first"
+    assert set(states) == {"none", "stored"}
+    table = box.runctl("list", "short").splitlines()
+    assert table[0].split()[7:9] == ["OUTPUT", "EXIT"]
+    assert box.show(done[0])["output"] == "none"
+    late = Watch(box, "long")
+    late.wait_chunks(1)
+    (box.path / "long").touch()
+    assert late.wait() == 0
+    assert numbers(late.text()) == list(range(300))
+    assert not [e for e in late.events if e["type"] == "gap"]
+    assert list(outputs(box, "long").values()) == ["stored"]
+
+
+def test_with_running_output_alone_the_head_goes_and_the_gap_is_announced(
+    stopped_box: Box,
+) -> None:
+    box = small(stopped_box)
+    run = start_writer(box, "big", 2500)
+    assert outputs(box, "big") == {run: "partial"}
+    late = Watch(box, "big")
+    late.wait_chunks(1)
+    (box.path / "big").touch()
+    assert late.wait() == 0
+    (gap,) = [e for e in late.events if e["type"] == "gap"]
+    assert late.events[0]["type"] == "reset"
+    assert late.events[1] == gap
+    first = late.chunks()[0]["seq"]
+    assert (gap["from"], gap["to"]) == (1, first - 1)
+    seen = numbers(late.text())
+    assert seen == list(range(seen[0], 2500))
+    assert late.text().endswith("over\n")
+    assert len(seen) > 500, "much more went than had to"
+    box.runctl("attach", "big")
+    assert f"{gap['to']} chunks (1 to {gap['to']}) of run {run} are no longer stored" in box.stderr
+
+
+def test_a_reset_at_a_full_stream_makes_room(stopped_box: Box) -> None:
+    box = small(stopped_box)
+    run = start_writer(box, "t", 700)
+    box.submit_py("other", WRITER, "2", str(box.path / "other"))
+
+    async def fill(client: Any) -> None:
+        """To the last byte, with what a database that is gone has left."""
+        for size in (10_000, 1000, 100, 1):
+            while True:
+                subject = wire.out_subject("unknown", "u1")
+                reply = await client.request(subject, b"x" * size, timeout=5)
+                if "error" in json.loads(reply.data):
+                    break
+
+    watch = Watch(box, "t")
+    watch.wait_chunks(1)
+    box.kill()
+    assert box.daemon is not None
+    box.start(ready=False)
+    wait_until(lambda: _try(lambda: nats_api(box, fill)), "filled")
+    wait_until(lambda: box.show(run)["attempt"] == 2, "replayed")
+    (box.path / "t").touch()
+    (box.path / "other").touch()
+    assert watch.wait() == 0
+    assert numbers(watch.text()) == list(range(700))
+
+
+def _try(what: Callable[[], Any]) -> bool:
+    try:
+        what()
+    except Exception:
+        return False
+    return True
+
+
+def test_two_runs_at_full_speed_in_a_full_stream_both_finish(stopped_box: Box) -> None:
+    box = small(stopped_box)
+    runs = [box.submit_py(thread, WRITER, "6000") for thread in ("a", "b")]
+    for run in runs:
+        assert box.runctl("wait", run).strip() == "succeeded"
+    texts = [box.runctl("attach", thread) for thread in ("a", "b")]
+    assert any(texts), "the one that ended first may be gone, but not both"
+    for text in filter(None, texts):
+        assert numbers(text) == list(range(numbers(text)[0], 6000))
+        assert text.endswith("over\n")
+
+
+def test_count_and_older_than(stopped_box: Box) -> None:
+    box = small(stopped_box, "max_runs = 3\n")
+    done = [finish(box, "t", 2) for _ in range(5)]
+    expected = dict(zip(done, ["none", "none", "stored", "stored", "stored"], strict=True))
+    wait_until(lambda: outputs(box, "t") == expected, "three are kept")
+    finish(box, "u", 2)
+    live = start_writer(box, "u", 2)
+    assert box.json("purge", "t", "u", "--older-than", "1h", "--yes") == {"runs": 0}
+    box.runctl("purge", "t", "nobody", "--older-than", "0s", "--yes", code=3)
+    box.runctl("purge", "t", "u", "--yes", code=6)
+    assert outputs(box, "t") == expected, "nothing goes when one thread is refused"
+    time.sleep(1)  # SQLite's rows know whole seconds
+    assert box.json("purge", "t", "u", "--older-than", "0s", "--yes") == {"runs": 4}
+    assert set(outputs(box, "t").values()) == {"none"}
+    assert outputs(box, "u").pop(live) == "stored"
+    (box.path / "u").touch()
+    box.runctl("wait", live)
+
+
+def test_age_counts_from_the_end(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure('[stream]\nmax_age = "2s"\n')
+    box.start()
+    long = start_writer(box, "long", 5)
+    short = finish(box, "short", 5)
+    wait_until(lambda: outputs(box, "short")[short] == "none", "it is gone by its age")
+    assert outputs(box, "long") == {long: "stored"}, "a run that goes on keeps its head"
+    (box.path / "long").touch()
+    box.runctl("wait", long)
+    assert outputs(box, "long") == {long: "stored"}
+    wait_until(lambda: outputs(box, "long")[long] == "none", "and then it went too")
+    again = finish(box, "short", 5)
+    box.kill()
+    time.sleep(2)
+    box.start()
+    wait_until(lambda: outputs(box, "short")[again] == "none", "a start catches up")
+
+
+def test_an_older_stream_is_taken_over(stopped_box: Box) -> None:
+    """JetStream discarded by itself, and kept more: neither is so after a start."""
+    from nats.js.api import DiscardPolicy
+
+    box = stopped_box
+    box.start()
+    done = [finish(box, "t", 500) for _ in range(4)]
+
+    async def config(client: Any) -> Any:
+        return (await client.jetstream().stream_info(wire.STREAM)).config
+
+    async def age(client: Any) -> None:
+        old = await config(client)
+        old.discard, old.max_age = DiscardPolicy.OLD, 3600.0
+        await client.jetstream().update_stream(old)
+
+    nats_api(box, age)
+    box.term()
+    small(box)
+    wait_until(lambda: outputs(box, "t")[done[2]] == "none", "trimmed to the new limit")
+    assert outputs(box, "t")[done[3]] == "stored"
+    found = nats_api(box, config)
+    assert (found.discard, found.max_age, found.max_bytes) == ("new", 0, 1024**2)
+
+
+def test_progress_of_a_purge_of_many_threads(box: Box) -> None:
+    threads = [f"t{i}" for i in range(6)]
+    for thread in threads:
+        box.submit(thread, "true")
+    wait_until(lambda: all(x["status"] == "idle" for x in box.json("list")), "all ended")
+    assert box.daemon is not None
+    os.kill(box.daemon.pid, signal.SIGSTOP)  # it takes its time
+    try:
+        terminal = Terminal(box, "purge", *threads, "--yes")
+        terminal.until("runctl: purging: 0 of 6 threads")
+    finally:
+        os.kill(box.daemon.pid, signal.SIGCONT)
+    assert terminal.wait() == 0
+    assert terminal.text() == "purged the output of 6 runs"
+
+
+# ---- words and wire ----------------------------------------------------------------------
+
+
+@pytest.mark.short
+def test_a_gap_in_words() -> None:
+    assert lost(Gap("r", 1, 300)) == "300 chunks (1 to 300) of run r are"
+    assert lost(Gap("r", 7, 7)) == "1 chunk (7) of run r is"
+
+
+@pytest.mark.short
+def test_rows_of_older_daemons_and_clients_are_read() -> None:
+    run = Run("r", "t", Status.SUCCEEDED, 1, "shell", "e", "2026-01-01T00:00:00Z")
+    row = wire.run_row(run, "partial")
+    assert list(msgspec.to_builtins(row)) == [*msgspec.to_builtins(run), "output"]
+    old = msgspec.json.encode({"reply": "runs", "runs": [run], "next": None})
+    found = wire.decode_reply(old)
+    assert isinstance(found, wire.Runs)
+    assert found.runs[0].output is None
+    assert msgspec.json.decode(msgspec.json.encode(row), type=Run) == run
+    assert b"check" not in wire.encode(wire.Purge(["t"]))
+
+
+@pytest.mark.short
+def test_a_record_says_how_much_was_written() -> None:
+    record = wire.Chunks(1, 7, 0.0, [wire.Chunk("stdout", b"abc")], 4711)
+    assert wire.read_summary(wire.summary(record)) == wire.Summary("chunk", 1, 7, total=4711)
+    assert wire.read_summary("chunk 1 7") == wire.Summary("chunk", 1, 7)
