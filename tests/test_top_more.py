@@ -12,7 +12,7 @@ import pytest
 from conftest import Box, wait_until
 from runctl.cli.board import Board, Line, Meter
 from runctl.cli.keys import Keys
-from runctl.cli.topview import AROUND, View, age, number, pace, picture
+from runctl.cli.topview import AROUND, View, age, layout, number, pace, picture
 from runctl.supervisor.model import Run, Status, ThreadRow
 from runctl.supervisor.wire import Summary
 from terminal import Terminal
@@ -231,7 +231,7 @@ def test_board_merges_listing_and_streams() -> None:
     assert (a.chunks, a.rate) == (40, 15.0)
     # A new attempt's reset comes before the listing that has it.
     board.summarise("b1", Summary("reset", 1), 2.0)
-    assert board.lines("b", 2.0, 0)[0].status == "running"
+    assert board.lines("b1", 2.0, 0)[0].status == "running"
     board.summarise("a1", Summary("reset", 2), 3.0)
     (a,) = board.lines("a1", 3.0, 0)
     assert (a.attempt, a.chunks, a.rate) == (2, 0, 0.0)
@@ -291,6 +291,23 @@ def test_pictures_have_the_size_they_are_asked_for() -> None:
 
 
 @pytest.mark.short
+def test_columns_fit_or_go_and_stay_under_their_titles() -> None:
+    line = Line(WIDE, "running", "01m87mz4dnnqfdk5teer8k09ft", 2, 61, 7, 1, "e" * 30, 12, True, "")
+    for width in range(1, 150):
+        widths = layout([line], width)
+        assert sum(widths.values()) + len(widths) - 1 <= width
+        head, first = picture(View(lines=[line]), None, width + 2, 24)[1:3]
+        if "queue" in widths:
+            assert head.plain.rstrip().endswith("QUEUE")
+            first.rstrip()
+            head.rstrip()
+            assert first.cell_len == head.cell_len
+    assert list(layout([line], 34)) == ["thread", "status", "chunks", "queue"]
+    assert len(layout([line], 70)) == 9
+    assert layout([line], 140)["run"] == 26
+
+
+@pytest.mark.short
 def test_figures_fit_their_columns() -> None:
     for power in range(12):
         for digits in (1, 1.5, 9.949, 9.95, 9.996):
@@ -300,4 +317,4 @@ def test_figures_fit_their_columns() -> None:
             assert len(age(value)) <= 6 or value > 1e9, value
     assert (age(9.9), age(125), age(90_000), age(-3)) == ("9s", "2m5s", "1d1h", "0s")
     assert (number(99_999), number(100_000), number(1.25e6)) == ("99999", "100k", "1.2M")
-    assert (pace(0.04), pace(3.21), pace(1234), pace(98765)) == ("0/s", "3.2/s", "1234/s", "99k/s")
+    assert [pace(x) for x in (0.04, 3.21, 9.96, 98765)] == ["0/s", "3.2/s", "10/s", "99k/s"]

@@ -279,7 +279,7 @@ def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) ->
 
 def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> None:
     def says(run: str, *fields: Any) -> watch.Progress:
-        return watch.Progress(run, wire.Summary(*fields))
+        return watch.Progress(run, wire.Summary(*fields), wire.out_subject("t", run))
 
     async def body(w: Writer) -> None:
         await w.reset(1, "r1")
@@ -296,6 +296,8 @@ def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> No
                 says("r2", "reset", 2),
                 watch.CaughtUp(),
             ]
+            (info,) = await w.js.consumers_info(wire.STREAM)
+            assert info.config.headers_only, "contents stay on the server"
             await w.chunks(2, 1, "x" * 1000, "y", run="r2")
             await w.js.publish(
                 wire.out_subject("t", "r4"), b"", headers={wire.SUMMARY_HEADER: "what 1"}
