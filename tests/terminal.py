@@ -8,6 +8,7 @@ import pty
 import struct
 import termios
 import threading
+import warnings
 from typing import Any
 
 import pyte
@@ -44,17 +45,20 @@ class Terminal:
         self._master = master
         self._slave = slave if hold else None
         self.before = termios.tcgetattr(slave)
-        self.process = box.popen(
-            *args,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **(env or {})},
-            preexec_fn=_own_terminal,
-        )
+        with warnings.catch_warnings():
+            # Of Python 3.12 and newer, since there are threads: two system calls are safe.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process = box.popen(
+                *args,
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **(env or {})},
+                preexec_fn=_own_terminal,
+            )
         if not hold:
             os.close(slave)
-        self._reader = threading.Thread(target=self._read, args=(master,))
+        self._reader = threading.Thread(target=self._read, args=(master,), daemon=True)
         self._reader.start()
 
     def _read(self, master: int) -> None:

@@ -97,7 +97,9 @@ class Writer:
         )
 
     async def put(self, record: wire.Record, subject: str = SUBJECT) -> None:
-        headers = {"Nats-Rollup": "sub"} if isinstance(record, wire.Reset) else None
+        headers = {wire.SUMMARY_HEADER: wire.summary(record)}
+        if isinstance(record, wire.Reset):
+            headers["Nats-Rollup"] = "sub"
         await self.js.publish(subject, wire.encode_record(record), headers=headers)
 
     async def reset(self, attempt: int, run: str = "r1") -> None:
@@ -271,6 +273,51 @@ def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) ->
         async with Seen(server, last_only=True) as last:
             await last.until(lambda: bool(last.of(watch.End)))
         assert not last.texts()
+
+    play(server, body)
+
+
+def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> None:
+    def says(run: str, *fields: Any) -> watch.Progress:
+        return watch.Progress(run, wire.Summary(*fields), wire.out_subject("t", run))
+
+    async def body(w: Writer) -> None:
+        await w.reset(1, "r1")
+        await w.chunks(1, 1, "a", "b", run="r1")
+        await w.end(1, 2, "r1")
+        await w.reset(2, "r2")
+        old = wire.encode_record(wire.Reset("r3", 1, 0.0))  # as daemons before headers did
+        await w.js.publish(wire.out_subject("t", "r3"), old)
+        everything = f"{wire.SUBJECT_PREFIX}.*.*"
+        async with Seen(server, everything, summaries=True) as seen:
+            await seen.until(lambda: bool(seen.of(watch.CaughtUp)))
+            assert seen.events == [
+                says("r1", "end", 1, 2, "succeeded"),
+                says("r2", "reset", 2),
+                watch.CaughtUp(),
+            ]
+            (info,) = await w.js.consumers_info(wire.STREAM)
+            assert info.config.headers_only, "contents stay on the server"
+            await w.chunks(2, 1, "x" * 1000, "y", run="r2")
+            await w.js.publish(
+                wire.out_subject("t", "r4"), b"", headers={wire.SUMMARY_HEADER: "what 1"}
+            )
+            await w.link.close()
+            server.kill()
+            await seen.until(lambda: watch.Connection(False) in seen.events)
+            server.start()
+            w.link = await dial(server.config)
+            w.js = w.link.nc.jetstream(timeout=5)
+            await seen.until(lambda: watch.Connection(True) in seen.events)
+            await w.end(2, 2, "r2")
+            await seen.until(lambda: says("r2", "end", 2, 2, "succeeded") in seen.events)
+            await w.link.close()
+        assert seen.of(watch.Progress)[2:] == [
+            says("r2", "chunk", 2, 2),
+            says("r2", "end", 2, 2, "succeeded"),
+        ]
+        assert len(seen.of(watch.Malformed)) == 1
+        assert not seen.of(watch.Chunk, watch.Reset, watch.Gap)
 
     play(server, body)
 
