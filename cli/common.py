@@ -90,6 +90,13 @@ class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # 8.3
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The first error of a group, which is what there is to say of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run ``main`` in a new event loop. Ctrl-C raises KeyboardInterrupt, at once even
     when a write to a pipe that nobody reads holds the loop (asyncio's own handler

@@ -12,7 +12,7 @@ from ..supervisor.model import untoken
 from . import output as outputs
 from . import render, watch
 from .client import Link, ask, dial
-from .common import ABORTED, FAILED, OK, App
+from .common import ABORTED, FAILED, OK, App, innermost
 from .follow import Options, Target, follow, locate
 from .lines import Style
 from .statusline import StatusLine
@@ -166,10 +166,7 @@ async def _whole(group: asyncio.TaskGroup) -> AsyncIterator[asyncio.TaskGroup]:
         async with group:
             yield group
     except BaseExceptionGroup as found:
-        error: BaseException = found
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+        raise innermost(found) from None
 
 
 async def _last_sequence(link: Link) -> int:

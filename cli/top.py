@@ -15,7 +15,7 @@ import click
 
 from . import render
 from .board import Board
-from .common import DETACHED, OK, App, Verb, pass_app, run
+from .common import DETACHED, OK, App, Verb, innermost, pass_app, run
 from .feed import PAGE, Feed
 from .keys import Keys
 
@@ -106,10 +106,7 @@ class Top:
                     job.cancel()
             return code
         except BaseExceptionGroup as problems:
-            problem: BaseException = problems
-            while isinstance(problem, BaseExceptionGroup):
-                problem = problem.exceptions[0]
-            raise problem from None
+            raise innermost(problems) from None
         finally:
             self._leave()
 
