@@ -276,7 +276,7 @@ TAKEOVER = "[takeover]\nenabled = true\nafter = '2s'\n[queue]\nmax_attempts = 50
 
 def test_takeover_of_an_executor_that_is_gone_for_good(house: House) -> None:
     a = house.box("a", TAKEOVER)
-    run, _ = _owned_by(a, "demo", TEN % 0.3)
+    run, _ = _owned_by(a, "demo", TEN % 0.8)
     b = house.box("b", TAKEOVER)
     c = house.box("c", TAKEOVER.replace("after", "group = 'of its own'\nafter"))
     following = b.submit("demo", "echo", "next")
@@ -314,7 +314,7 @@ def test_sigterm_hands_over_at_once(house: House) -> None:
 def test_the_owner_returns_while_it_is_taken_over(house: House, tmp_path: Path) -> None:
     a, b = house.box("a", TAKEOVER), house.box("b", TAKEOVER)
     noted = tmp_path / "journal"
-    code = NOTE + 'note("begin"); time.sleep(1); note("end")'
+    code = NOTE + 'note("begin"); time.sleep(2); note("end")'
     command = [sys.executable, "-c", code, str(noted)]
     noted.touch()
     owned = 0
