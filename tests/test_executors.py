@@ -30,10 +30,10 @@ from runctl.supervisor.room import Room
 from runctl.supervisor.stream import Streams
 
 LONG = bool(os.environ.get("RUNCTL_LONG"))
-RACES = 50 if LONG else 10
+RACES = 50 if LONG else 5
 #: Longer than the silence after which a lease counts as lost (``lease.PROBE_LIMIT``).
 POSTGRES_AWAY = 20.0 if LONG else 8.0
-SCALE = 1000 if LONG else 300
+SCALE = 1000 if LONG else 200
 
 QUEUE = "[queue]\nmax_attempts = 100\nstop_grace = '1s'\n"
 TAKEOVER = f"[takeover]\nenabled = true\nafter = '2s'\n{QUEUE}"
