@@ -2,7 +2,7 @@
 of it die: nothing is lost, nothing is doubled, and threads go on by themselves.
 
 RUNCTL_LONG=1 runs the long versions: 50 races between an owner and a takeover rather
-than 10, PostgreSQL away for 20 s rather than 8, more threads in the scale test.
+than 5, PostgreSQL away for 20 s rather than 8, more threads in the scale test.
 """
 
 from __future__ import annotations
