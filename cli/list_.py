@@ -118,28 +118,29 @@ def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
         return
     render.table(
         (
+            # A narrow terminal cuts lines: what matters least stands last.
             "RUN",
             "STATUS",
+            "OUTPUT",
             "ATTEMPT",
+            "DURATION",
+            "EXIT",
             "RUNNER",
             "EXECUTOR",
             "CREATED",
-            "DURATION",
-            "OUTPUT",
-            "EXIT",
             "ERROR",
         ),
         (
             (
                 row.run,
                 row.status,
+                OUTPUT.get(row.output or "", "?"),
                 str(row.attempt),
+                render.since(row.started_at, row.ended_at),
+                "-" if row.exit_code is None else str(row.exit_code),
                 row.runner,
                 row.executor or "-",
                 row.created_at,
-                render.since(row.started_at, row.ended_at),
-                OUTPUT.get(row.output or "", "?"),
-                "-" if row.exit_code is None else str(row.exit_code),
                 render.short(row.error or ""),
             )
             for row in rows
