@@ -89,7 +89,7 @@ def test_finished_output_goes_first_oldest_end_first(stopped_box: Box) -> None:
     assert states == sorted(states), "whole runs went, the oldest first"
     assert set(states) == {"none", "stored"}
     table = box.runctl("list", "short").splitlines()
-    assert table[0].split()[7:9] == ["OUTPUT", "EXIT"]
+    assert table[0].split()[:4] == ["RUN", "STATUS", "OUTPUT", "ATTEMPT"]
     assert box.show(done[0])["output"] == "none"
     late = Watch(box, "long")
     late.wait_chunks(1)
