@@ -119,9 +119,6 @@ class Board:
         running = sum(row.status == "running" and not self._ended(row.run) for row in self._live)
         return running, sum(row.queued for row in self._live)
 
-    def has_thread(self) -> bool:
-        return bool(self._live or self._idle)
-
     def lines(self, text: str, now: float, wall: float) -> list[Line]:
         """Those whose thread, run, status or executor holds ``text``. ``wall``: Unix time."""
         made = [self._line(row, True, now, wall) for row in self._live]

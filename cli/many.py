@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 from ..config.schema import Config
 from ..supervisor import wire
+from ..supervisor.errors import Unavailable
 from ..supervisor.model import untoken
 from . import output as outputs
 from . import render, watch
-from .client import Link, ask, dial
+from .client import Link, NotReady, ask, dial
 from .common import ABORTED, FAILED, OK, App, innermost
 from .follow import Options, Target, follow, locate
 from .lines import Style
@@ -66,7 +67,8 @@ class Many:
         before anything is shown, when one of them is unknown."""
         try:
             link = await self._connection.dial()
-            since = await _last_sequence(link)
+            newcomers = threads is None and self._options.follow_thread
+            since = await _last_sequence(link) if newcomers else 0
             names = await _running(link) if threads is None else threads
             targets = [await locate(link, name, None, self._options) for name in names]
             widths = [render.width(render.cut(render.printable(n), WIDEST)) for n in names]
@@ -74,14 +76,14 @@ class Many:
             if threads is None and not targets:
                 render.note(
                     "nothing is running"
-                    + (": waiting for what comes" if self._options.follow_thread else "")
+                    + (": waiting for what comes" if newcomers else "")
                 )
             if self._timeout is not None:
                 self._deadline = asyncio.get_running_loop().time() + self._timeout
             async with _whole(asyncio.TaskGroup()) as group:
                 for target in targets:
                     self._start(group, target)
-                if threads is None and self._options.follow_thread:
+                if newcomers:
                     group.create_task(self._newcomers(group, since))
         finally:
             await self._connection.close()
@@ -170,7 +172,10 @@ async def _whole(group: asyncio.TaskGroup) -> AsyncIterator[asyncio.TaskGroup]:
 
 
 async def _last_sequence(link: Link) -> int:
-    info = await link.api(f"STREAM.INFO.{wire.STREAM}")
+    try:
+        info = await link.api(f"STREAM.INFO.{wire.STREAM}")
+    except NotReady as problem:
+        raise Unavailable(f"JetStream does not answer ({problem})") from None
     return int(info["state"]["last_seq"])
 
 
