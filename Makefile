@@ -4,6 +4,8 @@
 #   make check   ruff, mypy, import-linter
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
+#   make faults  random load while everything fails; SEED=, ROUNDS=, PROFILE= (embedded,
+#                shared, mixed), REPORT= (a document whose figures are written)
 #   make clean   removes whatever these made
 # PYTHON names the interpreter of .venv (3.11 or newer).
 
@@ -14,7 +16,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-newest check man bench clean
+.PHONY: demo test test-newest check man bench faults clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -59,6 +61,11 @@ man: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+faults: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m faults $(if $(SEED),--seed $(SEED)) \
+	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PROFILE),--profile $(PROFILE)) \
+	    $(if $(REPORT),--report $(REPORT)) $(if $(FOLDER),--folder $(FOLDER))
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
