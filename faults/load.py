@@ -221,6 +221,8 @@ class Load:
         self._save()
 
     def _save(self) -> None:
+        told = [*self.aborts, *self.purges, *self.retries]
+        (self._folder / "told").write_text("".join(f"{each}\n" for each in told))
         for n, seen in enumerate(self.watchers):
             lines = [
                 json.dumps({"t": round(t, 4), **event})

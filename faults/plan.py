@@ -147,7 +147,7 @@ def make(seed: int, profile: str, kinds: set[str]) -> Plan:
     works = [work for lane in lanes.values() for work in lane]
     acts = _acts(r, lanes, works, length)
     faults = _faults(r, profile, length)
-    small = r.choice([0] * 7 + [256 * 1024]) if profile == EMBEDDED else 0
+    small = r.choice([0] * 7 + [1024 * 1024]) if profile == EMBEDDED else 0
     skews = [r.choice([-7200, -90, 45, 86400]) for _ in range(3)]
     faults = [fault for fault in faults if fault.kind in kinds]
     return Plan(seed, profile, lanes, acts, faults, small, skews)
