@@ -42,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         journal.note("begin")
+        at = 0.0
         for part in range(1, parts + 1):
             at = time.monotonic()
             self._look()
@@ -50,11 +51,11 @@ class Handler(BaseHTTPRequestHandler):
             finish = "stop" if part == parts else None
             choice = {"index": 0, "delta": delta, "finish_reason": finish}
             self._send(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
-            time.sleep(pause)
-        at = time.monotonic()
+            if part < parts:
+                time.sleep(pause)
+        journal.note("end", at=at)  # the caller is done with what says so
         self._send(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
-        journal.note("end", at=at)
 
     def _look(self) -> None:
         """Raises ConnectionError when the caller is gone: writing to it would not tell

@@ -4,6 +4,7 @@ and what they were told."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -20,6 +21,9 @@ from .client import Client
 from .plan import Act, Plan, Work
 from .stage import Stage
 
+#: From its first submit, faults and all.
+ACCEPTED_WITHIN = 60.0
+RETRIED_WITHIN = 5.0
 #: Exit codes of an attach that began while there was nobody to ask.
 TRY_AGAIN = (3, 4)
 
@@ -92,17 +96,19 @@ class Load:
     async def _submit(self, work: Work) -> None:
         """Until it is accepted, under the same id."""
         request = self._request(work)
-        try:
-            reply = await self._client.ask(request, wire.Submitted)
-        except (RunctlError, TimeoutError, OSError) as error:
-            if isinstance(error, RequestError):
-                self.wrong.append(f"submit of {work.run}: {error}")
-            self.unsure += 1
+        end = time.monotonic() + ACCEPTED_WITHIN
+        while True:
             try:
-                reply = await self._client.sure(request, wire.Submitted)
-            except (RequestError, TimeoutError) as last:
-                self.wrong.append(f"submit of {work.run} was never accepted: {last!r}")
-                return
+                reply = await self._client.ask(request, wire.Submitted)
+                break
+            except (RunctlError, TimeoutError, OSError) as error:
+                self.unsure += 1
+                if _inexcusable(error):
+                    self.wrong.append(f"submit of {work.run}: {error}")
+                if time.monotonic() > end:
+                    self.wrong.append(f"submit of {work.run} was never accepted: {error!r}")
+                    return
+                await asyncio.sleep(0.1)
         if (reply.run, reply.thread) != (work.run, work.thread):
             self.wrong.append(f"submit of {work.run} was answered with {reply}")
 
@@ -121,9 +127,9 @@ class Load:
 
     async def _act(self, act: Act, began: float) -> None:
         await asyncio.sleep(max(0.0, began + act.at - time.monotonic()))
+        event = self._accepted[act.run] if act.run else self._any[act.thread]
+        await event.wait()
         if act.what in ("attach", "follow"):
-            event = self._accepted[act.run] if act.run else self._any[act.thread]
-            await event.wait()
             seen = Seen(act)
             self.watchers.append(seen)
             await self._watch(seen, began)
@@ -138,18 +144,32 @@ class Load:
         else:
             assert act.run is not None
             request, kind, told = wire.Retry(act.run), wire.Submitted, self.retries
+            await self._wait_end(act.run)
         this = Told(act, time.monotonic())
         told.append(this)
         client = self._stage.client()
         try:
             this.reply = await client.ask(request, kind)
         except RequestError as error:
-            this.problem = str(error)
+            if _inexcusable(error):
+                self.wrong.append(f"{act.what}: {error}")
+            if type(error) is not RequestError:  # by its name nothing was done
+                this.problem = str(error)
         except (RunctlError, TimeoutError, OSError):
             self.unsure += 1
         finally:
             this.answered = time.monotonic()
             await client.close()
+
+    async def _wait_end(self, run: str) -> None:
+        """What has not ended cannot be retried."""
+        with contextlib.suppress(RunctlError, TimeoutError):
+            async with asyncio.timeout(RETRIED_WITHIN):
+                while True:
+                    found = await self._client.sure(wire.Show(run), wire.RunDetails)
+                    if found.run.status.terminal:
+                        return
+                    await asyncio.sleep(0.3)
 
     # ---- watchers ---------------------------------------------------------------
 
@@ -242,3 +262,9 @@ class Load:
     @property
     def client(self) -> Client:
         return self._client
+
+
+def _inexcusable(error: BaseException) -> bool:
+    """An answer that does not say in one line what is wrong and what to do."""
+    text = str(error)
+    return isinstance(error, RequestError) and ("\n" in text or "see the daemon's log" in text)

@@ -212,7 +212,7 @@ def _acts(r: Random, lanes: dict[str, list[Work]], works: list[Work], length: fl
         # A chat's work knows its run by the prompt, which a retry repeats.
         at = round(r.uniform(length / 2, length), 2)
         if commands := [work for work in works if not work.chat]:
-            work = r.choice(commands)
+            work = r.choice([work for work in commands if work.code] or commands)
             acts.append(Act(at, "retry", work.thread, work.run))
     return sorted(acts, key=lambda act: act.at)
 

@@ -154,6 +154,9 @@ class Control:
         except trio.Cancelled:
             raise
         except Exception as error:
+            if (reason := self._durable.explain(error)) is not None:
+                log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
+                return wire.Problem("error", reason)
             log.exception("request failed")
             return wire.Problem("error", f"{type(error).__name__}: {error}; see the daemon's log")
 

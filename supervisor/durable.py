@@ -102,6 +102,7 @@ class Durable:
         self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
         self._run_thread: Any = None
         self.recovered = 0
+        self._closing = False
 
     async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
@@ -200,8 +201,19 @@ class Durable:
         self._worker.start()
         self._kick.kick()
 
+    def explain(self, error: Exception) -> str | None:
+        """What to tell whoever asked for something that ended in ``error``, when it is the
+        database's doing; one line."""
+        if self._closing:
+            return "runctld is stopping; ask again when it has started"
+        if isinstance(error, sa.exc.DBAPIError):
+            reason = str(error.orig or error).strip().partition("\n")[0]
+            return f"the database cannot be used now ({reason}); mend that, then ask again"
+        return None
+
     async def close(self) -> None:
         """Stop claiming and close the database; unfinished rows stay as they are."""
+        self._closing = True
         await self.stop_claiming()
         await trio.to_thread.run_sync(lambda: DBOS.destroy(workflow_completion_timeout_sec=0))
 
