@@ -61,6 +61,8 @@ class Box:
         self.clients: list[subprocess.Popen[bytes]] = []
         #: What the daemon is run by, such as ip netns exec NAME.
         self.prefix: list[str] = []
+        #: More of its command line, such as -v.
+        self.options: list[str] = []
         self.configure("")
 
     def configure(self, text: str) -> None:
@@ -74,6 +76,7 @@ class Box:
                 [
                     *self.prefix,
                     *(sys.executable, "-m", "runctl.supervisor.main", "-c", str(self.config)),
+                    *self.options,
                 ],
                 stderr=log,
                 stdout=log,
