@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .load import hide_secrets
 from .nats import CONTEXT_KEYS
 from .schema import FileError, Nats
+from .secrets import hide_secrets
 
 if TYPE_CHECKING:
     import ssl

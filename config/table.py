@@ -29,7 +29,7 @@ EXECUTOR_ID_FIX = (
     'elsewhere a constant of this instance, such as executor_id = "box-1"'
 )
 
-_VARIABLE = re.compile(r"\$(?:(?P<escape>\$)|\{(?P<name>[^{}]*)\}|(?P<open>\{))")
+VARIABLE = re.compile(r"\$(?:(?P<escape>\$)|\{(?P<name>[^{}]*)\}|(?P<open>\{))")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\[[0-9]+\])?")
 
@@ -195,7 +195,7 @@ class Table:
                 )
             return self._variable(key, name)
 
-        text = _VARIABLE.sub(replace, value)
+        text = VARIABLE.sub(replace, value)
         if "\0" in text:
             self.fail(key, "holds a NUL character: remove it")
         return text

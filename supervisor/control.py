@@ -14,12 +14,15 @@ import msgspec
 import trio
 import trio_asyncio
 
+from ..config.secrets import masker
 from . import __version__, wire
+from .backlog import Backlog
 from .durable import Durable
-from .errors import BadRequest, NotFound, Refused, RequestError
+from .errors import BadRequest, NotFound, Refused, RequestError, shortened
 from .model import (
     ABORTED,
     MAX_ARGV_BYTES,
+    MAX_CWD_BYTES,
     MAX_PROMPT_BYTES,
     Run,
     RunIds,
@@ -68,6 +71,8 @@ class Control:
         self._stored = stored
         self._others = Others(executor, client, durable, streams, members)
         self._ids = RunIds()
+        self._hide = masker(config)
+        self._backlog = Backlog(config.queue.max_queued, lambda: durable.count("ENQUEUED"))
         self._began = time.monotonic()
         self._service: Any = None
         self._verbs: dict[type, Callable[[Any], Awaitable[wire.Reply]]] = {
@@ -89,7 +94,7 @@ class Control:
 
         async def handler(request: Any) -> None:
             reply = await loop.trio_as_future(self._answer, request.subject, request.data)  # type: ignore[attr-defined]
-            await request.respond(wire.encode(reply))
+            await request.respond(self._fitting(wire.encode(reply)))
 
         async def add() -> None:
             self._service = await nats.micro.add_service(
@@ -150,7 +155,7 @@ class Control:
                 raise BadRequest(f"{wire.verb_of(request)} has a subject of its own; ask there")
             return await self._verbs[type(request)](request)
         except RequestError as error:
-            return wire.Problem(error.code, str(error))
+            return wire.Problem(error.code, shortened(str(error)))
         except trio.Cancelled:
             raise
         except Exception as error:
@@ -158,7 +163,16 @@ class Control:
                 log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
                 return wire.Problem("error", reason)
             log.exception("request failed")
-            return wire.Problem("error", f"{type(error).__name__}: {error}; see the daemon's log")
+            words = shortened(self._hide(f"{type(error).__name__}: {error}"))
+            return wire.Problem("error", f"{words}; see the daemon's log")
+
+    def _fitting(self, answer: bytes) -> bytes:
+        """``answer``, or the news that NATS would not carry it: the client need not wait."""
+        most = self._nc.max_payload
+        if len(answer) <= most:
+            return answer
+        problem = f"the answer has {len(answer)} bytes, NATS takes {most}; ask for less (--limit)"
+        return wire.encode(wire.Problem("error", f"{problem}, or raise max_payload there"))
 
     # ---- verbs ------------------------------------------------------------------
 
@@ -174,7 +188,8 @@ class Control:
             raise BadRequest(
                 "the prompt is larger than 1 MiB; put it in a file and submit the file's path"
             )
-        if sum(len(a.encode(errors="replace")) for a in r.argv) > MAX_ARGV_BYTES:
+        # Each costs a byte more, and a pointer: a million empty ones are no small matter.
+        if sum(len(a.encode(errors="replace")) + 1 for a in r.argv) > MAX_ARGV_BYTES:
             raise BadRequest(
                 "the command line is larger than 1 MiB; pass data on stdin or in a file"
             )
@@ -186,14 +201,24 @@ class Control:
             raise BadRequest(
                 f"runner {name!r} needs a command: runctl submit THREAD -- COMMAND ARG..."
             )
+        if len((r.cwd or "").encode(errors="replace")) > MAX_CWD_BYTES:
+            raise BadRequest(f"cwd is longer than {MAX_CWD_BYTES} bytes; submit from elsewhere")
         if any("\0" in a for a in [*r.argv, r.prompt or "", r.cwd or ""]):
             raise BadRequest("a NUL character cannot be passed to a command; remove it")
         spec = RunSpec(run, thread, name, r.prompt, tuple(r.argv), r.cwd)
+        # Whoever asks for it gets it back in one answer, with what became of it.
+        size, most = len(msgspec.json.encode(spec)) + wire.DETAILS_BYTES, self._nc.max_payload
+        if size > most:
+            raise BadRequest(
+                f"the run takes {size} bytes, NATS takes {most}; put the data in a file and"
+                " submit its path, or raise max_payload of nats-server"
+            )
         return await self._enqueue(spec)
 
     async def _enqueue(self, spec: RunSpec) -> wire.Reply:
         found = await self._durable.get(spec.run)
         if found is None:
+            await self._backlog.admit()
             await self._durable.enqueue(spec)
             await self._tell_if_full()
             await self._tell_changed(spec.thread)

@@ -21,21 +21,22 @@ import trio
 import trio_asyncio
 
 from ..config.schema import ChatRunner, CommandRunner, Config
+from ..config.secrets import masker
 from .broker import Broker
 from .connect import connect
 from .control import Control
 from .durable import Durable
-from .errors import Fenced, LeaseLost, RunFailed, Unavailable
+from .errors import Fenced, LeaseLost, RunFailed, Unavailable, shortened
 from .lease import (
     Lease,
     executor_id,
     hold_database_lease,
     hold_file_lease,
-    prepare_state_dir,
 )
 from .members import Members
 from .model import Outcome, RunSpec, Status
 from .order import Order
+from .private import UMASK, inherited, prepare_state_dir
 from .processes import Keeper, open_keeper
 from .registry import Live, Registry
 from .retention import Retention
@@ -55,6 +56,7 @@ async def run(config: Config) -> None:
     """Run the daemon until SIGTERM or SIGINT.
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
+    umask = os.umask(UMASK)
     prepare_state_dir(config.state_dir)
     executor = executor_id(config)
     with hold_file_lease(config.state_dir, executor), warnings.catch_warnings():
@@ -67,7 +69,11 @@ async def run(config: Config) -> None:
                 if not config.database.embedded:
                     lease = await stack.enter_async_context(hold_database_lease(config, executor))
                 keeper = await stack.enter_async_context(
-                    open_keeper(config.state_dir, wait=config.start_timeout)
+                    open_keeper(
+                        config.state_dir,
+                        config.start_timeout,
+                        inherited(config.withheld, umask),
+                    )
                 )
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 if lease is not None:
@@ -256,7 +262,7 @@ class _Daemon:
             error = error.exceptions[0]
         spec = live.spec
         log.error("run %s attempt %d", spec.run, live.attempt, exc_info=error)
-        decided = live.decide(_internal(error))
+        decided = live.decide(self._internal(error))
         try:
             await self._streams.end(spec.thread, spec.run, live.attempt, decided)
         except Fenced as fenced:
@@ -328,7 +334,7 @@ class _Daemon:
             if self._keeper.dead.is_set():  # the daemon is about to end: leave it to replay
                 await trio.sleep_forever()
             log.exception("run %s", spec.run)
-            return _internal(error)
+            return self._internal(error)
 
     async def _history(self, spec: RunSpec) -> list[Turn]:
         config = self._config.runners[spec.runner]
@@ -337,6 +343,6 @@ class _Daemon:
         pairs = await self._durable.turns(spec.thread, spec.run, config.history)
         return [Turn(prompt, reply) for prompt, reply in pairs]
 
-
-def _internal(error: Exception) -> Outcome:
-    return Outcome(Status.FAILED, error=f"internal error: {type(error).__name__}: {error}")
+    def _internal(self, error: Exception) -> Outcome:
+        words = masker(self._config)(f"{type(error).__name__}: {error}")
+        return Outcome(Status.FAILED, error=shortened(f"internal error: {words}"))

@@ -33,7 +33,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
-from .errors import Unavailable
+from .errors import QueueFull, Unavailable
 from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow
 
 log = logging.getLogger("runctld.durable")
@@ -225,7 +225,9 @@ class Durable:
     # ---- verbs ------------------------------------------------------------------
 
     async def enqueue(self, spec: RunSpec) -> None:
-        """Store the run; durable when this returns. A run id that exists is left alone."""
+        """Store the run; durable when this returns. A run id that exists is left alone.
+
+        Raises: QueueFull, when as many wait on its thread as may."""
         async with self._lane(spec.thread):
             await aio(self._enqueue)(spec, await self._next_place(spec.thread))
         self.kick()
@@ -244,11 +246,21 @@ class Durable:
         since it has a lower place, or is not live any more."""
         t = self._table
         query = (
-            sa.select(sa.func.max(t.c.priority))
+            sa.select(
+                sa.func.max(t.c.priority).label("place"),
+                sa.func.sum(sa.case((t.c.status == "PENDING", 0), else_=1)).label("queued"),
+            )
             .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .where(t.c.status.in_(list(_LIVE)))
         )
-        return int(await trio.to_thread.run_sync(self._scalar, query) or 0) + 1
+        ((last, queued),) = await self._rows(query)
+        most = self._config.queue.max_queued_per_thread
+        if (queued or 0) >= most:
+            raise QueueFull(
+                f"{queued} runs are queued on thread {thread!r} and queue.max_queued_per_thread"
+                f" is {most}; submit again when some have run, or raise it"
+            )
+        return int(last or 0) + 1
 
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
         options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)

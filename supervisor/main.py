@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from ..config.load import describe, load
 from ..config.schema import Config
+from ..config.secrets import masker
 from . import __version__
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
+from .private import close_process
+from .report import MaskedFormatter, mask_tracebacks
 
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
 
@@ -30,6 +34,7 @@ def main(file: Path | None, check: bool, verbose: bool) -> None:
     Exit codes: 0 stopped by SIGTERM or SIGINT, 69 NATS or database unreachable, 75 the
     executor ID is held by another daemon, 78 configuration error.
     """
+    close_process()
     try:
         config = load(file)
     except ConfigError as error:
@@ -37,17 +42,17 @@ def main(file: Path | None, check: bool, verbose: bool) -> None:
     if check:
         click.echo(describe(config))
         return
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    hide = masker(config)
+    mask_tracebacks(hide)
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskedFormatter(hide))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for library in ("nats", "httpx", "httpcore", "asyncio", "trio-asyncio", "sqlalchemy"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         _run(config)
     except* RunctlError as group:
-        _fail(_first(group))
+        _fail(_first(group), hide)
 
 
 def _run(config: Config) -> None:
@@ -63,8 +68,8 @@ def _first(group: BaseExceptionGroup[RunctlError]) -> RunctlError:
     return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
-def _fail(error: RunctlError) -> None:
-    print(f"runctld: {error}", file=sys.stderr)
+def _fail(error: RunctlError, hide: Callable[[str], str] = str) -> None:
+    print(hide(f"runctld: {error}"), file=sys.stderr)
     sys.exit(next((code for kind, code in EXIT if isinstance(error, kind)), 1))
 
 

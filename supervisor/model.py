@@ -21,6 +21,8 @@ from .errors import BadRequest
 MAX_THREAD_BYTES = 256
 MAX_PROMPT_BYTES = 1024 * 1024
 MAX_ARGV_BYTES = 1024 * 1024
+#: The longest path that Linux takes.
+MAX_CWD_BYTES = 4096
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")

@@ -23,8 +23,9 @@ from typing import Any
 
 import trio
 
-from .errors import RunctlError, RunFailed, Unavailable
+from .errors import RunctlError, RunFailed, Unavailable, shortened
 from .keeper import HEADER, environment, scan, strike
+from .private import Inherited, inherited
 
 log = logging.getLogger("runctld.processes")
 
@@ -65,9 +66,12 @@ class Process:
 
 class Keeper:
     """The daemon's end of the keeper; see ``open_keeper``. ``dead`` is set when it went
-    away though nobody closed it."""
+    away though nobody closed it. ``inherited``: what is for commands of our own."""
 
-    def __init__(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, sock: trio.socket.SocketType, nursery: trio.Nursery, given: Inherited
+    ) -> None:
+        self.inherited = given
         self._sock = sock
         self._nursery = nursery
         self._lock = trio.Lock()
@@ -90,10 +94,11 @@ class Keeper:
         stdout: int,
         stderr: int,
         tty: bool = False,
+        umask: int | None = None,
     ) -> Process:
         """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. With ``tty``
-        ``stdout``, a terminal, controls that session. What a cancelled spawn may have
-        started is killed.
+        ``stdout``, a terminal, controls that session. ``umask``: None for ours. What a
+        cancelled spawn may have started is killed.
 
         Raises: RunFailed when it cannot be executed, KeeperLost."""
         message = {
@@ -103,6 +108,7 @@ class Keeper:
             "env": {_portable(k): _portable(v) for k, v in env.items()},
             "cwd": None if cwd is None else _portable(cwd),
             "tty": tty,
+            "umask": umask,
         }
         reply = await self._request(message, (stdin, stdout, stderr))
         if "pid" not in reply:
@@ -232,6 +238,7 @@ def _portable(text: str) -> str:
 
 def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
     """Why a spawn failed, as the operator can understand it."""
+    name, cwd = shortened(name, 200), shortened(cwd or "", 200)
     why = os.strerror(number)
     if step == "chdir":
         if number in (errno.ENOENT, errno.ENOTDIR):
@@ -249,15 +256,18 @@ def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
         return RunFailed(f"{name!r} is not executable; chmod +x it, or give it a #! line", 126)
     if number == errno.E2BIG:
         return RunFailed(
-            f"the arguments of {name!r} are too long for this system; pass the prompt on stdin"
-            " (an argv without {prompt})",
+            f"the arguments of {name!r} are too long for this system (one may have 128 KiB, with"
+            " the environment they share 2 MiB or so); pass the prompt on stdin (an argv without"
+            " {prompt}), or have the data in a file",
             126,
         )
     return RunFailed(f"{name!r} cannot be started: {why}", 126)
 
 
 @asynccontextmanager
-async def open_keeper(state_dir: Path, wait: float) -> AsyncIterator[Keeper]:
+async def open_keeper(
+    state_dir: Path, wait: float, given: Inherited | None = None
+) -> AsyncIterator[Keeper]:
     """Start the keeper once nothing of an earlier one is alive; kill all at the end.
 
     Raises: Unavailable, when the earlier one is not gone after ``wait`` seconds."""
@@ -265,12 +275,13 @@ async def open_keeper(state_dir: Path, wait: float) -> AsyncIterator[Keeper]:
     try:
         await _take(lock, wait)
         await _sweep(state, wait)
-        popen, sock = _start(lock, state)
+        given = given or inherited()
+        popen, sock = _start(lock, state, given)
     finally:
         os.close(lock)
     try:
         async with trio.open_nursery() as nursery:
-            keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery)
+            keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery, given)
             nursery.start_soon(keeper._read)
             try:
                 yield keeper
@@ -283,7 +294,9 @@ async def open_keeper(state_dir: Path, wait: float) -> AsyncIterator[Keeper]:
             await _close(popen, state)
 
 
-def _start(lock: int, state: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _start(
+    lock: int, state: str, given: Inherited
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the keeper, which holds ``lock`` from now on; its process, and our socket."""
     ours, theirs = socket.socketpair()
     script = Path(__file__).with_name("keeper.py")
@@ -301,6 +314,7 @@ def _start(lock: int, state: str) -> tuple[subprocess.Popen[bytes], socket.socke
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
+                env=given.env,  # commands can look at it
             )
         except BaseException:
             ours.close()

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from .errors import BadRequest, NotFound, Refused, RequestError
+from .errors import BadRequest, NotFound, QueueFull, Refused, RequestError
 from .model import Outcome, Run, Status, ThreadRow, token
 
 VERSION = 1
@@ -28,6 +28,8 @@ CHANGED_SUBJECT = "runctl.changed"
 SUMMARY_HEADER = "Runctl"
 #: JetStream closes a connection on a payload above 1 MiB with headers: stay far below.
 MAX_RECORD_BYTES = 512 * 1024
+#: What an answer holds of a run beside its spec, at most, roughly.
+DETAILS_BYTES = 16 * 1024
 
 StreamName = Literal["stdout", "stderr", "text"]
 
@@ -347,7 +349,7 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):
-    """``code``: bad-request, not-found, refused or error."""
+    """``code``: bad-request, not-found, refused, queue-full or error."""
 
     code: str
     message: str
@@ -392,7 +394,7 @@ def encode(message: Request | Reply) -> bytes:
 
 def raise_problem(problem: Problem) -> None:
     """Raise the error that the daemon named."""
-    for kind in (BadRequest, NotFound, Refused):
+    for kind in (BadRequest, NotFound, Refused, QueueFull):
         if problem.code == kind.code:
             raise kind(problem.message)
     raise RequestError(problem.message)
@@ -408,6 +410,9 @@ class Endpoint(msgspec.Struct, frozen=True):
     url: str
     user: str
     password: str
+
+    def __repr__(self) -> str:
+        return f"Endpoint(url={self.url!r})"
 
 
 #: Path of the ``Endpoint`` file below the state directory.
