@@ -76,6 +76,7 @@ async def play(stage: Stage, plan: Plan, folder: Path) -> Result:
                 result.faults[fault.kind] += 1
             else:
                 result.missed += 1
+        await stage.wait_ready()
         facts = await _facts(stage, plan, load, folder, offsets)
         verdict = Judge(facts).verdict()
         result.violations += verdict.violations

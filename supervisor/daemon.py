@@ -126,10 +126,10 @@ class _Daemon:
         began = time.monotonic()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
-                endpoint = None
+                endpoint = renew = None
                 if self._config.nats.embedded:
                     broker = Broker(self._config, self._keeper)
-                    endpoint = await broker.start()
+                    endpoint, renew = await broker.start(), broker.renew
                     nursery.start_soon(broker.supervise)
                 async with connect(
                     self._config, self._executor, endpoint, self._disconnected
@@ -137,7 +137,7 @@ class _Daemon:
                     nursery.start_soon(connection.watch)
                     client = connection.client
                     room, stored = Room(), Stored(client)
-                    self._streams = Streams(client, room)
+                    self._streams = Streams(client, room, renew)
                     self._alive = asks(client)
                     await self._streams.open(self._config)
                     self._retention = Retention(

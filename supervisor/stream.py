@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -64,6 +65,8 @@ LEAST_RECORD = 16 * 1024
 END_SHARE = 8
 #: Roughly what msgpack adds to a chunk.
 CHUNK_OVERHEAD = 16
+#: So many publishes in a row without an answer, while reads have theirs: it stores nothing.
+UNANSWERED = 2
 #: JetStream's "maximum bytes exceeded".
 STORE_FAILED = 10077
 
@@ -83,9 +86,14 @@ class Tail:
 class Streams:
     """All output streams of this daemon, over one NATS connection."""
 
-    def __init__(self, client: Client, room: Room) -> None:
+    def __init__(
+        self, client: Client, room: Room, renew: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """``renew``: replaces a server that stores nothing, where that is up to us."""
         self._nc = client
         self._room = room
+        self._renew = renew
+        self._unanswered = 0
         self.max_record = MAX_RECORD_BYTES
         self.max_end = 2**62
         self._js = client.jetstream(timeout=ACK_TIMEOUT)
@@ -170,10 +178,19 @@ class Streams:
                 log.debug("tail of %s: %r", subject, error)
                 await trio.sleep(0.1)
                 continue
+            if self._unanswered >= UNANSWERED:
+                await self._stuck()
             try:
                 return Tail(raw.seq or 0, decode_record(raw.data or b""))
             except ValueError as error:
                 raise Fenced(f"{subject} holds a record that is not ours: {error}") from None
+
+    async def _stuck(self) -> None:
+        self._unanswered = 0
+        if self._renew is not None:
+            await self._renew()
+        else:
+            log.error("NATS answers, but stores nothing: see whether its disk is full; restart it")
 
     async def end(self, thread: str, run: str, attempt: int, outcome: Outcome) -> None:
         """Append the end of a run that has no live attempt here (aborted in the queue,
@@ -220,9 +237,11 @@ class Streams:
             raise
         except Exception as error:  # connection states; the read-back decides what happened
             log.debug("publish to %s: %r", subject, error)
+            self._unanswered += isinstance(error, TimeoutError) and self._nc.is_connected
             return None
         finally:
             self._waiting.pop(token, None)
+        self._unanswered = 0
         # Errors have a "seq" as well, of 0; and while a stream has no leader the answer is empty.
         if "error" in reply or "seq" not in reply:
             why = reply.get("error", {})
