@@ -76,7 +76,8 @@ async def _disk(stage: Stage, fault: Fault) -> bool:
 
 
 async def _descriptors(stage: Stage, executor: Executor, fault: Fault) -> bool:
-    pid = executor.starve(2)
+    # Python itself does not start without: that would say nothing about the daemon.
+    pid = executor.starve(2) if executor.ready else None
     if pid is None:
         return False
     stage.starved.add(pid)

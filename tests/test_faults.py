@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from conftest import Box, Watch
 from runctl.supervisor import wire
 from runctl.supervisor.model import Outcome, Run, Status
 
@@ -20,6 +22,7 @@ from faults.__main__ import Theatre
 from faults.journal import Line
 from faults.load import Seen, Told
 from faults.oracle import Facts, Judge
+from faults.parts import SmallDisk
 from faults.plan import KINDS, PROFILES, Act, Work, make, profile_of
 from faults.report import BEGIN, END, Report, one_line
 from faults.round import Result
@@ -274,6 +277,40 @@ def test_a_report_replaces_the_figures_alone(tmp_path: Path) -> None:
     assert "| daemon killed | 3 | 0 |" in written
     assert "no mount" in written
     assert "ok" in one_line(result)
+
+
+# ---- what rounds have found -----------------------------------------------------------
+
+
+def test_a_full_disk_loses_nothing(stopped_box: Box) -> None:
+    """A run that ends while nothing can be stored, and what is asked for meanwhile."""
+    box = stopped_box
+    try:
+        disk = SmallDisk(box.path / "disk")
+    except OSError as error:
+        pytest.skip(f"no small file system can be mounted: {error}")
+    try:
+        box.state = disk.path / "state"
+        box.configure("[stream]\nmax_bytes = '32MiB'\n")
+        box.start()
+        code = "import time; print('before', flush=True); time.sleep(1); print('after')"
+        run = box.submit_py("full", code)
+        watch = Watch(box, "full")
+        watch.wait_chunks(1)
+        disk.fill()
+        box.runctl("submit", "full", "--", "echo", "x" * 9000, code=1)
+        assert "disk is full" in box.stderr
+        assert box.stderr.count("\n") == 1, box.stderr
+        time.sleep(2)  # the run ends meanwhile
+        disk.empty()
+        assert watch.wait() == 0
+        assert watch.text() == "before\nafter\n"
+        assert box.show(run)["status"] == "succeeded"
+        box.runctl("wait", box.submit("full", "echo", "more"))
+        assert "Traceback" not in box.log.read_text()
+    finally:
+        box.close()
+        disk.close()
 
 
 # ---- rounds ---------------------------------------------------------------------------
