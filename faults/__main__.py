@@ -94,11 +94,11 @@ async def run(options: argparse.Namespace) -> int:
             result, skipped = await theatre.round(seed, profile_of(seed, options.profile))
             show(result)
             report.add(result, skipped)
+            if options.report:
+                report.write(Path(options.report))
     finally:
         await theatre.close()
     print("\n".join(report.lines()))
-    if options.report:
-        report.write(Path(options.report))
     if not report.failed and not options.folder:
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if report.failed else 0

@@ -20,8 +20,8 @@ from .plan import Work
 EXIT = {"succeeded": 0, "failed": 1, "dead": 1, "aborted": 5}
 #: What must not stand in a daemon's log.
 WORRYING = re.compile(
-    r"Traceback|never retrieved|never awaited|internal error|Exception in|AssertionError"
-    r"|\bCRITICAL\b"
+    r"Traceback|never retrieved|never awaited|internal error"
+    r"|Exception in (callback|thread)|AssertionError|\bCRITICAL\b"
 )
 
 

@@ -8,6 +8,7 @@ stay as they are and are replayed by the next daemon of this executor ID.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -333,6 +334,12 @@ class _Daemon:
         except Exception as error:
             if self._keeper.dead.is_set():  # the daemon is about to end: leave it to replay
                 await trio.sleep_forever()
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("run %s: %s", spec.run, error)
+                return Outcome(
+                    Status.FAILED,
+                    error="runctld has no file descriptors left; raise its limit, then retry",
+                )
             log.exception("run %s", spec.run)
             return self._internal(error)
 

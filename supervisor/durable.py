@@ -600,7 +600,9 @@ def _quiet_dbos() -> None:
         if kind is not None and "Cancelled" in kind.__name__:
             return False
         message = record.getMessage()
-        record.msg, record.args = message.strip().partition("\n")[0], ()  # no SQL, one line
+        lines = message.strip().splitlines() or [""]  # no SQL, one line
+        first, _, trace = lines[0].partition("Traceback (most recent call last)")
+        record.msg, record.args = first + (lines[-1] if trace else ""), ()
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, sa.exc.DBAPIError):
             record.msg += f" {_reason(error)}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Box, Watch
+from conftest import Box, Watch, wait_until
 from runctl.supervisor import wire
 from runctl.supervisor.model import Outcome, Run, Status
 
@@ -305,8 +305,14 @@ def test_a_full_disk_loses_nothing(stopped_box: Box) -> None:
         disk.empty()
         assert watch.wait() == 0
         assert watch.text() == "before\nafter\n"
-        assert box.show(run)["status"] == "succeeded"
+        wait_until(lambda: box.show(run)["status"] == "succeeded", "it is recorded")
         box.runctl("wait", box.submit("full", "echo", "more"))
+        box.term()
+        disk.fill()
+        assert box.start(ready=False).wait(30) == 69
+        assert "No space left" in box.log.read_text().splitlines()[-1]
+        disk.empty()
+        box.start()
         assert "Traceback" not in box.log.read_text()
     finally:
         box.close()
