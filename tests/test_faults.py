@@ -5,6 +5,7 @@ RUNCTL_FAULTS=100 runs so many rounds rather than ten; the seeds go on from the 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import Box, Watch, wait_until
+from runctl.cli.client import dial
+from runctl.cli.follow import Options, Target, follow
+from runctl.cli.output import JsonOutput
+from runctl.config.load import load
 from runctl.supervisor import wire
 from runctl.supervisor.model import Outcome, Run, Status
 
@@ -317,6 +322,36 @@ def test_a_full_disk_loses_nothing(stopped_box: Box) -> None:
     finally:
         box.close()
         disk.close()
+
+
+def test_following_a_thread_does_not_begin_amid_another_run(
+    box: Box, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run before ended while the one to follow was looked for."""
+    code = "import time\nfor i in range(5): print(i, flush=True); time.sleep(0.05)"
+    before = box.submit_py("t", code)
+    box.runctl("wait", before)
+    ours = box.submit("t", "echo", "ours")
+    box.runctl("wait", ours)
+    config = load(box.config)
+
+    async def watch() -> None:
+        link = await dial(config)
+        query = {"last_by_subj": wire.out_subject("t", before)}
+        reply = await link.api(f"STREAM.MSG.GET.{wire.STREAM}", query)
+        target = Target("t", ours, None, int(reply["message"]["seq"]) - 1)
+        deadline = asyncio.get_running_loop().time() + 2
+        options, output = Options(follow_thread=True), JsonOutput()
+        with pytest.raises(TimeoutError):
+            await follow(
+                config, lambda: dial(config), target, options, output, deadline=deadline, link=link
+            )
+
+    capfd.readouterr()
+    asyncio.run(watch())
+    events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [event["type"] for event in events] == ["reset", "chunk", "end"], events
+    assert {event["run"] for event in events} == {ours}
 
 
 # ---- rounds ---------------------------------------------------------------------------
