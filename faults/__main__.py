@@ -89,13 +89,22 @@ async def run(options: argparse.Namespace) -> int:
     more = "" if options.profile == "mixed" else f" PROFILE={options.profile}"
     report = Report(f"make faults SEED={options.seed} ROUNDS={options.rounds}{more}")
     theatre = Theatre(folder)
-    try:
-        for seed in range(options.seed, options.seed + options.rounds):
-            result, skipped = await theatre.round(seed, profile_of(seed, options.profile))
+
+    async def lane(profile: str, seeds: list[int]) -> None:
+        for seed in seeds:
+            result, skipped = await theatre.round(seed, profile)
             show(result)
             report.add(result, skipped)
             if options.report:
                 report.write(Path(options.report))
+
+    lanes: dict[str, list[int]] = {}
+    for seed in range(options.seed, options.seed + options.rounds):
+        lanes.setdefault(profile_of(seed, options.profile), []).append(seed)
+    try:
+        async with asyncio.TaskGroup() as group:  # the profiles side by side
+            for profile, seeds in lanes.items():
+                group.create_task(lane(profile, seeds))
     finally:
         await theatre.close()
     print("\n".join(report.lines()))

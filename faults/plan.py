@@ -142,7 +142,7 @@ def profile_of(seed: int, wanted: str) -> str:
 def make(seed: int, profile: str, kinds: set[str]) -> Plan:
     """``kinds``: the faults that this machine permits. The draw does not depend on it."""
     r = Random(f"{profile} {seed}")
-    length = 4.0 if profile == EMBEDDED else 6.0
+    length = 3.0 if profile == EMBEDDED else 4.5
     lanes = _lanes(r, seed)
     works = [work for lane in lanes.values() for work in lane]
     acts = _acts(r, lanes, works, length)

@@ -86,7 +86,7 @@ class Report:
             f"Seeds {min(seeds)} to {max(seeds)}; {spent / 60:.0f} minutes on {machine},"
             f" Python {platform.python_version()}, {packages}."
         ]
-        for result in self.failed:
+        for result in sorted(self.failed, key=lambda result: result.plan.seed):
             lines.append(f"* seed {result.plan.seed} failed: `{result.plan.replay}`")
         return lines
 

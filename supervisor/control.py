@@ -18,7 +18,7 @@ from ..config.secrets import masker
 from . import __version__, wire
 from .backlog import Backlog
 from .durable import Durable
-from .errors import BadRequest, NotFound, Refused, RequestError, shortened
+from .errors import BadRequest, NotFound, Refused, RequestError, Unavailable, shortened
 from .model import (
     ABORTED,
     MAX_ARGV_BYTES,
@@ -158,6 +158,9 @@ class Control:
             return wire.Problem(error.code, shortened(str(error)))
         except trio.Cancelled:
             raise
+        except Unavailable as error:
+            log.warning("%s was not answered: %s", subject.rpartition(".")[2], error)
+            return wire.Problem("error", f"{error}; ask again")
         except Exception as error:
             if (reason := self._durable.explain(error)) is not None:
                 log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
