@@ -27,6 +27,7 @@ from .connect import connect
 from .control import Control
 from .durable import Durable
 from .errors import Fenced, LeaseLost, RunFailed, Unavailable, shortened
+from .housekeeping import Housekeeping
 from .lease import (
     Lease,
     executor_id,
@@ -109,6 +110,7 @@ class _Daemon:
         self._loop = loop
         self._registry = Registry()
         self._durable = Durable(config, executor, self._dispatch)
+        self._housekeeping = Housekeeping(config, self._durable)
         self._runners: dict[str, Runner] = {}
         self._streams: Streams
         self._retention: Retention
@@ -168,6 +170,7 @@ class _Daemon:
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
                     nursery.start_soon(self._retention.run)
+                    nursery.start_soon(self._housekeeping.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
                     log.info(
@@ -252,6 +255,7 @@ class _Daemon:
         if outcome is None:
             await trio.sleep_forever()
             raise AssertionError
+        self._housekeeping.ended()
         return outcome
 
     async def _broken(self, live: Live, error: Exception) -> Outcome | None:
