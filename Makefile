@@ -5,9 +5,11 @@
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
 #   make clean   removes whatever these made
-# PYTHON names the interpreter of .venv (3.11 or newer).
+# PYTHON names the interpreter of .venv (3.11 or newer). JOBS: so many tests at once, most of
+# which wait for processes; 0 for one after the other.
 
 PYTHON ?= python3
+JOBS   ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
 NEWEST  = python3.14 python3.13 python3.12
 PIP     = -m pip install --quiet --disable-pip-version-check
 BIN     = .venv/bin
@@ -21,7 +23,7 @@ demo: $(READY)
 	$(BIN)/runctl demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS)
 	@if [ -n "$${CI:-}" ]; then $(MAKE) --no-print-directory test-newest; fi
 
 # The newest Python there is, unless it is the one that `make test` has just used.
@@ -47,7 +49,7 @@ short-on:
 	    .venv-newest/bin/python $(PIP) -e '.[dev]'; \
 	    echo "$(NEWEST_PYTHON)" > $(READY_NEWEST); \
 	fi
-	.venv-newest/bin/python -m pytest -q -m short
+	.venv-newest/bin/python -m pytest -q -n $(JOBS) -m short
 
 check: $(READY) .typing/.ready
 	$(BIN)/ruff check

@@ -15,12 +15,18 @@ from typing import Any
 
 import pytest
 
-DEADLINE = 60.0
+#: How much longer things may take when other tests run beside this one.
+SLACK = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
+DEADLINE = 60.0 * SLACK
+#: In the environment of every process that these tests start.
+MARK = "TESTED_BY", f"{os.getpid()}-{time.time_ns()}"
+os.environ.update([MARK])
 
 
-def wait_until(what: Callable[[], Any], why: str, deadline: float = DEADLINE) -> Any:
-    """The first true value of ``what``; fails the test after ``deadline`` seconds."""
-    end = time.monotonic() + deadline
+def wait_until(what: Callable[[], Any], why: str, deadline: float = 60.0) -> Any:
+    """The first true value of ``what``; fails the test after ``deadline`` seconds, and
+    ``SLACK`` times that beside other tests."""
+    end = time.monotonic() + deadline * SLACK
     while time.monotonic() < end:
         if value := what():
             return value
@@ -147,6 +153,51 @@ class Box:
             except subprocess.TimeoutExpired:
                 self.daemon.kill()
                 self.daemon.wait()
+
+
+def left_over(base: Path) -> dict[int, str]:
+    """The processes of these tests, or of state directories below ``base``, that live:
+    by pid, where they are and what they run."""
+    ours = "=".join(MARK).encode()
+    state = b"RUNCTL_STATE=" + os.fsencode(base) + b"/"
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            held = (folder / "environ").read_bytes().split(b"\0")
+            if ours in held or any(x.startswith(state) for x in held):
+                argv = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                if alive(int(folder.name)):
+                    found[int(folder.name)] = f"in {os.readlink(folder / 'cwd')}: {argv[:200]!r}"
+        except OSError:  # it has just gone, or is somebody else's
+            continue
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails the session's last test when a process that any of them started is still
+    there, and ends it. The directory it is in names its test."""
+    yield
+    base = tmp_path_factory.getbasetemp()
+    end = time.monotonic() + 10 * SLACK  # what a killed daemon leaves is going just now
+    while (left := left_over(base)) and time.monotonic() < end:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "these were left running:\n" + "\n".join(left.values())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first, so that at the end no worker has one while the others have none."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from scheduling import Scheduling
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture

@@ -191,7 +191,9 @@ def test_one_order_over_executors(house: House, tmp_path: Path) -> None:
     assert len(used) > 1, "one executor ran them all: nothing was tested"
 
 
-STUBBORN = NOTE + """
+STUBBORN = (
+    NOTE
+    + """
 import signal
 def stop(*_):
     time.sleep(1.0)
@@ -201,6 +203,7 @@ signal.signal(signal.SIGTERM, stop)
 note("begin"); print("up", flush=True)
 while True: time.sleep(1)
 """
+)
 
 
 def _owned_by(box: Box, thread: str, *args: str) -> tuple[str, Watch]:

@@ -381,7 +381,6 @@ def test_malformed_control_requests_are_named_and_survived(box: Box) -> None:
     box.runctl("wait", box.submit("t", "true"))
 
 
-
 def test_a_killed_broker_is_replaced_and_nothing_is_lost(box: Box) -> None:
     assert box.daemon is not None
     code = "import time\nfor i in range(40): print(f'line-{i}', flush=True); time.sleep(0.05)"
