@@ -19,6 +19,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import DEADLINE, Box, children, wait_until
 from runctl.cli import watch
 from runctl.cli.client import dial
@@ -28,6 +29,7 @@ from runctl.supervisor import wire
 from runctl.supervisor.errors import Unavailable
 from test_terminal import Terminal
 
+pytestmark = pytest.mark.long
 THREAD, RUN = "t", "r1"
 #: A terminal so tall that nothing scrolls away.
 ROWS = 4000
