@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 #: How much longer things may take when other tests run beside this one.
@@ -22,6 +23,11 @@ DEADLINE = 60.0 * SLACK
 #: In the environment of every process that these tests start.
 MARK = "TESTED_BY", f"{os.getpid()}-{time.time_ns()}"
 os.environ.update([MARK])
+if SLACK > 1:  # how long an example takes says nothing then
+    hypothesis.settings.register_profile(
+        "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("busy")
 
 
 def wait_until(what: Callable[[], Any], why: str, deadline: float = 60.0) -> Any:
