@@ -141,7 +141,8 @@ class Guest:
                             await self._collect(watcher)
                 return
             except Unavailable:  # came while the server was away: comes again
-                assert not self.events, f"{self}: gave up"
+                seen = [x for x in self.events if not isinstance(x, watch.Connection)]
+                assert not seen, f"{self}: gave up"
                 await asyncio.sleep(0.05)
 
     async def _collect(self, watcher: watch.Watcher) -> None:
