@@ -629,7 +629,10 @@ words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 visible = words.filter(str.strip)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=50,
+)
 @given(
     argv=st.lists(words),
     system=st.none() | words,
