@@ -262,14 +262,36 @@ class _Daemon:
         trio_asyncio.current_loop.set(self._loop)
         with self._registry.start(spec, attempt) as live:
             outcome = None
+            broken: Exception | None = None
             try:
                 outcome = await self._attempt(live)
-            except* Fenced as group:
-                log.warning("run %s attempt %d: %s", spec.run, attempt, group.exceptions[0])
+            except* Fenced as fenced:
+                log.warning("run %s attempt %d: %s", spec.run, attempt, fenced.exceptions[0])
+            except* Exception as group:
+                broken = group
+            if broken is not None:
+                outcome = await self._broken(live, broken)
         if outcome is None:
             await trio.sleep_forever()
             raise AssertionError
         return outcome
+
+    async def _broken(self, live: Live, error: Exception) -> Outcome | None:
+        """The attempt was ended by a fault of our own: nobody must wait for it on."""
+        if self._keeper.dead.is_set() or live.stopping:
+            return None
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        spec = live.spec
+        log.error("run %s attempt %d", spec.run, live.attempt, exc_info=error)
+        decided = live.decide(_internal(error))
+        try:
+            await self._streams.end(spec.thread, spec.run, live.attempt, decided)
+        except Fenced as fenced:
+            log.warning("run %s attempt %d: %s", spec.run, live.attempt, fenced)
+            return None
+        self._retention.ended(spec.thread)
+        return decided
 
     async def _attempt(self, live: Live) -> Outcome | None:
         spec = live.spec
@@ -336,10 +358,14 @@ class _Daemon:
             if self._keeper.dead.is_set() or live.stopping:
                 await trio.sleep_forever()
             log.exception("run %s", spec.run)
-            return Outcome(Status.FAILED, error=f"internal error: {type(error).__name__}: {error}")
+            return _internal(error)
 
     async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
         if not isinstance(config, ChatRunner):
             return []
         pairs = await self._durable.turns(spec.thread, spec.run, config.history)
         return [Turn(prompt, reply) for prompt, reply in pairs]
+
+
+def _internal(error: Exception) -> Outcome:
+    return Outcome(Status.FAILED, error=f"internal error: {type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ import asyncio
 import datetime
 import json
 import logging
+import math
 import os
 import sqlite3
 import threading
@@ -46,6 +47,10 @@ APP_VERSION = "runctl-1"
 POLL = 1.0
 #: The end of an aborted run's processes is looked for this long, seconds.
 RECENT = 600.0
+
+#: A verb's read is tried again this long, seconds. What an attempt must know is read until
+#: it is there: no run fails by a database that is away.
+PATIENCE = 10.0
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
 
@@ -304,7 +309,7 @@ class Durable:
             .limit(limit)
         )
         found: list[tuple[str, str]] = []
-        for row in await self._rows(query):
+        for row in await self._rows(query, math.inf):
             spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
             if outcome.get("status") == "succeeded" and spec.get("prompt"):
                 found.append((spec["prompt"], outcome.get("reply", "")))
@@ -438,7 +443,7 @@ class Durable:
                 ),
             ),
         )
-        found = [_read(row)[1] for row in await self._rows(query)]
+        found = [_read(row)[1] for row in await self._rows(query, math.inf)]
         others = [run for run in found if run.run != spec.run]
         return len(others) < len(found), others
 
@@ -494,26 +499,26 @@ class Durable:
 
     def _attempts(self, run: str) -> int:
         t = self._table
-        return int(
-            self._scalar(sa.select(t.c.recovery_attempts).where(t.c.workflow_uuid == run)) or 1
-        )
+        query = sa.select(t.c.recovery_attempts).where(t.c.workflow_uuid == run)
+        return int(self._scalar(query, math.inf) or 1)
 
-    def _scalar(self, query: sa.Select[Any]) -> Any:
-        row = self._fetch(query)
+    def _scalar(self, query: sa.Select[Any], patience: float = PATIENCE) -> Any:
+        row = self._fetch(query, patience)
         return row[0][0] if row else None
 
-    async def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        return await trio.to_thread.run_sync(self._fetch, query)
+    async def _rows(self, query: sa.Select[Any], patience: float = PATIENCE) -> Sequence[Any]:
+        return await trio.to_thread.run_sync(self._fetch, query, patience)
 
-    def _fetch(self, query: sa.Select[Any]) -> Sequence[Any]:
-        """A read, tried again when its connection breaks: a run must not fail by that."""
-        deadline = time.monotonic() + 10
+    def _fetch(self, query: sa.Select[Any], patience: float = PATIENCE) -> Sequence[Any]:
+        """A read, tried again for ``patience`` seconds when the database cannot serve it: its
+        connection broke, no file could be opened."""
+        deadline = time.monotonic() + patience
         while True:
             try:
                 with self._dbos._sys_db.engine.connect() as c:
                     return c.execute(query).fetchall()
             except sa.exc.OperationalError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self._kick.is_set():
                     raise
                 time.sleep(0.2)
 

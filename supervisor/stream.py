@@ -54,6 +54,8 @@ log = logging.getLogger("runctld.stream")
 aio = trio_asyncio.aio_as_trio
 
 ACK_TIMEOUT = 2.0
+#: Before a publish that was not stored is tried again, seconds.
+RETRY = 0.05
 #: Output that waits for its publish, per run, before the writer is held back.
 MAX_BUFFERED = 1024 * 1024
 #: A record's share of the stream, at most: each running run keeps its last one.
@@ -180,11 +182,13 @@ class Streams:
 
     async def end(self, thread: str, run: str, attempt: int, outcome: Outcome) -> None:
         """Append the end of a run that has no live attempt here (aborted in the queue,
-        dead, or aborted just before a crash), unless it has one."""
+        dead, or aborted just before a crash), unless it has one, or a newer attempt."""
         subject = out_subject(thread, run)
         while True:
             tail = await self.tail(subject)
             if isinstance(tail.record, End):
+                return
+            if tail.record is not None and tail.record.attempt > attempt:
                 return
             record = End(run, attempt, _count(tail.record), time.time(), outcome)
             if await self.publish(subject, record, tail.sequence) is not None:
@@ -355,8 +359,14 @@ class Attempt:
         self._drained = trio.Event()
 
     async def _put(self, record: Record) -> None:
+        """Store ``record`` behind the last one of ours, whatever NATS goes through.
+
+        A tail that is read may be older than what was acked: a leader that has lost its
+        quorum answers reads for a while. It proves nothing, so it is read again; only
+        another attempt's record, or one of ours that we did not write, does."""
+        known = expected = self._sequence
         while True:
-            done = await self._streams.publish(self._subject, record, self._sequence)
+            done = await self._streams.publish(self._subject, record, expected)
             if done is not None:
                 self._sequence = done
                 return
@@ -365,8 +375,13 @@ class Attempt:
                 self._sequence = tail.sequence
                 return
             if tail.record is None:  # purged, or expired while the run was silent
-                self._sequence = 0
-            elif tail.record.attempt == self._attempt and tail.sequence == self._sequence:
-                await trio.sleep(0.05)  # not stored; NATS is away
+                if expected == 0:
+                    await trio.sleep(RETRY)
+                expected = 0
+            elif tail.record.attempt == self._attempt and tail.sequence <= known:
+                expected = known
+                await trio.sleep(RETRY)  # not stored; NATS is away
+            elif tail.record.attempt < self._attempt and tail.sequence < known:
+                await trio.sleep(RETRY)  # a read from before our reset
             else:
                 raise Fenced(f"run {self._run}: another attempt writes its stream")

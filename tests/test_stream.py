@@ -1,0 +1,147 @@
+"""The writer of a run's stream, on a real NATS: what it makes of the tails that it reads,
+and that whoever watches is told the end whatever breaks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio_asyncio
+from conftest import Box, Watch, wait_until
+from runctl.config.schema import Config, Nats
+from runctl.supervisor import wire
+from runctl.supervisor.connect import connect
+from runctl.supervisor.errors import Fenced
+from runctl.supervisor.model import Outcome, Status
+from runctl.supervisor.room import Room
+from runctl.supervisor.stream import Attempt, Streams, Tail
+
+THREAD = "t"
+
+
+class Lossy(Streams):
+    """Loses the next publishes on their way, and answers reads with tails of before: what
+    a NATS leader that has lost its quorum does."""
+
+    lose = 0
+    stale: list[Tail]
+
+    async def publish(
+        self, subject: str, record: wire.Record, expected: int, *, rollup: bool = False
+    ) -> int | None:
+        if self.lose:
+            self.lose -= 1
+            return None
+        return await super().publish(subject, record, expected, rollup=rollup)
+
+    async def tail(self, subject: str) -> Tail:
+        return self.stale.pop(0) if self.stale else await super().tail(subject)
+
+
+async def _nothing() -> None:
+    pass
+
+
+@asynccontextmanager
+async def _streams(url: str) -> AsyncIterator[Lossy]:
+    config = Config(state_dir=Path(), nats=Nats(url))
+    async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
+        streams = Lossy(connection.client, Room())
+        streams.stale = []
+        await streams.open(config)
+        yield streams
+
+
+async def _write(attempt: Attempt, *data: bytes) -> None:
+    for one in data:
+        await attempt.append("stdout", one)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attempt.pump)
+        attempt.close()
+    attempt._closed = False
+
+
+@pytest.mark.parametrize("before", ["nothing", "an older attempt", "fewer records"])
+async def test_a_stale_tail_fences_nobody(nats_server: str, before: str) -> None:
+    run = f"stale-{before.replace(' ', '-')}"
+    subject = wire.out_subject(THREAD, run)
+    async with _streams(nats_server) as streams:
+        old = [Tail(0, None)]
+        first = Attempt(streams, THREAD, run, 1, "e")
+        await first.open()
+        old.append(await streams.tail(subject))
+        second = Attempt(streams, THREAD, run, 2, "e")
+        await second.open()
+        old.append(await streams.tail(subject))
+        await _write(second, b"one")
+        streams.lose = 2
+        streams.stale = [old[("nothing", "an older attempt", "fewer records").index(before)]] * 2
+        await _write(second, b"two")
+        await second.end(Outcome(Status.SUCCEEDED))
+        assert streams.stale == []
+        last = (await streams.tail(subject)).record
+        assert isinstance(last, wire.End)
+        assert last.chunks == 2
+        with pytest.raises(ExceptionGroup) as group:
+            await _write(first, b"late")
+        assert group.group_contains(Fenced)
+
+
+async def test_a_purged_stream_goes_on(nats_server: str) -> None:
+    subject = wire.out_subject(THREAD, "purged")
+    async with _streams(nats_server) as streams:
+        attempt = Attempt(streams, THREAD, "purged", 1, "e")
+        await attempt.open()
+        await _write(attempt, b"one")
+        await trio_asyncio.aio_as_trio(streams._js.purge_stream)(wire.STREAM, subject=subject)
+        await _write(attempt, b"two")
+        last = (await streams.tail(subject)).record
+        assert isinstance(last, wire.Chunks)
+        assert last.seq == 2
+
+
+async def test_an_end_is_not_put_over_a_newer_attempt(nats_server: str) -> None:
+    async with _streams(nats_server) as streams:
+        newer = Attempt(streams, THREAD, "newer", 2, "e")
+        await newer.open()
+        await streams.end(THREAD, "newer", 1, Outcome(Status.FAILED))
+        tail = await streams.tail(wire.out_subject(THREAD, "newer"))
+        assert isinstance(tail.record, wire.Reset)
+        await streams.end(THREAD, "newer", 2, Outcome(Status.FAILED))
+        tail = await streams.tail(wire.out_subject(THREAD, "newer"))
+        assert isinstance(tail.record, wire.End)
+
+
+BROKEN = """
+import sys
+from runctl.supervisor import main, order
+
+async def clear(self, spec):
+    if spec.thread == "broken":
+        raise LookupError("on purpose")
+    return True
+
+order.Order.clear = clear
+main.main(sys.argv[4:])
+"""
+
+
+def test_a_fault_of_the_daemon_ends_the_run_for_all_who_watch(stopped_box: Box) -> None:
+    box = stopped_box
+    box.prefix = [sys.executable, "-c", BROKEN]
+    box.start()
+    run = box.submit("broken", "true")
+    watch = Watch(box, "broken")
+    assert watch.wait() == 1
+    (final,) = watch.final()
+    assert final["status"] == "failed"
+    error = "internal error: LookupError: on purpose"
+    assert final["error"] == error
+    wait_until(lambda: box.show(run)["status"] == "failed", "the row's end")
+    assert box.show(run)["error"] == error
+    whole = box.submit("whole", "true")
+    box.runctl("wait", whole)
