@@ -150,7 +150,7 @@ def test_at_any_time(stopped_box: Box) -> None:
 def test_as_process_1(stopped_box: Box) -> None:
     """There, a signal without a handler is lost."""
     unshare = shutil.which("unshare")
-    command = [unshare or "", "--pid", "--fork", "--kill-child"]
+    command = [unshare or "", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if unshare is None or subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("no right to make a PID namespace")
     box = stopped_box

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from conftest import Box, Watch, alive, wait_until
 from house import House
 from runctl.supervisor import wire
 from runctl.supervisor.errors import LeaseHeld, LeaseLost
+from runctl.supervisor.keeper import scan
 from runctl.supervisor.lease import hold_file_lease
+from runctl.supervisor.processes import open_keeper
 
 # The first attempt floods its terminal, has a descendant without mark, session or parent in
 # common with it, and ends as failed once "over" exists: while the daemon is stopped. The
@@ -201,6 +204,36 @@ def test_the_lock_file(tmp_path: Path) -> None:
                 lease.check()
         (tmp_path / "old").replace(lock)
         lease.check()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="marks are read from /proc")
+async def test_what_is_a_successors_is_not_swept(tmp_path: Path) -> None:
+    """A successor ends our keeper, which looks to us as if it had been killed."""
+
+    class Replaced(Exception):
+        pass
+
+    def held() -> None:
+        raise Replaced
+
+    env = {**os.environ, "RUNCTL_STATE": os.path.realpath(tmp_path)}
+    opened = open_keeper(tmp_path, wait=30, held=held)
+    keeper = await opened.__aenter__()
+    (pid,) = (p for p, row in scan().items() if row.parent == os.getpid() and _is_keeper(p))
+    with subprocess.Popen(["sleep", "600"], env=env, start_new_session=True) as successors:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            with trio.fail_after(60):
+                await keeper.dead.wait()
+            with pytest.raises(Replaced):
+                await opened.__aexit__(None, None, None)
+            assert successors.poll() is None
+        finally:
+            successors.kill()
+
+
+def _is_keeper(pid: int) -> bool:
+    return b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 # ---- PostgreSQL ------------------------------------------------------------------------
