@@ -33,6 +33,7 @@ from .model import (
 )
 from .others import Others
 from .registry import Registry
+from .reload import Settings
 from .stored import Stored
 from .stream import Streams
 from .windows import checked
@@ -61,8 +62,10 @@ class Control:
         streams: Streams,
         stored: Stored,
         members: Members | None,
+        settings: Settings,
     ) -> None:
         self._config = config
+        self._settings = settings
         self._executor = executor
         self._nc = client
         self._durable = durable
@@ -139,7 +142,7 @@ class Control:
         await aio(self._nc.publish)(wire.CHANGED_SUBJECT, thread.encode())
 
     async def _tell_if_full(self) -> None:
-        if len(self._registry) >= self._config.queue.max_running:
+        if len(self._registry) >= self._settings.queue.max_running:
             await self.tell_others()
 
     async def stop(self) -> None:
@@ -177,9 +180,9 @@ class Control:
         thread = check_thread(r.thread)
         run = check_run_id(r.run) if r.run is not None else self._ids.new()
         name = r.runner or self._default_runner(bool(r.argv))
-        runner = self._config.runners.get(name)
+        runner = self._settings.runners.get(name)
         if runner is None:
-            known = ", ".join(sorted(self._config.runners)) or "none"
+            known = ", ".join(sorted(self._settings.runners)) or "none"
             raise BadRequest(f"no runner named {name!r}; configured are: {known}")
         if r.prompt is not None and len(r.prompt.encode(errors="replace")) > MAX_PROMPT_BYTES:
             raise BadRequest(
@@ -230,7 +233,7 @@ class Control:
         return wire.Submitted(run.thread, run.run, run.status)
 
     def _default_runner(self, has_argv: bool) -> str:
-        names = set(self._config.runners)
+        names = set(self._settings.runners)
         if has_argv:
             return "shell"
         others = sorted(names - {"shell"})
@@ -240,7 +243,7 @@ class Control:
 
     def _ambiguous(self) -> str:
         raise BadRequest(
-            f"several runners are configured ({', '.join(sorted(self._config.runners))});"
+            f"several runners are configured ({', '.join(sorted(self._settings.runners))});"
             " say which: --runner NAME"
         )
 
@@ -472,7 +475,7 @@ class Control:
             ),
             uptime=time.monotonic() - self._began,
             executors=[] if r.alone or r.brief else await self._executors(),
-            runners=sorted(self._config.runners),
+            runners=sorted(self._settings.runners),
         )
 
     async def _executors(self) -> builtins.list[wire.ExecutorStatus]:

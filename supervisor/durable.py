@@ -90,10 +90,16 @@ class Durable:
     """``launch`` inside the trio-asyncio loop; ``dispatch`` is called on trio for every
     attempt, and must not return or raise when the daemon stops (the row stays)."""
 
-    def __init__(self, config: Config, executor: str, dispatch: Dispatch) -> None:
+    def __init__(
+        self, config: Config, executor: str, dispatch: Dispatch, clear: Callable[[], None]
+    ) -> None:
+        """``clear`` is called before each commit, in its thread: what it does not return
+        from is not committed."""
         self._config = config
         self._executor = executor
         self._dispatch = dispatch
+        self._clear = clear
+        self._queue: Any = None
         self._kick = _Kick()
         self._worker: threading.Thread | None = None
         self._dbos: DBOS
@@ -145,11 +151,12 @@ class Durable:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise Unavailable(f"the database cannot be opened: {reason}") from error
+        sa.event.listen(self._dbos._sys_db.engine, "commit", lambda _: self._clear())
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
         await trio.to_thread.run_sync(self._settle_recovery)
-        queue = await trio.to_thread.run_sync(self._register)
-        self._start_worker(queue)
+        self._queue = await trio.to_thread.run_sync(self._register)
+        self._start_worker(self._queue)
 
     def _url(self) -> str:
         if not self._config.database.embedded:
@@ -199,6 +206,11 @@ class Durable:
         )
         self._worker.start()
         self._kick.kick()
+
+    def set_max_running(self, most: int) -> None:
+        """How many runs there may be at once from now on; what runs already goes on."""
+        self._queue._worker_concurrency = most
+        self.kick()
 
     async def close(self) -> None:
         """Stop claiming and close the database; unfinished rows stay as they are."""

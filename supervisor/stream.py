@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -83,9 +84,13 @@ class Tail:
 class Streams:
     """All output streams of this daemon, over one NATS connection."""
 
-    def __init__(self, client: Client, room: Room) -> None:
+    def __init__(
+        self, client: Client, room: Room, clear: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """``clear`` is awaited before each publish: what it does not return from is not sent."""
         self._nc = client
         self._room = room
+        self._clear = clear
         self.max_record = MAX_RECORD_BYTES
         self.max_end = 2**62
         self._js = client.jetstream(timeout=ACK_TIMEOUT)
@@ -202,6 +207,8 @@ class Streams:
             headers["Nats-Rollup"] = "sub"
         data = encode_record(record)
         while True:
+            if self._clear is not None:
+                await self._clear()
             try:
                 done: int | None = await aio(self._publish)(subject, data, headers)
                 return done
