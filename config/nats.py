@@ -145,6 +145,8 @@ class _Context(Table):
             return default
         if not isinstance(value, str):
             self.fail(key, f"expected a string, got {kind_of(value)}")
+        if "\0" in value:
+            self.fail(key, "holds a NUL character: remove it")
         return value
 
     def path(self, key: str, default: Path | None = None) -> Path | None:
