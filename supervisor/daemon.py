@@ -34,7 +34,7 @@ from .lease import (
     prepare_state_dir,
 )
 from .members import Members
-from .model import Outcome, RunSpec, Status
+from .model import Outcome, RunSpec, Status, one_line
 from .order import Order
 from .processes import Keeper, open_keeper
 from .registry import Live, Registry
@@ -46,6 +46,7 @@ from .runners.protocol import Runner, Turn
 from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
+from .versions import check_format, mark_format
 from .windows import Alive, Window, asks
 
 log = logging.getLogger("runctld")
@@ -56,8 +57,10 @@ async def run(config: Config) -> None:
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     prepare_state_dir(config.state_dir)
+    check_format(config.state_dir)
     executor = executor_id(config)
     with hold_file_lease(config.state_dir, executor), warnings.catch_warnings():
+        mark_format(config.state_dir)
         # DBOS sets its own default executor; to_thread then uses trio's threads.
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with trio_asyncio.open_loop() as loop:
@@ -299,14 +302,15 @@ class _Daemon:
             history = await self._history(spec)
             return await runner.run(spec, live.attempt, stream.append, history, live.window)
         except RunFailed as error:
-            return Outcome(Status.FAILED, error.exit_code, str(error))
+            return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
         except (Fenced, trio.Cancelled):
             raise
         except Exception as error:
             if self._keeper.dead.is_set():  # the daemon is about to end: leave it to replay
                 await trio.sleep_forever()
             log.exception("run %s", spec.run)
-            return Outcome(Status.FAILED, error=f"internal error: {type(error).__name__}: {error}")
+            text = one_line(f"internal error: {type(error).__name__}: {error}")
+            return Outcome(Status.FAILED, error=text)
 
     async def _history(self, spec: RunSpec) -> list[Turn]:
         config = self._config.runners[spec.runner]
