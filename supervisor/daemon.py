@@ -27,12 +27,12 @@ from .connect import connect
 from .control import Control
 from .durable import Durable
 from .early import Early
-from .errors import Fenced, RunFailed, Unavailable, shortened
+from .errors import Fenced, RunFailed, Unavailable
 from .fence import Fence
 from .housekeeping import Housekeeping
 from .lease import executor_id, hold_database_lease, hold_file_lease
 from .members import Members
-from .model import Outcome, RunSpec, Status
+from .model import Outcome, RunSpec, Status, one_line
 from .order import Order
 from .private import UMASK, inherited, prepare_state_dir
 from .processes import Keeper, open_keeper
@@ -47,6 +47,7 @@ from .signals import Wishes, open_wishes
 from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
+from .versions import check_format, mark_format
 from .windows import Alive, Window, asks
 
 log = logging.getLogger("runctld")
@@ -72,11 +73,13 @@ async def _run(
     config: Config, file: Path | None, umask: int, wishes: Wishes, start: trio.CancelScope
 ) -> None:
     prepare_state_dir(config.state_dir)
+    check_format(config.state_dir)
     executor = executor_id(config)
     with (
         hold_file_lease(config.state_dir, executor) as file_lease,
         warnings.catch_warnings(),
     ):
+        mark_format(config.state_dir)
         # DBOS sets its own default executor; to_thread then uses trio's threads.
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with trio_asyncio.open_loop() as loop:
@@ -362,7 +365,7 @@ class _Daemon:
             history = await self._history(spec, runner[0])
             return await runner[1].run(spec, live.attempt, stream.append, history, live.window)
         except RunFailed as error:
-            return Outcome(Status.FAILED, error.exit_code, str(error))
+            return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
         except (Fenced, trio.Cancelled):
             raise
         except Exception as error:
@@ -380,4 +383,4 @@ class _Daemon:
 
     def _internal(self, error: Exception) -> Outcome:
         words = masker(self._settings.config)(f"{type(error).__name__}: {error}")
-        return Outcome(Status.FAILED, error=shortened(f"internal error: {words}"))
+        return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))

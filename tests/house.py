@@ -158,9 +158,9 @@ class Bus:
     async def _tail(self, subject: str) -> wire.Record | None:
         try:
             raw = await self._js.get_last_msg(wire.STREAM, subject)
-        except Exception:  # away for the moment
+            return wire.decode_record(raw.data)
+        except Exception:  # away for the moment, or not a record
             return None
-        return wire.decode_record(raw.data)
 
     def wait_end(self, thread: str, run: str, deadline: float = 60) -> wire.End:
         def end() -> wire.End | None:
