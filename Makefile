@@ -6,6 +6,7 @@
 #   make bench   the benchmarks
 #   make faults  random load while everything fails; SEED=, ROUNDS=, PROFILE= (embedded,
 #                shared, mixed), REPORT= (a document whose figures are written)
+#   make fuzz    what comes in from outside, by coverage and by many examples: SECONDS=60
 #   make clean   removes whatever these made
 # PYTHON names the interpreter of .venv (3.11 or newer). JOBS: so many tests at once, most of
 # which wait for processes; 0 for one after the other.
@@ -18,7 +19,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-newest check man bench faults clean
+.PHONY: demo test test-newest check man bench faults fuzz clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -68,6 +69,15 @@ faults: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(SEED),--seed $(SEED)) \
 	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PROFILE),--profile $(PROFILE)) \
 	    $(if $(REPORT),--report $(REPORT)) $(if $(FOLDER),--folder $(FOLDER))
+
+# atheris has wheels for some Pythons on Linux only: where there is none, the target says
+# so and goes on. What is found is kept in tests/corpus, which `make test` replays.
+SECONDS ?= 60
+EXAMPLES ?= 500
+fuzz: $(READY)
+	-@$(BIN)/python $(PIP) --only-binary :all: -e '.[fuzz]' 2>/dev/null
+	RUNCTL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_bounds.py
+	$(BIN)/python tests/fuzz.py $(SECONDS)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -23,6 +23,9 @@ from .wire import ENDPOINT_FILE, Endpoint
 
 log = logging.getLogger("runctld.broker")
 
+#: Below those that Linux and IANA use for outgoing connections.
+PORTS = range(10240, 32768)
+
 
 def server_binary() -> str:
     """The nats-server that came with this environment, else one on PATH."""
@@ -140,6 +143,12 @@ def _port(endpoint: Endpoint) -> int:
 
 
 def _free_port() -> int:
+    """One that the kernel does not give to outgoing connections: it must be free again
+    each time that the server is restarted."""
+    for _ in range(100):
+        port = secrets.choice(PORTS)
+        if _can_bind(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -99,10 +99,16 @@ class Durable:
     """``launch`` inside the trio-asyncio loop; ``dispatch`` is called on trio for every
     attempt, and must not return or raise when the daemon stops (the row stays)."""
 
-    def __init__(self, config: Config, executor: str, dispatch: Dispatch) -> None:
+    def __init__(
+        self, config: Config, executor: str, dispatch: Dispatch, clear: Callable[[], None]
+    ) -> None:
+        """``clear`` is called before each commit, in its thread: what it does not return
+        from is not committed."""
         self._config = config
         self._executor = executor
         self._dispatch = dispatch
+        self._clear = clear
+        self._queue: Any = None
         self._kick = _Kick()
         self._worker: threading.Thread | None = None
         self._dbos: DBOS
@@ -156,11 +162,12 @@ class Durable:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise Unavailable(f"the database cannot be opened: {reason}") from error
+        sa.event.listen(self._dbos._sys_db.engine, "commit", lambda _: self._clear())
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
         await trio.to_thread.run_sync(self._settle_recovery)
-        queue = await trio.to_thread.run_sync(self._register)
-        self._start_worker(queue)
+        self._queue = await trio.to_thread.run_sync(self._register)
+        self._start_worker(self._queue)
 
     def _url(self) -> str:
         if not self._config.database.embedded:
@@ -219,6 +226,11 @@ class Durable:
         if isinstance(error, sa.exc.DBAPIError):
             return f"the database cannot be used now ({_reason(error)}); mend that, then ask again"
         return None
+
+    def set_max_running(self, most: int) -> None:
+        """How many runs there may be at once from now on; what runs already goes on."""
+        self._queue._worker_concurrency = most
+        self.kick()
 
     async def close(self) -> None:
         """Stop claiming and close the database; unfinished rows stay as they are."""
@@ -438,6 +450,79 @@ class Durable:
         t = self._table
         query = sa.select(sa.func.count()).where(t.c.name == WORKFLOW, t.c.status == status)
         return int(await trio.to_thread.run_sync(self._scalar, query))
+
+    # ---- what is forgotten ------------------------------------------------------
+
+    async def count_finished(self) -> int:
+        query = sa.select(sa.func.count()).where(*self._finished())
+        return int(await trio.to_thread.run_sync(self._scalar, query))
+
+    async def oldest_finished(self, count: int) -> list[str]:
+        """The ``count`` finished runs that ended first."""
+        t = self._table
+        query = sa.select(t.c.workflow_uuid).where(*self._finished()).order_by(self._end())
+        return [row.workflow_uuid for row in await self._rows(query.limit(count))]
+
+    async def finished_before(self, when: float, context: int) -> list[str]:
+        """Those that ended before Unix time ``when``, without the ``context`` newest runs of
+        threads that were used since, or have a run to do."""
+        t = self._table
+        thread = t.c.queue_partition_key
+        newest = (t.c.created_at.desc(), t.c.workflow_uuid.desc())
+        rank = sa.func.row_number().over(partition_by=thread, order_by=newest)
+        live = sa.func.sum(sa.case((t.c.status.in_(list(_LIVE)), 1), else_=0))
+        used = sa.func.max(self._end())
+        inner = (
+            sa.select(
+                t.c.workflow_uuid,
+                t.c.status,
+                t.c.updated_at,
+                self._end().label("ended"),
+                rank.label("rank"),
+                live.over(partition_by=thread).label("live"),
+                used.over(partition_by=thread).label("used"),
+            )
+            .where(t.c.name == WORKFLOW)
+            .subquery()
+        )
+        c = inner.c
+        query = sa.select(c.workflow_uuid).where(
+            c.status.not_in(list(_LIVE)),
+            self._nobody_asks(c),
+            c.ended < when * 1000,
+            sa.or_(
+                c.rank - c.live > context,
+                sa.and_(c.live == 0, c.used < when * 1000),
+            ),
+        )
+        return [row.workflow_uuid for row in await self._rows(query.order_by(c.ended))]
+
+    async def oldest_end(self, since: float) -> float:
+        """When the first of the runs that ended after Unix time ``since`` did; infinite
+        when none has."""
+        query = sa.select(sa.func.min(self._end())).where(
+            *self._finished(), self._end() >= since * 1000
+        )
+        found = await trio.to_thread.run_sync(self._scalar, query)
+        return math.inf if found is None else found / 1000
+
+    async def forget(self, runs: list[str]) -> None:
+        """Delete finished runs' rows."""
+        await aio(DBOS.delete_workflows_async)(runs)
+
+    def _finished(self) -> tuple[sa.ColumnElement[bool], ...]:
+        c = self._table.c
+        return (c.name == WORKFLOW, c.status.not_in(list(_LIVE)), self._nobody_asks(c))
+
+    def _nobody_asks(self, c: Any) -> sa.ColumnElement[bool]:
+        """Of ``RECENT`` aborts other executors may still want to know (``in_the_way``)."""
+        if self._config.database.embedded:
+            return sa.true()
+        recent = (time.time() - RECENT) * 1000
+        return sa.or_(c.status != "CANCELLED", c.updated_at < recent)
+
+    def _end(self) -> sa.ColumnElement[int]:
+        return sa.func.coalesce(self._table.c.completed_at, self._table.c.updated_at)
 
     async def aborted_since(self, since: float) -> list[Run]:
         """Runs aborted since Unix time ``since`` that ran here or nowhere: after a crash

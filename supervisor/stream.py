@@ -27,6 +27,7 @@ from .errors import ConfigError, Fenced, Unavailable
 from .model import Outcome
 from .room import Room
 from .streamcheck import differences, refusal
+from .tails import Tail, read_tail
 from .wire import (
     MAX_RECORD_BYTES,
     STREAM,
@@ -35,10 +36,10 @@ from .wire import (
     Chunk,
     Chunks,
     End,
+    NewerRecord,
     Record,
     Reset,
     StreamName,
-    decode_record,
     encode_record,
     out_subject,
     summary,
@@ -61,7 +62,8 @@ MAX_BUFFERED = 1024 * 1024
 #: A record's share of the stream, at most: each running run keeps its last one.
 RECORD_SHARE = 64
 LEAST_RECORD = 16 * 1024
-#: An end that holds more than this share of the stream leaves its reply out.
+#: An end that holds more than this share of the stream, or than a record may, leaves its
+#: reply out.
 END_SHARE = 8
 #: Roughly what msgpack adds to a chunk.
 CHUNK_OVERHEAD = 16
@@ -75,23 +77,21 @@ class _Full(Exception):
     """The stream has no room for the record: surely not stored."""
 
 
-class Tail:
-    """A subject's last record; sequence 0 and None when it has none."""
-
-    def __init__(self, sequence: int, record: Record | None) -> None:
-        self.sequence = sequence
-        self.record = record
-
-
 class Streams:
     """All output streams of this daemon, over one NATS connection."""
 
     def __init__(
-        self, client: Client, room: Room, renew: Callable[[], Awaitable[None]] | None = None
+        self,
+        client: Client,
+        room: Room,
+        clear: Callable[[], Awaitable[None]] | None = None,
+        renew: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``renew``: replaces a server that stores nothing, where that is up to us."""
+        """``clear`` is awaited before each publish: what it does not return from is not sent.
+        ``renew`` replaces a server that stores nothing, where that is up to us."""
         self._nc = client
         self._room = room
+        self._clear = clear
         self._renew = renew
         self._unanswered = 0
         self.max_record = MAX_RECORD_BYTES
@@ -109,7 +109,7 @@ class Streams:
         Raises Unavailable; ConfigError, when it cannot serve us."""
         share = config.stream.max_bytes // RECORD_SHARE
         self.max_record = min(MAX_RECORD_BYTES, max(LEAST_RECORD, share))
-        self.max_end = config.stream.max_bytes // END_SHARE
+        self.max_end = min(MAX_RECORD_BYTES, config.stream.max_bytes // END_SHARE)
         await aio(self._nc.subscribe)(self._inbox + ".*", cb=self._on_ack)
         from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
         from nats.js.errors import NotFoundError
@@ -166,24 +166,21 @@ class Streams:
         return state.bytes, state.messages
 
     async def tail(self, subject: str) -> Tail:
-        """The last record of ``subject``, by a leader read; waits while NATS is away."""
-        from nats.js.errors import NotFoundError
+        """The end of ``subject``, by leader reads; waits while NATS is away.
 
+        Raises: Fenced, when a newer runctl wrote there."""
         while True:
             try:
-                raw = await aio(self._js.get_last_msg)(STREAM, subject)
-            except NotFoundError:
-                return Tail(0, None)
+                found: Tail = await aio(read_tail)(self._nc, subject, ACK_TIMEOUT)
+                break
+            except NewerRecord as error:
+                raise Fenced(f"{subject} holds a record {error}") from None
             except Exception as error:
                 log.debug("tail of %s: %r", subject, error)
                 await trio.sleep(0.1)
-                continue
-            if self._unanswered >= UNANSWERED:
-                await self._stuck()
-            try:
-                return Tail(raw.seq or 0, decode_record(raw.data or b""))
-            except ValueError as error:
-                raise Fenced(f"{subject} holds a record that is not ours: {error}") from None
+        if self._unanswered >= UNANSWERED:
+            await self._stuck()
+        return found
 
     async def _stuck(self) -> None:
         self._unanswered = 0
@@ -197,7 +194,11 @@ class Streams:
         dead, or aborted just before a crash), unless it has one, or a newer attempt."""
         subject = out_subject(thread, run)
         while True:
-            tail = await self.tail(subject)
+            try:
+                tail = await self.tail(subject)
+            except Fenced as error:
+                log.warning("run %s gets no end: %s", run, error)
+                return
             if isinstance(tail.record, End):
                 return
             if tail.record is not None and tail.record.attempt > attempt:
@@ -219,6 +220,8 @@ class Streams:
             headers["Nats-Rollup"] = "sub"
         data = encode_record(record)
         while True:
+            if self._clear is not None:
+                await self._clear()
             try:
                 done: int | None = await aio(self._publish)(subject, data, headers)
                 return done
@@ -345,9 +348,9 @@ class Attempt:
 
     async def end(self, outcome: Outcome) -> None:
         """Append the end record, after ``close`` and ``pump``. A reply that would take too
-        much of the stream is left out: it is needed there only if the daemon dies right
-        now, and then the thread's later turns do without it."""
-        if len(outcome.reply or "") > self._streams.max_end // 4:  # UTF-8 has up to 4 bytes
+        much of the stream, or that NATS would not take, is left out: it is needed there
+        only if the daemon dies right now, and then the thread's later turns do without it."""
+        if len((outcome.reply or "").encode()) > self._streams.max_end:
             outcome = msgspec.structs.replace(outcome, reply=None)
         await self._put(End(self._run, self._attempt, self._seq, time.time(), outcome))
 
@@ -387,13 +390,15 @@ class Attempt:
                 self._sequence = tail.sequence
                 return
             if tail.record is None:  # purged, or expired while the run was silent
-                if expected == 0:
+                if expected == tail.sequence:
                     await trio.sleep(RETRY)
-                expected = 0
-            elif tail.record.attempt == self._attempt and tail.sequence <= known:
-                expected = known
-                await trio.sleep(RETRY)  # not stored; NATS is away
-            elif tail.record.attempt < self._attempt and tail.sequence < known:
+                expected = tail.sequence
+            elif tail.record.attempt == self._attempt and tail.at <= known:
+                now = max(tail.sequence, known)  # behind what others published there
+                if expected == now:
+                    await trio.sleep(RETRY)  # not stored; NATS is away
+                expected = now
+            elif tail.record.attempt < self._attempt and tail.at < known:
                 await trio.sleep(RETRY)  # a read from before our reset
             else:
                 raise Fenced(f"run {self._run}: another attempt writes its stream")
