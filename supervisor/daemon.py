@@ -64,9 +64,7 @@ async def run(config: Config, file: Path | None = None, early: Early | None = No
     log.info("stopped; unfinished runs will be replayed")
 
 
-async def _run(
-    config: Config, file: Path | None, wishes: Wishes, start: trio.CancelScope
-) -> None:
+async def _run(config: Config, file: Path | None, wishes: Wishes, start: trio.CancelScope) -> None:
     prepare_state_dir(config.state_dir)
     executor = executor_id(config)
     with (
