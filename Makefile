@@ -4,24 +4,27 @@
 #   make check   ruff, mypy, import-linter
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
+#   make fuzz    what comes in from outside, by coverage and by many examples: SECONDS=60
 #   make clean   removes whatever these made
-# PYTHON names the interpreter of .venv (3.11 or newer).
+# PYTHON names the interpreter of .venv (3.11 or newer). JOBS: so many tests at once, most of
+# which wait for processes; 0 for one after the other.
 
 PYTHON ?= python3
+JOBS   ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
 NEWEST  = python3.14 python3.13 python3.12
 PIP     = -m pip install --quiet --disable-pip-version-check
 BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-newest check man bench clean
+.PHONY: demo test test-newest check man bench fuzz clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
 	$(BIN)/runctl demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS)
 	@if [ -n "$${CI:-}" ]; then $(MAKE) --no-print-directory test-newest; fi
 
 # The newest Python there is, unless it is the one that `make test` has just used.
@@ -47,7 +50,7 @@ short-on:
 	    .venv-newest/bin/python $(PIP) -e '.[dev]'; \
 	    echo "$(NEWEST_PYTHON)" > $(READY_NEWEST); \
 	fi
-	.venv-newest/bin/python -m pytest -q -m short
+	.venv-newest/bin/python -m pytest -q -n $(JOBS) -m short
 
 check: $(READY) .typing/.ready
 	$(BIN)/ruff check
@@ -59,6 +62,15 @@ man: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+# atheris has wheels for some Pythons on Linux only: where there is none, the target says
+# so and goes on. What is found is kept in tests/corpus, which `make test` replays.
+SECONDS ?= 60
+EXAMPLES ?= 500
+fuzz: $(READY)
+	-@$(BIN)/python $(PIP) --only-binary :all: -e '.[fuzz]' 2>/dev/null
+	RUNCTL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_bounds.py
+	$(BIN)/python tests/fuzz.py $(SECONDS)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

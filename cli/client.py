@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -177,7 +179,7 @@ def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
             raise Unavailable(str(error)) from None
     path = config.state_dir / wire.ENDPOINT_FILE
     try:
-        endpoint = msgspec.json.decode(path.read_bytes(), type=wire.Endpoint)
+        endpoint = msgspec.json.decode(_read_own(path), type=wire.Endpoint)
     except FileNotFoundError:
         file = config.source or "FILE"
         raise Unavailable(
@@ -191,6 +193,19 @@ def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise Unavailable(f"{path} cannot be used ({error}); restart runctld") from None
     return Nats(endpoint.url), {"user": endpoint.user, "password": endpoint.password}
+
+
+def _read_own(path: Path) -> bytes:
+    """Its content. Where others may make directories, such as /tmp, one of them could lead
+    us to a server of theirs: raises Unavailable. root may use any user's daemon."""
+    with path.open("rb") as file:
+        owner, user = os.fstat(file.fileno()).st_uid, os.geteuid()
+        if user not in (0, owner):
+            raise Unavailable(
+                f"{path} belongs to user id {owner}, and this is {user};"
+                " run runctl as the user that runs runctld"
+            )
+        return file.read()
 
 
 async def dial(config: Config) -> Link:

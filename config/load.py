@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from .schema import (
     Config,
     ConfigError,
     Database,
+    FileError,
+    History,
     Nats,
     Queue,
     Runner,
     Stream,
     Takeover,
 )
+from .secrets import HIDDEN, hide_in_urls, hide_secrets, masker, withheld
 from .table import EXECUTOR_ID_FIX, check_url, quote, xdg_dir
 from .table import Table as _Table
 from .units import format_duration, format_size
@@ -43,8 +46,9 @@ def load(path: Path | None = None, *, client: bool = False) -> Config:
     """The configuration in ``path``, or in the first default place that has one.
 
     With ``client`` only what is needed to find the daemon is read: ``runners`` stays
-    empty and an ``executor_id`` that names an unset variable is None, since an
-    operator's shell has neither the daemon's keys nor its pod name.
+    empty, ``database`` and ``takeover`` are the defaults, and an ``executor_id`` that
+    names an unset variable is None, since an operator's shell has neither the daemon's
+    keys nor its pod name.
     Raises ConfigError.
     """
     file = Path(path) if path is not None else find_file()
@@ -68,12 +72,16 @@ def find_file() -> Path | None:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise ConfigError(
-                f"{file}: cannot be read: {error.strerror}: make it readable, "
-                "or name another file with --config"
-            ) from error
+            raise FileError(_unreadable(file, error)) from error
         return file
     return None
+
+
+def _unreadable(file: Path, error: OSError) -> str:
+    return (
+        f"{file}: cannot be read: {error.strerror}: be the user that runs runctld,"
+        " or name another file with --config"
+    )
 
 
 def _default_state_dir() -> Path:
@@ -87,6 +95,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: no such file: create it, or name another") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{file}: is a directory: name the file in it") from error
+    except PermissionError as error:
+        raise FileError(_unreadable(file, error)) from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -104,12 +114,13 @@ def _keys(section: type) -> list[str]:
     """The keys a file may hold for a schema class: its fields, less those we fill in."""
     if section is Nats:
         return nats_keys()
-    return [f.name for f in fields(section) if f.name not in ("name", "source")]
+    return [f.name for f in fields(section) if f.name not in ("name", "source", "withheld")]
 
 
 # Defaults are read from instances: on a class with slots the names are descriptors.
 _CONFIG = Config(state_dir=Path())
 _DATABASE, _STREAM, _QUEUE = Database(), Stream(), Queue()
+_HISTORY = History()
 _TAKEOVER = Takeover()
 _CHAT = ChatRunner("", base_url="", model="")
 
@@ -118,6 +129,7 @@ _SECTIONS = {
     "nats": Nats,
     "stream": Stream,
     "queue": Queue,
+    "history": History,
     "takeover": Takeover,
 }
 _RUNNER_KINDS: dict[str, type] = {"command": CommandRunner, "chat": ChatRunner}
@@ -136,7 +148,7 @@ def _all_keys() -> list[str]:
 def _read_config(top: _Table, client: bool) -> Config:
     top.only(_keys(Config))
     environment = top.choice("environment", ("development", "production"), "development")
-    database = _read_database(top.table("database"))
+    database = _read_database(top.table("database"), client)
     allow_shell = top.flag("allow_shell", True)
     runners = {} if client else _read_runners(top.table("runners"), allow_shell)
     nats = read_nats(top.table("nats"))
@@ -151,8 +163,10 @@ def _read_config(top: _Table, client: bool) -> Config:
         nats=nats,
         stream=_read_stream(top.table("stream")),
         queue=_read_queue(top.table("queue")),
-        takeover=_read_takeover(top.table("takeover"), database, nats),
+        history=_read_history(top.table("history")),
+        takeover=_read_takeover(top.table("takeover"), database, nats, client),
         runners=runners,
+        withheld=withheld(top, database.url, nats.url, runners.values()),
     )
 
 
@@ -188,8 +202,10 @@ def _client_executor_id(top: _Table) -> str | None:
         return None
 
 
-def _read_database(table: _Table) -> Database:
+def _read_database(table: _Table, client: bool) -> Database:
     table.only(_keys(Database))
+    if client:  # its URL may come from a variable that only the daemon has
+        return _DATABASE
     url = table.text("url", _DATABASE.url) or ""
     if url != "sqlite":
         check_url(table, "url", url, ("postgresql",), '"sqlite"', host_needed=False)
@@ -212,11 +228,25 @@ def _read_queue(table: _Table) -> Queue:
         max_running=table.whole("max_running", _QUEUE.max_running, 1, 1_000_000),
         max_attempts=table.whole("max_attempts", _QUEUE.max_attempts, 1, 1_000_000),
         stop_grace=table.seconds("stop_grace", _QUEUE.stop_grace),
+        max_queued=table.whole("max_queued", _QUEUE.max_queued, 1, 1_000_000_000),
+        max_queued_per_thread=table.whole(
+            "max_queued_per_thread", _QUEUE.max_queued_per_thread, 1, 1_000_000_000
+        ),
     )
 
 
-def _read_takeover(table: _Table, database: Database, nats: Nats) -> Takeover:
+def _read_history(table: _Table) -> History:
+    table.only(_keys(History))
+    return History(
+        max_age=table.seconds("max_age", _HISTORY.max_age, least=1.0),
+        max_runs=table.whole("max_runs", _HISTORY.max_runs, 0, 1_000_000_000),
+    )
+
+
+def _read_takeover(table: _Table, database: Database, nats: Nats, client: bool) -> Takeover:
     table.only(_keys(Takeover))
+    if client:
+        return _TAKEOVER
     enabled = table.flag("enabled", _TAKEOVER.enabled)
     if enabled and database.embedded:
         table.fail("enabled", "needs executors that share a PostgreSQL: set database.url")
@@ -313,13 +343,14 @@ def _describe(config: Config) -> Iterator[str]:
         yield "# executor_id: not set; generated once and kept in state_dir"
     else:
         yield _line("executor_id", config.executor_id)
+    if config.withheld:
+        yield f"# not in the environment of commands: {', '.join(sorted(config.withheld))}"
     yield _line("environment", config.environment)
     yield _line("state_dir", config.state_dir)
     yield _line("start_timeout", format_duration(config.start_timeout))
     yield _line("allow_shell", config.allow_shell)
     yield from _lines("database", url=hide_secrets(config.database.url))
-    url = ",".join(map(hide_secrets, config.nats.url.split(",")))
-    yield from _lines("nats", **describe_nats(config.nats, url))
+    yield from _lines("nats", **describe_nats(config.nats, hide_in_urls(config.nats.url)))
     stream, queue = config.stream, config.queue
     yield from _lines(
         "stream",
@@ -333,6 +364,13 @@ def _describe(config: Config) -> Iterator[str]:
         max_running=queue.max_running,
         max_attempts=queue.max_attempts,
         stop_grace=format_duration(queue.stop_grace),
+        max_queued=queue.max_queued,
+        max_queued_per_thread=queue.max_queued_per_thread,
+    )
+    yield from _lines(
+        "history",
+        max_age=format_duration(config.history.max_age),
+        max_runs=config.history.max_runs,
     )
     takeover = config.takeover
     yield from _lines(
@@ -341,49 +379,30 @@ def _describe(config: Config) -> Iterator[str]:
         group=takeover.group,
         after=format_duration(takeover.after),
     )
+    hide = masker(config)
     for name, runner in config.runners.items():
-        yield from _lines(f"runners.{name}", **_describe_runner(runner))
+        yield from _lines(f"runners.{name}", **_describe_runner(runner, hide))
 
 
-def _describe_runner(runner: Runner) -> dict[str, object]:
+def _describe_runner(runner: Runner, hide: Callable[[str], str]) -> dict[str, object]:
     if isinstance(runner, CommandRunner):
         return {
             "kind": runner.kind,
-            "argv": list(runner.argv),
+            "argv": list(map(hide, runner.argv)),
             "cwd": runner.cwd,
-            "env": dict.fromkeys(runner.env, "***"),
+            "env": dict.fromkeys(runner.env, HIDDEN),
             "tty": runner.tty,
         }
     return {
         "kind": runner.kind,
         "base_url": hide_secrets(runner.base_url),
         "model": runner.model,
-        "api_key": None if runner.api_key is None else "***",
+        "api_key": None if runner.api_key is None else HIDDEN,
         "api_key_file": runner.api_key_file,
         "system": runner.system,
         "timeout": format_duration(runner.timeout),
         "history": runner.history,
     }
-
-
-_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&#]*", re.IGNORECASE)
-
-
-def hide_secrets(url: str) -> str:
-    """``url`` with the password, a NATS token and secret query parameters as ``***``.
-
-    An unescaped "/" or "@" in a password must not end it, so all up to the last "@"
-    counts as user and password: rather too much hidden than too little."""
-    scheme, mark, rest = url.partition("://")
-    if not mark:
-        return url
-    login, at, place = rest.rpartition("@")
-    if at:
-        user, colon, _ = login.partition(":")
-        # A user alone is a token to NATS and a plain user name to PostgreSQL.
-        keep_user = colon or scheme == "postgresql"
-        rest = f"{user if keep_user else '***'}{':***' if colon else ''}@{place}"
-    return _SECRET_PARAMETER.sub(r"\1***", f"{scheme}://{rest}")
 
 
 def _lines(section: str, **values: object) -> Iterator[str]:

@@ -23,6 +23,8 @@ CONTEXT_URL = "nats://127.0.0.1:4222"
 _DEFAULT = Nats()
 _SCHEMES = ("nats", "tls", "ws", "wss")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+#: "op://vault/item/field" and the like, which the nats command resolves.
+_REFERENCE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _CONTEXT_NAME = re.compile(r"[^/\\.][^/\\]*")
 #: What a context calls our keys, where that is something else.
 CONTEXT_KEYS = {"credentials": "creds", "tls_ca": "ca", "tls_cert": "cert", "tls_key": "key"}
@@ -145,6 +147,14 @@ class _Context(Table):
             return default
         if not isinstance(value, str):
             self.fail(key, f"expected a string, got {kind_of(value)}")
+        if "\0" in value:
+            self.fail(key, "holds a NUL character: remove it")
+        if key != "url" and _REFERENCE.match(value):
+            self.fail(
+                key,
+                "refers to a secret kept elsewhere, which runctl does not fetch:"
+                " write the secret itself, or have a file with creds or nkey",
+            )
         return value
 
     def path(self, key: str, default: Path | None = None) -> Path | None:

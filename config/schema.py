@@ -27,7 +27,7 @@ class FileError(ConfigError):
 class Database:
     """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL."""
 
-    url: str = "sqlite"
+    url: str = field(default="sqlite", repr=False)
 
     @property
     def embedded(self) -> bool:
@@ -52,7 +52,7 @@ class Nats:
     it but ``replicas`` came from that file. ``inbox_prefix``: subject that replies to
     this user come below."""
 
-    url: str = "embedded"
+    url: str = field(default="embedded", repr=False)
     context: Path | None = None
     credentials: Path | None = None
     nkey: Path | None = None
@@ -92,11 +92,24 @@ class Stream:
 @dataclass(frozen=True, slots=True)
 class Queue:
     """``max_running`` runs at once on this executor; a run is tried ``max_attempts``
-    times and is then ``dead``; ``stop_grace`` seconds lie between TERM and KILL."""
+    times and is then ``dead``; ``stop_grace`` seconds lie between TERM and KILL. A submit
+    is refused while ``max_queued`` runs wait in the database, or
+    ``max_queued_per_thread`` on its thread."""
 
     max_running: int = 1000
     max_attempts: int = 5
     stop_grace: float = 5.0
+    max_queued: int = 100_000
+    max_queued_per_thread: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Finished runs that stay listed: ``max_age`` seconds from their end, at most
+    ``max_runs`` over all threads (0: any number)."""
+
+    max_age: float = 30 * 86400.0
+    max_runs: int = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,7 @@ class CommandRunner:
     kind: Literal["command"] = "command"
     argv: tuple[str, ...] = ()
     cwd: Path | None = None
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     tty: bool = False
 
 
@@ -130,7 +143,7 @@ class ChatRunner:
     ``api_key_file``, read at each run so that it may be rotated."""
 
     name: str
-    base_url: str
+    base_url: str = field(repr=False)
     model: str
     kind: Literal["chat"] = "chat"
     api_key: str | None = field(default=None, repr=False)
@@ -148,7 +161,9 @@ class Config:
     """A whole configuration. ``source`` is the file it came from, None for defaults.
 
     ``executor_id`` is None when it was not set: the daemon then generates a stable
-    one in ``state_dir`` (allowed with an embedded database in development only)."""
+    one in ``state_dir`` (allowed with an embedded database in development only).
+    ``withheld``: variables of the environment that gave it secrets, which commands do
+    not inherit."""
 
     state_dir: Path
     source: Path | None = None
@@ -160,5 +175,7 @@ class Config:
     nats: Nats = field(default_factory=Nats)
     stream: Stream = field(default_factory=Stream)
     queue: Queue = field(default_factory=Queue)
+    history: History = field(default_factory=History)
     takeover: Takeover = field(default_factory=Takeover)
     runners: dict[str, Runner] = field(default_factory=dict)
+    withheld: frozenset[str] = field(default=frozenset(), compare=False)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from ..config.load import describe, load
 from ..config.schema import Config
+from ..config.secrets import masker
 from . import __version__
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
+from .private import close_process
+from .report import MaskedFormatter, mask_tracebacks
 
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
 
@@ -39,6 +43,7 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     if check and early is not None:
         for number in STOP:  # 0 would say that the configuration is right
             signal.signal(number, signal.SIG_DFL)
+    close_process()
     try:
         config = load(file)
     except ConfigError as error:
@@ -46,17 +51,17 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     if check:
         click.echo(describe(config))
         return
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    hide = masker(config)
+    mask_tracebacks(hide)
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskedFormatter(hide))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for library in ("nats", "httpx", "httpcore", "asyncio", "trio-asyncio", "sqlalchemy"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         _run(config, file, early)
     except* RunctlError as group:
-        _fail(_first(group))
+        _fail(_first(group), hide)
 
 
 def _run(config: Config, file: Path | None, early: Early | None) -> None:
@@ -72,6 +77,6 @@ def _first(group: BaseExceptionGroup[RunctlError]) -> RunctlError:
     return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
-def _fail(error: RunctlError) -> None:
-    print(f"runctld: {error}", file=sys.stderr)
+def _fail(error: RunctlError, hide: Callable[[str], str] = str) -> None:
+    print(hide(f"runctld: {error}"), file=sys.stderr)
     sys.exit(next((code for kind, code in EXIT if isinstance(error, kind)), 1))

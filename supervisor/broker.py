@@ -17,20 +17,11 @@ import trio
 
 from ..config.schema import Config
 from .errors import Unavailable
+from .private import write_private
 from .processes import Keeper, Process
 from .wire import ENDPOINT_FILE, Endpoint
 
 log = logging.getLogger("runctld.broker")
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace ``path`` atomically; 0600 from the first byte."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-    temporary.replace(path)
 
 
 def server_binary() -> str:

@@ -17,7 +17,7 @@ import trio_asyncio
 from ..config import connection
 from ..config.schema import Config, Nats
 from .errors import ConfigError, RunctlError, Unavailable
-from .wire import Endpoint
+from .wire import DETAILS_BYTES, MAX_RECORD_BYTES, Endpoint
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -60,13 +60,22 @@ class Connection:
         with trio.move_on_after(self._config.start_timeout):
             while True:
                 if await self._dial():
-                    return
+                    return self._check_size()
                 await trio.sleep(0.05)
         reason = f" ({self._why()})" if self._problems else ""
         raise Unavailable(
             f"NATS at {connection.where(self._nats)} cannot be reached within"
             f" {self._config.start_timeout:g} s{reason}; is it running?"
         )
+
+    def _check_size(self) -> None:
+        """Raises ConfigError, when a record of output might not get through."""
+        least, most = MAX_RECORD_BYTES + DETAILS_BYTES, self.client.max_payload
+        if most < least:
+            raise ConfigError(
+                f"NATS at {connection.where(self._nats)} takes messages of {most} bytes at most,"
+                f" and output needs {least}: raise max_payload in its configuration"
+            )
 
     async def _dial(self) -> bool:
         options: dict[str, Any] = connection.options(self._nats)

@@ -14,12 +14,15 @@ import msgspec
 import trio
 import trio_asyncio
 
+from ..config.secrets import masker
 from . import __version__, wire
+from .backlog import Backlog
 from .durable import Durable
 from .errors import BadRequest, NotFound, Refused, RequestError
 from .model import (
     ABORTED,
     MAX_ARGV_BYTES,
+    MAX_CWD_BYTES,
     MAX_PROMPT_BYTES,
     Run,
     RunIds,
@@ -27,6 +30,8 @@ from .model import (
     Status,
     check_run_id,
     check_thread,
+    is_run_id,
+    one_line,
 )
 from .others import Others
 from .registry import Registry
@@ -45,6 +50,8 @@ log = logging.getLogger("runctld.control")
 aio = trio_asyncio.aio_as_trio
 
 PAGE = 500
+#: No database has so many rows; it counts them in 64 bits.
+MAX_AFTER = 2**53
 VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status", "resize")
 
 
@@ -71,6 +78,8 @@ class Control:
         self._stored = stored
         self._others = Others(executor, client, durable, streams, members)
         self._ids = RunIds()
+        self._hide = masker(config)
+        self._backlog = Backlog(config.queue.max_queued, lambda: durable.count("ENQUEUED"))
         self._began = time.monotonic()
         self._service: Any = None
         self._verbs: dict[type, Callable[[Any], Awaitable[wire.Reply]]] = {
@@ -92,7 +101,7 @@ class Control:
 
         async def handler(request: Any) -> None:
             reply = await loop.trio_as_future(self._answer, request.subject, request.data)  # type: ignore[attr-defined]
-            await request.respond(wire.encode(reply))
+            await request.respond(self._fitting(wire.encode(reply)))
 
         async def add() -> None:
             self._service = await nats.micro.add_service(
@@ -153,12 +162,21 @@ class Control:
                 raise BadRequest(f"{wire.verb_of(request)} has a subject of its own; ask there")
             return await self._verbs[type(request)](request)
         except RequestError as error:
-            return wire.Problem(error.code, str(error))
+            return wire.Problem(error.code, one_line(str(error)))
         except trio.Cancelled:
             raise
         except Exception as error:
             log.exception("request failed")
-            return wire.Problem("error", f"{type(error).__name__}: {error}; see the daemon's log")
+            words = one_line(self._hide(f"{type(error).__name__}: {error}"))
+            return wire.Problem("error", f"{words}; see the daemon's log")
+
+    def _fitting(self, answer: bytes) -> bytes:
+        """``answer``, or the news that NATS would not carry it: the client need not wait."""
+        most = self._nc.max_payload
+        if len(answer) <= most:
+            return answer
+        problem = f"the answer has {len(answer)} bytes, NATS takes {most}; ask for less (--limit)"
+        return wire.encode(wire.Problem("error", f"{problem}, or raise max_payload there"))
 
     # ---- verbs ------------------------------------------------------------------
 
@@ -174,7 +192,8 @@ class Control:
             raise BadRequest(
                 "the prompt is larger than 1 MiB; put it in a file and submit the file's path"
             )
-        if sum(len(a.encode(errors="replace")) for a in r.argv) > MAX_ARGV_BYTES:
+        # Each costs a byte more, and a pointer: a million empty ones are no small matter.
+        if sum(len(a.encode(errors="replace")) + 1 for a in r.argv) > MAX_ARGV_BYTES:
             raise BadRequest(
                 "the command line is larger than 1 MiB; pass data on stdin or in a file"
             )
@@ -186,14 +205,24 @@ class Control:
             raise BadRequest(
                 f"runner {name!r} needs a command: runctl submit THREAD -- COMMAND ARG..."
             )
+        if len((r.cwd or "").encode(errors="replace")) > MAX_CWD_BYTES:
+            raise BadRequest(f"cwd is longer than {MAX_CWD_BYTES} bytes; submit from elsewhere")
         if any("\0" in a for a in [*r.argv, r.prompt or "", r.cwd or ""]):
             raise BadRequest("a NUL character cannot be passed to a command; remove it")
         spec = RunSpec(run, thread, name, r.prompt, tuple(r.argv), r.cwd)
+        # Whoever asks for it gets it back in one answer, with what became of it.
+        size, most = len(msgspec.json.encode(spec)) + wire.DETAILS_BYTES, self._nc.max_payload
+        if size > most:
+            raise BadRequest(
+                f"the run takes {size} bytes, NATS takes {most}; put the data in a file and"
+                " submit its path, or raise max_payload of nats-server"
+            )
         return await self._enqueue(spec)
 
     async def _enqueue(self, spec: RunSpec) -> wire.Reply:
         found = await self._durable.get(spec.run)
         if found is None:
+            await self._backlog.admit()
             await self._durable.enqueue(spec)
             await self._tell_if_full()
             await self._tell_changed(spec.thread)
@@ -225,8 +254,10 @@ class Control:
     async def list(self, r: wire.List) -> wire.Reply:
         if r.status is not None and r.status not in [*Status, "idle"]:
             raise BadRequest(f"no status {r.status!r}; one of: {', '.join(Status)}, idle")
-        if r.after < 0 or (r.limit is not None and r.limit < 1):
+        if r.limit is not None and r.limit < 1:
             raise BadRequest("limit must be 1 or more")
+        if not 0 <= r.after <= MAX_AFTER:
+            raise BadRequest("after must be what the page before gave as next")
         size = min(r.limit or PAGE, PAGE) if r.status is None else PAGE
         if r.thread is None:
             if r.live:
@@ -276,7 +307,7 @@ class Control:
     async def _pick(self, name: str, run: str | None) -> str:
         thread = check_thread(name)
         if run is not None:
-            found = await self._durable.get(run)
+            found = await self._find(run)
             if found is None or found[1].thread != thread:
                 raise NotFound(f"no run {run!r} on thread {thread!r}; see: runctl list THREAD")
             return run
@@ -292,15 +323,18 @@ class Control:
         (output,) = await self._stored.outputs([subject])
         return msgspec.structs.replace(details, output=output)
 
+    async def _find(self, run: str) -> tuple[RunSpec, Run] | None:
+        return await self._durable.get(run) if is_run_id(run) else None
+
     async def _details(self, run: str) -> wire.RunDetails:
-        found = await self._durable.get(run)
+        found = await self._find(run)
         if found is None:
             raise NotFound(f"no run {run!r}; see: runctl list THREAD")
         spec, row = found
         return wire.RunDetails(row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of)
 
     async def retry(self, r: wire.Retry) -> wire.Reply:
-        found = await self._durable.get(r.run)
+        found = await self._find(r.run)
         if found is None:
             raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")
         spec, run = found
@@ -316,7 +350,7 @@ class Control:
         thread = check_thread(r.thread)
         live = await self._durable.live_runs(thread)
         if r.run is not None:
-            found = await self._durable.get(r.run)
+            found = await self._find(r.run)
             if found is None or found[1].thread != thread:
                 raise NotFound(f"no run {r.run!r} on thread {thread!r}; see: runctl list THREAD")
             if found[1].status.terminal and self._registry.get(r.run) is None:
@@ -376,6 +410,8 @@ class Control:
     async def purge(self, r: wire.Purge) -> wire.Reply:
         if not r.threads:
             raise BadRequest("name at least one thread")
+        if r.older_than is not None and r.older_than < 0:
+            raise BadRequest("older_than must be 0 or more")
         drop: builtins.list[str] = []
         whole: builtins.list[str] = []
         runs = 0
@@ -415,7 +451,7 @@ class Control:
         size = checked(r)
         live = self._registry.get(r.run)
         if live is None:
-            found = await self._durable.get(r.run)
+            found = await self._find(r.run)
             if found is None:
                 raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")
             raise Refused(f"run {r.run} does not run on executor {self._executor!r}")

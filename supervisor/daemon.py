@@ -21,6 +21,7 @@ import trio_asyncio
 
 from ..config.schema import ChatRunner, CommandRunner, Config, Queue
 from ..config.schema import Runner as RunnerConfig
+from ..config.secrets import masker
 from .broker import Broker
 from .connect import connect
 from .control import Control
@@ -28,10 +29,12 @@ from .durable import Durable
 from .early import Early
 from .errors import Fenced, RunFailed, Unavailable
 from .fence import Fence
-from .lease import executor_id, hold_database_lease, hold_file_lease, prepare_state_dir
+from .housekeeping import Housekeeping
+from .lease import executor_id, hold_database_lease, hold_file_lease
 from .members import Members
-from .model import Outcome, RunSpec, Status
+from .model import Outcome, RunSpec, Status, one_line
 from .order import Order
+from .private import UMASK, inherited, prepare_state_dir
 from .processes import Keeper, open_keeper
 from .registry import Live, Registry
 from .reload import Reload, Settings
@@ -44,6 +47,7 @@ from .signals import Wishes, open_wishes
 from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
+from .versions import check_format, mark_format
 from .windows import Alive, Window, asks
 
 log = logging.getLogger("runctld")
@@ -57,20 +61,25 @@ async def run(config: Config, file: Path | None = None, early: Early | None = No
     default place.
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
+    umask = os.umask(UMASK)
     async with open_wishes(early) as wishes:
         # Until DBOS is launched there is nothing to stop in order.
         with wishes.until_stop() as start:
-            await _run(config, file, wishes, start)
+            await _run(config, file, umask, wishes, start)
     log.info("stopped; unfinished runs will be replayed")
 
 
-async def _run(config: Config, file: Path | None, wishes: Wishes, start: trio.CancelScope) -> None:
+async def _run(
+    config: Config, file: Path | None, umask: int, wishes: Wishes, start: trio.CancelScope
+) -> None:
     prepare_state_dir(config.state_dir)
+    check_format(config.state_dir)
     executor = executor_id(config)
     with (
         hold_file_lease(config.state_dir, executor) as file_lease,
         warnings.catch_warnings(),
     ):
+        mark_format(config.state_dir)
         # DBOS sets its own default executor; to_thread then uses trio's threads.
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with trio_asyncio.open_loop() as loop:
@@ -83,7 +92,11 @@ async def _run(config: Config, file: Path | None, wishes: Wishes, start: trio.Ca
                 stack.enter_context(fence.asks_on_waking())
                 keeper = await stack.enter_async_context(
                     open_keeper(
-                        config.state_dir, wait=config.start_timeout, adopt=True, held=fence.look
+                        config.state_dir,
+                        config.start_timeout,
+                        inherited(config.withheld, umask),
+                        adopt=True,
+                        held=fence.look,
                     )
                 )
                 nursery = await stack.enter_async_context(trio.open_nursery())
@@ -115,6 +128,7 @@ class _Daemon:
         self._fence = fence
         self._file = file
         self._durable = Durable(config, executor, self._dispatch, fence.wait_clear_in_thread)
+        self._housekeeping = Housekeeping(config, self._durable)
         self._settings = Settings(config, self._make)
         self._streams: Streams
         self._retention: Retention
@@ -127,9 +141,10 @@ class _Daemon:
             return Chat(runner)
         return Command(runner, self._keeper, queue.stop_grace)
 
-    def _limit(self, queue: Queue) -> None:
-        self._order.grace = queue.stop_grace
-        self._durable.set_max_running(queue.max_running)
+    def _apply(self, config: Config) -> None:
+        self._order.grace = config.queue.stop_grace
+        self._durable.set_max_running(config.queue.max_running)
+        self._keeper.inherited = inherited(config.withheld, self._keeper.inherited.umask)
 
     async def run(self, wishes: Wishes, start: trio.CancelScope) -> None:
         """A wish to stop cancels ``start`` until DBOS is launched; from then on there are
@@ -181,9 +196,10 @@ class _Daemon:
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
                     nursery.start_soon(self._retention.run)
+                    nursery.start_soon(self._housekeeping.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
-                    reload = Reload(self._config, self._file, self._settings, self._limit)
+                    reload = Reload(self._config, self._file, self._settings, self._apply)
                     nursery.start_soon(reload.run, wishes.wait_reload)
                     log.info(
                         "ready: executor %s, pid %d, %d unfinished runs recovered, %.2f s",
@@ -272,6 +288,7 @@ class _Daemon:
         if outcome is None:
             await trio.sleep_forever()
             raise AssertionError
+        self._housekeeping.ended()
         return outcome
 
     async def _broken(self, live: Live, error: Exception) -> Outcome | None:
@@ -282,7 +299,7 @@ class _Daemon:
             error = error.exceptions[0]
         spec = live.spec
         log.error("run %s attempt %d", spec.run, live.attempt, exc_info=error)
-        decided = live.decide(_internal(error))
+        decided = live.decide(self._internal(error))
         try:
             await self._streams.end(spec.thread, spec.run, live.attempt, decided)
         except Fenced as fenced:
@@ -348,7 +365,7 @@ class _Daemon:
             history = await self._history(spec, runner[0])
             return await runner[1].run(spec, live.attempt, stream.append, history, live.window)
         except RunFailed as error:
-            return Outcome(Status.FAILED, error.exit_code, str(error))
+            return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
         except (Fenced, trio.Cancelled):
             raise
         except Exception as error:
@@ -356,7 +373,7 @@ class _Daemon:
             if self._keeper.dead.is_set() or live.stopping:
                 await trio.sleep_forever()
             log.exception("run %s", spec.run)
-            return _internal(error)
+            return self._internal(error)
 
     async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
         if not isinstance(config, ChatRunner):
@@ -364,6 +381,6 @@ class _Daemon:
         pairs = await self._durable.turns(spec.thread, spec.run, config.history)
         return [Turn(prompt, reply) for prompt, reply in pairs]
 
-
-def _internal(error: Exception) -> Outcome:
-    return Outcome(Status.FAILED, error=f"internal error: {type(error).__name__}: {error}")
+    def _internal(self, error: Exception) -> Outcome:
+        words = masker(self._settings.config)(f"{type(error).__name__}: {error}")
+        return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))

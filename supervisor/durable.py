@@ -33,7 +33,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
-from .errors import Unavailable
+from .errors import QueueFull, Unavailable
 from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow
 
 log = logging.getLogger("runctld.durable")
@@ -225,7 +225,9 @@ class Durable:
     # ---- verbs ------------------------------------------------------------------
 
     async def enqueue(self, spec: RunSpec) -> None:
-        """Store the run; durable when this returns. A run id that exists is left alone."""
+        """Store the run; durable when this returns. A run id that exists is left alone.
+
+        Raises: QueueFull, when as many wait on its thread as may."""
         async with self._lane(spec.thread):
             await aio(self._enqueue)(spec, await self._next_place(spec.thread))
         self.kick()
@@ -244,11 +246,21 @@ class Durable:
         since it has a lower place, or is not live any more."""
         t = self._table
         query = (
-            sa.select(sa.func.max(t.c.priority))
+            sa.select(
+                sa.func.max(t.c.priority).label("place"),
+                sa.func.sum(sa.case((t.c.status == "PENDING", 0), else_=1)).label("queued"),
+            )
             .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .where(t.c.status.in_(list(_LIVE)))
         )
-        return int(await trio.to_thread.run_sync(self._scalar, query) or 0) + 1
+        ((last, queued),) = await self._rows(query)
+        most = self._config.queue.max_queued_per_thread
+        if (queued or 0) >= most:
+            raise QueueFull(
+                f"{queued} runs are queued on thread {thread!r} and queue.max_queued_per_thread"
+                f" is {most}; submit again when some have run, or raise it"
+            )
+        return int(last or 0) + 1
 
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
         options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
@@ -412,6 +424,79 @@ class Durable:
         t = self._table
         query = sa.select(sa.func.count()).where(t.c.name == WORKFLOW, t.c.status == status)
         return int(await trio.to_thread.run_sync(self._scalar, query))
+
+    # ---- what is forgotten ------------------------------------------------------
+
+    async def count_finished(self) -> int:
+        query = sa.select(sa.func.count()).where(*self._finished())
+        return int(await trio.to_thread.run_sync(self._scalar, query))
+
+    async def oldest_finished(self, count: int) -> list[str]:
+        """The ``count`` finished runs that ended first."""
+        t = self._table
+        query = sa.select(t.c.workflow_uuid).where(*self._finished()).order_by(self._end())
+        return [row.workflow_uuid for row in await self._rows(query.limit(count))]
+
+    async def finished_before(self, when: float, context: int) -> list[str]:
+        """Those that ended before Unix time ``when``, without the ``context`` newest runs of
+        threads that were used since, or have a run to do."""
+        t = self._table
+        thread = t.c.queue_partition_key
+        newest = (t.c.created_at.desc(), t.c.workflow_uuid.desc())
+        rank = sa.func.row_number().over(partition_by=thread, order_by=newest)
+        live = sa.func.sum(sa.case((t.c.status.in_(list(_LIVE)), 1), else_=0))
+        used = sa.func.max(self._end())
+        inner = (
+            sa.select(
+                t.c.workflow_uuid,
+                t.c.status,
+                t.c.updated_at,
+                self._end().label("ended"),
+                rank.label("rank"),
+                live.over(partition_by=thread).label("live"),
+                used.over(partition_by=thread).label("used"),
+            )
+            .where(t.c.name == WORKFLOW)
+            .subquery()
+        )
+        c = inner.c
+        query = sa.select(c.workflow_uuid).where(
+            c.status.not_in(list(_LIVE)),
+            self._nobody_asks(c),
+            c.ended < when * 1000,
+            sa.or_(
+                c.rank - c.live > context,
+                sa.and_(c.live == 0, c.used < when * 1000),
+            ),
+        )
+        return [row.workflow_uuid for row in await self._rows(query.order_by(c.ended))]
+
+    async def oldest_end(self, since: float) -> float:
+        """When the first of the runs that ended after Unix time ``since`` did; infinite
+        when none has."""
+        query = sa.select(sa.func.min(self._end())).where(
+            *self._finished(), self._end() >= since * 1000
+        )
+        found = await trio.to_thread.run_sync(self._scalar, query)
+        return math.inf if found is None else found / 1000
+
+    async def forget(self, runs: list[str]) -> None:
+        """Delete finished runs' rows."""
+        await aio(DBOS.delete_workflows_async)(runs)
+
+    def _finished(self) -> tuple[sa.ColumnElement[bool], ...]:
+        c = self._table.c
+        return (c.name == WORKFLOW, c.status.not_in(list(_LIVE)), self._nobody_asks(c))
+
+    def _nobody_asks(self, c: Any) -> sa.ColumnElement[bool]:
+        """Of ``RECENT`` aborts other executors may still want to know (``in_the_way``)."""
+        if self._config.database.embedded:
+            return sa.true()
+        recent = (time.time() - RECENT) * 1000
+        return sa.or_(c.status != "CANCELLED", c.updated_at < recent)
+
+    def _end(self) -> sa.ColumnElement[int]:
+        return sa.func.coalesce(self._table.c.completed_at, self._table.c.updated_at)
 
     async def aborted_since(self, since: float) -> list[Run]:
         """Runs aborted since Unix time ``since`` that ran here or nowhere: after a crash

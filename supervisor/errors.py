@@ -12,6 +12,7 @@
     |  +- NotFound            no such thread or run
     |  +- Refused             not possible as things stand
     |     +- Denied           NATS does not permit this user to ask for it
+    |     +- QueueFull        as many runs wait as may
     +- Fenced                 a newer attempt owns the run's stream
     +- RunFailed              a runner's work failed; the message is the run's error
 """
@@ -21,6 +22,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..config.schema import ConfigError, RunctlError
+
+#: Characters of a message. It may quote what was asked for, and must fit into an answer.
+LONGEST = 2000
+
+
+def shortened(message: str, most: int = LONGEST) -> str:
+    return message if len(message) <= most else message[: most - 3] + "..."
 
 
 class Unavailable(RunctlError):
@@ -57,6 +65,12 @@ class Denied(Refused):
     """NATS does not permit this user to ask for it, or to hear the answer."""
 
 
+class QueueFull(Refused):
+    """As many runs are queued as may be, on the thread or in all."""
+
+    code = "queue-full"
+
+
 class Fenced(RunctlError):
     """A newer attempt owns the run's stream: this one must stop and record nothing."""
 
@@ -66,7 +80,7 @@ class RunFailed(RunctlError):
     (128 + signal number when a signal ended it)."""
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(shortened(message))
         self.exit_code = exit_code
 
 
@@ -78,9 +92,11 @@ __all__ = [
     "LeaseHeld",
     "LeaseLost",
     "NotFound",
+    "QueueFull",
     "Refused",
     "RequestError",
     "RunFailed",
     "RunctlError",
     "Unavailable",
+    "shortened",
 ]

@@ -7,7 +7,7 @@ that is below it and leaves, which releases the lock that the next daemon waits 
 
 Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
 
-    -> {op: spawn, id, argv, mark, env, cwd, tty}
+    -> {op: spawn, id, argv, mark, env, cwd, tty, umask}
                                                 <- {id, pid}  or  {id, step, errno}
     -> {op: end, id, tree, grace}               <- {id}       once the tree is empty
                                                 <- {exit: tree, status}
@@ -344,6 +344,8 @@ class Keeper:
             pid = os.fork()
             if pid == 0:
                 tty = bool(message["tty"])
+                if message["umask"] is not None:
+                    os.umask(message["umask"])
                 become(message["argv"], env, message["cwd"], fds, report_w, keeper, tty)
         except OSError as error:
             os.close(report_w)

@@ -20,36 +20,12 @@ import trio
 import trio_asyncio
 
 from ..config.schema import Config
-from .errors import ConfigError, LeaseHeld, LeaseLost
+from .errors import LeaseHeld, LeaseLost
 from .postgres import application_name, connection
+from .private import write_private
 
 log = logging.getLogger("runctld.lease")
 aio = trio_asyncio.aio_as_trio
-
-
-def prepare_state_dir(path: Path) -> None:
-    """Make it (0700) and see that it is ours and writable. Raises ConfigError."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = path.stat().st_uid
-    except OSError as error:
-        raise ConfigError(
-            f"state_dir {path}: {error.strerror}; choose a directory that this user may write"
-        ) from None
-    if owner != os.getuid():
-        raise ConfigError(
-            f"state_dir {path} belongs to user id {owner}, runctld runs as {os.getuid()};"
-            " chown it, or choose another state_dir"
-        )
-    path.chmod(0o700)
-    try:
-        probe = path / f".probe-{os.getpid()}"
-        probe.touch(mode=0o600)
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"state_dir {path} is not writable ({error.strerror}); choose another, or mount it rw"
-        ) from None
 
 
 def executor_id(config: Config) -> str:
@@ -60,9 +36,7 @@ def executor_id(config: Config) -> str:
     if path.exists() and (kept := path.read_text().strip()):
         return kept
     made = f"{socket.gethostname().split('.')[0][:40] or 'local'}-{uuid.uuid4().hex[:8]}"
-    temporary = path.with_suffix(".new")
-    temporary.write_text(made + "\n")
-    temporary.replace(path)
+    write_private(path, f"{made}\n".encode())
     return made
 
 

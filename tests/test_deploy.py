@@ -16,8 +16,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import Box, wait_until
-from externals import NatsServer, servers
+from conftest import SLACK, Box, wait_until
+from externals import NatsServer
 from pgserver import Postgres
 from runctl.cli.health import LIMIT
 from runctl.cli.main import main as runctl
@@ -131,10 +131,17 @@ def test_the_pod_is_confined() -> None:
 # ---- the real thing ---------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def both() -> Iterator[tuple[Postgres, NatsServer]]:
-    with servers() as found:
-        yield found
+@pytest.fixture
+def both(tmp_path: Path, postgres: Postgres) -> Iterator[tuple[Postgres, NatsServer]]:
+    """A database server, and a NATS that the test may stop and start."""
+    path = tmp_path / "nats"
+    path.mkdir()
+    nats = NatsServer(path)
+    try:
+        nats.start()
+        yield postgres, nats
+    finally:
+        nats.stop()
 
 
 class Pod(Box):
@@ -169,7 +176,7 @@ class Pod(Box):
         done = subprocess.run(
             CONTAINER[name]["exec"]["command"],
             env=self.env,
-            timeout=CONTAINER[name]["timeoutSeconds"],
+            timeout=CONTAINER[name]["timeoutSeconds"] * SLACK,
             capture_output=True,
             text=True,
         )
@@ -182,8 +189,6 @@ class Pod(Box):
 @pytest.fixture
 def pods(tmp_path: Path, both: tuple[Postgres, NatsServer]) -> Iterator[list[Pod]]:
     postgres, nats = both
-    nats.stop()  # a test may have left it so
-    nats.start()
     database = postgres.database()
     made = [Pod(tmp_path / f"p{n}", f"runctl-{n}", database, nats) for n in range(2)]
     try:
@@ -197,6 +202,7 @@ def pods(tmp_path: Path, both: tuple[Postgres, NatsServer]) -> Iterator[list[Pod
             pod.close()
 
 
+@pytest.mark.long
 def test_probes_mean_what_they_say(pods: list[Pod], both: tuple[Postgres, NatsServer]) -> None:
     first, second = pods
     first.begin()

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, Watch, wait_until
-from runctl.cli.client import Link, dial
+from conftest import DEADLINE, SLACK, Box, Watch, wait_until
+from runctl.cli.client import Link, NotReady, dial
 from runctl.config.load import describe, load
 from runctl.supervisor import wire
 from securenats import Certificates, Cluster, Nkey, Operator
@@ -39,7 +39,7 @@ def cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
 
 
 def configure(box: Box, cluster: Cluster, nats: str = "", more: str = "") -> None:
-    box.configure(f'start_timeout = "20s"\n{more}[nats]\nurl = "{cluster.url}"\n{nats}')
+    box.configure(f'start_timeout = "90s"\n{more}[nats]\nurl = "{cluster.url}"\n{nats}')
 
 
 def operator_file(path: Path, text: str) -> Path:
@@ -65,13 +65,13 @@ def refused(box: Box, code: int, secret: str = "") -> str:
     """The one line with which a daemon that cannot start ends."""
     offset = box.log.stat().st_size if box.log.exists() else 0
     began = time.monotonic()
-    assert box.start(ready=False).wait(60) == code, box.log.read_text()
+    assert box.start(ready=False).wait(120) == code, box.log.read_text()
     text = box.log.read_text()[offset:]
     line = text.strip().splitlines()[-1]
     assert line.startswith("runctld: "), text
     assert "Traceback" not in text
     assert not secret or secret not in text
-    box.took = time.monotonic() - began
+    box.took = (time.monotonic() - began) / SLACK
     return line
 
 
@@ -330,8 +330,13 @@ def remake_stream(box: Box, **settings: Any) -> dict[str, Any]:
                 await link.api("STREAM.DELETE.RUNCTL")
             except Exception:
                 pass
-            made = await link.api("STREAM.CREATE.RUNCTL", STREAM | settings)
-            return made["config"]
+            async with asyncio.timeout(DEADLINE):
+                while True:
+                    try:
+                        made = await link.api("STREAM.CREATE.RUNCTL", STREAM | settings)
+                        return made["config"]
+                    except NotReady:  # the old one's files are just being removed
+                        await asyncio.sleep(0.1)
         finally:
             await link.close()
 
@@ -473,7 +478,7 @@ def test_a_watcher_may_watch_and_not_act(permitted: Permitted) -> None:
             f"runctl: NATS does not allow this user to {verb};"
             f" ask for publish permission on runctl.ctl.any.{verb}\n"
         )
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 10 * SLACK
     assert [r["thread"] for r in json.loads(runctl(bob, "list", "--json", code=0)[0])] == ["t"]
     runctl(bob, "show", run, code=0)
     runctl(bob, "status", code=0)
@@ -507,7 +512,7 @@ def test_an_inbox_that_is_not_ours_is_named(permitted: Permitted) -> None:
             _, err = runctl(file, *args, code=6)
             assert f"hear answers below {prefix}: set nats.inbox_prefix" in err
             assert err.count("\n") == 1
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 10 * SLACK
 
 
 def test_a_daemon_without_its_permissions_says_so(permitted: Permitted) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from conftest import alive
+from conftest import SLACK, alive
 from runctl.supervisor.errors import RunFailed, Unavailable
 from runctl.supervisor.keeper import (
     Forest,
@@ -35,7 +35,7 @@ from runctl.supervisor.processes import Keeper, KeeperLost, Process, open_keeper
 
 LINUX = sys.platform == "linux"
 linux_only = pytest.mark.skipif(not LINUX, reason="needs a child subreaper and /proc")
-DEADLINE = 15.0
+DEADLINE = 15.0 * SLACK
 PYTHON = (sys.executable, "-I", "-S", "-c")
 
 # Every script names its processes in a file, one pid a line, before it does its deed.
@@ -91,7 +91,7 @@ def taking(at_least: float, at_most: float) -> Iterator[None]:
     began = time.monotonic()
     yield
     took = time.monotonic() - began
-    assert at_least <= took <= at_most, f"took {took:.3f} s"
+    assert at_least <= took <= at_most * SLACK, f"took {took:.3f} s"
 
 
 async def spawn(keeper: Keeper, *argv: str, mark: str = "run-1", **more: Any) -> Process:
@@ -133,7 +133,7 @@ async def output(keeper: Keeper, *argv: str, **more: Any) -> AsyncIterator[Calla
 
 @pytest.fixture
 async def keeper(tmp_path: Path) -> AsyncIterator[Keeper]:
-    with trio.fail_after(60):
+    with trio.fail_after(60 * SLACK):
         async with open_keeper(tmp_path, wait=5) as keeper:
             yield keeper
 
@@ -559,7 +559,7 @@ STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); daemonize(); note(); 
 async def test_nothing_outlives_a_killed_daemon(tmp_path: Path) -> None:
     async with daemon_with_tree(tmp_path, 2, STUBBORN) as (daemon, keeper, pids):
         daemon.kill()
-        await until(lambda: not any(map(alive, [keeper, *pids])), "all are gone", 2)
+        await until(lambda: not any(map(alive, [keeper, *pids])), "all are gone", 2 * SLACK)
 
 
 @linux_only
@@ -569,7 +569,7 @@ async def test_the_keeper_is_not_ended_by_signals_for_the_daemon(tmp_path: Path)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(keeper, number)
         daemon.kill()  # it is still there to do this
-        await until(lambda: not any(map(alive, [keeper, *pids])), "all are gone", 2)
+        await until(lambda: not any(map(alive, [keeper, *pids])), "all are gone", 2 * SLACK)
 
 
 @linux_only

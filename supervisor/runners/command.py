@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from ...config.schema import CommandRunner
-from ..errors import RunFailed
+from ..errors import RunFailed, shortened
 from ..model import Outcome, RunSpec, Status
 from ..processes import Keeper
 from ..windows import DEFAULT, Window
@@ -22,8 +22,6 @@ from .protocol import Emit, Turn
 from .terminal import Terminal, terminal_environment
 
 READ_SIZE = 64 * 1024
-#: What the daemon got from its own supervisor is not the command's business.
-_PRIVATE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
 
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
@@ -73,6 +71,7 @@ class Command:
                         stdout=ends.given[1],
                         stderr=ends.given[2],
                         tty=ends.terminal is not None,
+                        umask=self._keeper.inherited.umask,
                     )
             except BaseException:
                 if ends.feed >= 0:
@@ -136,7 +135,7 @@ class Command:
         )
 
     def _environment(self, spec: RunSpec, attempt: int) -> dict[str, str]:
-        env = {k: v for k, v in os.environ.items() if k not in _PRIVATE}
+        env = dict(self._keeper.inherited.env)
         if self._config.tty:
             env = terminal_environment(env, self._config.env)
         else:
@@ -164,9 +163,7 @@ async def _feed(fd: int, data: bytes, scope: trio.CancelScope) -> None:
                 await pipe.send_all(data)
 
 
-async def _forward(
-    receive: Receive, name: StreamName, emit: Emit, scope: trio.CancelScope
-) -> None:
+async def _forward(receive: Receive, name: StreamName, emit: Emit, scope: trio.CancelScope) -> None:
     with scope:
         await _forward_all(receive, name, emit)
 
@@ -195,7 +192,8 @@ def _incomplete_tail(data: bytes) -> int:
     return 0
 
 
-def _outcome(name: str, status: int) -> Outcome:
+def _outcome(command: str, status: int) -> Outcome:
+    name = shortened(command, 200)
     if status == 0:
         return Outcome(Status.SUCCEEDED, exit_code=0)
     if status > 0:

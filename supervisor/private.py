@@ -1,0 +1,108 @@
+"""What is ours alone: files that are closed to others from their first byte, a process that
+others cannot look into, and what commands inherit of it."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import stat
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConfigError
+
+log = logging.getLogger("runctld")
+
+UMASK = 0o077
+_PR_SET_DUMPABLE = 4
+#: What the daemon got from its own supervisor is not a command's business.
+_SUPERVISION = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What every command gets of the daemon's: ``env``, and its ``umask``, None for ours."""
+
+    env: Mapping[str, str]
+    umask: int | None = None
+
+
+def inherited(withheld: Collection[str] = (), umask: int | None = None) -> Inherited:
+    """Our environment without ``withheld`` variables."""
+    hidden = {*_SUPERVISION, *withheld}
+    return Inherited({k: v for k, v in os.environ.items() if k not in hidden}, umask)
+
+
+def close_process() -> None:
+    """No core dumps of this process, and no look at its memory or environment by others of
+    its user, such as the commands it runs. It ends with an exec, so children are as ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace ``path`` atomically; 0600 from the first byte."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def prepare_state_dir(path: Path) -> None:
+    """Make it, see that it is ours, and that nobody else may enter it.
+
+    What others may read is closed to them. What they may write could hold anything by now,
+    links to files of ours among it: unless empty it is refused. Raises ConfigError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link = os.lstat(path)
+        if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.getuid()):
+            raise ConfigError(
+                f"state_dir {path} is a link that user id {link.st_uid} made;"
+                " remove it, or choose another state_dir"
+            )
+        _check_owner(path, os.stat(path).st_uid)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _close_to_others(path, fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir {path}: {error.strerror}; choose a directory that this user may write"
+        ) from None
+    try:
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir {path} is not writable ({error.strerror}); choose another, or mount it rw"
+        ) from None
+
+
+def _check_owner(path: Path, owner: int) -> None:
+    if owner != os.getuid():
+        raise ConfigError(
+            f"state_dir {path} belongs to user id {owner}, runctld runs as {os.getuid()};"
+            " chown it, or choose another state_dir"
+        )
+
+
+def _close_to_others(path: Path, fd: int) -> None:
+    found = os.fstat(fd)
+    _check_owner(path, found.st_uid)  # of what we opened, should it have been replaced
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o022 and os.listdir(fd):
+        raise ConfigError(
+            f"state_dir {path} may be written by other users (mode {mode:04o}); see that all in"
+            " it is yours, then chmod 700 it, or choose another state_dir"
+        )
+    if mode & 0o077:
+        os.fchmod(fd, 0o700)
+        log.warning("state_dir %s was open to other users (mode %04o): it is 0700 now", path, mode)
