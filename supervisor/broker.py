@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from ..config.schema import Config
-from .errors import Unavailable
+from .errors import RunFailed, Unavailable
 from .private import write_private
 from .processes import Keeper, Process
 from .wire import ENDPOINT_FILE, Endpoint
@@ -68,10 +68,13 @@ class Broker:
             delay = min(delay * 2, 5.0)
             try:
                 await self._spawn()
-            except Unavailable as error:
-                log.error("%s", error)
+            except (Unavailable, RunFailed, OSError) as error:  # no disk, no descriptors
+                log.error("nats-server was not started: %s", error)
 
-    async def stop(self) -> None:
+    async def renew(self) -> None:
+        """The server reads and stores nothing. That is how it is left by a full disk, even
+        when there is room again: only a new one stores."""
+        log.warning("nats-server stores nothing (is the disk full?); ending it")
         if self._process is not None:
             await self._process.end(2.0)
 

@@ -18,7 +18,7 @@ from ..config.secrets import masker
 from . import __version__, wire
 from .backlog import Backlog
 from .durable import Durable
-from .errors import BadRequest, NotFound, Refused, RequestError
+from .errors import BadRequest, NotFound, Refused, RequestError, Unavailable
 from .model import (
     ABORTED,
     MAX_ARGV_BYTES,
@@ -165,7 +165,13 @@ class Control:
             return wire.Problem(error.code, one_line(str(error)))
         except trio.Cancelled:
             raise
+        except Unavailable as error:
+            log.warning("%s was not answered: %s", subject.rpartition(".")[2], error)
+            return wire.Problem("error", f"{error}; ask again")
         except Exception as error:
+            if (reason := self._durable.explain(error)) is not None:
+                log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
+                return wire.Problem("error", reason)
             log.exception("request failed")
             words = one_line(self._hide(f"{type(error).__name__}: {error}"))
             return wire.Problem("error", f"{words}; see the daemon's log")

@@ -8,6 +8,7 @@ stay as they are and are replayed by the next daemon of this executor ID.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -151,10 +152,10 @@ class _Daemon:
         runs, and it is done in order."""
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
-            endpoint = None
+            endpoint = renew = None
             if self._config.nats.embedded:
                 broker = Broker(self._config, self._keeper)
-                endpoint = await broker.start()
+                endpoint, renew = await broker.start(), broker.renew
                 nursery.start_soon(broker.supervise)
             async with connect(
                 self._config, self._executor, endpoint, self._disconnected
@@ -162,7 +163,7 @@ class _Daemon:
                 nursery.start_soon(connection.watch)
                 client = connection.client
                 room, stored = Room(), Stored(client)
-                self._streams = Streams(client, room, self._fence.wait_clear)
+                self._streams = Streams(client, room, self._fence.wait_clear, renew)
                 self._alive = asks(client)
                 await self._streams.open(self._config)
                 self._retention = Retention(
@@ -372,6 +373,12 @@ class _Daemon:
             # The daemon is about to end, and with it the keeper: leave it to replay.
             if self._keeper.dead.is_set() or live.stopping:
                 await trio.sleep_forever()
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("run %s: %s", spec.run, error)
+                return Outcome(
+                    Status.FAILED,
+                    error="runctld has no file descriptors left; raise its limit, then retry",
+                )
             log.exception("run %s", spec.run)
             return self._internal(error)
 

@@ -17,9 +17,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import dbos._sys_db
 import msgspec
 import sqlalchemy as sa
 import trio
@@ -51,6 +53,13 @@ RECENT = 600.0
 #: A verb's read is tried again this long, seconds. What an attempt must know is read until
 #: it is there: no run fails by a database that is away.
 PATIENCE = 10.0
+
+#: What SQLite says when the disk is full, or no file can be opened.
+_PASSES = ("disk is full", "disk I/O error", "unable to open database file")
+_system: Any = dbos._sys_db
+_retriable: Callable[[Exception], bool] = _system.retriable_sqlite_exception
+#: Whether somebody waits for the answer, who can ask again.
+_asked: ContextVar[bool] = ContextVar("asked", default=False)
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
 
@@ -108,6 +117,7 @@ class Durable:
         self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
         self._run_thread: Any = None
         self.recovered = 0
+        self._closing = False
 
     async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
@@ -124,6 +134,7 @@ class Durable:
         )
         self._dbos = DBOS(config=config)
         _quiet_dbos()
+        _wait_out_sqlite(self._kick)
         dispatch = self._dispatch
         durable = self
 
@@ -212,8 +223,18 @@ class Durable:
         self._queue._worker_concurrency = most
         self.kick()
 
+    def explain(self, error: Exception) -> str | None:
+        """What to tell whoever asked for something that ended in ``error``, when it is the
+        database's doing; one line."""
+        if self._closing:
+            return "runctld is stopping; ask again when it has started"
+        if isinstance(error, sa.exc.DBAPIError):
+            return f"the database cannot be used now ({_reason(error)}); mend that, then ask again"
+        return None
+
     async def close(self) -> None:
         """Stop claiming and close the database; unfinished rows stay as they are."""
+        self._closing = True
         await self.stop_claiming()
         await trio.to_thread.run_sync(lambda: DBOS.destroy(workflow_completion_timeout_sec=0))
 
@@ -263,6 +284,7 @@ class Durable:
         return int(last or 0) + 1
 
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
+        _asked.set(True)
         options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
         with options, SetWorkflowID(spec.run):
             await DBOS.enqueue_workflow_async(QUEUE, self._run_thread, msgspec.to_builtins(spec))
@@ -272,8 +294,12 @@ class Durable:
 
     async def cancel(self, run: str) -> None:
         """Make the run terminal as aborted: it is not replayed from here on."""
-        await aio(DBOS.cancel_workflow_async)(run)
+        await aio(self._cancel)(run)
         self._kick.kick()
+
+    async def _cancel(self, run: str) -> None:
+        _asked.set(True)
+        await DBOS.cancel_workflow_async(run)
 
     async def get(self, run: str) -> tuple[RunSpec, Run] | None:
         t = self._table
@@ -628,6 +654,26 @@ class _Lane:
         lock.release()
 
 
+def _reason(error: sa.exc.DBAPIError) -> str:
+    """What the database said, in one line."""
+    return str(error.orig or error).strip().partition("\n")[0]
+
+
+def _wait_out_sqlite(stopping: threading.Event) -> None:
+    """Have DBOS try again, as it does by itself with PostgreSQL, what SQLite refuses for
+    want of disk or descriptors. Otherwise the outcome of a run that ended meanwhile is
+    not recorded, and the run counts as failed. Whoever asks for something is told at once."""
+
+    def passes(error: Exception) -> bool:
+        if _retriable(error):
+            return True
+        if stopping.is_set() or _asked.get() or not isinstance(error, sa.exc.OperationalError):
+            return False
+        return any(words in _reason(error) for words in _PASSES)
+
+    _system.retriable_sqlite_exception = passes
+
+
 def _quiet_dbos() -> None:
     """Its warnings go to our log; an aborted or interrupted workflow is no error here."""
     library = logging.getLogger("dbos")
@@ -639,7 +685,13 @@ def _quiet_dbos() -> None:
         if kind is not None and "Cancelled" in kind.__name__:
             return False
         message = record.getMessage()
-        record.msg, record.args = message.strip().partition("\n")[0], ()  # no SQL, one line
+        lines = message.strip().splitlines() or [""]  # no SQL, one line
+        first, _, trace = lines[0].partition("Traceback (most recent call last)")
+        record.msg, record.args = first + (lines[-1] if trace else ""), ()
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, sa.exc.DBAPIError):
+            record.msg += f" {_reason(error)}"
+            record.exc_info = None
         return "no longer owned" not in message and "task cancelled" not in message
 
     library.addFilter(expected)

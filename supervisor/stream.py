@@ -67,6 +67,8 @@ LEAST_RECORD = 16 * 1024
 END_SHARE = 8
 #: Roughly what msgpack adds to a chunk.
 CHUNK_OVERHEAD = 16
+#: So many publishes in a row without an answer, while reads have theirs: it stores nothing.
+UNANSWERED = 2
 #: JetStream's "maximum bytes exceeded".
 STORE_FAILED = 10077
 
@@ -79,12 +81,19 @@ class Streams:
     """All output streams of this daemon, over one NATS connection."""
 
     def __init__(
-        self, client: Client, room: Room, clear: Callable[[], Awaitable[None]] | None = None
+        self,
+        client: Client,
+        room: Room,
+        clear: Callable[[], Awaitable[None]] | None = None,
+        renew: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``clear`` is awaited before each publish: what it does not return from is not sent."""
+        """``clear`` is awaited before each publish: what it does not return from is not sent.
+        ``renew``: replaces a server that stores nothing, where that is up to us."""
         self._nc = client
         self._room = room
         self._clear = clear
+        self._renew = renew
+        self._unanswered = 0
         self.max_record = MAX_RECORD_BYTES
         self.max_end = 2**62
         self._js = client.jetstream(timeout=ACK_TIMEOUT)
@@ -163,12 +172,22 @@ class Streams:
         while True:
             try:
                 found: Tail = await aio(read_tail)(self._nc, subject, ACK_TIMEOUT)
-                return found
             except NewerRecord as error:
                 raise Fenced(f"{subject} holds a record {error}") from None
             except Exception as error:
                 log.debug("tail of %s: %r", subject, error)
                 await trio.sleep(0.1)
+            else:
+                if self._unanswered >= UNANSWERED:
+                    await self._stuck()
+                return found
+
+    async def _stuck(self) -> None:
+        self._unanswered = 0
+        if self._renew is not None:
+            await self._renew()
+        else:
+            log.error("NATS answers, but stores nothing: see whether its disk is full; restart it")
 
     async def end(self, thread: str, run: str, attempt: int, outcome: Outcome) -> None:
         """Append the end of a run that has no live attempt here (aborted in the queue,
@@ -221,9 +240,11 @@ class Streams:
             raise
         except Exception as error:  # connection states; the read-back decides what happened
             log.debug("publish to %s: %r", subject, error)
+            self._unanswered += isinstance(error, TimeoutError) and self._nc.is_connected
             return None
         finally:
             self._waiting.pop(token, None)
+        self._unanswered = 0
         # Errors have a "seq" as well, of 0; and while a stream has no leader the answer is empty.
         if "error" in reply or "seq" not in reply:
             why = reply.get("error", {})
