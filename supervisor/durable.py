@@ -218,6 +218,11 @@ class Durable:
         self._worker.start()
         self._kick.kick()
 
+    def set_max_running(self, most: int) -> None:
+        """How many runs there may be at once from now on; what runs already goes on."""
+        self._queue._worker_concurrency = most
+        self.kick()
+
     def explain(self, error: Exception) -> str | None:
         """What to tell whoever asked for something that ended in ``error``, when it is the
         database's doing; one line."""
@@ -226,11 +231,6 @@ class Durable:
         if isinstance(error, sa.exc.DBAPIError):
             return f"the database cannot be used now ({_reason(error)}); mend that, then ask again"
         return None
-
-    def set_max_running(self, most: int) -> None:
-        """How many runs there may be at once from now on; what runs already goes on."""
-        self._queue._worker_concurrency = most
-        self.kick()
 
     async def close(self) -> None:
         """Stop claiming and close the database; unfinished rows stay as they are."""

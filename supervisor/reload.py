@@ -128,4 +128,3 @@ def _runners(before: Mapping[str, Runner], after: Mapping[str, Runner]) -> list[
         elif before[name] != after[name]:
             found.append(f"runner {name}")
     return found
-

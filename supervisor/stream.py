@@ -88,7 +88,7 @@ class Streams:
         renew: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """``clear`` is awaited before each publish: what it does not return from is not sent.
-        ``renew`` replaces a server that stores nothing, where that is up to us."""
+        ``renew``: replaces a server that stores nothing, where that is up to us."""
         self._nc = client
         self._room = room
         self._clear = clear
@@ -172,15 +172,15 @@ class Streams:
         while True:
             try:
                 found: Tail = await aio(read_tail)(self._nc, subject, ACK_TIMEOUT)
-                break
             except NewerRecord as error:
                 raise Fenced(f"{subject} holds a record {error}") from None
             except Exception as error:
                 log.debug("tail of %s: %r", subject, error)
                 await trio.sleep(0.1)
-        if self._unanswered >= UNANSWERED:
-            await self._stuck()
-        return found
+            else:
+                if self._unanswered >= UNANSWERED:
+                    await self._stuck()
+                return found
 
     async def _stuck(self) -> None:
         self._unanswered = 0
