@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -361,6 +362,23 @@ def test_a_start_without_room_is_one_line(stopped_box: Box) -> None:
     finally:
         box.close()
         disk.close()
+
+
+def test_an_abort_does_not_undo_an_end_that_is_not_recorded_yet(box: Box) -> None:
+    run = box.submit_py("late", "print('up', flush=True); import time; time.sleep(1)")
+    watch = Watch(box, "late")
+    watch.wait_chunks(1)
+    with sqlite3.connect(box.state / "runctl.sqlite", isolation_level=None) as database:
+        database.execute("BEGIN IMMEDIATE")  # the daemon cannot write
+        assert watch.wait() == 0
+        abort = box.popen("abort", "late", "--run", run)
+        time.sleep(2)
+        database.execute("ROLLBACK")
+    database.close()
+    assert abort.communicate(timeout=60)[0] == b""
+    assert abort.returncode == 6
+    wait_until(lambda: box.show(run)["ended_at"], "it is recorded")
+    assert box.show(run)["status"] == "succeeded"
 
 
 def test_following_a_thread_does_not_begin_amid_another_run(
