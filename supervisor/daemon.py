@@ -26,6 +26,7 @@ from ..config.secrets import masker
 from .broker import Broker
 from .connect import connect
 from .control import Control
+from .disk import fitted
 from .durable import Durable
 from .early import Early
 from .errors import Fenced, RunFailed, Unavailable
@@ -121,7 +122,7 @@ class _Daemon:
         loop: asyncio.AbstractEventLoop,
         fence: Fence,
     ) -> None:
-        self._config = config
+        self._config = fitted(config)
         self._executor = executor
         self._keeper = keeper
         self._loop = loop
@@ -200,7 +201,7 @@ class _Daemon:
                     nursery.start_soon(self._housekeeping.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
-                    reload = Reload(self._config, self._file, self._settings, self._apply)
+                    reload = Reload(self._settings.config, self._file, self._settings, self._apply)
                     nursery.start_soon(reload.run, wishes.wait_reload)
                     log.info(
                         "ready: executor %s, pid %d, %d unfinished runs recovered, %.2f s",
