@@ -376,10 +376,8 @@ class _Daemon:
                 await trio.sleep_forever()
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 log.warning("run %s: %s", spec.run, error)
-                return Outcome(
-                    Status.FAILED,
-                    error="runctld has no file descriptors left; raise its limit, then retry",
-                )
+                text = "runctld has no file descriptors left; raise its limit, then retry"
+                return Outcome(Status.FAILED, error=text)
             log.exception("run %s", spec.run)
             return self._internal(error)
 
