@@ -27,6 +27,8 @@ from .connect import connect
 from .control import Control
 from .durable import Durable
 from .errors import Fenced, LeaseLost, RunFailed, Unavailable, shortened
+from .extras import require
+from .hooks import Hooks
 from .lease import (
     Lease,
     executor_id,
@@ -34,6 +36,7 @@ from .lease import (
     hold_file_lease,
 )
 from .members import Members
+from .metrics import Meters, Prometheus
 from .model import Outcome, RunSpec, Status
 from .order import Order
 from .private import UMASK, inherited, prepare_state_dir
@@ -44,6 +47,7 @@ from .room import Room
 from .runners.chat import Chat
 from .runners.command import Command
 from .runners.protocol import Runner, Turn
+from .scrape import Scrape
 from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
@@ -57,6 +61,7 @@ async def run(config: Config) -> None:
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     umask = os.umask(UMASK)
+    require(config)
     prepare_state_dir(config.state_dir)
     executor = executor_id(config)
     with hold_file_lease(config.state_dir, executor), warnings.catch_warnings():
@@ -108,7 +113,16 @@ class _Daemon:
         self._keeper = keeper
         self._loop = loop
         self._registry = Registry()
-        self._durable = Durable(config, executor, self._dispatch)
+        self._scrape: Scrape | None = None
+        self._meters = Meters()
+        self._hooks: Hooks | None = None
+        if config.metrics.listen is not None:
+            self._meters = Prometheus(executor, lambda: self._config.runners)
+        if config.hooks.on_end is not None:
+            self._hooks = Hooks(config, keeper, self._registry, self._meters)
+        self._durable = Durable(config, executor, self._dispatch, self._meters, self._hooks)
+        if isinstance(self._meters, Prometheus):
+            self._scrape = Scrape(config, self._meters, self._registry, self._durable)
         self._runners: dict[str, Runner] = {}
         self._streams: Streams
         self._retention: Retention
@@ -127,8 +141,10 @@ class _Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 endpoint = None
+                if self._scrape is not None:
+                    await nursery.start(self._scrape.run)
                 if self._config.nats.embedded:
-                    broker = Broker(self._config, self._keeper)
+                    broker = Broker(self._config, self._keeper, self._meters)
                     endpoint = await broker.start()
                     nursery.start_soon(broker.supervise)
                 async with connect(
@@ -137,7 +153,9 @@ class _Daemon:
                     nursery.start_soon(connection.watch)
                     client = connection.client
                     room, stored = Room(), Stored(client)
-                    self._streams = Streams(client, room)
+                    self._streams = Streams(client, room, self._meters)
+                    if self._hooks is not None:
+                        self._hooks.durable, self._hooks.stored = self._durable, stored
                     self._alive = asks(client)
                     await self._streams.open(self._config)
                     self._retention = Retention(
@@ -161,6 +179,8 @@ class _Daemon:
                         self._streams,
                         stored,
                         self._members,
+                        self._meters,
+                        self._hooks,
                     )
                     await control.start(self._loop)
                     connection.started()
@@ -170,6 +190,9 @@ class _Daemon:
                     nursery.start_soon(self._retention.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
+                    if self._scrape is not None:
+                        self._scrape.ready(client, self._streams)
+                    self._meters.ready(self._durable.recovered, time.monotonic() - began)
                     log.info(
                         "ready: executor %s, pid %d, %d unfinished runs recovered, %.2f s",
                         self._executor,
@@ -194,9 +217,13 @@ class _Daemon:
 
     async def _stop(self, control: Control, takeover: Takeover | None) -> None:
         with trio.move_on_after(self._config.queue.stop_grace + 3) as limit:
+            if self._scrape is not None:
+                self._scrape.stopping()
             await control.stop()
             await self._durable.stop_claiming()
             await self._registry.stop_all()
+            if self._hooks is not None:
+                await self._hooks.stop()
         if not limit.cancelled_caught:
             await self._leave(takeover)
         if self._members is not None:
@@ -210,7 +237,7 @@ class _Daemon:
             try:
                 if takeover is not None:
                     await takeover.hand_over()
-                elif self._members and self._executor not in await self._durable.owners():
+                elif self._members and self._executor not in await self._durable.owners(hooks=True):
                     await self._members.leave()
             except Exception as error:  # what is not handed over is taken over, or replayed
                 log.warning("the runs were not handed over: %s", error)
@@ -252,6 +279,7 @@ class _Daemon:
         if outcome is None:
             await trio.sleep_forever()
             raise AssertionError
+        self._meters.run_ended(outcome.status, spec.runner)
         return outcome
 
     async def _broken(self, live: Live, error: Exception) -> Outcome | None:
@@ -323,6 +351,7 @@ class _Daemon:
                 error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
             )
         log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
+        self._meters.dispatched(time.monotonic() - live.began)
         try:
             history = await self._history(spec)
             return await runner.run(spec, live.attempt, stream.append, history, live.window)

@@ -14,6 +14,7 @@ from ..config.schema import Config
 from ..config.secrets import masker
 from . import __version__
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
+from .extras import require
 from .private import close_process
 from .report import MaskedFormatter, mask_tracebacks
 
@@ -40,6 +41,10 @@ def main(file: Path | None, check: bool, verbose: bool) -> None:
     except ConfigError as error:
         _fail(error)
     if check:
+        try:
+            require(config)
+        except ConfigError as error:
+            _fail(error)
         click.echo(describe(config))
         return
     hide = masker(config)

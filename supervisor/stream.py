@@ -23,6 +23,7 @@ import trio_asyncio
 
 from ..config.connection import where
 from .errors import ConfigError, Fenced, Unavailable
+from .metrics import Meters
 from .model import Outcome
 from .room import Room
 from .streamcheck import differences, refusal
@@ -83,8 +84,9 @@ class Tail:
 class Streams:
     """All output streams of this daemon, over one NATS connection."""
 
-    def __init__(self, client: Client, room: Room) -> None:
+    def __init__(self, client: Client, room: Room, meters: Meters | None = None) -> None:
         self._nc = client
+        self.meters = meters or Meters()
         self._room = room
         self.max_record = MAX_RECORD_BYTES
         self.max_end = 2**62
@@ -286,16 +288,22 @@ class Attempt:
             tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
+                self._streams.meters.adopted()
                 return last.outcome
             if isinstance(last, Reset) and last == record:
                 self._sequence = tail.sequence
                 return None
             if last is not None and last.attempt >= self._attempt:
-                raise Fenced(f"run {self._run}: attempt {last.attempt} is already in the stream")
+                raise self._fenced(f"attempt {last.attempt} is already in the stream")
             done = await self._streams.publish(self._subject, record, tail.sequence, rollup=True)
             if done is not None:
                 self._sequence = done
+                self._streams.meters.reset()
                 return None
+
+    def _fenced(self, why: str) -> Fenced:
+        self._streams.meters.fenced()
+        return Fenced(f"run {self._run}: {why}")
 
     async def append(self, stream: StreamName, data: bytes) -> None:
         """Add one chunk; waits while more than ``MAX_BUFFERED`` bytes are unacked."""
@@ -344,6 +352,7 @@ class Attempt:
         batch = self._pending[:count]
         self._total += size
         await self._put(Chunks(self._attempt, self._seq + 1, self._read_at, batch, self._total))
+        self._streams.meters.stored(count, size)
         del self._pending[:count]
         self._read_at = time.time()
         self._seq += count
@@ -377,4 +386,4 @@ class Attempt:
             elif tail.record.attempt < self._attempt and tail.sequence < known:
                 await trio.sleep(RETRY)  # a read from before our reset
             else:
-                raise Fenced(f"run {self._run}: another attempt writes its stream")
+                raise self._fenced("another attempt writes its stream")
