@@ -4,6 +4,9 @@
 #   make check   ruff, mypy, import-linter
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
+#   make fuzz    what comes in from outside, by coverage and by many examples: SECONDS=60
+#   make faults  random load while everything fails; SEED=, ROUNDS=, PROFILE= (embedded,
+#                shared, mixed), REPORT= (a document whose figures are written)
 #   make clean   removes whatever these made
 # PYTHON names the interpreter of .venv (3.11 or newer). JOBS: so many tests at once, most of
 # which wait for processes; 0 for one after the other.
@@ -16,7 +19,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-newest check man bench clean
+.PHONY: demo test test-newest check man bench fuzz faults clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -61,6 +64,20 @@ man: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+# atheris has wheels for some Pythons on Linux only: where there is none, the target says
+# so and goes on. What is found is kept in tests/corpus, which `make test` replays.
+SECONDS ?= 60
+EXAMPLES ?= 500
+fuzz: $(READY)
+	-@$(BIN)/python $(PIP) --only-binary :all: -e '.[fuzz]' 2>/dev/null
+	RUNCTL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_bounds.py
+	$(BIN)/python tests/fuzz.py $(SECONDS)
+
+faults: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m faults $(if $(SEED),--seed $(SEED)) \
+	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PROFILE),--profile $(PROFILE)) \
+	    $(if $(REPORT),--report $(REPORT)) $(if $(FOLDER),--folder $(FOLDER))
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -18,6 +18,7 @@ from .restarts import bench_demo, bench_replay
 from .resume import bench_resume
 from .runs import bench_latency, bench_submit
 from .standing import bench_idle, bench_list
+from .stopping import bench_stop
 from .watchers import bench_watchers
 
 SECTIONS: dict[str, Callable[[], Awaitable[None]]] = {
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Callable[[], Awaitable[None]]] = {
     "attach": bench_attach,
     "watchers": bench_watchers,
     "resume": bench_resume,
+    "stop": bench_stop,
     "demo": bench_demo,
 }
 

@@ -424,8 +424,10 @@ class Watcher:
                 return
             consumer.ticks = 0
             headers = msg.headers
-            if headers is not None and "Status" in headers and not msg.data:
-                await self._control(link, consumer, msg, headers)
+            # What is stored may look like one of the server's own messages, but for this.
+            if not msg.reply.startswith("$JS.ACK."):
+                if headers is not None and "Status" in headers and not msg.data:
+                    await self._control(link, consumer, msg, headers)
                 return
             fields = msg.reply.split(".")
             # $JS.ACK.stream.consumer.delivered.sseq.cseq.time.pending; servers with

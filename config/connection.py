@@ -5,6 +5,7 @@ from a ``Nats``, a client that keeps to TLS, and words for why NATS does not let
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,20 +70,44 @@ def new_client(nats: Nats) -> Client:
     """A client, not connected. nats-py goes on without TLS when the server's first, plain
     words say that it has none, so whoever can change them would read everything: with
     ``nats.tls`` this client says nothing to such a server."""
-    from nats.aio.client import Client
-
     if not nats.tls:
-        return Client()
+        return _client_type()()
     from nats.errors import Error
 
-    class TlsClient(Client):
+    class TlsClient(_client_type()):  # type: ignore[misc]
         def _connect_command(self) -> bytes:
             encrypted = nats.tls_first or nats.url.lower().startswith("wss://")
             if not encrypted and not self._server_info.get("tls_required"):
                 raise Error(_NO_TLS)
-            return super()._connect_command()
+            return bytes(super()._connect_command())
 
-    return TlsClient()
+    client: Client = TlsClient()
+    return client
+
+
+@functools.cache
+def _client_type() -> type[Client]:
+    """nats-py stops reading for good, without a word, at a subject that is not UTF-8 and at
+    some headers, which whoever may publish can send us: this reads on."""
+    from nats.aio.client import Client
+
+    class SturdyClient(Client):
+        async def _process_msg(
+            self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+        ) -> None:
+            await super()._process_msg(sid, _utf8(subject), _utf8(reply), data, headers)
+
+        async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+            try:
+                return await super()._process_headers(headers)
+            except Exception:  # as if it had none
+                return None
+
+    return SturdyClient
+
+
+def _utf8(text: bytes) -> bytes:
+    return text if text is None or text.isascii() else text.decode(errors="replace").encode()
 
 
 _NO_TLS = "nats: the server does not require TLS"

@@ -31,6 +31,7 @@ from .schema import (
     ConfigError,
     Database,
     FileError,
+    History,
     Hooks,
     Metrics,
     Nats,
@@ -130,6 +131,7 @@ def _keys(section: type) -> list[str]:
 # Defaults are read from instances: on a class with slots the names are descriptors.
 _CONFIG = Config(state_dir=Path())
 _DATABASE, _STREAM, _QUEUE = Database(), Stream(), Queue()
+_HISTORY = History()
 _TAKEOVER = Takeover()
 _CHAT = ChatRunner("", base_url="", model="")
 
@@ -138,6 +140,7 @@ _SECTIONS = {
     "nats": Nats,
     "stream": Stream,
     "queue": Queue,
+    "history": History,
     "takeover": Takeover,
     "metrics": Metrics,
     "traces": Traces,
@@ -175,6 +178,7 @@ def _read_config(top: _Table, client: bool) -> Config:
         nats=nats,
         stream=_read_stream(top.table("stream")),
         queue=_read_queue(top.table("queue")),
+        history=_read_history(top.table("history")),
         takeover=_read_takeover(top.table("takeover"), database, nats, client),
         **tells,
         runners=runners,
@@ -254,6 +258,14 @@ def _read_queue(table: _Table) -> Queue:
         max_queued_per_thread=table.whole(
             "max_queued_per_thread", _QUEUE.max_queued_per_thread, 1, 1_000_000_000
         ),
+    )
+
+
+def _read_history(table: _Table) -> History:
+    table.only(_keys(History))
+    return History(
+        max_age=table.seconds("max_age", _HISTORY.max_age, least=1.0),
+        max_runs=table.whole("max_runs", _HISTORY.max_runs, 0, 1_000_000_000),
     )
 
 
@@ -380,6 +392,11 @@ def _describe(config: Config) -> Iterator[str]:
         stop_grace=format_duration(queue.stop_grace),
         max_queued=queue.max_queued,
         max_queued_per_thread=queue.max_queued_per_thread,
+    )
+    yield from _lines(
+        "history",
+        max_age=format_duration(config.history.max_age),
+        max_runs=config.history.max_runs,
     )
     takeover = config.takeover
     yield from _lines(

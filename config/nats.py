@@ -147,6 +147,8 @@ class _Context(Table):
             return default
         if not isinstance(value, str):
             self.fail(key, f"expected a string, got {kind_of(value)}")
+        if "\0" in value:
+            self.fail(key, "holds a NUL character: remove it")
         if key != "url" and _REFERENCE.match(value):
             self.fail(
                 key,

@@ -104,6 +104,15 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """Finished runs that stay listed: ``max_age`` seconds from their end, at most
+    ``max_runs`` over all threads (0: any number)."""
+
+    max_age: float = 30 * 86400.0
+    max_runs: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
 class Takeover:
     """Whether peers of ``group`` re-enqueue the unfinished runs of an executor whose
     lease has been gone for ``after`` seconds."""
@@ -203,6 +212,7 @@ class Config:
     nats: Nats = field(default_factory=Nats)
     stream: Stream = field(default_factory=Stream)
     queue: Queue = field(default_factory=Queue)
+    history: History = field(default_factory=History)
     takeover: Takeover = field(default_factory=Takeover)
     metrics: Metrics = field(default_factory=Metrics)
     traces: Traces = field(default_factory=Traces)

@@ -124,7 +124,7 @@ class Table:
             value = self._quantity(key, parse_duration)
         elif type(value) not in (int, float):
             self.mismatch(key, DURATION_FORMS)
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):  # any whole number is
             self.fail(key, f"expected {DURATION_FORMS}, got {value}")
         self._within(key, value, least, _CENTURY, format_duration)
         return float(value)
@@ -175,7 +175,7 @@ class Table:
     def _within(self, key: str, value: float, least: float, most: float, show: Any) -> float:
         if value < least:
             # A negative number has no form with a unit.
-            shown = show(value) if value >= 0 else str(value)
+            shown = show(value) if value >= 0 else kind_of(value).removeprefix("the number ")
             self.fail(key, f"expected at least {show(least)}, got {shown}")
         if value > most:
             self.fail(key, f"expected at most {show(most)}")
@@ -277,5 +277,14 @@ def xdg_dir(variable: str, below_home: str) -> Path:
 
 
 def quote(text: str) -> str:
-    """``text`` as a TOML string: JSON's, but TOML escapes DEL too."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """``text`` as a TOML string: JSON's, with whatever cannot be printed escaped, such as
+    DEL, line ends of Unicode, and what changes the direction of writing."""
+    shown = json.dumps(text, ensure_ascii=False)
+    return shown if shown.isprintable() else "".join(map(_escaped, shown))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

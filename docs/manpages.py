@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from runctl.cli.main import main as runctl
 from runctl.supervisor import __version__
-from runctl.supervisor.main import main as runctld
+from runctl.supervisor.arguments import runctld
 
 HERE = Path(__file__).parent / "man"
 FILES = """

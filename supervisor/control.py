@@ -18,7 +18,7 @@ from ..config.secrets import masker
 from . import __version__, wire
 from .backlog import Backlog
 from .durable import Durable
-from .errors import BadRequest, NotFound, Refused, RequestError, shortened
+from .errors import BadRequest, NotFound, Refused, RequestError, Unavailable
 from .hooks import Hooks
 from .metrics import Meters
 from .model import (
@@ -32,9 +32,12 @@ from .model import (
     Status,
     check_run_id,
     check_thread,
+    is_run_id,
+    one_line,
 )
 from .others import Others
 from .registry import Registry
+from .reload import Settings
 from .stored import Stored
 from .stream import Streams
 from .windows import checked
@@ -49,6 +52,8 @@ log = logging.getLogger("runctld.control")
 aio = trio_asyncio.aio_as_trio
 
 PAGE = 500
+#: No database has so many rows; it counts them in 64 bits.
+MAX_AFTER = 2**53
 VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status", "resize")
 
 
@@ -63,12 +68,14 @@ class Control:
         streams: Streams,
         stored: Stored,
         members: Members | None,
+        settings: Settings,
         meters: Meters,
         hooks: Hooks | None,
     ) -> None:
-        self._config = config
         self._meters = meters
         self._hooks = hooks
+        self._config = config
+        self._settings = settings
         self._executor = executor
         self._nc = client
         self._durable = durable
@@ -145,7 +152,7 @@ class Control:
         await aio(self._nc.publish)(wire.CHANGED_SUBJECT, thread.encode())
 
     async def _tell_if_full(self) -> None:
-        if len(self._registry) >= self._config.queue.max_running:
+        if len(self._registry) >= self._settings.queue.max_running:
             await self.tell_others()
 
     async def stop(self) -> None:
@@ -161,12 +168,18 @@ class Control:
                 raise BadRequest(f"{wire.verb_of(request)} has a subject of its own; ask there")
             return await self._verbs[type(request)](request)
         except RequestError as error:
-            return wire.Problem(error.code, shortened(str(error)))
+            return wire.Problem(error.code, one_line(str(error)))
         except trio.Cancelled:
             raise
+        except Unavailable as error:
+            log.warning("%s was not answered: %s", subject.rpartition(".")[2], error)
+            return wire.Problem("error", f"{error}; ask again")
         except Exception as error:
+            if (reason := self._durable.explain(error)) is not None:
+                log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
+                return wire.Problem("error", reason)
             log.exception("request failed")
-            words = shortened(self._hide(f"{type(error).__name__}: {error}"))
+            words = one_line(self._hide(f"{type(error).__name__}: {error}"))
             return wire.Problem("error", f"{words}; see the daemon's log")
 
     def _fitting(self, answer: bytes) -> bytes:
@@ -183,9 +196,9 @@ class Control:
         thread = check_thread(r.thread)
         run = check_run_id(r.run) if r.run is not None else self._ids.new()
         name = r.runner or self._default_runner(bool(r.argv))
-        runner = self._config.runners.get(name)
+        runner = self._settings.runners.get(name)
         if runner is None:
-            known = ", ".join(sorted(self._config.runners)) or "none"
+            known = ", ".join(sorted(self._settings.runners)) or "none"
             raise BadRequest(f"no runner named {name!r}; configured are: {known}")
         if r.prompt is not None and len(r.prompt.encode(errors="replace")) > MAX_PROMPT_BYTES:
             raise BadRequest(
@@ -236,7 +249,7 @@ class Control:
         return wire.Submitted(run.thread, run.run, run.status)
 
     def _default_runner(self, has_argv: bool) -> str:
-        names = set(self._config.runners)
+        names = set(self._settings.runners)
         if has_argv:
             return "shell"
         others = sorted(names - {"shell"})
@@ -246,15 +259,17 @@ class Control:
 
     def _ambiguous(self) -> str:
         raise BadRequest(
-            f"several runners are configured ({', '.join(sorted(self._config.runners))});"
+            f"several runners are configured ({', '.join(sorted(self._settings.runners))});"
             " say which: --runner NAME"
         )
 
     async def list(self, r: wire.List) -> wire.Reply:
         if r.status is not None and r.status not in [*Status, "idle"]:
             raise BadRequest(f"no status {r.status!r}; one of: {', '.join(Status)}, idle")
-        if r.after < 0 or (r.limit is not None and r.limit < 1):
+        if r.limit is not None and r.limit < 1:
             raise BadRequest("limit must be 1 or more")
+        if not 0 <= r.after <= MAX_AFTER:
+            raise BadRequest("after must be what the page before gave as next")
         size = min(r.limit or PAGE, PAGE) if r.status is None else PAGE
         if r.thread is None:
             if r.live:
@@ -304,7 +319,7 @@ class Control:
     async def _pick(self, name: str, run: str | None) -> str:
         thread = check_thread(name)
         if run is not None:
-            found = await self._durable.get(run)
+            found = await self._find(run)
             if found is None or found[1].thread != thread:
                 raise NotFound(f"no run {run!r} on thread {thread!r}; see: runctl list THREAD")
             return run
@@ -320,15 +335,18 @@ class Control:
         (output,) = await self._stored.outputs([subject])
         return msgspec.structs.replace(details, output=output)
 
+    async def _find(self, run: str) -> tuple[RunSpec, Run] | None:
+        return await self._durable.get(run) if is_run_id(run) else None
+
     async def _details(self, run: str) -> wire.RunDetails:
-        found = await self._durable.get(run)
+        found = await self._find(run)
         if found is None:
             raise NotFound(f"no run {run!r}; see: runctl list THREAD")
         spec, row = found
         return wire.RunDetails(row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of)
 
     async def retry(self, r: wire.Retry) -> wire.Reply:
-        found = await self._durable.get(r.run)
+        found = await self._find(r.run)
         if found is None:
             raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")
         spec, run = found
@@ -344,7 +362,7 @@ class Control:
         thread = check_thread(r.thread)
         live = await self._durable.live_runs(thread)
         if r.run is not None:
-            found = await self._durable.get(r.run)
+            found = await self._find(r.run)
             if found is None or found[1].thread != thread:
                 raise NotFound(f"no run {r.run!r} on thread {thread!r}; see: runctl list THREAD")
             if found[1].status.terminal and self._registry.get(r.run) is None:
@@ -408,6 +426,8 @@ class Control:
     async def purge(self, r: wire.Purge) -> wire.Reply:
         if not r.threads:
             raise BadRequest("name at least one thread")
+        if r.older_than is not None and r.older_than < 0:
+            raise BadRequest("older_than must be 0 or more")
         drop: builtins.list[str] = []
         whole: builtins.list[str] = []
         runs = 0
@@ -447,7 +467,7 @@ class Control:
         size = checked(r)
         live = self._registry.get(r.run)
         if live is None:
-            found = await self._durable.get(r.run)
+            found = await self._find(r.run)
             if found is None:
                 raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")
             raise Refused(f"run {r.run} does not run on executor {self._executor!r}")
@@ -482,7 +502,7 @@ class Control:
             ),
             uptime=time.monotonic() - self._began,
             executors=[] if r.alone or r.brief else await self._executors(),
-            runners=sorted(self._config.runners),
+            runners=sorted(self._settings.runners),
             metrics=self._config.metrics.listen,
             hooks=await self._hooks_status(r),
         )

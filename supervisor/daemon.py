@@ -8,63 +8,84 @@ stay as they are and are replayed by the next daemon of this executor ID.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
-import signal
-import sys
 import time
 import warnings
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import trio
 import trio_asyncio
 
-from ..config.schema import ChatRunner, CommandRunner, Config
+from ..config.schema import ChatRunner, CommandRunner, Config, Queue
+from ..config.schema import Runner as RunnerConfig
 from ..config.secrets import masker
 from .broker import Broker
 from .connect import connect
 from .control import Control
 from .durable import Durable
-from .errors import Fenced, LeaseLost, RunFailed, Unavailable, shortened
+from .early import Early
+from .errors import Fenced, RunFailed, Unavailable
 from .extras import require
+from .fence import Fence
 from .hooks import Hooks
-from .lease import (
-    Lease,
-    executor_id,
-    hold_database_lease,
-    hold_file_lease,
-)
+from .housekeeping import Housekeeping
+from .lease import executor_id, hold_database_lease, hold_file_lease
 from .members import Members
 from .metrics import Meters, Prometheus
-from .model import Outcome, RunSpec, Status
+from .model import Outcome, RunSpec, Status, one_line
 from .order import Order
 from .private import UMASK, inherited, prepare_state_dir
 from .processes import Keeper, open_keeper
 from .registry import Live, Registry
+from .reload import Reload, Settings
 from .retention import Retention
 from .room import Room
 from .runners.chat import Chat
 from .runners.command import Command
 from .runners.protocol import Runner, Turn
 from .scrape import Scrape
+from .signals import Wishes, open_wishes
 from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
+from .versions import check_format, mark_format
 from .windows import Alive, Window, asks
 
 log = logging.getLogger("runctld")
 
+#: Seconds beyond the grace in which all runs are to be gone and their output stored.
+STOPPED = 3.0
 
-async def run(config: Config) -> None:
-    """Run the daemon until SIGTERM or SIGINT.
+
+async def run(config: Config, file: Path | None = None, early: Early | None = None) -> None:
+    """Run the daemon until SIGTERM or SIGINT. ``config`` came from ``file``, or from a
+    default place.
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     umask = os.umask(UMASK)
+    async with open_wishes(early) as wishes:
+        # Until DBOS is launched there is nothing to stop in order.
+        with wishes.until_stop() as start:
+            await _run(config, file, umask, wishes, start)
+    log.info("stopped; unfinished runs will be replayed")
+
+
+async def _run(
+    config: Config, file: Path | None, umask: int, wishes: Wishes, start: trio.CancelScope
+) -> None:
     require(config)
     prepare_state_dir(config.state_dir)
+    check_format(config.state_dir)
     executor = executor_id(config)
-    with hold_file_lease(config.state_dir, executor), warnings.catch_warnings():
+    with (
+        hold_file_lease(config.state_dir, executor) as file_lease,
+        warnings.catch_warnings(),
+    ):
+        mark_format(config.state_dir)
         # DBOS sets its own default executor; to_thread then uses trio's threads.
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with trio_asyncio.open_loop() as loop:
@@ -73,30 +94,21 @@ async def run(config: Config) -> None:
                 lease = None
                 if not config.database.embedded:
                     lease = await stack.enter_async_context(hold_database_lease(config, executor))
+                fence = Fence(file_lease, lease)
+                stack.enter_context(fence.asks_on_waking())
                 keeper = await stack.enter_async_context(
                     open_keeper(
                         config.state_dir,
                         config.start_timeout,
                         inherited(config.withheld, umask),
+                        adopt=True,
+                        held=fence.look,
                     )
                 )
                 nursery = await stack.enter_async_context(trio.open_nursery())
-                if lease is not None:
-                    nursery.start_soon(_watch_lease, lease)
-                await _Daemon(config, executor, keeper, loop).run()
+                nursery.start_soon(fence.watch)
+                await _Daemon(config, file, executor, keeper, loop, fence).run(wishes, start)
                 nursery.cancel_scope.cancel()
-
-
-async def _watch_lease(lease: Lease) -> None:
-    """End the process at once when the lease is lost: a peer may take the runs over, and
-    whatever still waits for the database here would delay an orderly end. The keeper
-    kills all runs when it sees us gone."""
-    try:
-        await lease.watch()
-    except LeaseLost as error:
-        print(f"runctld: {error}", file=sys.stderr, flush=True)
-        logging.shutdown()
-        os._exit(75)
 
 
 def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -106,90 +118,113 @@ def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
 
 class _Daemon:
     def __init__(
-        self, config: Config, executor: str, keeper: Keeper, loop: asyncio.AbstractEventLoop
+        self,
+        config: Config,
+        file: Path | None,
+        executor: str,
+        keeper: Keeper,
+        loop: asyncio.AbstractEventLoop,
+        fence: Fence,
     ) -> None:
         self._config = config
         self._executor = executor
         self._keeper = keeper
         self._loop = loop
         self._registry = Registry()
+        self._fence = fence
+        self._file = file
+        self._settings = Settings(config, self._make)
         self._scrape: Scrape | None = None
         self._meters = Meters()
         self._hooks: Hooks | None = None
         if config.metrics.listen is not None:
-            self._meters = Prometheus(executor, lambda: self._config.runners)
+            self._meters = Prometheus(executor, lambda: self._settings.runners)
         if config.hooks.on_end is not None:
             self._hooks = Hooks(config, keeper, self._registry, self._meters)
-        self._durable = Durable(config, executor, self._dispatch, self._meters, self._hooks)
+        self._durable = Durable(
+            *(config, executor, self._dispatch, fence.wait_clear_in_thread),
+            *(self._meters, self._hooks),
+        )
         if isinstance(self._meters, Prometheus):
             self._scrape = Scrape(config, self._meters, self._registry, self._durable)
-        self._runners: dict[str, Runner] = {}
+        self._housekeeping = Housekeeping(config, self._durable)
         self._streams: Streams
         self._retention: Retention
         self._order: Order
         self._alive: Alive
         self._members = None if config.database.embedded else Members(config, executor)
-        for name, runner in config.runners.items():
-            self._runners[name] = (
-                Chat(runner)
-                if isinstance(runner, ChatRunner)
-                else Command(runner, keeper, config.queue.stop_grace)
-            )
 
-    async def run(self) -> None:
+    def _make(self, runner: RunnerConfig, queue: Queue) -> Runner:
+        if isinstance(runner, ChatRunner):
+            return Chat(runner)
+        return Command(runner, self._keeper, queue.stop_grace)
+
+    def _apply(self, config: Config) -> None:
+        self._order.grace = config.queue.stop_grace
+        self._durable.set_max_running(config.queue.max_running)
+        self._keeper.inherited = inherited(config.withheld, self._keeper.inherited.umask)
+
+    async def run(self, wishes: Wishes, start: trio.CancelScope) -> None:
+        """A wish to stop cancels ``start`` until DBOS is launched; from then on there are
+        runs, and it is done in order."""
         began = time.monotonic()
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
-                endpoint = None
-                if self._scrape is not None:
-                    await nursery.start(self._scrape.run)
-                if self._config.nats.embedded:
-                    broker = Broker(self._config, self._keeper, self._meters)
-                    endpoint = await broker.start()
-                    nursery.start_soon(broker.supervise)
-                async with connect(
-                    self._config, self._executor, endpoint, self._disconnected
-                ) as connection:
-                    nursery.start_soon(connection.watch)
-                    client = connection.client
-                    room, stored = Room(), Stored(client)
-                    self._streams = Streams(client, room, self._meters)
-                    if self._hooks is not None:
-                        self._hooks.durable, self._hooks.stored = self._durable, stored
-                    self._alive = asks(client)
-                    await self._streams.open(self._config)
-                    self._retention = Retention(
-                        self._config.stream, stored, self._durable, self._registry, room
-                    )
-                    self._order = Order(
-                        self._durable,
-                        self._streams,
-                        self._members,
-                        self._config.queue.stop_grace,
-                    )
-                    if self._members is not None:
-                        await self._members.announce()
-                    await self._durable.launch(self._loop)
-                    control = Control(
-                        self._config,
-                        self._executor,
-                        client,
-                        self._durable,
-                        self._registry,
-                        self._streams,
-                        stored,
-                        self._members,
-                        self._meters,
-                        self._hooks,
-                    )
+        async with trio.open_nursery() as nursery:
+            endpoint = renew = None
+            if self._scrape is not None:
+                await nursery.start(self._scrape.run)
+            if self._config.nats.embedded:
+                broker = Broker(self._config, self._keeper, self._meters)
+                endpoint, renew = await broker.start(), broker.renew
+                nursery.start_soon(broker.supervise)
+            async with connect(
+                self._config, self._executor, endpoint, self._disconnected
+            ) as connection:
+                nursery.start_soon(connection.watch)
+                client = connection.client
+                room, stored = Room(), Stored(client)
+                self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
+                if self._hooks is not None:
+                    self._hooks.durable, self._hooks.stored = self._durable, stored
+                self._alive = asks(client)
+                await self._streams.open(self._config)
+                self._retention = Retention(
+                    self._config.stream, stored, self._durable, self._registry, room
+                )
+                self._order = Order(
+                    self._durable,
+                    self._streams,
+                    self._members,
+                    self._config.queue.stop_grace,
+                )
+                if self._members is not None:
+                    await self._members.announce()
+                wishes.keep(start)
+                await self._durable.launch(self._loop)
+                control = Control(
+                    self._config,
+                    self._executor,
+                    client,
+                    self._durable,
+                    self._registry,
+                    self._streams,
+                    stored,
+                    self._members,
+                    self._settings,
+                    self._meters,
+                    self._hooks,
+                )
+                takeover = self._takeover(control)
+                with wishes.until_stop():
                     await control.start(self._loop)
                     connection.started()
-                    takeover = self._takeover(control)
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
                     nursery.start_soon(self._retention.run)
+                    nursery.start_soon(self._housekeeping.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
+                    reload = Reload(self._config, self._file, self._settings, self._apply)
+                    nursery.start_soon(reload.run, wishes.wait_reload)
                     if self._scrape is not None:
                         self._scrape.ready(client, self._streams)
                     self._meters.ready(self._durable.recovered, time.monotonic() - began)
@@ -200,13 +235,10 @@ class _Daemon:
                         self._durable.recovered,
                         time.monotonic() - began,
                     )
-                    async for number in signals:
-                        log.info("%s: stopping", signal.Signals(number).name)
-                        break
-                    with trio.CancelScope(shield=True):
-                        await self._stop(control, takeover)
-                nursery.cancel_scope.cancel()
-        log.info("stopped; unfinished runs will be replayed")
+                await wishes.stop.wait()
+                with trio.CancelScope(shield=True):
+                    await self._stop(control, takeover, wishes)
+            nursery.cancel_scope.cancel()
 
     def _takeover(self, control: Control) -> Takeover | None:
         if self._members is None or not self._config.takeover.enabled:
@@ -215,21 +247,29 @@ class _Daemon:
             self._config, self._executor, self._members, self._durable, control.tell_others
         )
 
-    async def _stop(self, control: Control, takeover: Takeover | None) -> None:
-        with trio.move_on_after(self._config.queue.stop_grace + 3) as limit:
-            if self._scrape is not None:
-                self._scrape.stopping()
-            await control.stop()
-            await self._durable.stop_claiming()
-            await self._registry.stop_all()
-            if self._hooks is not None:
-                await self._hooks.stop()
+    async def _stop(self, control: Control, takeover: Takeover | None, wishes: Wishes) -> None:
+        with trio.move_on_after(self._settings.queue.stop_grace + STOPPED) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hurry, wishes, limit)
+                if self._scrape is not None:
+                    self._scrape.stopping()
+                await control.stop()
+                await self._durable.stop_claiming()
+                await self._registry.stop_all()
+                if self._hooks is not None:
+                    await self._hooks.stop()
+                nursery.cancel_scope.cancel()
         if not limit.cancelled_caught:
             await self._leave(takeover)
         if self._members is not None:
             self._members.close()
         with trio.move_on_after(1):
             await self._durable.close()
+
+    async def _hurry(self, wishes: Wishes, limit: trio.CancelScope) -> None:
+        await wishes.hurry.wait()
+        self._keeper.hasten()
+        limit.deadline = min(limit.deadline, trio.current_time() + STOPPED)
 
     async def _leave(self, takeover: Takeover | None) -> None:
         """Nothing of ours runs any more: say so to the other executors."""
@@ -279,6 +319,7 @@ class _Daemon:
         if outcome is None:
             await trio.sleep_forever()
             raise AssertionError
+        self._housekeeping.ended()
         self._meters.run_ended(outcome.status, spec.runner)
         return outcome
 
@@ -301,8 +342,8 @@ class _Daemon:
 
     async def _attempt(self, live: Live) -> Outcome | None:
         spec = live.spec
-        runner = self._config.runners.get(spec.runner)
-        if isinstance(runner, CommandRunner) and runner.tty:
+        runner = self._settings.runner(spec.runner)
+        if runner is not None and isinstance(runner[0], CommandRunner) and runner[0].tty:
             live.window = Window(self._alive)
         stream = Attempt(
             *(self._streams, spec.thread, spec.run, live.attempt, self._executor),
@@ -323,7 +364,7 @@ class _Daemon:
                     nursery.start_soon(stream.pump)
                     if live.window is not None:
                         nursery.start_soon(live.window.watch)
-                    outcome = await self._work(live, stream)
+                    outcome = await self._work(live, stream, runner)
             if live.window is not None:
                 live.window.close()
             stream.close()
@@ -338,13 +379,14 @@ class _Daemon:
         log.info("run %s on %s: %s", spec.run, ascii(spec.thread), decided.status)
         return decided
 
-    async def _work(self, live: Live, stream: Attempt) -> Outcome:
-        spec, limit = live.spec, self._config.queue.max_attempts
+    async def _work(
+        self, live: Live, stream: Attempt, runner: tuple[RunnerConfig, Runner] | None
+    ) -> Outcome:
+        spec, limit = live.spec, self._settings.queue.max_attempts
         if live.attempt > limit:
             return Outcome(
                 Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
             )
-        runner = self._runners.get(spec.runner)
         if runner is None:
             return Outcome(
                 Status.FAILED,
@@ -353,25 +395,31 @@ class _Daemon:
         log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
         self._meters.dispatched(time.monotonic() - live.began)
         try:
-            history = await self._history(spec)
-            return await runner.run(spec, live.attempt, stream.append, history, live.window)
+            history = await self._history(spec, runner[0])
+            return await runner[1].run(spec, live.attempt, stream.append, history, live.window)
         except RunFailed as error:
-            return Outcome(Status.FAILED, error.exit_code, str(error))
+            return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
         except (Fenced, trio.Cancelled):
             raise
         except Exception as error:
-            if self._keeper.dead.is_set():  # the daemon is about to end: leave it to replay
+            # The daemon is about to end, and with it the keeper: leave it to replay.
+            if self._keeper.dead.is_set() or live.stopping:
                 await trio.sleep_forever()
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("run %s: %s", spec.run, error)
+                return Outcome(
+                    Status.FAILED,
+                    error="runctld has no file descriptors left; raise its limit, then retry",
+                )
             log.exception("run %s", spec.run)
             return self._internal(error)
 
-    async def _history(self, spec: RunSpec) -> list[Turn]:
-        config = self._config.runners[spec.runner]
+    async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
         if not isinstance(config, ChatRunner):
             return []
         pairs = await self._durable.turns(spec.thread, spec.run, config.history)
         return [Turn(prompt, reply) for prompt, reply in pairs]
 
     def _internal(self, error: Exception) -> Outcome:
-        words = masker(self._config)(f"{type(error).__name__}: {error}")
-        return Outcome(Status.FAILED, error=shortened(f"internal error: {words}"))
+        words = masker(self._settings.config)(f"{type(error).__name__}: {error}")
+        return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))

@@ -21,9 +21,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
+import dbos._sys_db
 import msgspec
 import sqlalchemy as sa
 import trio
@@ -60,6 +62,13 @@ RECENT = 600.0
 #: A verb's read is tried again this long, seconds. What an attempt must know is read until
 #: it is there: no run fails by a database that is away.
 PATIENCE = 10.0
+
+#: What SQLite says when the disk is full, or no file can be opened.
+_PASSES = ("disk is full", "disk I/O error", "unable to open database file")
+_system: Any = dbos._sys_db
+_retriable: Callable[[Exception], bool] = _system.retriable_sqlite_exception
+#: Whether somebody waits for the answer, who can ask again.
+_asked: ContextVar[bool] = ContextVar("asked", default=False)
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
 
@@ -122,12 +131,17 @@ class Durable:
         config: Config,
         executor: str,
         dispatch: Dispatch,
+        clear: Callable[[], None],
         meters: Meters,
         hook: Hook | None = None,
     ) -> None:
+        """``clear`` is called before each commit, in its thread: what it does not return
+        from is not committed."""
         self._config = config
         self._executor = executor
         self._dispatch = dispatch
+        self._clear = clear
+        self._queue: Any = None
         self._kick = _Kick()
         self._worker: threading.Thread | None = None
         self._dbos: DBOS
@@ -141,6 +155,7 @@ class Durable:
         self._hooks_kick = _Kick()
         self._hooks_worker: threading.Thread | None = None
         self.recovered = 0
+        self._closing = False
 
     async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
@@ -164,6 +179,7 @@ class Durable:
             spans.watch(traces)
         self._dbos = DBOS(config=config)
         _quiet_dbos()
+        _wait_out_sqlite(self._kick)
         dispatch = self._dispatch
         durable = self
 
@@ -184,7 +200,10 @@ class Durable:
         async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
             try:
                 outcome = await step(spec)
-                await durable._store_hook(spec["run"], outcome["status"])
+                try:
+                    await durable._store_hook(spec["run"], outcome["status"])
+                except Exception as error:  # never the run's own failure
+                    log.error("the hook of run %s is not stored: %s", spec["run"], error)
                 return outcome
             finally:
                 # The row turns terminal just after this returns: look then, too.
@@ -200,11 +219,12 @@ class Durable:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise Unavailable(f"the database cannot be opened: {reason}") from error
+        sa.event.listen(self._dbos._sys_db.engine, "commit", lambda _: self._clear())
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
         await trio.to_thread.run_sync(self._settle_recovery)
-        queue = await trio.to_thread.run_sync(self._register)
-        self._worker = self._start_worker(queue, self._kick)
+        self._queue = await trio.to_thread.run_sync(self._register)
+        self._worker = self._start_worker(self._queue, self._kick)
         if self._hook is not None:
             hooks = await trio.to_thread.run_sync(self._register_hooks)
             self._hooks_worker = self._start_worker(hooks, self._hooks_kick)
@@ -269,8 +289,23 @@ class Durable:
         kick.kick()
         return worker
 
+    def set_max_running(self, most: int) -> None:
+        """How many runs there may be at once from now on; what runs already goes on."""
+        self._queue._worker_concurrency = most
+        self.kick()
+
+    def explain(self, error: Exception) -> str | None:
+        """What to tell whoever asked for something that ended in ``error``, when it is the
+        database's doing; one line."""
+        if self._closing:
+            return "runctld is stopping; ask again when it has started"
+        if isinstance(error, sa.exc.DBAPIError):
+            return f"the database cannot be used now ({_reason(error)}); mend that, then ask again"
+        return None
+
     async def close(self) -> None:
         """Stop claiming and close the database; unfinished rows stay as they are."""
+        self._closing = True
         await self.stop_claiming()
         await trio.to_thread.run_sync(lambda: DBOS.destroy(workflow_completion_timeout_sec=0))
         if self._config.traces.endpoint is not None:
@@ -317,11 +352,8 @@ class Durable:
         """In asyncio, before the run's row turns terminal as ``status``. Once per run."""
         if self._hook is None or status not in self._hook.on:
             return
-        try:
-            with SetWorkflowID(hook_id(run)):
-                await DBOS.enqueue_workflow_async(HOOKS_QUEUE, self._tell_hook, run)
-        except Exception as error:  # never the run's own failure
-            log.error("the hook of run %s could not be stored: %s", run, error)
+        with SetWorkflowID(hook_id(run)):
+            await DBOS.enqueue_workflow_async(HOOKS_QUEUE, self._tell_hook, run)
         asyncio.get_running_loop().call_later(0.02, self._hooks_kick.kick)
 
     async def hooks_waiting(self, patience: float = PATIENCE) -> int:
@@ -371,6 +403,7 @@ class Durable:
         return int(last or 0) + 1
 
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
+        _asked.set(True)
         options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
         with options, SetWorkflowID(spec.run):
             await DBOS.enqueue_workflow_async(QUEUE, self._run_thread, msgspec.to_builtins(spec))
@@ -380,9 +413,13 @@ class Durable:
 
     async def cancel(self, run: str) -> None:
         """Make the run terminal as aborted: it is not replayed from here on."""
-        await aio(self._store_hook)(run, Status.ABORTED)
-        await aio(DBOS.cancel_workflow_async)(run)
+        await aio(self._cancel)(run)
         self._kick.kick()
+
+    async def _cancel(self, run: str) -> None:
+        _asked.set(True)
+        await self._store_hook(run, Status.ABORTED)
+        await DBOS.cancel_workflow_async(run)
 
     async def get(self, run: str) -> tuple[RunSpec, Run] | None:
         t = self._table
@@ -535,6 +572,79 @@ class Durable:
         query = sa.select(sa.func.count()).where(t.c.name == WORKFLOW, t.c.status == status)
         return int(await trio.to_thread.run_sync(self._scalar, query, patience))
 
+    # ---- what is forgotten ------------------------------------------------------
+
+    async def count_finished(self) -> int:
+        query = sa.select(sa.func.count()).where(*self._finished())
+        return int(await trio.to_thread.run_sync(self._scalar, query))
+
+    async def oldest_finished(self, count: int) -> list[str]:
+        """The ``count`` finished runs that ended first."""
+        t = self._table
+        query = sa.select(t.c.workflow_uuid).where(*self._finished()).order_by(self._end())
+        return [row.workflow_uuid for row in await self._rows(query.limit(count))]
+
+    async def finished_before(self, when: float, context: int) -> list[str]:
+        """Those that ended before Unix time ``when``, without the ``context`` newest runs of
+        threads that were used since, or have a run to do."""
+        t = self._table
+        thread = t.c.queue_partition_key
+        newest = (t.c.created_at.desc(), t.c.workflow_uuid.desc())
+        rank = sa.func.row_number().over(partition_by=thread, order_by=newest)
+        live = sa.func.sum(sa.case((t.c.status.in_(list(_LIVE)), 1), else_=0))
+        used = sa.func.max(self._end())
+        inner = (
+            sa.select(
+                t.c.workflow_uuid,
+                t.c.status,
+                t.c.updated_at,
+                self._end().label("ended"),
+                rank.label("rank"),
+                live.over(partition_by=thread).label("live"),
+                used.over(partition_by=thread).label("used"),
+            )
+            .where(t.c.name == WORKFLOW)
+            .subquery()
+        )
+        c = inner.c
+        query = sa.select(c.workflow_uuid).where(
+            c.status.not_in(list(_LIVE)),
+            self._nobody_asks(c),
+            c.ended < when * 1000,
+            sa.or_(
+                c.rank - c.live > context,
+                sa.and_(c.live == 0, c.used < when * 1000),
+            ),
+        )
+        return [row.workflow_uuid for row in await self._rows(query.order_by(c.ended))]
+
+    async def oldest_end(self, since: float) -> float:
+        """When the first of the runs that ended after Unix time ``since`` did; infinite
+        when none has."""
+        query = sa.select(sa.func.min(self._end())).where(
+            *self._finished(), self._end() >= since * 1000
+        )
+        found = await trio.to_thread.run_sync(self._scalar, query)
+        return math.inf if found is None else found / 1000
+
+    async def forget(self, runs: list[str]) -> None:
+        """Delete finished runs' rows."""
+        await aio(DBOS.delete_workflows_async)([*runs, *map(hook_id, runs)])
+
+    def _finished(self) -> tuple[sa.ColumnElement[bool], ...]:
+        c = self._table.c
+        return (c.name == WORKFLOW, c.status.not_in(list(_LIVE)), self._nobody_asks(c))
+
+    def _nobody_asks(self, c: Any) -> sa.ColumnElement[bool]:
+        """Of ``RECENT`` aborts other executors may still want to know (``in_the_way``)."""
+        if self._config.database.embedded:
+            return sa.true()
+        recent = (time.time() - RECENT) * 1000
+        return sa.or_(c.status != "CANCELLED", c.updated_at < recent)
+
+    def _end(self) -> sa.ColumnElement[int]:
+        return sa.func.coalesce(self._table.c.completed_at, self._table.c.updated_at)
+
     async def aborted_since(self, since: float) -> list[Run]:
         """Runs aborted since Unix time ``since`` that ran here or nowhere: after a crash
         their end may be missing."""
@@ -670,6 +780,26 @@ class _Lane:
         lock.release()
 
 
+def _reason(error: sa.exc.DBAPIError) -> str:
+    """What the database said, in one line."""
+    return str(error.orig or error).strip().partition("\n")[0]
+
+
+def _wait_out_sqlite(stopping: threading.Event) -> None:
+    """Have DBOS try again, as it does by itself with PostgreSQL, what SQLite refuses for
+    want of disk or descriptors. Otherwise the outcome of a run that ended meanwhile is
+    not recorded, and the run counts as failed. Whoever asks for something is told at once."""
+
+    def passes(error: Exception) -> bool:
+        if _retriable(error):
+            return True
+        if stopping.is_set() or _asked.get() or not isinstance(error, sa.exc.OperationalError):
+            return False
+        return any(words in _reason(error) for words in _PASSES)
+
+    _system.retriable_sqlite_exception = passes
+
+
 def _quiet_dbos() -> None:
     """Its warnings go to our log; an aborted or interrupted workflow is no error here."""
     library = logging.getLogger("dbos")
@@ -681,7 +811,13 @@ def _quiet_dbos() -> None:
         if kind is not None and "Cancelled" in kind.__name__:
             return False
         message = record.getMessage()
-        record.msg, record.args = message.strip().partition("\n")[0], ()  # no SQL, one line
+        lines = message.strip().splitlines() or [""]  # no SQL, one line
+        first, _, trace = lines[0].partition("Traceback (most recent call last)")
+        record.msg, record.args = first + (lines[-1] if trace else ""), ()
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, sa.exc.DBAPIError):
+            record.msg += f" {_reason(error)}"
+            record.exc_info = None
         return not any(
             words in message
             for words in ("no longer owned", "task cancelled", "automatically retried")

@@ -472,6 +472,7 @@ def become(
 def kill_all(forest: Forest) -> None:
     """Kill whatever is below, until no child is left: orphans come to us."""
     rest = 0.001
+    kill_children()  # before the first scan, which takes long on a machine that they keep busy
     while True:
         with contextlib.suppress(OSError):
             table = scan()

@@ -3,10 +3,13 @@ session advisory lock on a connection of its own."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
+import math
 import os
 import socket
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -37,24 +40,74 @@ def executor_id(config: Config) -> str:
     return made
 
 
-@contextmanager
-def hold_file_lease(state_dir: Path, executor: str) -> Iterator[None]:
-    """Hold the state directory's lock. Raises LeaseHeld, naming the holder."""
-    fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+class FileLease:
+    """The lock of a state directory, held through ``fd``."""
+
+    def __init__(self, fd: int, path: Path, executor: str) -> None:
+        self._fd = fd
+        self._path = path
+        self._executor = executor
+
+    def check(self) -> None:
+        """See that the lock is still ours, and the file still where others look for it.
+        Costs microseconds; may be called from any thread.
+
+        Raises LeaseLost. What cannot be looked at for the moment is not lost."""
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            there = os.stat(self._path)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # changes nothing if it is ours
+            if os.path.samestat(there, os.fstat(self._fd)):
+                return
+            how = f"{self._path} is another file now{self._holder()}"
         except BlockingIOError:
-            holder = os.read(fd, 4096).decode(errors="replace").strip() or "another runctld"
-            raise LeaseHeld(
-                f"executor ID {executor!r} is held by {holder} (state_dir {state_dir});"
-                " stop that one, or give this one its own state_dir and executor_id"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"executor {executor!r}, pid {os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
+            how = f"{self._path} was unlocked, and is locked by another process{self._holder()}"
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return
+            how = f"{self._path} was removed"
+        raise LeaseLost(
+            f"the lease of executor ID {self._executor!r} is lost: {how}. All runs were stopped,"
+            " and are replayed by whoever holds it; restart runctld if nobody does"
+        )
+
+    def _holder(self) -> str:
+        try:
+            holder = _first_line(self._path.read_bytes())
+        except OSError:
+            holder = ""
+        return f" ({holder})" if holder else ""
+
+
+@contextmanager
+def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
+    """Hold the state directory's lock. Raises LeaseHeld, naming the holder."""
+    path = state_dir / "lock"
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lease = FileLease(fd, path, executor)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _first_line(os.read(fd, 4096)) or "another runctld"
+                raise LeaseHeld(
+                    f"executor ID {executor!r} is held by {holder} (state_dir {state_dir});"
+                    " stop that one, or give this one its own state_dir and executor_id"
+                ) from None
+            try:
+                lease.check()
+            except LeaseLost:  # the file was replaced between the two calls
+                continue
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"executor {executor!r}, pid {os.getpid()}\n".encode(), 0)
+            yield lease
+            return
+        finally:
+            os.close(fd)
+
+
+def _first_line(text: bytes) -> str:
+    return text[:4096].decode(errors="replace").strip().partition("\n")[0]
 
 
 # ---- PostgreSQL ------------------------------------------------------------------
@@ -97,7 +150,30 @@ class Lease:
         self._conn = conn
         self._executor = executor
         self._ended = trio.Event()
+        self._asked_for = trio.Event()
+        self._answered = trio.Event()
+        self._sure_at = _now()
+        self._doubted_at = -math.inf
         conn.add_termination_listener(lambda _: self._ended.set())
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nothing proves that it is ours. Right after this process, or its
+        machine, has slept, a peer may have it; ``watch`` finds out within milliseconds."""
+        return _now() - self._sure_at > PROBE_LIMIT
+
+    def doubt(self) -> None:
+        """Take nothing for proved that was known before now; ``ask`` for a new proof."""
+        self._doubted_at = _now()
+        self._sure_at = -math.inf
+
+    def ask(self) -> None:
+        """Do not wait for the next turn of ``watch``."""
+        self._asked_for.set()
+
+    async def wait_sure(self) -> None:
+        while self.doubtful:
+            await self._answered.wait()
 
     async def watch(self) -> NoReturn:
         """Raises LeaseLost as soon as the session is gone, or silent for too long."""
@@ -116,6 +192,7 @@ class Lease:
         async def ask() -> None:
             nonlocal silent
             while True:
+                sent = _now()
                 try:
                     await aio(self._conn.fetchval)("SELECT 1")
                 except Exception as error:
@@ -123,7 +200,13 @@ class Lease:
                     self._ended.set()
                     return
                 silent = 0.0
-                await trio.sleep(PROBE)
+                if sent >= self._doubted_at:
+                    self._sure_at = sent
+                    self._answered.set()
+                    self._answered = trio.Event()
+                with trio.move_on_after(PROBE):
+                    await self._asked_for.wait()
+                self._asked_for = trio.Event()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
@@ -132,6 +215,11 @@ class Lease:
                 await trio.sleep(_TICK)
                 silent += _TICK
             self._ended.set()
+
+
+def _now() -> float:
+    """Seconds, those included in which the machine was asleep, where that can be told."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from ..config.schema import Config
 from .errors import ConfigError, Unavailable
 from .lease import LOCK_KEY, PEER_ROLE, held_by
 from .postgres import application_name, connect
+from .versions import FORMAT, refuse_newer
 
 log = logging.getLogger("runctld.members")
 aio = trio_asyncio.aio_as_trio
@@ -29,14 +30,18 @@ TREES_GONE = 2.5
 
 #: Looked for first: to create what exists takes the right to create as well.
 _THERE = "SELECT to_regclass('runctl.executors') IS NOT NULL"
-_TABLE = """
+_TABLE = f"""
     CREATE SCHEMA IF NOT EXISTS runctl;
     CREATE TABLE IF NOT EXISTS runctl.executors (
         id text PRIMARY KEY,
         takeover_group text,          -- null: takeover is off there
         started timestamptz NOT NULL DEFAULT now()
     );
+    CREATE TABLE IF NOT EXISTS runctl.format (version integer PRIMARY KEY);
+    INSERT INTO runctl.format SELECT {FORMAT} WHERE NOT EXISTS (SELECT 1 FROM runctl.format);
 """
+#: A database without this table is of format 1.
+_FORMAT_THERE = "SELECT to_regclass('runctl.format') IS NOT NULL"
 
 
 def _held(executor: str) -> str:
@@ -124,6 +129,9 @@ class Members:
                 await aio(conn.execute)(
                     "SELECT pg_advisory_xact_lock(hashtextextended('runctl executors', 0))"
                 )
+                if await aio(conn.fetchval)(_FORMAT_THERE):
+                    found = await aio(conn.fetchval)("SELECT max(version) FROM runctl.format")
+                    refuse_newer(found or FORMAT, "the database of database.url")
                 if not await aio(conn.fetchval)(_THERE):
                     await aio(conn.execute)(_TABLE)
         except asyncpg.InsufficientPrivilegeError as error:

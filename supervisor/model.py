@@ -137,12 +137,28 @@ def check_thread(name: str) -> str:
     return name
 
 
+def is_run_id(text: str) -> bool:
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def one_line(text: str, most: int = 2000) -> str:
+    """``text`` as a message that fits anywhere: printable, its middle left out when it is
+    longer than ``most``."""
+    if len(text) > most:
+        text = f"{text[: most - 503]}...{text[-500:]}"
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
 def check_run_id(run: str) -> str:
     """The id, if it may name a run: it becomes a NATS subject token as it is.
 
     Raises: BadRequest.
     """
-    if not _RUN_ID.fullmatch(run):
+    if not is_run_id(run):
         shown = run if len(run) <= 80 else run[:77] + "..."
         raise BadRequest(
             f"run id {shown!r} is not usable; use 1 to 64 letters, digits, '_' or '-',"

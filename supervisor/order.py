@@ -34,7 +34,7 @@ class Order:
         self._durable = durable
         self._streams = streams
         self._members = members
-        self._grace = grace
+        self.grace = grace
 
     async def clear(self, spec: RunSpec) -> bool:
         """Wait until nothing is in the way of an attempt; False when it is not to start,
@@ -53,7 +53,7 @@ class Order:
             age = time.time() - (unix_time(run.ended_at) if run.ended_at else 0.0)
             if isinstance(tail.record, End) or age > RECENT:
                 return
-            if tail.record is None and age > self._grace + SILENCE:
+            if tail.record is None and age > self.grace + SILENCE:
                 return
             try:
                 alive = await members.alive(run.executor)

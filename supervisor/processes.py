@@ -16,15 +16,25 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from .errors import RunctlError, RunFailed, Unavailable, shortened
-from .keeper import HEADER, environment, scan, strike
+from .errors import RunFailed, Unavailable, shortened
+from .keeper import (
+    HEADER,
+    PR_SET_CHILD_SUBREAPER,
+    Table,
+    descent,
+    environment,
+    prctl,
+    scan,
+    strike,
+)
 from .private import Inherited, inherited
 
 log = logging.getLogger("runctld.processes")
@@ -32,7 +42,7 @@ log = logging.getLogger("runctld.processes")
 CLOSE_WAIT = 10.0  # for the keeper to kill all and leave
 
 
-class KeeperLost(RunctlError):
+class KeeperLost(Unavailable):
     """The keeper is gone, and with it all knowledge of its processes."""
 
     def __init__(self) -> None:
@@ -61,7 +71,7 @@ class Process:
         verified empty, however long that takes. May be called again, also at the same
         time: a shorter grace then hastens all. Cancelling the call does not cancel what
         it began. Raises KeeperLost."""
-        await self._keeper._request({"op": "end", "tree": self._tree, "grace": grace})
+        await self._keeper._end(self, self._tree, grace)
 
 
 class Keeper:
@@ -81,6 +91,8 @@ class Keeper:
         self._replies: dict[int, dict[str, Any]] = {}
         self._unwanted: set[int] = set()
         self._processes: dict[int, Process] = {}
+        self._ending: Counter[Process] = Counter()
+        self._hasty = False
         self.dead = trio.Event()
 
     async def spawn(
@@ -115,6 +127,22 @@ class Keeper:
             raise _failure(argv[0], cwd, reply["step"], reply["errno"])
         process: Process = reply["process"]
         return process
+
+    def hasten(self) -> None:
+        """From here on no tree that is being ended has any grace."""
+        self._hasty = True
+        for process in self._ending:
+            self._nursery.start_soon(_discard, process)
+
+    async def _end(self, process: Process, tree: int, grace: float) -> None:
+        self._ending[process] += 1
+        try:
+            grace = 0 if self._hasty else grace
+            await self._request({"op": "end", "tree": tree, "grace": grace})
+        finally:
+            self._ending[process] -= 1
+            if not self._ending[process]:
+                del self._ending[process]
 
     async def _request(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
         """Send ``message`` and wait for its reply. Raises KeeperLost."""
@@ -266,12 +294,23 @@ def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
 
 @asynccontextmanager
 async def open_keeper(
-    state_dir: Path, wait: float, given: Inherited | None = None
+    state_dir: Path,
+    wait: float,
+    given: Inherited | None = None,
+    *,
+    adopt: bool = False,
+    held: Callable[[], None] | None = None,
 ) -> AsyncIterator[Keeper]:
     """Start the keeper once nothing of an earlier one is alive; kill all at the end.
 
+    ``adopt``: this process has no other children, so whatever a killed keeper leaves
+    behind is to come to it, and is ended by it. ``held`` is called before that: it does
+    not return when the state directory, and what runs for it, is a successor's by now.
+
     Raises: Unavailable, when the earlier one is not gone after ``wait`` seconds."""
     state, lock = _open_lock(state_dir)
+    if adopt:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         await _take(lock, wait)
         await _sweep(state, wait)
@@ -291,7 +330,7 @@ async def open_keeper(
         keeper._lose()
         keeper._sock.close()
         with trio.CancelScope(shield=True):
-            await _close(popen, state)
+            await _close(popen, state, adopt, held)
 
 
 def _start(
@@ -314,7 +353,8 @@ def _start(
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
-                env=given.env,  # commands can look at it
+                # Commands can look at it. RUNCTL_KEEPER: for ``_sweep``; not for children.
+                env={**given.env, "RUNCTL_KEEPER": state},
             )
         except BaseException:
             ours.close()
@@ -323,7 +363,9 @@ def _start(
     return popen, ours
 
 
-async def _close(popen: subprocess.Popen[bytes], state: str) -> None:
+async def _close(
+    popen: subprocess.Popen[bytes], state: str, adopt: bool, held: Callable[[], None] | None
+) -> None:
     """Wait until the keeper has killed all; do it ourselves if it could not."""
     try:
         code = await trio.to_thread.run_sync(popen.wait, CLOSE_WAIT)
@@ -331,8 +373,10 @@ async def _close(popen: subprocess.Popen[bytes], state: str) -> None:
         popen.kill()
         code = await trio.to_thread.run_sync(popen.wait)
     if code != 0:
+        if held is not None:
+            held()
         try:
-            await _sweep(state, CLOSE_WAIT)
+            await _sweep(state, CLOSE_WAIT, adopt=adopt)
         except Unavailable as error:
             log.error("%s", error)
 
@@ -359,17 +403,18 @@ async def _take(lock: int, wait: float) -> None:
     )
 
 
-async def _sweep(state: str, wait: float) -> None:
-    """Kill what a keeper that was itself killed left behind, found by its mark.
+async def _sweep(state: str, wait: float, *, adopt: bool = False) -> None:
+    """Kill what a keeper that was itself killed left behind, found by its mark, or with
+    ``adopt`` by being our child. And a keeper that is still there with all it has, though
+    its lock is not: its daemon was stopped, and somebody has removed the lock.
     Raises Unavailable."""
     if sys.platform != "linux":
         return
-    mark = b"RUNCTL_STATE=" + os.fsencode(state)
     deadline = trio.current_time() + wait
     clear = 0
     # Twice: a process may fork and exit between the listing and the reading.
     while clear < 2:
-        left = await trio.to_thread.run_sync(_strike_marked, mark)
+        left = await trio.to_thread.run_sync(_strike_left, os.fsencode(state), adopt)
         clear = 0 if left else clear + 1
         if left:
             if trio.current_time() >= deadline:
@@ -377,16 +422,40 @@ async def _sweep(state: str, wait: float) -> None:
             await trio.sleep(0.01)
 
 
-def _strike_marked(mark: bytes) -> list[int]:
-    """KILL every process of our user that has ``mark`` in its environment: their pids."""
-    found = []
-    for pid, row in scan().items():
+def _strike_left(state: bytes, adopt: bool) -> list[int]:
+    """KILL every process of our user that has the mark of ``state`` in its environment,
+    and all that is below a keeper of it, and lastly that: their pids."""
+    if adopt:
+        _reap()
+    table = scan()
+    marked, keepers = set(), set()
+    for pid, row in table.items():
         if pid == os.getpid() or row.zombie or not _ours(pid):
             continue
-        if mark in environment(pid):
-            strike(pid, row.start, signal.SIGKILL)
-            found.append(pid)
-    return found
+        found = environment(pid)
+        if b"RUNCTL_STATE=" + state in found:
+            marked.add(pid)
+        elif b"RUNCTL_KEEPER=" + state in found:
+            keepers.add(pid)
+    roots = keepers | ({os.getpid()} if adopt else set())
+    below = {pid for root in roots for pid in descent(table, root) if not table[pid].zombie}
+    # Last, so that nothing comes out from below it unseen.
+    _strike(table, (marked | below) or keepers)
+    return sorted(marked | below | keepers)
+
+
+def _strike(table: Table, pids: Iterable[int]) -> None:
+    for pid in pids:
+        strike(pid, table[pid].start, signal.SIGKILL)
+
+
+def _reap() -> None:
+    """Collect the children that a killed keeper left to us."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _ours(pid: int) -> bool:

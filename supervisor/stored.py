@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ BATCH = 1000
 #: Requests in flight at once.
 AT_ONCE = 256
 NO_MESSAGE = "404"
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 
 class Last(msgspec.Struct, frozen=True):
@@ -117,7 +119,9 @@ class Stored:
         bodies = [{"seq": 1, "next_by_subj": subject} for subject in subjects]
         found: list[Record | None] = []
         for msg in await aio(self._many)(f"DIRECT.GET.{STREAM}", bodies):
-            status = (msg.headers or {}).get("Status")
+            headers = msg.headers or {}
+            # A stored message says where it is stored, and may say anything else.
+            status = None if "Nats-Sequence" in headers else headers.get("Status")
             if status not in (None, NO_MESSAGE):
                 raise Unavailable(f"JetStream does not read the stream: {msg.headers}")
             try:
@@ -218,7 +222,7 @@ class Lasts:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def receive(msg: Msg) -> None:
-            if msg.headers is not None and "Status" in msg.headers:  # nothing is left
+            if not msg.reply.startswith("$JS.ACK."):  # nothing is left
                 self._left = 0
             else:
                 got.append(_last(msg))
@@ -262,7 +266,10 @@ def _last(msg: Msg) -> Last:
     # the domain and an account hash before the stream.
     fields = msg.reply.split(".")
     nanoseconds = int(fields[7 if len(fields) == 9 else 9])
-    return Last(msg.subject, nanoseconds / 1e9, int(headers.get("Nats-Msg-Size", 0)), summary)
+    size = headers.get("Nats-Msg-Size", "")
+    return Last(
+        msg.subject, nanoseconds / 1e9, int(size) if _SIZE.fullmatch(size) else 0, summary
+    )
 
 
 def _output(first: Record | None) -> Output:

@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +28,7 @@ from .metrics import Meters
 from .model import Outcome
 from .room import Room
 from .streamcheck import differences, refusal
+from .tails import Tail, read_tail
 from .wire import (
     MAX_RECORD_BYTES,
     STREAM,
@@ -35,10 +37,10 @@ from .wire import (
     Chunk,
     Chunks,
     End,
+    NewerRecord,
     Record,
     Reset,
     StreamName,
-    decode_record,
     encode_record,
     out_subject,
     summary,
@@ -61,10 +63,13 @@ MAX_BUFFERED = 1024 * 1024
 #: A record's share of the stream, at most: each running run keeps its last one.
 RECORD_SHARE = 64
 LEAST_RECORD = 16 * 1024
-#: An end that holds more than this share of the stream leaves its reply out.
+#: An end that holds more than this share of the stream, or than a record may, leaves its
+#: reply out.
 END_SHARE = 8
 #: Roughly what msgpack adds to a chunk.
 CHUNK_OVERHEAD = 16
+#: So many publishes in a row without an answer, while reads have theirs: it stores nothing.
+UNANSWERED = 2
 #: JetStream's "maximum bytes exceeded".
 STORE_FAILED = 10077
 
@@ -73,21 +78,25 @@ class _Full(Exception):
     """The stream has no room for the record: surely not stored."""
 
 
-class Tail:
-    """A subject's last record; sequence 0 and None when it has none."""
-
-    def __init__(self, sequence: int, record: Record | None) -> None:
-        self.sequence = sequence
-        self.record = record
-
-
 class Streams:
     """All output streams of this daemon, over one NATS connection."""
 
-    def __init__(self, client: Client, room: Room, meters: Meters | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        room: Room,
+        clear: Callable[[], Awaitable[None]] | None = None,
+        renew: Callable[[], Awaitable[None]] | None = None,
+        meters: Meters | None = None,
+    ) -> None:
+        """``clear`` is awaited before each publish: what it does not return from is not sent.
+        ``renew``: replaces a server that stores nothing, where that is up to us."""
         self._nc = client
         self.meters = meters or Meters()
         self._room = room
+        self._clear = clear
+        self._renew = renew
+        self._unanswered = 0
         self.max_record = MAX_RECORD_BYTES
         self.max_end = 2**62
         self._js = client.jetstream(timeout=ACK_TIMEOUT)
@@ -103,7 +112,7 @@ class Streams:
         Raises Unavailable; ConfigError, when it cannot serve us."""
         share = config.stream.max_bytes // RECORD_SHARE
         self.max_record = min(MAX_RECORD_BYTES, max(LEAST_RECORD, share))
-        self.max_end = config.stream.max_bytes // END_SHARE
+        self.max_end = min(MAX_RECORD_BYTES, config.stream.max_bytes // END_SHARE)
         await aio(self._nc.subscribe)(self._inbox + ".*", cb=self._on_ack)
         from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
         from nats.js.errors import NotFoundError
@@ -160,29 +169,39 @@ class Streams:
         return state.bytes, state.messages
 
     async def tail(self, subject: str) -> Tail:
-        """The last record of ``subject``, by a leader read; waits while NATS is away."""
-        from nats.js.errors import NotFoundError
+        """The end of ``subject``, by leader reads; waits while NATS is away.
 
+        Raises: Fenced, when a newer runctl wrote there."""
         while True:
             try:
-                raw = await aio(self._js.get_last_msg)(STREAM, subject)
-            except NotFoundError:
-                return Tail(0, None)
+                found: Tail = await aio(read_tail)(self._nc, subject, ACK_TIMEOUT)
+            except NewerRecord as error:
+                raise Fenced(f"{subject} holds a record {error}") from None
             except Exception as error:
                 log.debug("tail of %s: %r", subject, error)
                 await trio.sleep(0.1)
-                continue
-            try:
-                return Tail(raw.seq or 0, decode_record(raw.data or b""))
-            except ValueError as error:
-                raise Fenced(f"{subject} holds a record that is not ours: {error}") from None
+            else:
+                if self._unanswered >= UNANSWERED:
+                    await self._stuck()
+                return found
+
+    async def _stuck(self) -> None:
+        self._unanswered = 0
+        if self._renew is not None:
+            await self._renew()
+        else:
+            log.error("NATS answers, but stores nothing: see whether its disk is full; restart it")
 
     async def end(self, thread: str, run: str, attempt: int, outcome: Outcome) -> None:
         """Append the end of a run that has no live attempt here (aborted in the queue,
         dead, or aborted just before a crash), unless it has one, or a newer attempt."""
         subject = out_subject(thread, run)
         while True:
-            tail = await self.tail(subject)
+            try:
+                tail = await self.tail(subject)
+            except Fenced as error:
+                log.warning("run %s gets no end: %s", run, error)
+                return
             if isinstance(tail.record, End):
                 return
             if tail.record is not None and tail.record.attempt > attempt:
@@ -204,6 +223,8 @@ class Streams:
             headers["Nats-Rollup"] = "sub"
         data = encode_record(record)
         while True:
+            if self._clear is not None:
+                await self._clear()
             try:
                 done: int | None = await aio(self._publish)(subject, data, headers)
                 return done
@@ -222,9 +243,11 @@ class Streams:
             raise
         except Exception as error:  # connection states; the read-back decides what happened
             log.debug("publish to %s: %r", subject, error)
+            self._unanswered += isinstance(error, TimeoutError) and self._nc.is_connected
             return None
         finally:
             self._waiting.pop(token, None)
+        self._unanswered = 0
         # Errors have a "seq" as well, of 0; and while a stream has no leader the answer is empty.
         if "error" in reply or "seq" not in reply:
             why = reply.get("error", {})
@@ -334,9 +357,9 @@ class Attempt:
 
     async def end(self, outcome: Outcome) -> None:
         """Append the end record, after ``close`` and ``pump``. A reply that would take too
-        much of the stream is left out: it is needed there only if the daemon dies right
-        now, and then the thread's later turns do without it."""
-        if len(outcome.reply or "") > self._streams.max_end // 4:  # UTF-8 has up to 4 bytes
+        much of the stream, or that NATS would not take, is left out: it is needed there
+        only if the daemon dies right now, and then the thread's later turns do without it."""
+        if len((outcome.reply or "").encode()) > self._streams.max_end:
             outcome = msgspec.structs.replace(outcome, reply=None)
         await self._put(End(self._run, self._attempt, self._seq, time.time(), outcome))
 
@@ -377,13 +400,15 @@ class Attempt:
                 self._sequence = tail.sequence
                 return
             if tail.record is None:  # purged, or expired while the run was silent
-                if expected == 0:
+                if expected == tail.sequence:
                     await trio.sleep(RETRY)
-                expected = 0
-            elif tail.record.attempt == self._attempt and tail.sequence <= known:
-                expected = known
-                await trio.sleep(RETRY)  # not stored; NATS is away
-            elif tail.record.attempt < self._attempt and tail.sequence < known:
+                expected = tail.sequence
+            elif tail.record.attempt == self._attempt and tail.at <= known:
+                now = max(tail.sequence, known)  # behind what others published there
+                if expected == now:
+                    await trio.sleep(RETRY)  # not stored; NATS is away
+                expected = now
+            elif tail.record.attempt < self._attempt and tail.at < known:
                 await trio.sleep(RETRY)  # a read from before our reset
             else:
                 raise self._fenced("another attempt writes its stream")

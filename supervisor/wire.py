@@ -2,17 +2,29 @@
 
 Stream records are msgpack (chunks are bytes), control messages are JSON (operators
 read them with standard NATS tools). Both are tagged unions, validated at decode.
-``VERSION`` rises when an older reader could misread a newer record.
+
+Other versions' records, and others' messages in the stream:
+
+* A field that we do not know is left out. One that was added later has a default here,
+  so that records which lack it are read.
+* ``VERSION`` rises when an older reader could misread a newer record. A record of a higher
+  version, or of a kind that we do not know, is ``NewerRecord``: the daemon leaves that run
+  alone, watchers leave the record out and say that runctl is to be upgraded.
+* Whatever else is no record of ours was put there by another program: the daemon writes
+  on behind it, watchers leave it out and say so.
+
+``tests/fixtures/records`` holds the bytes of each version, which must stay readable.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
 from .errors import BadRequest, NotFound, QueueFull, Refused, RequestError
-from .model import Outcome, Run, Status, ThreadRow, token
+from .model import Outcome, Run, Status, ThreadRow, one_line, token
 
 VERSION = 1
 STREAM = "RUNCTL"
@@ -100,14 +112,61 @@ def encode_record(record: Record) -> bytes:
     return _encoder.encode(record)
 
 
+class NewerRecord(ValueError):
+    """A record that a newer runctl wrote, and that this one cannot read."""
+
+
+class _Head(msgspec.Struct):
+    """What is looked at in a record that cannot be read."""
+
+    t: str = ""
+    v: int = VERSION
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
+_KINDS = ("reset", "chunk", "end")
+#: A date in the year 9999, in Unix seconds: no later one can be shown.
+_LATEST = 253_000_000_000.0
+#: No count is higher: beyond it JSON's readers lose digits.
+_MOST = 2**53
+MAX_EXECUTOR_BYTES = 256
+
+
 def decode_record(data: bytes) -> Record:
-    """Raises ``ValueError`` on anything but a record of this version or older."""
-    record: Record = _record_decoder.decode(data)  # msgspec.DecodeError is a ValueError
+    """Raises ``ValueError`` on anything but a record of this version or older: NewerRecord
+    when it is one of a newer version."""
+    try:
+        record: Record = _record_decoder.decode(data)
+    except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
+        _refuse_newer(data)
+        raise ValueError(f"not a record: {one_line(str(error))}") from None
     if record.v > VERSION:
-        raise ValueError(
-            f"stream record of version {record.v}, this runctl reads up to {VERSION}: upgrade it"
-        )
+        raise _newer(f"version {record.v}, and this one reads up to {VERSION}")
+    # Each of these would be taken for the position of a run, or shown.
+    if not 0 <= record.attempt <= _MOST or not 0 <= record.at < _LATEST:  # also NaN
+        raise ValueError("not a record: its attempt or time is out of range")
+    if isinstance(record, Chunks) and not (1 <= record.seq <= _MOST and 0 <= record.total <= _MOST):
+        raise ValueError("not a record: the numbers of its chunks are out of range")
+    if isinstance(record, End) and not 0 <= record.chunks <= _MOST:
+        raise ValueError("not a record: its number of chunks is out of range")
+    if isinstance(record, Reset) and len(record.executor.encode()) > MAX_EXECUTOR_BYTES:
+        raise ValueError("not a record: its executor's ID is too long")
     return record
+
+
+def _refuse_newer(data: bytes) -> None:
+    try:
+        head = _head_decoder.decode(data)
+    except (ValueError, RecursionError):
+        return
+    if head.v > VERSION:
+        raise _newer(f"version {head.v}, and this one reads up to {VERSION}") from None
+    if head.t and head.t not in _KINDS:
+        raise _newer(f"kind {head.t[:40]!r}") from None
+
+
+def _newer(what: str) -> NewerRecord:
+    return NewerRecord(f"written by a newer runctl ({what}): upgrade this one")
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -133,17 +192,28 @@ def summary(record: Record) -> str:
     return f"end {record.attempt} {record.chunks} {record.outcome.status}"
 
 
+_COUNT = re.compile(r"[0-9]{1,18}")
+_WORD = re.compile(r"[a-z][a-z-]{0,30}")
+
+
 def read_summary(text: str) -> Summary:
-    """Raises ``ValueError`` on anything but a summary."""
-    kind, attempt, *rest = text.split(" ")
-    if kind == "reset":
-        return Summary("reset", int(attempt))
-    if kind == "chunk":
-        total = int(rest[1]) if len(rest) > 1 else 0
-        return Summary("chunk", int(attempt), int(rest[0] if rest else "none"), total=total)
-    if kind == "end" and len(rest) >= 2:
-        return Summary("end", int(attempt), int(rest[0]), rest[1])
-    raise ValueError(f"not a record's summary: {text!r}")
+    """Raises ``ValueError`` on anything but a summary. Words behind it are left out: a
+    newer version may have put them there."""
+    kind, *rest = text.split(" ")
+    numbers = []
+    for word in rest:
+        if not _COUNT.fullmatch(word):
+            break
+        numbers.append(int(word))
+    after = rest[len(numbers) :]
+    if kind == "reset" and numbers:
+        return Summary("reset", numbers[0])
+    if kind == "chunk" and len(numbers) >= 2:
+        total = numbers[2] if len(numbers) > 2 else 0
+        return Summary("chunk", numbers[0], numbers[1], total=total)
+    if kind == "end" and len(numbers) == 2 and after and _WORD.fullmatch(after[0]):
+        return Summary("end", numbers[0], numbers[1], after[0])
+    raise ValueError(f"not a record's summary: {text[:80]!r}")
 
 
 # ---- control --------------------------------------------------------------------
@@ -395,8 +465,8 @@ def decode_request(data: bytes) -> Request:
     try:
         request: Request = _request_decoder.decode(data)
         return request
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"malformed request: {error}") from None
+    except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
+        raise BadRequest(f"malformed request: {one_line(str(error))}") from None
 
 
 def decode_reply(data: bytes) -> Reply:
@@ -404,9 +474,9 @@ def decode_reply(data: bytes) -> Reply:
     try:
         reply: Reply = _reply_decoder.decode(data)
         return reply
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(
-            f"runctld answered with something else ({error});"
+            f"runctld answered with something else ({one_line(str(error))});"
             " install the same version of runctl and runctld"
         ) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 #: How much longer things may take when other tests run beside this one.
@@ -21,6 +23,11 @@ DEADLINE = 60.0 * SLACK
 #: In the environment of every process that these tests start.
 MARK = "TESTED_BY", f"{os.getpid()}-{time.time_ns()}"
 os.environ.update([MARK])
+if SLACK > 1:  # how long an example takes says nothing then
+    hypothesis.settings.register_profile(
+        "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("busy")
 
 
 def wait_until(what: Callable[[], Any], why: str, deadline: float = 60.0) -> Any:
@@ -128,6 +135,34 @@ class Box:
         self.stderr = err.decode(errors="replace")
         assert code is None or client.returncode == code, (args, client.returncode, out, err)
         return out.decode(errors="replace")
+
+    def ask(self, *requests: Any) -> list[Any]:
+        """The daemon's answers, over one connection: cheaper than a process for each."""
+        from runctl.cli.client import dial
+        from runctl.config.load import load
+        from runctl.supervisor import wire
+
+        async def main() -> list[Any]:
+            link = await dial(load(self.config, client=True))
+            try:
+                answers = []
+                for request in requests:
+                    verb = str(type(request).__struct_config__.tag)
+                    data = await link.request(
+                        wire.control_subject(verb), wire.encode(request), DEADLINE
+                    )
+                    answers.append(wire.decode_reply(data))
+                return answers
+            finally:
+                await link.close()
+
+        return asyncio.run(main())
+
+    def submit_all(self, thread: str, argv: list[str], count: int) -> list[str]:
+        """The ids of ``count`` runs, one submitted after the other."""
+        from runctl.supervisor import wire
+
+        return [reply.run for reply in self.ask(*[wire.Submit(thread, argv=argv)] * count)]
 
     def json(self, *args: str) -> Any:
         return json.loads(self.runctl(*args, "--json"))

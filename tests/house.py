@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import nats
 from conftest import Box, wait_until
-from nats.js.errors import NotFoundError
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js.errors import NotFoundError, ServiceUnavailableError
 from pgserver import Postgres
 from runctl.supervisor import wire
 
@@ -157,9 +158,9 @@ class Bus:
     async def _tail(self, subject: str) -> wire.Record | None:
         try:
             raw = await self._js.get_last_msg(wire.STREAM, subject)
-        except Exception:  # away for the moment
+            return wire.decode_record(raw.data)
+        except Exception:  # away for the moment, or not a record
             return None
-        return wire.decode_record(raw.data)
 
     def wait_end(self, thread: str, run: str, deadline: float = 60) -> wire.End:
         def end() -> wire.End | None:
@@ -182,6 +183,9 @@ class Bus:
                 raw = await self._js.get_msg(wire.STREAM, seq=sequence, subject=subject, next=True)
             except NotFoundError:
                 return found
+            except (ServiceUnavailableError, NatsTimeout):  # it has no leader for the moment
+                await asyncio.sleep(0.1)
+                continue
             found.append(wire.decode_record(raw.data))
             sequence = (raw.seq or 0) + 1
 

@@ -22,7 +22,9 @@ import pyte
 import pytest
 from conftest import Box, wait_until
 from runctl.cli import names, shells
+from runctl.supervisor import wire
 
+pytestmark = pytest.mark.long
 BIN = Path(sys.executable).parent
 #: Names that a shell, or click's own scripts, could trip over.
 NAMES = [
@@ -32,14 +34,27 @@ NAMES = [
 ]  # fmt: skip
 
 
-def ask(shell: str, *words: str, config: Path | None = None) -> list[list[str]]:
+#: runctl, but it waits for the daemon's answer on a machine that is busy as well.
+PATIENT = """
+from runctl.cli import main, names
+names.PATIENCE = 20
+main.main()
+"""
+
+
+def ask(
+    shell: str,
+    *words: str,
+    config: Path | None = None,
+    program: tuple[str, ...] = ("-c", PATIENT),
+) -> list[list[str]]:
     """The candidates that a script gets: [kind, value, help]. Nothing else is printed."""
     env = {**os.environ, "_RUNCTL_COMPLETE": f"{shell}_complete"}
     env.pop("RUNCTL_CONFIG", None)
     if config is not None:
         env["RUNCTL_CONFIG"] = str(config)
     done = subprocess.run(
-        [sys.executable, "-m", "runctl.cli.main", *words], env=env, capture_output=True, text=True
+        [sys.executable, *program, *words], env=env, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
     return [line.split("\t") for line in done.stdout.splitlines() if line]
@@ -56,8 +71,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     box.configure('[runners.agent]\nkind = "command"\nargv = ["echo", "{prompt}"]\n')
     try:
         box.start()
-        for name in NAMES:
-            box.runctl("submit", "--runner", "shell", "--", name, "--", "true")
+        box.ask(*(wire.Submit(name, argv=["true"]) for name in NAMES))
         box.submit("build", "false", run="red")
         box.runctl("wait", "red", code=1)
         box.submit("build", "sleep", "600", run="live")
@@ -117,7 +131,8 @@ def test_a_server_that_hangs_is_given_up(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     with socket.create_server(("127.0.0.1", 0)) as server:
         config.write_text(f'[nats]\nurl = "nats://127.0.0.1:{server.getsockname()[1]}"\n')
-        assert ask("zsh", "attach", "", config=config) == []
+        real = ("-m", "runctl.cli.main")
+        assert ask("zsh", "attach", "", config=config, program=real) == []
     assert names.PATIENCE < 1
 
 
@@ -186,6 +201,10 @@ class Shell:
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed: apt-get install {name}")
         command, setup, install = self.START[name]
+        programs = home / ".bin"
+        programs.mkdir(exist_ok=True)
+        (programs / "runctl").write_text(f"#!{sys.executable}\n{PATIENT}")
+        (programs / "runctl").chmod(0o755)
         self.name = name
         self.screen = pyte.Screen(160, 60)
         self._stream = pyte.ByteStream(self.screen)
@@ -194,7 +213,7 @@ class Shell:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 160, 0, 0))
         env = {
-            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PATH": f"{programs}:{BIN}:{os.environ['PATH']}",
             "HOME": str(home),
             "TERM": "xterm",
             "LANG": "C.UTF-8",
@@ -242,7 +261,7 @@ class Shell:
         self.type(f"\x01printf '<%s>\\n' 'be''gin{self._asked}' \x05")
         self.type(f"; printf '%s\\n' '<e''nd{self._asked}>'\r")
         try:
-            wait_until(lambda: re.search(f"^{mark}$", self.text(), re.M), line, 20)
+            wait_until(lambda: re.search(f"^{mark}$", self.text(), re.M), line)
         except AssertionError as error:
             raise AssertionError(f"{error}:\n{self.text()}") from None
         shown = self.text().partition("\n" + mark)[0]
@@ -252,7 +271,7 @@ class Shell:
 
     def listed(self, line: str, expected: str) -> str:
         self.type("\x15\x0c" + line + "\t\t")
-        wait_until(lambda: expected in self.text(), f"{expected} is listed:\n{self.text()}", 20)
+        wait_until(lambda: expected in self.text(), f"{expected} is listed:\n{self.text()}")
         text = self.text()
         self.type("\x03")
         return text

@@ -413,7 +413,7 @@ SERVER = "[nats]\nurl = 'nats://h'\n"
         # unknown keys
         ("[stream]\nmax_agee = 1", "stream.max_agee: unknown key: did you mean stream.max_age?"),
         ("enviroment = 1", "enviroment: unknown key: did you mean environment?"),
-        ("max_age = 1", "max_age: unknown key: did you mean stream.max_age?"),
+        ("max_age = 1", "max_age: unknown key: did you mean stream.max_age or history.max_age?"),
         ("source = 1", "source: unknown key: remove it, or use one of state_dir, "),
         ("[qqq]", "qqq: unknown key: remove it"),
         ('"a b" = 1', '"a b": unknown key'),
@@ -629,7 +629,10 @@ words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 visible = words.filter(str.strip)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=50,
+)
 @given(
     argv=st.lists(words),
     system=st.none() | words,

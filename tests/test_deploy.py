@@ -202,6 +202,7 @@ def pods(tmp_path: Path, both: tuple[Postgres, NatsServer]) -> Iterator[list[Pod
             pod.close()
 
 
+@pytest.mark.long
 def test_probes_mean_what_they_say(pods: list[Pod], both: tuple[Postgres, NatsServer]) -> None:
     first, second = pods
     first.begin()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import Box, wait_until
 
+pytestmark = pytest.mark.long
 #: How a run ends: its exit code as CONTRACT has it, its status.
 ENDINGS = {
     "good": (0, "succeeded"),

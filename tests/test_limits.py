@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,21 +112,32 @@ def test_what_the_system_does_not_take_fails_the_run(full_box: Box) -> None:
     assert "Traceback" not in box.log.read_text()
 
 
+def submit(box: Box, thread: str, run: str, *argv: str) -> None:
+    reply = ask(box, wire.Submit(thread, run=run, argv=list(argv or ["true"])))
+    assert isinstance(reply, wire.Submitted), reply
+
+
 def test_a_full_queue_is_refused_by_name(full_box: Box) -> None:
     box = full_box
-    blockers = [box.submit_py(name, SLEEP) for name in ("q", "r")]
-    for run in blockers:
-        wait_until(lambda run=run: box.show(run)["status"] == "running", "it runs")
+
+    def running() -> bool:
+        reply = ask(box, wire.StatusRequest())
+        assert isinstance(reply, wire.DaemonStatus)
+        return reply.running == 2
+
+    for thread in ("q", "r"):
+        submit(box, thread, f"blocks-{thread}", sys.executable, "-c", SLEEP)
+    wait_until(running, "they run")
     for n in range(3):
-        box.submit("q", "true", run=f"q{n}")
+        submit(box, "q", f"q{n}")
     box.runctl("submit", "q", "--", "true", code=6)
     assert box.stderr == (
         "runctl: 3 runs are queued on thread 'q' and queue.max_queued_per_thread is 3;"
         " submit again when some have run, or raise it\n"
     )
-    assert box.submit("q", "true", run="q1") == "q1", "what was accepted is answered again"
     for n in range(2):
-        box.submit("r", "true", run=f"r{n}")
+        submit(box, "r", f"r{n}")
+    submit(box, "q", "q1")  # what was accepted is answered again
     box.runctl("submit", "s", "--json", "--", "true", code=6)
     assert box.stderr == (
         "runctl: 5 runs are queued and queue.max_queued is 5;"
@@ -134,10 +146,9 @@ def test_a_full_queue_is_refused_by_name(full_box: Box) -> None:
     reply = ask(box, wire.Submit("s", argv=["true"]))
     assert isinstance(reply, wire.Problem)
     assert reply.code == "queue-full"
-    assert {row["thread"] for row in box.json("list")} >= {"q", "r"}
-    box.runctl("abort", "q", "--queued")
-    box.runctl("abort", "r", "--queued")
-    box.runctl("wait", box.submit("s", "true"))
+    for thread in ("q", "r"):
+        assert isinstance(ask(box, wire.Abort(thread, queued=True)), wire.Aborted)
+    submit(box, "s", "s")
 
 
 @pytest.mark.short

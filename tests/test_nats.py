@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SLACK, Box, Watch, wait_until
-from runctl.cli.client import Link, dial
+from conftest import DEADLINE, SLACK, Box, Watch, wait_until
+from runctl.cli.client import Link, NotReady, dial
 from runctl.config.load import describe, load
 from runctl.supervisor import wire
 from securenats import Certificates, Cluster, Nkey, Operator
@@ -330,8 +330,13 @@ def remake_stream(box: Box, **settings: Any) -> dict[str, Any]:
                 await link.api("STREAM.DELETE.RUNCTL")
             except Exception:
                 pass
-            made = await link.api("STREAM.CREATE.RUNCTL", STREAM | settings)
-            return made["config"]
+            async with asyncio.timeout(DEADLINE):
+                while True:
+                    try:
+                        made = await link.api("STREAM.CREATE.RUNCTL", STREAM | settings)
+                        return made["config"]
+                    except NotReady:  # the old one's files are just being removed
+                        await asyncio.sleep(0.1)
         finally:
             await link.close()
 

@@ -255,11 +255,11 @@ def test_another_users_completion_is_silent_and_its_daemon_is_refused(open_box: 
 def test_a_configuration_of_another_user_is_refused(open_box: Box) -> None:
     hidden = open_box.path / "hidden"
     hidden.mkdir(mode=0o700)
-    for verb in (["list"], ["attach", "t"]):
-        config = hidden / "runctld.toml"
-        ((code, out, err),) = as_nobody(
-            open_box.config, [[{}, "runctl", "-c", str(config), *verb]]
-        )
+    config = hidden / "runctld.toml"
+    verbs = ["list"], ["attach", "t"]
+    for code, out, err in as_nobody(
+        open_box.config, [[{}, "runctl", "-c", str(config), *verb] for verb in verbs]
+    ):
         assert (code, out) == (4, "")
         assert err == (
             f"runctl: {config}: cannot be read: Permission denied:"

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -206,20 +204,15 @@ def test_neither_log_nor_answers_nor_files_show_a_secret(served: Loud) -> None:
     ("config", "code"),
     [
         ('[nats]\nurl = "nats://me:canary-wrong@{nats}"', 78),
-        ('[nats]\nurl = "nats://canary-token@{nats}"', 78),
         ('[nats]\nurl = "nats://me:canary-pw@127.0.0.1:{closed}"', 69),
         ('[nats]\nurl = "nats://me:canary%40pw@no-such-host.invalid:1"', 69),
-        ('[nats]\ncontext = "{path}/wrong.json"', 78),
         ('[nats]\ncontext = "{path}/token.json"', 78),
-        ('[nats]\nnkey = "{path}/seed"\nurl = "nats://{nats}"', 78),
         ('[nats]\ncredentials = "{path}/seed"\nurl = "nats://{nats}"', 78),
         ('[database]\nurl = "postgresql://c:canary-pw@127.0.0.1:{closed}/d"', 69),
         ('[database]\nurl = "postgresql://%63anary_user:canary-pw@{database}"', 78),
         ('[database]\nurl = "postgresql://%63anary_user@{database}?password=canary-pw"', 78),
         ('[database]\nurl = "postgresql://u:canary%zzpw@{database}"', 78),
-        ('[database]\nurl = "postgresql://u:canary/pw@{database}"', 78),
         ('[database]\nurl = "postgresql://u:canary-pw@{database}?sslpassword=canary&nope=1"', 78),
-        ('[database]\nurl = "mysql://u:canary-pw@{database}"', 78),
         ('[runners.c]\nkind="chat"\nmodel="m"\nbase_url="ftp://u:canary@h"\napi_key="canary"', 78),
     ],
 )
@@ -228,9 +221,6 @@ def test_no_failure_shows_a_secret(
 ) -> None:
     nats = f"127.0.0.1:{guarded.ports[0]}"
     path = loud.path
-    (path / "wrong.json").write_text(
-        json.dumps({"url": f"nats://{nats}", "user": "me", "password": "canary-wrong"})
-    )
     (path / "token.json").write_text(json.dumps({"url": f"nats://{nats}", "token": "canary-token"}))
     (path / "seed").write_text("SUcanary\nSUACANARY" + "A" * 49 + "\n")
     text = config
@@ -241,15 +231,16 @@ def test_no_failure_shows_a_secret(
         ("database", database),
     ):
         text = text.replace("{" + name + "}", value)
-    loud.configure(f'executor_id = "e"\nstart_timeout = "300ms"\n{text}\n')
+    patience = "300ms" if code == 69 else "20s"
+    loud.configure(f'executor_id = "e"\nstart_timeout = "{patience}"\n{text}\n')
     assert loud.start(ready=False).wait(30) == code, loud.text()
     said = loud.text()
     assert said.strip().splitlines()[-1].startswith("runctld: ")
     assert "Traceback" not in said
-    clean(re.sub(r"canary_user|%63anary_user", "", said), "the log")
-    loud.runctl("list", code=None)
-    clean(re.sub(r"canary_user", "", loud.stderr), "runctl")
-    shutil.rmtree(loud.state, ignore_errors=True)
+    clean(said.replace("canary_user", ""), "the log")
+    if "[nats]" in config:
+        loud.runctl("list", code=4)
+        clean(loud.stderr, "runctl")
 
 
 def test_the_embedded_servers_credential_is_in_its_two_files_only(loud: Loud) -> None:

@@ -118,7 +118,7 @@ async def test_an_end_is_not_put_over_a_newer_attempt(nats_server: str) -> None:
 
 BROKEN = """
 import sys
-from runctl.supervisor import main, order
+from runctl.supervisor import arguments, order
 
 async def clear(self, spec):
     if spec.thread == "broken":
@@ -126,7 +126,7 @@ async def clear(self, spec):
     return True
 
 order.Order.clear = clear
-main.main(sys.argv[4:])
+arguments.runctld(sys.argv[4:])
 """
 
 

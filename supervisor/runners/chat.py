@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 #: How much of an error body is read, and how much of it is quoted.
 BODY_BYTES = 16 * 1024
+MAX_WORDS = 64 * 1024
 EXCERPT_CHARS = 200
+#: Longest event, and longest reply: both are held in memory, and replies are stored.
+MAX_EVENT_CHARS = 4 * 1024 * 1024
+MAX_REPLY_BYTES = 16 * 1024 * 1024
 
 
 class _Delta(msgspec.Struct):
@@ -77,6 +81,7 @@ class Chat:
         call = _Call(self._config, await self._key(), httpx)
         messages = _messages(self._config, spec.prompt, history)
         reply: list[str] = []
+        size = 0
         with trio.CancelScope() as silence:
             silence.deadline = trio.current_time() + self._config.timeout
             async with aclosing(call.deltas(messages, tls)) as deltas:
@@ -84,8 +89,15 @@ class Chat:
                     # The endpoint is not to blame for the time that our stream takes.
                     silence.deadline = math.inf
                     if text:
+                        data = text.encode()
+                        size += len(data)
+                        if size > MAX_REPLY_BYTES:
+                            raise call.failed(
+                                f"the reply is longer than {MAX_REPLY_BYTES // 1024**2} MiB;"
+                                " limit it at the endpoint"
+                            )
                         reply.append(text)
-                        await emit("text", text.encode())
+                        await emit("text", data)
                     silence.deadline = trio.current_time() + self._config.timeout
         if silence.cancelled_caught:
             raise call.failed(
@@ -169,7 +181,11 @@ class _Call:
         import httpx
 
         began = False
-        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        headers = {
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",  # a compressed answer has no bound that we can see
+            "Cache-Control": "no-store",
+        }
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         try:
@@ -194,7 +210,7 @@ class _Call:
             raise self.failed(
                 f"cannot connect ({self._clean(str(error))}); is the server up, and base_url right?"
             ) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:  # of a redirect, though not followed
             reason = self._clean(str(error)) or type(error).__name__
             if began:
                 raise self.failed(f"the stream was cut mid-way ({reason})") from None
@@ -204,18 +220,28 @@ class _Call:
         """Raises RunFailed unless the answer is an event stream."""
         status = f"answered {response.status_code} {self._clean(response.reason_phrase)}".rstrip()
         if response.is_redirect:
-            target = _shown(response.url.join(response.headers["location"]))
+            try:
+                target = _shown(response.url.join(response.headers["location"]))
+            except (KeyError, self._httpx.InvalidURL):
+                target = "nowhere"
             raise self.failed(
                 f"{status}, a redirect to {self._clean(target)}; redirects are not followed:"
                 " set base_url to where the endpoint is"
             )
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        plain = coding in ("", "identity")
+        if response.is_success and not plain:
+            raise self.failed(
+                f"{status}, but compressed ({self._clean(coding)}), which was not asked for:"
+                " switch compression off at the endpoint"
+            )
         if response.is_success and kind == "text/event-stream":
             return
         if response.is_success:
             found = self._clean(kind) or "no content type"
             status = f"answered with {found}, where text/event-stream is expected"
-        excerpt = await self._excerpt(response)
+        excerpt = await self._excerpt(response) if plain else ""
         raise self.failed(f"{status}: {excerpt}" if excerpt else status)
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[str, None]:
@@ -223,7 +249,8 @@ class _Call:
 
         response.encoding = "utf-8"  # an event stream is, whatever the header says
         sse: ServerSentEvent
-        async with _unwinding(EventSource(response).aiter_sse()) as events:
+        source: Any = _Bounded(response, self)
+        async with _unwinding(EventSource(source).aiter_sse()) as events:
             async for sse in events:
                 if sse.data.strip() == "[DONE]":
                     return
@@ -241,13 +268,12 @@ class _Call:
         """(text, whether the reply is complete) of one event. Raises RunFailed."""
         try:
             event = _event_decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise self.failed(
                 f"malformed event in the stream ({self._clean(str(error))}): {self._clean(data)}"
             ) from None
         if event.error:
-            words = self._words(json.dumps(event.error))
-            raise self.failed(f"the endpoint reported an error: {words}")
+            raise self.failed(f"the endpoint reported an error: {self._words(data)}")
         if not event.choices:
             return "", False
         choice = event.choices[0]
@@ -280,7 +306,7 @@ class _Call:
                         break
             if isinstance(found, str):
                 text = found
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             pass
         return self._clean(text)
 
@@ -289,8 +315,34 @@ class _Call:
         for secret in self._secrets:
             for form in (secret, json.dumps(secret)[1:-1], urllib.parse.quote(secret, safe="")):
                 text = text.replace(form, "[redacted]")
+        text = text[:MAX_WORDS]  # not before: a secret must not be cut
         text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
         return text if len(text) <= EXCERPT_CHARS else text[: EXCERPT_CHARS - 3] + "..."
+
+
+class _Bounded:
+    """A response as httpx-sse reads it, which fails once an event grows too long: neither
+    lines nor events have a limit there."""
+
+    def __init__(self, response: httpx.Response, call: _Call) -> None:
+        self.headers = response.headers
+        self._response = response
+        self._call = call
+
+    async def aiter_text(self) -> AsyncIterator[str]:
+        size, end = 0, ""
+        async with _unwinding(self._response.aiter_text()) as parts:
+            async for part in parts:
+                # An event ends with an empty line, which may be cut anywhere.
+                seen = end + part
+                last = max(seen.rfind(mark) for mark in ("\n\n", "\r\r", "\n\r\n"))
+                size = size + len(part) if last < 0 else len(seen) - last
+                if size > MAX_EVENT_CHARS:
+                    raise self._call.failed(
+                        f"an event of the stream is longer than {MAX_EVENT_CHARS // 1024**2} MiB"
+                    )
+                yield part
+                end = seen[-2:]
 
 
 @asynccontextmanager

@@ -1,0 +1,86 @@
+"""Many trees that do not want to end: how long until nothing of them is left?"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from .harness import PATIENCE, Daemon, running, wired
+from .processes import process_tree
+from .report import print_row, print_title
+
+TREES = 200
+#: Each is deaf, and has a child in a session of its own that is deaf as well.
+DEAF = 'trap "" TERM INT HUP; setsid sleep 600 & while :; do sleep 600; done'
+
+
+async def bench_stop() -> None:
+    """SIGKILL of the daemon, SIGTERM, and SIGTERM hastened by a second one."""
+    baseline = await asyncio.to_thread(_kill_sleepers)
+    async with running('stop_grace = "1s"\n') as daemon:
+        async with wired(daemon) as link:
+            for n in range(TREES):
+                await link.submit(f"t{n}", ["/bin/sh", "-c", DEAF])
+        left = await _trees(daemon)
+        began = time.monotonic()
+        daemon.kill()
+        killed = await asyncio.to_thread(_wait_gone, left, began)
+
+        stopped = await _stop(daemon, again=False)
+        daemon.configure('stop_grace = "10m"\n')
+        hastened = await _stop(daemon, again=True)
+    print_title(f"{TREES} trees that ignore TERM: until all processes are gone")
+    print_row(f"baseline: KILL for {3 * TREES} sleeping processes", baseline, "s", None)
+    print_row("daemon killed (target: 2 s)", [killed], "s", baseline)
+    print_row("SIGTERM, stop_grace 1 s", [stopped], "s", baseline)
+    print_row("SIGTERM twice, stop_grace 10 min", [hastened], "s", baseline)
+
+
+async def _trees(daemon: Daemon) -> list[int]:
+    """The pids of everything, once all trees are complete: shell, its sleep, its session."""
+    end = time.monotonic() + PATIENCE
+    while len(pids := list(process_tree(daemon))) < 3 * TREES:
+        if time.monotonic() > end:
+            raise RuntimeError(f"only {len(pids)} processes are there")
+        await asyncio.sleep(0.2)
+    return pids
+
+
+def _wait_gone(pids: list[int], began: float) -> float:
+    """Seconds from ``began`` until none of ``pids`` is alive."""
+    while any(map(_alive, pids)):
+        time.sleep(0.005)
+    return time.monotonic() - began
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def _stop(daemon: Daemon, *, again: bool) -> float:
+    daemon.start()
+    await daemon.wait_ready()
+    pids = await _trees(daemon)
+    began = time.monotonic()
+    daemon.process.terminate()
+    if again:
+        await asyncio.sleep(0.2)
+        daemon.process.terminate()
+    await asyncio.to_thread(daemon.process.wait, PATIENCE)
+    return await asyncio.to_thread(_wait_gone, pids, began)
+
+
+def _kill_sleepers() -> list[float]:
+    sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(3 * TREES)]
+    began = time.monotonic()
+    for process in sleepers:
+        os.kill(process.pid, 9)
+    for process in sleepers:
+        process.wait()
+    return [time.monotonic() - began]

@@ -1,0 +1,99 @@
+"""``runctld``: arguments, logging, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from ..config.load import describe, load
+from ..config.schema import Config
+from ..config.secrets import masker
+from . import __version__
+from .early import STOP, Early
+from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
+from .extras import require
+from .private import close_process
+from .report import MaskedFormatter, mask_tracebacks
+
+EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
+#: Of disk or descriptors, as it may be met anywhere: the next start may find some.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+
+E = TypeVar("E", bound=BaseException)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-c", "--config", "file", type=click.Path(path_type=Path), help="TOML file.")
+@click.option("--check", is_flag=True, help="Validate, print the effective configuration, exit.")
+@click.option("-v", "--verbose", is_flag=True, help="Log at debug level.")
+@click.version_option(__version__, prog_name="runctld")
+@click.pass_obj
+def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) -> None:
+    """The run supervisor daemon. Runs in the foreground and logs to stderr.
+
+    Without --config: $RUNCTL_CONFIG, /etc/runctl/runctld.toml,
+    ~/.config/runctl/runctld.toml, then built-in defaults.
+
+    Signals: SIGTERM or SIGINT stops it, a second one without grace for the runs; SIGHUP
+    reads the configuration again.
+
+    Exit codes: 0 stopped by SIGTERM or SIGINT, 69 NATS or database unreachable, 75 the
+    executor ID is held by another daemon, or was lost to one, 78 configuration error.
+    """
+    if check and early is not None:
+        for number in STOP:  # 0 would say that the configuration is right
+            signal.signal(number, signal.SIG_DFL)
+    close_process()
+    try:
+        config = load(file)
+    except ConfigError as error:
+        _fail(error)
+    if check:
+        try:
+            require(config)
+        except ConfigError as error:
+            _fail(error)
+        click.echo(describe(config))
+        return
+    hide = masker(config)
+    mask_tracebacks(hide)
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskedFormatter(hide))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    for library in ("nats", "httpx", "httpcore", "asyncio", "trio-asyncio", "sqlalchemy"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    try:
+        _run(config, file, early)
+    except* RunctlError as group:
+        _fail(_first(group), hide)
+    except* OSError as group:
+        met = _first(group)
+        if met.errno not in NO_ROOM:
+            raise
+        text = f"{met.strerror}; make room for {config.state_dir}, or raise the limit"
+        _fail(Unavailable(text), hide)
+
+
+def _run(config: Config, file: Path | None, early: Early | None) -> None:
+    import trio
+
+    from .daemon import run
+
+    trio.run(run, config, file, early, strict_exception_groups=True)
+
+
+def _first(group: BaseExceptionGroup[E]) -> E:
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+def _fail(error: RunctlError, hide: Callable[[str], str] = str) -> None:
+    print(hide(f"runctld: {error}"), file=sys.stderr)
+    sys.exit(next((code for kind, code in EXIT if isinstance(error, kind)), 1))

@@ -1,0 +1,130 @@
+"""SIGHUP: the configuration is read again, and what can change without a restart does.
+
+``Settings`` is what may change: whoever needs it asks it each time. A run keeps what it was
+dispatched with. A file that is wrong changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ..config.load import load
+from ..config.schema import Config, ConfigError, Queue, Runner
+from .runners import protocol
+
+log = logging.getLogger("runctld.reload")
+
+Make = Callable[[Runner, Queue], protocol.Runner]
+
+#: What a running daemon takes over. allow_shell shows in the runners.
+_LIVE = ("runners", "allow_shell", "queue", "source", "withheld")
+_SECTIONS = ("database", "nats", "stream", "queue", "history", "takeover")
+
+
+class Settings:
+    """The runners and the queue's limits as they are now. ``make`` makes a runner."""
+
+    def __init__(self, config: Config, make: Make) -> None:
+        self._make = make
+        self._runners: dict[str, protocol.Runner] = {}
+        self._config = Config(state_dir=config.state_dir)
+        self.replace(config)
+
+    @property
+    def config(self) -> Config:
+        """Of it only what is said above may be taken for what holds."""
+        return self._config
+
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        return self._config.runners
+
+    @property
+    def queue(self) -> Queue:
+        return self._config.queue
+
+    def runner(self, name: str) -> tuple[Runner, protocol.Runner] | None:
+        """A runner's settings and the runner itself, which belong together."""
+        made = self._runners.get(name)
+        return None if made is None else (self._config.runners[name], made)
+
+    def replace(self, config: Config) -> None:
+        self._runners = {n: self._make(r, config.queue) for n, r in config.runners.items()}
+        self._config = config
+
+
+class Reload:
+    """``run`` in a nursery. ``started``: the configuration that the daemon began with, from
+    ``file`` or a default place. ``apply`` is called with one that is right."""
+
+    def __init__(
+        self,
+        started: Config,
+        file: Path | None,
+        settings: Settings,
+        apply: Callable[[Config], None],
+    ) -> None:
+        self._started = started
+        self._now = started
+        self._file = file
+        self._settings = settings
+        self._apply = apply
+
+    async def run(self, wait_wish: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await wait_wish()
+            try:
+                config = await trio.to_thread.run_sync(load, self._file)
+                self._settings.replace(config)
+                self._apply(config)
+            except ConfigError as error:
+                log.error("SIGHUP: nothing is changed: %s", error)
+            except Exception as error:
+                log.exception("SIGHUP: %s", error)
+            else:
+                log.info("SIGHUP: %s", self._told(config))
+                self._now = config
+
+    def _told(self, config: Config) -> str:
+        """What this has changed, and what differs from the start and waits for the next."""
+        done = [*_runners(self._now.runners, config.runners)]
+        done += [k for k in differences(self._now, config) if k.startswith("queue.")]
+        waits = [k for k in differences(self._started, config) if not k.startswith("queue.")]
+        words = f"{config.source or 'defaults'}: changed: {', '.join(done) or 'nothing'}"
+        return words + (f"; a restart is needed for: {', '.join(waits)}" if waits else "")
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The keys, runners' left out, in which two configurations differ. Never the values,
+    which may be secret."""
+    found = []
+    for field in fields(Config):
+        one, other = getattr(a, field.name), getattr(b, field.name)
+        if field.name in _SECTIONS:
+            found += [f"{field.name}.{key}" for key in _changed(one, other)]
+        elif field.name not in _LIVE and one != other:
+            found.append(field.name)
+    # Login is not a key: it is what the context file holds.
+    return list(dict.fromkeys("nats.context" if x == "nats.login" else x for x in found))
+
+
+def _changed(one: Any, other: Any) -> list[str]:
+    return [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name)]
+
+
+def _runners(before: Mapping[str, Runner], after: Mapping[str, Runner]) -> list[str]:
+    found = []
+    for name in sorted({*before, *after}):
+        if name not in before:
+            found.append(f"runner {name} (new)")
+        elif name not in after:
+            found.append(f"runner {name} (removed)")
+        elif before[name] != after[name]:
+            found.append(f"runner {name}")
+    return found

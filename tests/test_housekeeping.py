@@ -1,0 +1,72 @@
+"""Finished runs are forgotten by age and by count; what is live or still needed stays."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+
+from conftest import Box, wait_until
+
+
+def listed(box: Box, thread: str) -> list[str]:
+    answer = box.runctl("list", thread, "--json", code=None)
+    return [row["run"] for row in json.loads(answer)] if answer else []
+
+
+def finish(box: Box, thread: str, count: int = 1) -> list[str]:
+    runs = [str(uuid.uuid4()) for _ in range(count)]
+    for run in runs:
+        box.runctl("submit", thread, "--id", run, "--attach", "--", "true")
+    return runs
+
+
+def test_age_counts_from_the_end(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure('[history]\nmax_age = "4s"\n')
+    box.start()
+    live = box.submit("live", "sleep", "1000")
+    box.submit("aborted", "sleep", "1000")
+    box.runctl("abort", "aborted")
+    finish(box, "old", 2)
+    wait_until(lambda: listed(box, "old") == [], "they are forgotten by their age")
+    assert listed(box, "live") == [live]
+    assert box.show(live)["status"] == "running"
+    wait_until(lambda: listed(box, "aborted") == [], "an aborted one too")
+    box.runctl("abort", "live")
+    box.kill()
+    time.sleep(4)
+    box.start()
+    wait_until(lambda: listed(box, "live") == [], "a start catches up")
+
+
+def test_the_oldest_ends_go_when_there_are_too_many(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure("[history]\nmax_runs = 3\n")
+    box.start()
+    live = box.submit("live", "sleep", "1000")
+    finish(box, "a", 3)
+    kept = finish(box, "b", 3)
+    wait_until(lambda: listed(box, "a") == [], "the first three went")
+    assert sorted(listed(box, "b")) == sorted(kept)
+    assert listed(box, "live") == [live]
+    box.term()
+    box.configure("[history]\nmax_runs = 1\n")
+    box.start()
+    wait_until(lambda: listed(box, "b") == kept[-1:], "a start catches up")
+
+
+def test_what_the_next_turn_refers_to_stays(stopped_box: Box) -> None:
+    """A thread in use keeps as many of its newest runs as a chat looks back; others none."""
+    box = stopped_box
+    chat = '[runners.c]\nkind = "chat"\nbase_url = "http://127.0.0.1:9"\nmodel = "m"\nhistory = 2\n'
+    box.configure(f'[history]\nmax_age = "3s"\n{chat}')
+    box.start()
+    used = finish(box, "used", 4)
+    live = box.submit("used", "sleep", "1000")
+    finish(box, "unused", 2)
+    wait_until(lambda: listed(box, "unused") == [], "of a thread that nobody uses none stays")
+    wait_until(lambda: sorted(listed(box, "used")) == sorted([live, *used[-2:]]), "two stay")
+    box.term()
+    box.start()
+    assert sorted(listed(box, "used")) == sorted([live, *used[-2:]])

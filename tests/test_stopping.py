@@ -1,0 +1,214 @@
+"""Ways to stop: many trees that do not want to, a second signal, and at any time before
+the daemon is ready, also as process 1."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Box, alive, wait_until
+from house import Bus
+from runctl.supervisor import wire
+
+DEAF = 'trap "" TERM INT HUP; echo $$ > "$1/$RUNCTL_ATTEMPT-$$"; while :; do sleep 600; done'
+TREES = 200
+
+
+def _bus(box: Box) -> Bus:
+    endpoint = json.loads((box.state / wire.ENDPOINT_FILE).read_bytes())
+    login = f"{endpoint['user']}:{endpoint['password']}@"
+    return Bus(endpoint["url"].replace("nats://", f"nats://{login}"))
+
+
+def _pids(folder: Path, attempt: int) -> list[int]:
+    return [int(file.name.partition("-")[2]) for file in folder.glob(f"{attempt}-*")]
+
+
+def _statuses(box: Box) -> dict[str, int]:
+    with sqlite3.connect(f"file:{box.state / 'runctl.sqlite'}?mode=ro", uri=True) as db:
+        rows = db.execute("SELECT status, count(*) FROM workflow_status GROUP BY status").fetchall()
+    db.close()
+    return dict(rows)
+
+
+def test_many_trees_that_ignore_term(stopped_box: Box, tmp_path: Path) -> None:
+    box = stopped_box
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    box.configure('[queue]\nstop_grace = "1s"\n')
+    box.start()
+    bus = _bus(box)
+    try:
+        for n in range(TREES):
+            bus.submit(f"t{n}", ["sh", "-c", DEAF, "sh", str(folder)])
+    finally:
+        bus.close()
+    wait_until(lambda: len(_pids(folder, 1)) == TREES, "all are there", 120)
+    assert box.daemon is not None
+
+    began = time.monotonic()
+    box.daemon.terminate()
+    assert box.daemon.wait(1 + 30) == 0, "within stop_grace and 30 s"
+    print(f"stop_grace 1 s, {TREES} trees: ended after {time.monotonic() - began:.2f} s")
+    assert not [pid for pid in _pids(folder, 1) if alive(pid)]
+    assert _statuses(box) == {"PENDING": TREES}
+
+    box.configure('[queue]\nstop_grace = "10m"\n')
+    box.start()
+    wait_until(lambda: len(_pids(folder, 2)) == TREES, "all are replayed", 120)
+    begun = box.log.stat().st_size
+    box.daemon.terminate()
+    wait_until(lambda: "SIGTERM: stopping" in box.log.read_text()[begun:], "it heard")
+    began = time.monotonic()
+    box.daemon.send_signal(signal.SIGINT)
+    assert box.daemon.wait(60) == 0, "long before stop_grace"
+    print(f"hastened, {TREES} trees: ended after {time.monotonic() - began:.2f} s")
+    assert "SIGINT: runs get no more grace" in box.log.read_text()
+    assert not [pid for pid in _pids(folder, 2) if alive(pid)]
+    assert _statuses(box) == {"PENDING": TREES}
+
+
+# ---- before it is ready ------------------------------------------------------------------
+
+
+def _hears(pid: int, number: int) -> bool:
+    """Whether it has a handler for the signal by now."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    (line,) = (x for x in status.splitlines() if x.startswith("SigCgt:"))
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """A port that takes connections and says nothing."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock.getsockname()[1]
+
+
+@pytest.mark.parametrize("what", ["nats", "postgres", "keeper"])
+def test_while_it_waits_for_what_it_needs(stopped_box: Box, nobody: int, what: str) -> None:
+    box = stopped_box
+    where = {
+        "nats": f'[nats]\nurl = "nats://127.0.0.1:{nobody}"\n',
+        "postgres": f'[database]\nurl = "postgresql://u@127.0.0.1:{nobody}/x"\n',
+        "keeper": "",
+    }[what]
+    box.configure(f'executor_id = "x"\nstart_timeout = "10m"\n{where}')
+    box.state.mkdir(mode=0o700)
+    lock = os.open(box.state / "keeper.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    if what == "keeper":
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        daemon = box.start(ready=False)
+        wait_until(lambda: (box.state / "lock").exists(), "it has begun")
+        time.sleep(0.3)
+        daemon.terminate()
+        assert daemon.wait(60) == 0
+    finally:
+        os.close(lock)
+    assert "SIGTERM: stopping" in box.log.read_text()
+    assert "Traceback" not in box.log.read_text()
+
+
+def test_at_any_time(stopped_box: Box) -> None:
+    """A run that was recovered meanwhile is replayed by the next daemon."""
+    box = stopped_box
+    box.configure("[queue]\nmax_attempts = 100\n")
+    box.start()
+    run = box.submit_py("t", "import time; print('up', flush=True); time.sleep(600)")
+    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
+    box.kill()
+    for delay in [0.0, 0.2, 0.4, 0.5, 0.6, 0.7]:
+        daemon = box.start(ready=False)
+        wait_until(lambda pid=daemon.pid: _hears(pid, signal.SIGTERM), "it hears")
+        time.sleep(delay)
+        daemon.terminate()
+        assert daemon.wait(60) == 0, delay
+    assert "Traceback" not in box.log.read_text()
+    assert _statuses(box) in ({"PENDING": 1}, {"ENQUEUED": 1})
+    box.start()
+    wait_until(lambda: box.show(run)["status"] == "running", "it runs again")
+
+
+def test_as_process_1(stopped_box: Box) -> None:
+    """There, a signal without a handler is lost."""
+    unshare = shutil.which("unshare")
+    command = [unshare or "", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if unshare is None or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("no right to make a PID namespace")
+    box = stopped_box
+    box.prefix = command
+    for _ in range(2):
+        outer = box.start(ready=False)
+
+        def inner(pid: int = outer.pid) -> int:
+            found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            return int(found[0]) if found else 0
+
+        pid = wait_until(inner, "the daemon is there")
+        wait_until(lambda pid=pid: _hears(pid, signal.SIGTERM), "it hears")
+        os.kill(pid, signal.SIGTERM)
+        assert outer.wait(60) == 0
+    daemon = box.start()
+    (pid,) = map(int, Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split())
+    run = box.submit("t", "sleep", "600")
+    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
+    os.kill(pid, signal.SIGTERM)
+    assert daemon.wait(60) == 0
+
+
+def _on_terminal(box: Box, *command: str) -> tuple[int, int]:
+    """(pid, terminal) of a daemon that is started from one."""
+    argv = [*command, sys.executable, "-m", "runctl.supervisor.main", "-c", str(box.config)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        log = os.open(box.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.execvp(argv[0], argv)
+    wait_until(lambda: box.log.exists() and "ready: " in box.log.read_text(), "ready")
+    return pid, terminal
+
+
+def _code(pid: int) -> Callable[[], int | None]:
+    def ended() -> int | None:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        return 100 + os.waitstatus_to_exitcode(status) if found else None  # true, if 0
+
+    return ended
+
+
+def test_its_terminal_is_closed(stopped_box: Box) -> None:
+    pid, terminal = _on_terminal(stopped_box)
+    os.close(terminal)
+    assert wait_until(_code(pid), "it has ended") == 100
+    assert "SIGHUP: stopping" in stopped_box.log.read_text()
+
+
+def test_its_terminal_is_closed_and_nohup_was_asked_for(stopped_box: Box) -> None:
+    pid, terminal = _on_terminal(stopped_box, "nohup")
+    try:
+        os.close(terminal)
+        wait_until(lambda: "SIGHUP: " in stopped_box.log.read_text(), "it heard")
+        assert "stopping" not in stopped_box.log.read_text()
+        stopped_box.runctl("list")
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        assert wait_until(_code(pid), "it has ended") == 100

@@ -1,0 +1,376 @@
+"""A daemon that was stopped, replaced under its own executor ID, and continued: it ends
+with 75 before it writes anything, and nothing of it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from conftest import Box, Watch, alive, wait_until
+from house import House
+from runctl.supervisor import wire
+from runctl.supervisor.errors import LeaseHeld, LeaseLost
+from runctl.supervisor.keeper import scan
+from runctl.supervisor.lease import hold_file_lease
+from runctl.supervisor.processes import open_keeper
+
+# The first attempt floods its terminal, has a descendant without mark, session or parent in
+# common with it, and ends as failed once "over" exists: while the daemon is stopped. The
+# second one ends well once "go" exists.
+WORK = r"""
+import os, signal, sys, time
+folder, attempt = sys.argv[1], os.environ["RUNCTL_ATTEMPT"]
+def note():
+    with open(f"{folder}/pids-{attempt}", "a") as file:
+        file.write(f"{os.getpid()}\n")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+note()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        note()
+        os.closerange(0, 100)
+        os.execve("/bin/sleep", ["sleep", "600"], {})
+    os._exit(0)
+os.wait()
+n = 0
+while not os.path.exists(f"{folder}/{'over' if attempt == '1' else 'go'}"):
+    n += 1
+    print(f"{attempt}.{n}", flush=True)
+    time.sleep(0.0005 if attempt == "1" else 0.02)
+print(f"{attempt}.last", flush=True)
+sys.exit(attempt == "1")
+"""
+
+
+class Stopped:
+    """SIGSTOP, SIGCONT."""
+
+    def __init__(self, daemon: subprocess.Popen[bytes]) -> None:
+        self.daemon = daemon
+        daemon.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.daemon.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.daemon.kill()
+        self.daemon.wait()
+
+
+class Frozen:
+    """As a machine that sleeps: no signal tells that it was."""
+
+    def __init__(self, daemon: subprocess.Popen[bytes]) -> None:
+        self.daemon = daemon
+        roots = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")]
+        root = next((r for r in roots if (r / "cgroup.procs").exists()), roots[0])
+        self.group = root / f"runctl-test-{daemon.pid}"
+        try:
+            self.group.mkdir()
+            (self.group / "cgroup.procs").write_text(str(daemon.pid))
+            (self.group / "cgroup.freeze").write_text("1")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.group.rmdir()
+            pytest.skip(f"no cgroup v2 that we may write: {error}")
+        events = self.group / "cgroup.events"
+        wait_until(lambda: "frozen 1" in events.read_text(), "it is frozen")
+
+    def go_on(self) -> None:
+        (self.group / "cgroup.freeze").write_text("0")
+
+    def close(self) -> None:
+        self.daemon.kill()
+        self.daemon.wait()
+        with contextlib.suppress(FileNotFoundError):
+            self.group.rmdir()
+
+
+Pause = Callable[[subprocess.Popen[bytes]], Stopped | Frozen]
+
+
+@pytest.fixture(params=[Stopped, Frozen])
+def pause(request: pytest.FixtureRequest) -> Iterator[Pause]:
+    """Pauses a daemon; it is killed with the test."""
+    made: list[Stopped | Frozen] = []
+
+    def make(daemon: subprocess.Popen[bytes]) -> Stopped | Frozen:
+        made.append(request.param(daemon))
+        return made[-1]
+
+    yield make
+    for paused in made:
+        paused.close()
+
+
+def _pids(folder: Path, attempt: int, count: int = 2) -> list[int]:
+    file = folder / f"pids-{attempt}"
+    wait_until(lambda: file.exists() and len(file.read_text().split()) >= count, "it began")
+    return [int(pid) for pid in file.read_text().split()]
+
+
+def _assert_ended_with_75(daemon: subprocess.Popen[bytes], said: str) -> None:
+    assert daemon.wait(60) == 75
+    lines = [line for line in said.splitlines() if line.startswith("runctld: ")]
+    assert len(lines) == 1, said
+    assert "the lease of executor ID" in lines[0]
+    assert "Traceback" not in said
+
+
+def _assert_second_attempt_only(box: Box, watch: Watch, run: str) -> None:
+    assert watch.wait() == 0
+    resets = [e["attempt"] for e in watch.events if e["type"] == "reset"]
+    assert resets == [1, 2]
+    chunks = [e for e in watch.final() if e["type"] == "chunk"]
+    assert {e["attempt"] for e in chunks} == {2}
+    assert [e["seq"] for e in chunks] == list(range(1, len(chunks) + 1))
+    assert watch.text().endswith("2.last\n")
+    shown = box.show(run)
+    assert (shown["status"], shown["attempt"], shown["exit_code"]) == ("succeeded", 2, 0)
+
+
+def test_the_lock_file_is_gone_and_another_daemon_came(
+    box: Box, tmp_path: Path, pause: Pause
+) -> None:
+    run = box.submit_py("t", WORK, str(tmp_path))
+    after = box.submit("t", "true")
+    watch = Watch(box, "t", "--run", run)
+    watch.wait_chunks(3)
+    first = _pids(tmp_path, 1)
+    zombie = box.daemon
+    assert zombie is not None
+    paused = pause(zombie)
+    (tmp_path / "over").touch()
+    wait_until(lambda: not alive(first[0]), "the first attempt ended meanwhile")
+    for name in ("lock", "keeper.lock"):
+        (box.state / name).unlink()
+    begun = box.log.stat().st_size
+    second = Box(tmp_path)
+    second.log = tmp_path / "second.log"
+    try:
+        second.start()
+        assert not [pid for pid in first if alive(pid)], "the successor has ended them"
+        _pids(tmp_path, 2)
+        wait_until(lambda: any("2." in e["data"] for e in watch.chunks()), "the second is seen")
+        paused.go_on()
+        assert zombie.wait(60) == 75
+        said = box.log.read_text()[begun:]
+        _assert_ended_with_75(zombie, said)
+        assert f"pid {second.daemon.pid if second.daemon else 0}" in said, "it names the holder"
+        time.sleep(0.3)  # whatever it might still have sent is there by now
+        (tmp_path / "go").touch()
+        _assert_second_attempt_only(second, watch, run)
+        second.runctl("wait", after)
+        assert second.term() == 0
+    finally:
+        second.close()
+
+
+def _unlock(pid: int, path: Path) -> None:
+    """Drop ``pid``'s lock on ``path``, as a file system that loses locks would: through a
+    copy of its descriptor."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = os.pidfd_open(pid)
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        if os.path.realpath(f"/proc/{pid}/fd/{fd}") == str(path):
+            ours = libc.syscall(438, pidfd, int(fd), 0)  # pidfd_getfd
+            if ours < 0:
+                pytest.skip(f"pidfd_getfd: {os.strerror(ctypes.get_errno())}")
+            fcntl.flock(ours, fcntl.LOCK_UN)
+            os.close(ours)
+    os.close(pidfd)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors of another process")
+@pytest.mark.parametrize("how", ["removed", "moved", "copied", "unlocked"])
+def test_a_daemon_that_runs_notices_as_well(box: Box, tmp_path: Path, how: str) -> None:
+    box.submit_py("t", WORK, str(tmp_path))
+    pids = _pids(tmp_path, 1)
+    assert box.daemon is not None
+    taken = -1
+    if how == "removed":
+        (box.state / "lock").unlink()
+    elif how == "moved":
+        box.state.rename(tmp_path / "elsewhere")
+    elif how == "copied":  # a backup that is restored in place
+        box.state.rename(tmp_path / "elsewhere")
+        shutil.copytree(tmp_path / "elsewhere", box.state)
+    else:
+        taken = os.open(box.state / "lock", os.O_RDWR)
+
+        def took() -> bool:
+            assert box.daemon is not None
+            _unlock(box.daemon.pid, box.state / "lock")
+            try:
+                fcntl.flock(taken, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # its next look was faster
+                return False
+            return True
+
+        wait_until(took, "the lock is another's")
+    try:
+        assert box.daemon.wait(60) == 75
+        _assert_ended_with_75(box.daemon, box.log.read_text())
+        wait_until(lambda: not [pid for pid in pids if alive(pid)], "its run is gone")
+    finally:
+        if taken >= 0:
+            os.close(taken)
+
+
+def test_nothing_is_committed_once_the_lock_is_another(box: Box) -> None:
+    """Nobody waits for the look that comes each second."""
+    client = box.popen("submit", "t", "--id", "late", "-", stdin=subprocess.PIPE)
+    first = box.popen("submit", "t", "--id", "early", "--", "true")
+    assert first.wait(60) == 0
+    time.sleep(0.2)  # the other one has started as well
+    (box.state / "lock").rename(box.state / "lock.old")
+    client.communicate(b"x", timeout=60)
+    assert box.daemon is not None
+    assert box.daemon.wait(60) == 75
+    assert client.returncode != 0
+    with sqlite3.connect(f"file:{box.state / 'runctl.sqlite'}?mode=ro", uri=True) as db:
+        rows = db.execute("SELECT workflow_uuid FROM workflow_status").fetchall()
+    db.close()
+    assert rows == [("early",)]
+
+
+@pytest.mark.short
+def test_the_lock_file(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with hold_file_lease(tmp_path, "x") as lease:
+        for _ in range(2):
+            lease.check()
+        with pytest.raises(LeaseHeld, match="pid"), hold_file_lease(tmp_path, "x"):
+            raise AssertionError("held twice")
+        lease.check()
+        lock.rename(tmp_path / "old")
+        with pytest.raises(LeaseLost, match="was removed"):
+            lease.check()
+        with hold_file_lease(tmp_path, "x") as second:
+            second.check()
+            with pytest.raises(
+                LeaseLost, match=rf"another file now \(executor 'x', pid {os.getpid()}\)"
+            ):
+                lease.check()
+        (tmp_path / "old").replace(lock)
+        lease.check()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="marks are read from /proc")
+async def test_what_is_a_successors_is_not_swept(tmp_path: Path) -> None:
+    """A successor ends our keeper, which looks to us as if it had been killed."""
+
+    class Replaced(Exception):
+        pass
+
+    def held() -> None:
+        raise Replaced
+
+    env = {**os.environ, "RUNCTL_STATE": os.path.realpath(tmp_path)}
+    opened = open_keeper(tmp_path, wait=30, held=held)
+    keeper = await opened.__aenter__()
+    (pid,) = (p for p, row in scan().items() if row.parent == os.getpid() and _is_keeper(p))
+    with subprocess.Popen(["sleep", "600"], env=env, start_new_session=True) as successors:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            with trio.fail_after(60):
+                await keeper.dead.wait()
+            with pytest.raises(Replaced):
+                await opened.__aexit__(None, None, None)
+            assert successors.poll() is None
+        finally:
+            successors.kill()
+
+
+def _is_keeper(pid: int) -> bool:
+    return b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+# ---- PostgreSQL ------------------------------------------------------------------------
+
+
+def _lease_session(house: House) -> int:
+    (row,) = house.sql(
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE application_name LIKE 'runctld pid %' AND datname = current_database()"
+    )
+    return int(row["pid"])
+
+
+def test_the_session_is_gone_and_another_daemon_came(
+    house: House, tmp_path: Path, pause: Pause
+) -> None:
+    first_box = house.box("z")
+    run = first_box.submit_py("t", WORK, str(tmp_path))
+    queued = [first_box.submit("t", "true") for _ in range(2)]
+    watch = Watch(first_box, "t", "--run", run)
+    watch.wait_chunks(3)
+    pids = _pids(tmp_path, 1)
+    zombie = first_box.daemon
+    assert zombie is not None
+    paused = pause(zombie)
+    (tmp_path / "over").touch()
+    wait_until(lambda: not alive(pids[0]), "the first attempt ended meanwhile")
+    house.sql("SELECT pg_terminate_backend($1)", _lease_session(house))
+    second = house.box("z")
+    _pids(tmp_path, 2)
+    wait_until(lambda: any("2." in e["data"] for e in watch.chunks()), "the second is seen")
+    begun = first_box.log.stat().st_size
+    # Some of these wait for the zombie, as NATS knows no better.
+    others = [f"other-{n}" for n in range(4)]
+    asking = [second.popen("submit", run, "--id", run, "--", "true") for run in others]
+    time.sleep(1)
+    paused.go_on()
+    assert zombie.wait(60) == 75
+    _assert_ended_with_75(zombie, first_box.log.read_text()[begun:])
+    wait_until(lambda: not [pid for pid in pids if alive(pid)], "its run is gone")
+    time.sleep(0.3)
+    (tmp_path / "go").touch()
+    _assert_second_attempt_only(second, watch, run)
+    for client in asking:
+        client.kill()
+    for other in others:
+        again = wire.Submit(other, run=other, argv=["true"], cwd=str(second.path))
+        reply = house.ask(wire.control_subject("submit"), again)
+        assert isinstance(reply, wire.Submitted), reply
+    for other in [*queued, *others]:
+        wait_until(lambda run=other: house.bus.run(run).status == "succeeded", "not stranded")
+    assert second.term() == 0
+
+
+def test_a_pause_alone_costs_nothing(house: House, tmp_path: Path) -> None:
+    """Stopped for longer than the lease may be silent, and continued: it still holds it."""
+    box = house.box("paused")
+    run = box.submit_py(
+        "t",
+        "import os, sys, time\nn = 0\n"
+        "while not os.path.exists(sys.argv[1]): n += 1; print(n, flush=True); time.sleep(0.02)",
+        str(tmp_path / "go"),
+    )
+    watch = Watch(box, "t")
+    watch.wait_chunks(3)
+    assert box.daemon is not None
+    box.daemon.send_signal(signal.SIGSTOP)
+    time.sleep(6)
+    seen = len(watch.chunks())
+    box.daemon.send_signal(signal.SIGCONT)
+    watch.wait_chunks(seen + 10)
+    (tmp_path / "go").touch()
+    assert watch.wait() == 0
+    assert box.show(run)["attempt"] == 1
+    text: Any = watch.text().split()
+    assert text == [str(n) for n in range(1, len(text) + 1)]
