@@ -17,6 +17,7 @@ import trio
 
 from ..config.schema import Config
 from .errors import RunFailed, Unavailable
+from .metrics import Meters
 from .private import write_private
 from .processes import Keeper, Process
 from .wire import ENDPOINT_FILE, Endpoint
@@ -39,7 +40,8 @@ def server_binary() -> str:
 class Broker:
     """``start`` returns when the server answers; ``supervise`` restarts it when it dies."""
 
-    def __init__(self, config: Config, keeper: Keeper) -> None:
+    def __init__(self, config: Config, keeper: Keeper, meters: Meters) -> None:
+        self._meters = meters
         self._config = config
         self._keeper = keeper
         self._dir = config.state_dir / "nats"
@@ -63,6 +65,7 @@ class Broker:
             if time.monotonic() - began > 10:
                 delay = 0.05
             self.restarts += 1
+            self._meters.broker_restarted()
             log.warning("nats-server ended (%s); starting it again", status)
             await trio.sleep(delay)
             delay = min(delay * 2, 5.0)

@@ -46,7 +46,7 @@ def test_it_starts_and_keeps_what_fits(small: Box) -> None:
         small.runctl("wait", run)
     assert small.json("status")["nats"]["stream_bytes"] < 48 * MiB
     assert small.term() == 0
-    write(small.path / "disk" / "other", 20 * MiB)
+    write(small.path / "disk" / "other", 8 * MiB)
     small.start()  # what is stored counts as room
     small.runctl("wait", small.submit("t", "true"))
     assert "Traceback" not in small.log.read_text()
