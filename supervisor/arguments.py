@@ -18,6 +18,7 @@ from ..config.secrets import masker
 from . import __version__
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
+from .extras import require
 from .private import close_process
 from .report import MaskedFormatter, mask_tracebacks
 
@@ -55,6 +56,10 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     except ConfigError as error:
         _fail(error)
     if check:
+        try:
+            require(config)
+        except ConfigError as error:
+            _fail(error)
         click.echo(describe(config))
         return
     hide = masker(config)

@@ -17,6 +17,7 @@ import trio
 
 from ..config.schema import Config
 from .errors import RunFailed, Unavailable
+from .metrics import Meters
 from .private import write_private
 from .processes import Keeper, Process
 from .wire import ENDPOINT_FILE, Endpoint
@@ -39,7 +40,8 @@ def server_binary() -> str:
 class Broker:
     """``start`` returns when the server answers; ``supervise`` restarts it when it dies."""
 
-    def __init__(self, config: Config, keeper: Keeper) -> None:
+    def __init__(self, config: Config, keeper: Keeper, meters: Meters) -> None:
+        self._meters = meters
         self._config = config
         self._keeper = keeper
         self._dir = config.state_dir / "nats"
@@ -63,6 +65,7 @@ class Broker:
             if time.monotonic() - began > 10:
                 delay = 0.05
             self.restarts += 1
+            self._meters.broker_restarted()
             log.warning("nats-server ended (%s); starting it again", status)
             await trio.sleep(delay)
             delay = min(delay * 2, 5.0)
@@ -100,6 +103,9 @@ class Broker:
             "max_payload": 8 * 1024 * 1024,
             "jetstream": {
                 "store_dir": str(self._dir / "store"),
+                # Its own default is a share of what is free now, without what it has stored:
+                # a stream that fits is refused.
+                "max_file_store": 4 * self._config.stream.max_bytes,
                 "sync_interval": "always" if self._config.stream.sync == "always" else "2m",
             },
             "authorization": {"user": self.endpoint.user, "password": self.endpoint.password},

@@ -19,6 +19,8 @@ from . import __version__, wire
 from .backlog import Backlog
 from .durable import Durable
 from .errors import BadRequest, NotFound, Refused, RequestError, Unavailable
+from .hooks import Hooks
+from .metrics import Meters
 from .model import (
     ABORTED,
     MAX_ARGV_BYTES,
@@ -67,7 +69,11 @@ class Control:
         stored: Stored,
         members: Members | None,
         settings: Settings,
+        meters: Meters,
+        hooks: Hooks | None,
     ) -> None:
+        self._meters = meters
+        self._hooks = hooks
         self._config = config
         self._settings = settings
         self._executor = executor
@@ -76,7 +82,7 @@ class Control:
         self._registry = registry
         self._streams = streams
         self._stored = stored
-        self._others = Others(executor, client, durable, streams, members)
+        self._others = Others(executor, client, durable, streams, members, meters)
         self._ids = RunIds()
         self._hide = masker(config)
         self._backlog = Backlog(config.queue.max_queued, lambda: durable.count("ENQUEUED"))
@@ -385,6 +391,7 @@ class Control:
         return wire.Aborted(ended)
 
     async def _abort_one(self, run: Run) -> bool:
+        began = time.monotonic()
         if self._others.owns(run):
             return await self._others.abort(run)
         live = self._registry.get(run.run)
@@ -413,6 +420,9 @@ class Control:
             # Claimed by another just before it was aborted: its processes may have begun.
             await self._others.settle(again[1])
         await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
+        if live is None:  # else it is counted where its attempt ended
+            self._meters.run_ended(Status.ABORTED, run.runner)
+        self._meters.aborted(time.monotonic() - began)
         return True
 
     async def purge(self, r: wire.Purge) -> wire.Reply:
@@ -495,7 +505,15 @@ class Control:
             uptime=time.monotonic() - self._began,
             executors=[] if r.alone or r.brief else await self._executors(),
             runners=sorted(self._settings.runners),
+            metrics=self._config.metrics.listen,
+            hooks=await self._hooks_status(r),
         )
+
+    async def _hooks_status(self, r: wire.StatusRequest) -> wire.HooksStatus | None:
+        if self._hooks is None:
+            return None
+        waiting = 0 if r.brief else await self._durable.hooks_waiting()
+        return wire.HooksStatus(self._hooks.delivered, self._hooks.failed, waiting)
 
     async def _executors(self) -> builtins.list[wire.ExecutorStatus]:
         me = wire.ExecutorStatus(

@@ -26,13 +26,17 @@ from ..config.secrets import masker
 from .broker import Broker
 from .connect import connect
 from .control import Control
+from .disk import fitted
 from .durable import Durable
 from .early import Early
 from .errors import Fenced, RunFailed, Unavailable
+from .extras import require
 from .fence import Fence
+from .hooks import Hooks
 from .housekeeping import Housekeeping
 from .lease import executor_id, hold_database_lease, hold_file_lease
 from .members import Members
+from .metrics import Meters, Prometheus
 from .model import Outcome, RunSpec, Status, one_line
 from .order import Order
 from .private import UMASK, inherited, prepare_state_dir
@@ -44,6 +48,7 @@ from .room import Room
 from .runners.chat import Chat
 from .runners.command import Command
 from .runners.protocol import Runner, Turn
+from .scrape import Scrape
 from .signals import Wishes, open_wishes
 from .stored import Stored
 from .stream import Attempt, Streams
@@ -73,6 +78,7 @@ async def run(config: Config, file: Path | None = None, early: Early | None = No
 async def _run(
     config: Config, file: Path | None, umask: int, wishes: Wishes, start: trio.CancelScope
 ) -> None:
+    require(config)
     prepare_state_dir(config.state_dir)
     check_format(config.state_dir)
     executor = executor_id(config)
@@ -121,16 +127,28 @@ class _Daemon:
         loop: asyncio.AbstractEventLoop,
         fence: Fence,
     ) -> None:
-        self._config = config
+        self._config = fitted(config)
         self._executor = executor
         self._keeper = keeper
         self._loop = loop
         self._registry = Registry()
         self._fence = fence
         self._file = file
-        self._durable = Durable(config, executor, self._dispatch, fence.wait_clear_in_thread)
-        self._housekeeping = Housekeeping(config, self._durable)
         self._settings = Settings(config, self._make)
+        self._scrape: Scrape | None = None
+        self._meters = Meters()
+        self._hooks: Hooks | None = None
+        if config.metrics.listen is not None:
+            self._meters = Prometheus(executor, lambda: self._settings.runners)
+        if config.hooks.on_end is not None:
+            self._hooks = Hooks(config, keeper, self._registry, self._meters)
+        self._durable = Durable(
+            *(config, executor, self._dispatch, fence.wait_clear_in_thread),
+            *(self._meters, self._hooks),
+        )
+        if isinstance(self._meters, Prometheus):
+            self._scrape = Scrape(config, self._meters, self._registry, self._durable)
+        self._housekeeping = Housekeeping(config, self._durable)
         self._streams: Streams
         self._retention: Retention
         self._order: Order
@@ -153,8 +171,10 @@ class _Daemon:
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
             endpoint = renew = None
+            if self._scrape is not None:
+                await nursery.start(self._scrape.run)
             if self._config.nats.embedded:
-                broker = Broker(self._config, self._keeper)
+                broker = Broker(self._config, self._keeper, self._meters)
                 endpoint, renew = await broker.start(), broker.renew
                 nursery.start_soon(broker.supervise)
             async with connect(
@@ -163,7 +183,9 @@ class _Daemon:
                 nursery.start_soon(connection.watch)
                 client = connection.client
                 room, stored = Room(), Stored(client)
-                self._streams = Streams(client, room, self._fence.wait_clear, renew)
+                self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
+                if self._hooks is not None:
+                    self._hooks.durable, self._hooks.stored = self._durable, stored
                 self._alive = asks(client)
                 await self._streams.open(self._config)
                 self._retention = Retention(
@@ -189,6 +211,8 @@ class _Daemon:
                     stored,
                     self._members,
                     self._settings,
+                    self._meters,
+                    self._hooks,
                 )
                 takeover = self._takeover(control)
                 with wishes.until_stop():
@@ -200,8 +224,11 @@ class _Daemon:
                     nursery.start_soon(self._housekeeping.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
-                    reload = Reload(self._config, self._file, self._settings, self._apply)
+                    reload = Reload(self._settings.config, self._file, self._settings, self._apply)
                     nursery.start_soon(reload.run, wishes.wait_reload)
+                    if self._scrape is not None:
+                        self._scrape.ready(client, self._streams)
+                    self._meters.ready(self._durable.recovered, time.monotonic() - began)
                     log.info(
                         "ready: executor %s, pid %d, %d unfinished runs recovered, %.2f s",
                         self._executor,
@@ -225,9 +252,13 @@ class _Daemon:
         with trio.move_on_after(self._settings.queue.stop_grace + STOPPED) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hurry, wishes, limit)
+                if self._scrape is not None:
+                    self._scrape.stopping()
                 await control.stop()
                 await self._durable.stop_claiming()
                 await self._registry.stop_all()
+                if self._hooks is not None:
+                    await self._hooks.stop()
                 nursery.cancel_scope.cancel()
         if not limit.cancelled_caught:
             await self._leave(takeover)
@@ -247,7 +278,7 @@ class _Daemon:
             try:
                 if takeover is not None:
                     await takeover.hand_over()
-                elif self._members and self._executor not in await self._durable.owners():
+                elif self._members and self._executor not in await self._durable.owners(hooks=True):
                     await self._members.leave()
             except Exception as error:  # what is not handed over is taken over, or replayed
                 log.warning("the runs were not handed over: %s", error)
@@ -290,6 +321,7 @@ class _Daemon:
             await trio.sleep_forever()
             raise AssertionError
         self._housekeeping.ended()
+        self._meters.run_ended(outcome.status, spec.runner)
         return outcome
 
     async def _broken(self, live: Live, error: Exception) -> Outcome | None:
@@ -362,6 +394,7 @@ class _Daemon:
                 error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
             )
         log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
+        self._meters.dispatched(time.monotonic() - live.began)
         try:
             history = await self._history(spec, runner[0])
             return await runner[1].run(spec, live.attempt, stream.append, history, live.window)

@@ -24,6 +24,7 @@ import trio_asyncio
 
 from ..config.connection import where
 from .errors import ConfigError, Fenced, Unavailable
+from .metrics import Meters
 from .model import Outcome
 from .room import Room
 from .streamcheck import differences, refusal
@@ -86,10 +87,12 @@ class Streams:
         room: Room,
         clear: Callable[[], Awaitable[None]] | None = None,
         renew: Callable[[], Awaitable[None]] | None = None,
+        meters: Meters | None = None,
     ) -> None:
         """``clear`` is awaited before each publish: what it does not return from is not sent.
         ``renew``: replaces a server that stores nothing, where that is up to us."""
         self._nc = client
+        self.meters = meters or Meters()
         self._room = room
         self._clear = clear
         self._renew = renew
@@ -315,16 +318,22 @@ class Attempt:
             tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
+                self._streams.meters.adopted()
                 return last.outcome
             if isinstance(last, Reset) and last == record:
                 self._sequence = tail.sequence
                 return None
             if last is not None and last.attempt >= self._attempt:
-                raise Fenced(f"run {self._run}: attempt {last.attempt} is already in the stream")
+                raise self._fenced(f"attempt {last.attempt} is already in the stream")
             done = await self._streams.publish(self._subject, record, tail.sequence, rollup=True)
             if done is not None:
                 self._sequence = done
+                self._streams.meters.reset()
                 return None
+
+    def _fenced(self, why: str) -> Fenced:
+        self._streams.meters.fenced()
+        return Fenced(f"run {self._run}: {why}")
 
     async def append(self, stream: StreamName, data: bytes) -> None:
         """Add one chunk; waits while more than ``MAX_BUFFERED`` bytes are unacked."""
@@ -373,6 +382,7 @@ class Attempt:
         batch = self._pending[:count]
         self._total += size
         await self._put(Chunks(self._attempt, self._seq + 1, self._read_at, batch, self._total))
+        self._streams.meters.stored(count, size)
         del self._pending[:count]
         self._read_at = time.time()
         self._seq += count
@@ -408,4 +418,4 @@ class Attempt:
             elif tail.record.attempt < self._attempt and tail.at < known:
                 await trio.sleep(RETRY)  # a read from before our reset
             else:
-                raise Fenced(f"run {self._run}: another attempt writes its stream")
+                raise self._fenced("another attempt writes its stream")
