@@ -24,6 +24,7 @@ from .schema import (
     Database,
     FileError,
     History,
+    Log,
     Nats,
     Queue,
     Runner,
@@ -121,6 +122,7 @@ def _keys(section: type) -> list[str]:
 _CONFIG = Config(state_dir=Path())
 _DATABASE, _STREAM, _QUEUE = Database(), Stream(), Queue()
 _HISTORY = History()
+_LOG = Log()
 _TAKEOVER = Takeover()
 _CHAT = ChatRunner("", base_url="", model="")
 
@@ -131,6 +133,7 @@ _SECTIONS = {
     "queue": Queue,
     "history": History,
     "takeover": Takeover,
+    "log": Log,
 }
 _RUNNER_KINDS: dict[str, type] = {"command": CommandRunner, "chat": ChatRunner}
 
@@ -165,6 +168,7 @@ def _read_config(top: _Table, client: bool) -> Config:
         queue=_read_queue(top.table("queue")),
         history=_read_history(top.table("history")),
         takeover=_read_takeover(top.table("takeover"), database, nats, client),
+        log=_read_log(top.table("log")),
         runners=runners,
         withheld=withheld(top, database.url, nats.url, runners.values()),
     )
@@ -206,10 +210,37 @@ def _read_database(table: _Table, client: bool) -> Database:
     table.only(_keys(Database))
     if client:  # its URL may come from a variable that only the daemon has
         return _DATABASE
-    url = table.text("url", _DATABASE.url) or ""
+    key, file = "url", table.path("url_file")
+    if file is not None:
+        if "url" in table.values:
+            table.fail("url", "database.url_file is set too: remove one")
+        key, url = "url_file", _read_secret(table, "url_file", file)
+    else:
+        url = table.text("url", _DATABASE.url) or ""
     if url != "sqlite":
-        check_url(table, "url", url, ("postgresql",), '"sqlite"', host_needed=False)
-    return Database(url=url)
+        check_url(table, key, url, ("postgresql",), '"sqlite"', host_needed=False)
+    return Database(url, file)
+
+
+def _read_secret(table: _Table, key: str, file: Path) -> str:
+    """What ``file`` holds, without the white space around it."""
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        table.fail(key, f"{file} cannot be read ({error.strerror}): correct the path or its mode")
+    except UnicodeDecodeError:
+        table.fail(key, f"{file} is not UTF-8 text: write it anew")
+    if not text:
+        table.fail(key, f"{file} is empty: write the URL to it")
+    return text
+
+
+def _read_log(table: _Table) -> Log:
+    table.only(_keys(Log))
+    return Log(
+        format=table.choice("format", ("auto", "plain", "json"), _LOG.format),
+        level=table.choice("level", ("debug", "info", "warning", "error"), _LOG.level),
+    )
 
 
 def _read_stream(table: _Table) -> Stream:
@@ -349,7 +380,9 @@ def _describe(config: Config) -> Iterator[str]:
     yield _line("state_dir", config.state_dir)
     yield _line("start_timeout", format_duration(config.start_timeout))
     yield _line("allow_shell", config.allow_shell)
-    yield from _lines("database", url=hide_secrets(config.database.url))
+    file = config.database.url_file
+    url = None if file is not None else hide_secrets(config.database.url)
+    yield from _lines("database", url=url, url_file=file)
     yield from _lines("nats", **describe_nats(config.nats, hide_in_urls(config.nats.url)))
     stream, queue = config.stream, config.queue
     yield from _lines(
@@ -379,6 +412,7 @@ def _describe(config: Config) -> Iterator[str]:
         group=takeover.group,
         after=format_duration(takeover.after),
     )
+    yield from _lines("log", format=config.log.format, level=config.log.level)
     hide = masker(config)
     for name, runner in config.runners.items():
         yield from _lines(f"runners.{name}", **_describe_runner(runner, hide))

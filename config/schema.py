@@ -25,9 +25,11 @@ class FileError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL."""
+    """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL; with
+    ``url_file`` it is what that file held when the configuration was read."""
 
     url: str = field(default="sqlite", repr=False)
+    url_file: Path | None = None
 
     @property
     def embedded(self) -> bool:
@@ -113,6 +115,15 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """``format`` "auto": fields to the journal when stderr is the journal, short lines to
+    a terminal, else "plain": lines with time, level and what they are about."""
+
+    format: Literal["auto", "plain", "json"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, slots=True)
 class Takeover:
     """Whether peers of ``group`` re-enqueue the unfinished runs of an executor whose
     lease has been gone for ``after`` seconds."""
@@ -177,5 +188,6 @@ class Config:
     queue: Queue = field(default_factory=Queue)
     history: History = field(default_factory=History)
     takeover: Takeover = field(default_factory=Takeover)
+    log: Log = field(default_factory=Log)
     runners: dict[str, Runner] = field(default_factory=dict)
     withheld: frozenset[str] = field(default=frozenset(), compare=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import faulthandler
 import signal
 import sys
 from collections.abc import Callable
@@ -16,8 +16,9 @@ from ..config.secrets import masker
 from . import __version__
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
+from .logs import last_words, set_up
 from .private import close_process
-from .report import MaskedFormatter, mask_tracebacks
+from .report import mask_tracebacks
 
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
 
@@ -53,11 +54,8 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         return
     hide = masker(config)
     mask_tracebacks(hide)
-    handler = logging.StreamHandler()
-    handler.setFormatter(MaskedFormatter(hide))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
-    for library in ("nats", "httpx", "httpcore", "asyncio", "trio-asyncio", "sqlalchemy"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    faulthandler.enable()  # a watchdog's SIGABRT then writes where each thread was, no values
+    set_up(config.log, verbose=verbose, hide=hide)
     try:
         _run(config, file, early)
     except* RunctlError as group:
@@ -78,5 +76,5 @@ def _first(group: BaseExceptionGroup[RunctlError]) -> RunctlError:
 
 
 def _fail(error: RunctlError, hide: Callable[[str], str] = str) -> None:
-    print(hide(f"runctld: {error}"), file=sys.stderr)
+    last_words(hide(f"runctld: {error}"))
     sys.exit(next((code for kind, code in EXIT if isinstance(error, kind)), 1))

@@ -67,8 +67,10 @@ class Control:
         stored: Stored,
         members: Members | None,
         settings: Settings,
+        cgroups: bool,
     ) -> None:
         self._config = config
+        self._cgroups = cgroups
         self._settings = settings
         self._executor = executor
         self._nc = client
@@ -143,6 +145,7 @@ class Control:
 
     async def _tell_changed(self, thread: str) -> None:
         """The thread's queue is not what it was: for those who watch it live."""
+        self._registry.touch()
         await aio(self._nc.publish)(wire.CHANGED_SUBJECT, thread.encode())
 
     async def _tell_if_full(self) -> None:
@@ -486,6 +489,7 @@ class Control:
             ),
             uptime=time.monotonic() - self._began,
             executors=[] if r.alone or r.brief else await self._executors(),
+            cgroups=self._cgroups,
             runners=sorted(self._settings.runners),
         )
 

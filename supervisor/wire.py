@@ -416,6 +416,8 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     uptime: float = 0.0
     executors: list[ExecutorStatus] = []
     runners: list[str] = []
+    #: Whether each run has a cgroup of its own.
+    cgroups: bool = False
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):
