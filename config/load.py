@@ -54,7 +54,7 @@ def load(path: Path | None = None, *, client: bool = False) -> Config:
     """
     file = Path(path) if path is not None else find_file()
     if file is None:
-        return Config(state_dir=_default_state_dir(), runners=_with_shell({}, True))
+        return Config(state_dir=_default_state_dir(client), runners=_with_shell({}, True))
     file = file.absolute()
     return _read_config(_Table(file, "", _read_toml(file), _all_keys), client)
 
@@ -85,7 +85,12 @@ def _unreadable(file: Path, error: OSError) -> str:
     )
 
 
-def _default_state_dir() -> Path:
+def _default_state_dir(client: bool) -> Path:
+    """For a service of systemd what StateDirectory= made; a client that is part of some
+    other service has nothing to find there."""
+    made = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if made and not client:
+        return Path(made)
     return xdg_dir("XDG_STATE_HOME", ".local/state") / "runctl"
 
 
@@ -156,7 +161,7 @@ def _read_config(top: _Table, client: bool) -> Config:
     runners = {} if client else _read_runners(top.table("runners"), allow_shell)
     nats = read_nats(top.table("nats"))
     return Config(
-        state_dir=top.path("state_dir") or _default_state_dir(),
+        state_dir=top.path("state_dir") or _default_state_dir(client),
         source=top.file,
         executor_id=_read_executor_id(top, environment, database, client),
         environment=environment,

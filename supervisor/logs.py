@@ -75,9 +75,8 @@ class Plain(logging.Formatter):
         self.hide = hide
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [self.opening(record), _one_line(record.getMessage())]
-        parts += [f"{key}={_quoted(value)}" for key, value in _subject.get().items()]
-        return self.hide(" ".join(parts) + self.trace(record))
+        message = _with_subject(_one_line(record.getMessage()))
+        return self.hide(f"{self.opening(record)} {message}{self.trace(record)}")
 
     def opening(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
@@ -126,7 +125,7 @@ class ToJournal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            message = record.getMessage()
+            message = _with_subject(record.getMessage())  # its usual view shows no fields
             if record.exc_info:
                 message += "\n" + logging.Formatter().formatException(record.exc_info)
             fields = {
@@ -157,6 +156,12 @@ def last_words(text: str) -> None:
     """Say why the process ends; in the journal as an error."""
     mark = "<3>" if stderr_is_journal() else ""
     os.write(2, f"{mark}{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _with_subject(message: str) -> str:
+    """``message`` and what it is about, as ``key=value``."""
+    about = [f"{key}={_quoted(value)}" for key, value in _subject.get().items()]
+    return " ".join([message, *about])
 
 
 def _one_line(text: str) -> str:

@@ -107,7 +107,7 @@ def test_an_entry_of_the_journal(listener: socket.socket, handler: logs.ToJourna
     fields = decode(listener.recv(65536))
     fields.pop("EXECUTOR", None)
     assert fields == {
-        "MESSAGE": "two\nlines",
+        "MESSAGE": 'two\nlines thread="t=1" run=r attempt=3',
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "runctld",
         "LOGGER": "runctld",

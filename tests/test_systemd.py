@@ -184,7 +184,11 @@ def test_the_journal_knows_thread_run_attempt_and_executor(service: Service):
     run = service.submit("told", "print('x')")
     service.runctl("wait", run)
     found = as_json(service.machine.call("journalctl", "THREAD=told", "-o", "json"))
-    assert [entry["MESSAGE"] for entry in found] == ["run started", "run succeeded"]
+    about = f"thread=told run={run} attempt=1"
+    assert [entry["MESSAGE"] for entry in found] == [
+        f"run started {about}",
+        f"run succeeded {about}",
+    ]
     for entry in found:
         assert (entry["RUN"], entry["ATTEMPT"], entry["EXECUTOR"]) == (run, "1", "box-1")
         assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("6", "runctld")
@@ -206,8 +210,8 @@ def test_chats_only_under_all_of_the_hardening(service: Service):
         wait_until(
             lambda: machine.show(CHATS, "StatusText") == "0 running, 0 queued", "status text"
         )
-        config = "/var/lib/runctl/chats/client.toml"
-        machine.write(config, 'state_dir = "/var/lib/runctl/chats/runctl"\n')
+        config = "/tmp/client.toml"
+        machine.write(config, 'state_dir = "/var/lib/runctl/chats"\n')
         client = [sys.executable, "-m", "runctl.cli.main", "-c", config]
         found = json.loads(machine.call(*client, "status", "--json", user="runctl"))
         assert (found["executor_id"], found["cgroups"]) == ("chats", False)
