@@ -5,6 +5,8 @@
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
 #   make fuzz    what comes in from outside, by coverage and by many examples: SECONDS=60
+#   make faults  random load while everything fails; SEED=, ROUNDS=, PROFILE= (embedded,
+#                shared, mixed), REPORT= (a document whose figures are written)
 #   make clean   removes whatever these made
 # PYTHON names the interpreter of .venv (3.11 or newer). JOBS: so many tests at once, most of
 # which wait for processes; 0 for one after the other.
@@ -17,7 +19,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-newest check man bench fuzz clean
+.PHONY: demo test test-newest check man bench fuzz faults clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -71,6 +73,11 @@ fuzz: $(READY)
 	-@$(BIN)/python $(PIP) --only-binary :all: -e '.[fuzz]' 2>/dev/null
 	RUNCTL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_bounds.py
 	$(BIN)/python tests/fuzz.py $(SECONDS)
+
+faults: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m faults $(if $(SEED),--seed $(SEED)) \
+	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PROFILE),--profile $(PROFILE)) \
+	    $(if $(REPORT),--report $(REPORT)) $(if $(FOLDER),--folder $(FOLDER))
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -224,6 +224,8 @@ class _Follower:
         self._output = output
         self._from = 0.0 if options.since is None else time.time() - options.since
         self._seen = False
+        self._begun = not options.follow_thread
+        self._earlier: set[str] = set()
         #: With --tail, what is stored is held back until all of it was seen.
         self._tail: Tail | None = None
         self._held_reset: watch.Reset | None = None
@@ -235,6 +237,8 @@ class _Follower:
 
     def take(self, event: watch.Event) -> int | None:
         """The exit code, once there is nothing more to come."""
+        if not self._begun and self._is_earlier(event):
+            return None
         if isinstance(event, watch.Chunk):
             self._seen = True
             if event.at < self._from:
@@ -267,6 +271,19 @@ class _Follower:
             return None
         self._output.show(event)
         return self._after(event)
+
+    def _is_earlier(self, event: watch.Event) -> bool:
+        """Whether it is the rest of a run that ended while ours was looked for: what came
+        before is not missing, it was not asked for."""
+        if not isinstance(event, watch.Reset | watch.Chunk | watch.Gap | watch.End):
+            return False
+        self._begun = event.run == self._name
+        if isinstance(event, watch.Reset):
+            if event.executor:
+                self._earlier.discard(event.run)
+            else:
+                self._earlier.add(event.run)
+        return not self._begun and event.run in self._earlier
 
     def _after(self, event: watch.Event) -> int | None:
         if isinstance(event, watch.End) and not self._options.follow_thread:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 
 import click
-import msgspec
 
 from ..supervisor import wire
 from ..supervisor.model import check_run_id
@@ -37,16 +36,7 @@ def show(app: App, run_id: str) -> None:
     details = run(lambda: ask_once(app.config, wire.Show(run_id), wire.RunDetails))
     row = details.run
     if app.json:
-        render.out_json(
-            msgspec.to_builtins(row)
-            | {
-                "output": details.output,
-                "argv": details.argv,
-                "prompt": details.prompt,
-                "cwd": details.cwd,
-                "retry_of": details.retry_of,
-            }
-        )
+        render.out_json(wire.details_json(details))
         return
     pairs: list[tuple[str, str | None]] = [
         ("run", row.run),

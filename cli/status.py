@@ -62,9 +62,16 @@ def status(app: App, probe: str | None) -> None:
             *[("warning", line) for line in nats.warnings],
             ("database", f"{database.url} ({database.kind})"),
             *([("runners", ", ".join(found.runners))] if found.runners else []),
+            *([("metrics", f"http://{found.metrics}/metrics")] if found.metrics else []),
+            *([("hooks", _hooks(found.hooks))] if found.hooks else []),
+            *([] if found.cgroups is None else [("cgroups", "yes" if found.cgroups else "no")]),
             *[("also" if n else "executors", _executor(x)) for n, x in enumerate(others)],
         ]
     )
+
+
+def _hooks(x: wire.HooksStatus) -> str:
+    return f"{x.delivered} delivered, {x.failed} given up, {x.waiting} waiting"
 
 
 def _executor(x: wire.ExecutorStatus) -> str:

@@ -16,6 +16,14 @@ from typing import Any
 import tomli
 
 from .nats import describe_nats, nats_keys, read_nats
+from .outside import (
+    describe_hooks,
+    describe_metrics,
+    describe_traces,
+    read_hooks,
+    read_metrics,
+    read_traces,
+)
 from .schema import (
     ChatRunner,
     CommandRunner,
@@ -24,12 +32,15 @@ from .schema import (
     Database,
     FileError,
     History,
+    Hooks,
     Log,
+    Metrics,
     Nats,
     Queue,
     Runner,
     Stream,
     Takeover,
+    Traces,
 )
 from .secrets import HIDDEN, hide_in_urls, hide_secrets, masker, withheld
 from .table import EXECUTOR_ID_FIX, check_url, quote, xdg_dir
@@ -139,6 +150,9 @@ _SECTIONS = {
     "history": History,
     "takeover": Takeover,
     "log": Log,
+    "metrics": Metrics,
+    "traces": Traces,
+    "hooks": Hooks,
 }
 _RUNNER_KINDS: dict[str, type] = {"command": CommandRunner, "chat": ChatRunner}
 
@@ -160,6 +174,7 @@ def _read_config(top: _Table, client: bool) -> Config:
     allow_shell = top.flag("allow_shell", True)
     runners = {} if client else _read_runners(top.table("runners"), allow_shell)
     nats = read_nats(top.table("nats"))
+    tells = _read_outside(top, client)
     return Config(
         state_dir=top.path("state_dir") or _default_state_dir(client),
         source=top.file,
@@ -174,9 +189,20 @@ def _read_config(top: _Table, client: bool) -> Config:
         history=_read_history(top.table("history")),
         takeover=_read_takeover(top.table("takeover"), database, nats, client),
         log=_read_log(top.table("log")),
+        **tells,
         runners=runners,
         withheld=withheld(top, database.url, nats.url, runners.values()),
     )
+
+
+def _read_outside(top: _Table, client: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, read in (("metrics", read_metrics), ("traces", read_traces), ("hooks", read_hooks)):
+        table = top.table(name)
+        table.only(_keys(_SECTIONS[name]))
+        if not client:  # they may take keys from variables that only the daemon has
+            found[name] = read(table)
+    return found
 
 
 def _read_executor_id(
@@ -419,6 +445,9 @@ def _describe(config: Config) -> Iterator[str]:
     )
     yield from _lines("log", format=config.log.format, level=config.log.level)
     hide = masker(config)
+    yield from _lines("metrics", **describe_metrics(config.metrics))
+    yield from _lines("traces", **describe_traces(config.traces))
+    yield from _lines("hooks", **describe_hooks(config.hooks, hide))
     for name, runner in config.runners.items():
         yield from _lines(f"runners.{name}", **_describe_runner(runner, hide))
 

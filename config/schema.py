@@ -134,6 +134,43 @@ class Takeover:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """``listen``: HOST:PORT at which Prometheus reads; None for nowhere. A host other than
+    loopback needs ``allow_remote``."""
+
+    listen: str | None = None
+    allow_remote: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """``endpoint``: an OTLP/HTTP collector's URL for traces; None for no traces."""
+
+    endpoint: str | None = None
+
+
+#: How a run may end, in the words of its status.
+ENDED = ("succeeded", "failed", "aborted", "dead")
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What is told of each run that ends as one of ``on``. ``on_end``: a command's argv, a
+    URL that JSON is posted to, or None. ``headers`` for a URL, ``env`` for a command.
+
+    One try takes ``timeout`` seconds at most. Before the second there are ``backoff``
+    seconds, and twice as many before each further; after ``tries`` it is given up."""
+
+    on_end: tuple[str, ...] | str | None = field(default=None, repr=False)
+    on: tuple[str, ...] = ENDED
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    timeout: float = 10.0
+    tries: int = 10
+    backoff: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class CommandRunner:
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
     replaced by the prompt; without it the prompt goes to stdin. ``tty``: it runs on a
@@ -189,5 +226,8 @@ class Config:
     history: History = field(default_factory=History)
     takeover: Takeover = field(default_factory=Takeover)
     log: Log = field(default_factory=Log)
+    metrics: Metrics = field(default_factory=Metrics)
+    traces: Traces = field(default_factory=Traces)
+    hooks: Hooks = field(default_factory=Hooks)
     runners: dict[str, Runner] = field(default_factory=dict)
     withheld: frozenset[str] = field(default=frozenset(), compare=False)

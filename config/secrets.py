@@ -72,6 +72,15 @@ def _secrets(config: Config) -> Iterator[str]:
             yield from _in_url(runner.base_url)
         else:
             yield from (v for k, v in runner.env.items() if _SECRET_NAME.search(k))
+    hooks = config.hooks
+    if isinstance(hooks.on_end, str):  # a webhook's URL is its key
+        yield hooks.on_end
+        yield hooks.on_end.split("/", 3)[-1]
+    for value in hooks.headers.values():
+        yield value
+        yield value.rpartition(" ")[2]  # less "Bearer"
+    yield from (v for k, v in hooks.env.items() if _SECRET_NAME.search(k))
+    yield from _in_url(config.traces.endpoint or "")
     for name in config.withheld:
         yield os.environ.get(name, "")
 
@@ -104,7 +113,18 @@ def withheld(
         else:
             names.update(_hidden_by(table, "api_key", ""))
             names.update(_hidden_by(table, "base_url", hide_secrets(runner.base_url)))
+    names.update(_of_hooks(top.table("hooks")))
     return frozenset(name for name in names if os.environ.get(name))
+
+
+def _of_hooks(table: Table) -> Iterator[str]:
+    on_end = table.values.get("on_end")
+    if isinstance(on_end, list):
+        yield from _named(on_end)
+        yield from _named(table.table("env").values.values())
+        return
+    for value in (on_end, *table.table("headers").values.values()):
+        yield from (m["name"] for m in VARIABLE.finditer(str(value)) if m["name"])
 
 
 def _named(values: Iterable[object]) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -16,11 +18,16 @@ from ..config.secrets import masker
 from . import __version__
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
+from .extras import require
 from .logs import last_words, set_up
 from .private import close_process
 from .report import mask_tracebacks
 
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
+#: Of disk or descriptors, as it may be met anywhere: the next start may find some.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+
+E = TypeVar("E", bound=BaseException)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +57,10 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     except ConfigError as error:
         _fail(error)
     if check:
+        try:
+            require(config)
+        except ConfigError as error:
+            _fail(error)
         click.echo(describe(config))
         return
     hide = masker(config)
@@ -60,6 +71,12 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         _run(config, file, early)
     except* RunctlError as group:
         _fail(_first(group), hide)
+    except* OSError as group:
+        met = _first(group)
+        if met.errno not in NO_ROOM:
+            raise
+        text = f"{met.strerror}; make room for {config.state_dir}, or raise the limit"
+        _fail(Unavailable(text), hide)
 
 
 def _run(config: Config, file: Path | None, early: Early | None) -> None:
@@ -70,7 +87,7 @@ def _run(config: Config, file: Path | None, early: Early | None) -> None:
     trio.run(run, config, file, early, strict_exception_groups=True)
 
 
-def _first(group: BaseExceptionGroup[RunctlError]) -> RunctlError:
+def _first(group: BaseExceptionGroup[E]) -> E:
     found = group.exceptions[0]
     return _first(found) if isinstance(found, BaseExceptionGroup) else found
 

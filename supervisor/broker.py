@@ -16,12 +16,16 @@ import msgspec
 import trio
 
 from ..config.schema import Config
-from .errors import Unavailable
+from .errors import RunFailed, Unavailable
+from .metrics import Meters
 from .private import write_private
 from .processes import Keeper, Process
 from .wire import ENDPOINT_FILE, Endpoint
 
 log = logging.getLogger("runctld.broker")
+
+#: Below those that Linux and IANA use for outgoing connections.
+PORTS = range(10240, 32768)
 
 
 def server_binary() -> str:
@@ -36,7 +40,8 @@ def server_binary() -> str:
 class Broker:
     """``start`` returns when the server answers; ``supervise`` restarts it when it dies."""
 
-    def __init__(self, config: Config, keeper: Keeper) -> None:
+    def __init__(self, config: Config, keeper: Keeper, meters: Meters) -> None:
+        self._meters = meters
         self._config = config
         self._keeper = keeper
         self._dir = config.state_dir / "nats"
@@ -60,15 +65,19 @@ class Broker:
             if time.monotonic() - began > 10:
                 delay = 0.05
             self.restarts += 1
+            self._meters.broker_restarted()
             log.warning("nats-server ended (%s); starting it again", status)
             await trio.sleep(delay)
             delay = min(delay * 2, 5.0)
             try:
                 await self._spawn()
-            except Unavailable as error:
-                log.error("%s", error)
+            except (Unavailable, RunFailed, OSError) as error:  # no disk, no descriptors
+                log.error("nats-server was not started: %s", error)
 
-    async def stop(self) -> None:
+    async def renew(self) -> None:
+        """The server reads and stores nothing. That is how it is left by a full disk, even
+        when there is room again: only a new one stores."""
+        log.warning("nats-server stores nothing (is the disk full?); ending it")
         if self._process is not None:
             await self._process.end(2.0)
 
@@ -94,6 +103,9 @@ class Broker:
             "max_payload": 8 * 1024 * 1024,
             "jetstream": {
                 "store_dir": str(self._dir / "store"),
+                # Its own default is a share of what is free now, without what it has stored:
+                # a stream that fits is refused.
+                "max_file_store": 4 * self._config.stream.max_bytes,
                 "sync_interval": "always" if self._config.stream.sync == "always" else "2m",
             },
             "authorization": {"user": self.endpoint.user, "password": self.endpoint.password},
@@ -137,6 +149,12 @@ def _port(endpoint: Endpoint) -> int:
 
 
 def _free_port() -> int:
+    """One that the kernel does not give to outgoing connections: it must be free again
+    each time that the server is restarted."""
+    for _ in range(100):
+        port = secrets.choice(PORTS)
+        if _can_bind(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -18,7 +18,9 @@ from ..config.secrets import masker
 from . import __version__, wire
 from .backlog import Backlog
 from .durable import Durable
-from .errors import BadRequest, NotFound, Refused, RequestError
+from .errors import BadRequest, NotFound, Refused, RequestError, Unavailable
+from .hooks import Hooks
+from .metrics import Meters
 from .model import (
     ABORTED,
     MAX_ARGV_BYTES,
@@ -68,7 +70,11 @@ class Control:
         members: Members | None,
         settings: Settings,
         cgroups: bool,
+        meters: Meters,
+        hooks: Hooks | None,
     ) -> None:
+        self._meters = meters
+        self._hooks = hooks
         self._config = config
         self._cgroups = cgroups
         self._settings = settings
@@ -78,7 +84,7 @@ class Control:
         self._registry = registry
         self._streams = streams
         self._stored = stored
-        self._others = Others(executor, client, durable, streams, members)
+        self._others = Others(executor, client, durable, streams, members, meters)
         self._ids = RunIds()
         self._hide = masker(config)
         self._backlog = Backlog(config.queue.max_queued, lambda: durable.count("ENQUEUED"))
@@ -168,7 +174,13 @@ class Control:
             return wire.Problem(error.code, one_line(str(error)))
         except trio.Cancelled:
             raise
+        except Unavailable as error:
+            log.warning("%s was not answered: %s", subject.rpartition(".")[2], error)
+            return wire.Problem("error", f"{error}; ask again")
         except Exception as error:
+            if (reason := self._durable.explain(error)) is not None:
+                log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
+                return wire.Problem("error", self._hide(reason))
             log.exception("request failed")
             words = one_line(self._hide(f"{type(error).__name__}: {error}"))
             return wire.Problem("error", f"{words}; see the daemon's log")
@@ -382,11 +394,14 @@ class Control:
         return wire.Aborted(ended)
 
     async def _abort_one(self, run: Run) -> bool:
+        began = time.monotonic()
         if self._others.owns(run):
             return await self._others.abort(run)
         live = self._registry.get(run.run)
         if live is not None and not live.wish_abort():
             return False
+        if live is None and run.attempt and await self._streams.ended(run.thread, run.run):
+            return False  # only its row does not say so yet
         try:
             # The row first: a crash from here on does not replay the run.
             await self._durable.cancel(run.run)
@@ -408,6 +423,9 @@ class Control:
             # Claimed by another just before it was aborted: its processes may have begun.
             await self._others.settle(again[1])
         await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
+        if live is None:  # else it is counted where its attempt ended
+            self._meters.run_ended(Status.ABORTED, run.runner)
+        self._meters.aborted(time.monotonic() - began)
         return True
 
     async def purge(self, r: wire.Purge) -> wire.Reply:
@@ -491,7 +509,15 @@ class Control:
             executors=[] if r.alone or r.brief else await self._executors(),
             cgroups=self._cgroups,
             runners=sorted(self._settings.runners),
+            metrics=self._config.metrics.listen,
+            hooks=await self._hooks_status(r),
         )
+
+    async def _hooks_status(self, r: wire.StatusRequest) -> wire.HooksStatus | None:
+        if self._hooks is None:
+            return None
+        waiting = 0 if r.brief else await self._durable.hooks_waiting()
+        return wire.HooksStatus(self._hooks.delivered, self._hooks.failed, waiting)
 
     async def _executors(self) -> builtins.list[wire.ExecutorStatus]:
         me = wire.ExecutorStatus(

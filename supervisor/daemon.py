@@ -8,6 +8,7 @@ stay as they are and are replayed by the next daemon of this executor ID.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -26,14 +27,18 @@ from . import cgroups
 from .broker import Broker
 from .connect import connect
 from .control import Control
+from .disk import fitted
 from .durable import Durable
 from .early import Early
 from .errors import Fenced, RunFailed, Unavailable
+from .extras import require
 from .fence import Fence
+from .hooks import Hooks
 from .housekeeping import Housekeeping
 from .lease import executor_id, hold_database_lease, hold_file_lease
 from .logs import about, name_executor
 from .members import Members
+from .metrics import Meters, Prometheus
 from .model import Outcome, RunSpec, Status, one_line
 from .notify import Notifier, open_notifier
 from .order import Order
@@ -46,6 +51,7 @@ from .room import Room
 from .runners.chat import Chat
 from .runners.command import Command
 from .runners.protocol import Runner, Turn
+from .scrape import Scrape
 from .signals import Wishes, open_wishes
 from .stored import Stored
 from .stream import Attempt, Streams
@@ -88,6 +94,7 @@ async def _run(
     start: trio.CancelScope,
     notifier: Notifier,
 ) -> None:
+    require(config)
     prepare_state_dir(config.state_dir)
     check_format(config.state_dir)
     executor = executor_id(config)
@@ -143,7 +150,7 @@ class _Daemon:
         fence: Fence,
         notifier: Notifier,
     ) -> None:
-        self._config = config
+        self._config = fitted(config)
         self._notifier = notifier
         self._executor = executor
         self._keeper = keeper
@@ -151,9 +158,21 @@ class _Daemon:
         self._registry = Registry()
         self._fence = fence
         self._file = file
-        self._durable = Durable(config, executor, self._dispatch, fence.wait_clear_in_thread)
-        self._housekeeping = Housekeeping(config, self._durable)
         self._settings = Settings(config, self._make)
+        self._scrape: Scrape | None = None
+        self._meters = Meters()
+        self._hooks: Hooks | None = None
+        if config.metrics.listen is not None:
+            self._meters = Prometheus(executor, lambda: self._settings.runners)
+        if config.hooks.on_end is not None:
+            self._hooks = Hooks(config, keeper, self._registry, self._meters)
+        self._durable = Durable(
+            *(config, executor, self._dispatch, fence.wait_clear_in_thread),
+            *(self._meters, self._hooks),
+        )
+        if isinstance(self._meters, Prometheus):
+            self._scrape = Scrape(config, self._meters, self._registry, self._durable)
+        self._housekeeping = Housekeeping(config, self._durable)
         self._streams: Streams
         self._retention: Retention
         self._order: Order
@@ -175,10 +194,12 @@ class _Daemon:
         runs, and it is done in order."""
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
-            endpoint = None
+            endpoint = renew = None
+            if self._scrape is not None:
+                await nursery.start(self._scrape.run)
             if self._config.nats.embedded:
-                broker = Broker(self._config, self._keeper)
-                endpoint = await broker.start()
+                broker = Broker(self._config, self._keeper, self._meters)
+                endpoint, renew = await broker.start(), broker.renew
                 nursery.start_soon(broker.supervise)
             async with connect(
                 self._config, self._executor, endpoint, self._disconnected
@@ -186,7 +207,9 @@ class _Daemon:
                 nursery.start_soon(connection.watch)
                 client = connection.client
                 room, stored = Room(), Stored(client)
-                self._streams = Streams(client, room, self._fence.wait_clear)
+                self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
+                if self._hooks is not None:
+                    self._hooks.durable, self._hooks.stored = self._durable, stored
                 self._alive = asks(client)
                 await self._streams.open(self._config)
                 self._retention = Retention(
@@ -213,6 +236,8 @@ class _Daemon:
                     self._members,
                     self._settings,
                     cgroups,
+                    self._meters,
+                    self._hooks,
                 )
                 takeover = self._takeover(control)
                 with wishes.until_stop():
@@ -225,10 +250,13 @@ class _Daemon:
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
                     reload = Reload(
-                        *(self._config, self._file, self._settings, self._apply),
+                        *(self._settings.config, self._file, self._settings, self._apply),
                         self._notifier.reloading,
                     )
                     nursery.start_soon(reload.run, wishes.wait_reload)
+                    if self._scrape is not None:
+                        self._scrape.ready(client, self._streams)
+                    self._meters.ready(self._durable.recovered, time.monotonic() - began)
                     log.info(
                         "ready: executor %s, pid %d, %d unfinished runs recovered, %.2f s",
                         self._executor,
@@ -263,9 +291,13 @@ class _Daemon:
         with trio.move_on_after(self._settings.queue.stop_grace + STOPPED) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hurry, wishes, limit)
+                if self._scrape is not None:
+                    self._scrape.stopping()
                 await control.stop()
                 await self._durable.stop_claiming()
                 await self._registry.stop_all()
+                if self._hooks is not None:
+                    await self._hooks.stop()
                 nursery.cancel_scope.cancel()
         if not limit.cancelled_caught:
             await self._leave(takeover)
@@ -285,7 +317,7 @@ class _Daemon:
             try:
                 if takeover is not None:
                     await takeover.hand_over()
-                elif self._members and self._executor not in await self._durable.owners():
+                elif self._members and self._executor not in await self._durable.owners(hooks=True):
                     await self._members.leave()
             except Exception as error:  # what is not handed over is taken over, or replayed
                 log.warning("the runs were not handed over: %s", error)
@@ -331,6 +363,7 @@ class _Daemon:
             await trio.sleep_forever()
             raise AssertionError
         self._housekeeping.ended()
+        self._meters.run_ended(outcome.status, spec.runner)
         return outcome
 
     async def _broken(self, live: Live, error: Exception) -> Outcome | None:
@@ -403,6 +436,7 @@ class _Daemon:
                 error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
             )
         log.info("run started")
+        self._meters.dispatched(time.monotonic() - live.began)
         try:
             history = await self._history(spec, runner[0])
             return await runner[1].run(spec, live.attempt, stream.append, history, live.window)
@@ -414,6 +448,10 @@ class _Daemon:
             # The daemon is about to end, and with it the keeper: leave it to replay.
             if self._keeper.dead.is_set() or live.stopping:
                 await trio.sleep_forever()
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("%s", error)
+                text = "runctld has no file descriptors left; raise its limit, then retry"
+                return Outcome(Status.FAILED, error=text)
             log.exception("the runner failed by an internal error")
             return self._internal(error)
 

@@ -3,6 +3,10 @@
 A run is one DBOS workflow (its id is the run's) on the queue "threads", partitioned by
 thread with one run at a time. Status is derived from DBOS's row in one place,
 ``_status``; an outcome that we decided is the workflow's result.
+
+The hook of a run is a workflow of its own, "RUN.hook" on the queue "hooks": the run's row
+turns terminal at once. It is stored before that, and itself waits for the run's end, so no
+kill comes in between. (No run's id has a dot.)
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import dbos._sys_db
 import msgspec
 import sqlalchemy as sa
 import trio
@@ -34,13 +40,18 @@ from dbos import (
 
 from ..config.schema import Config
 from .errors import QueueFull, Unavailable
-from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow
+from .metrics import Meters
+from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, made_at
 
 log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
 
 QUEUE = "threads"
 WORKFLOW = "run_thread"
+HOOKS_QUEUE = "hooks"
+HOOK = "tell_hook"
+#: Hooks at once on this executor, those that wait for a next try among them.
+MAX_HOOKS = 100
 #: Changes only when the workflow's shape does: recovery finds rows of this version only.
 APP_VERSION = "runctl-1"
 #: Safety net under the kicks, seconds.
@@ -52,7 +63,32 @@ RECENT = 600.0
 #: it is there: no run fails by a database that is away.
 PATIENCE = 10.0
 
+#: What SQLite says when the disk is full, or no file can be opened.
+_PASSES = ("disk is full", "disk I/O error", "unable to open database file")
+_system: Any = dbos._sys_db
+_retriable: Callable[[Exception], bool] = _system.retriable_sqlite_exception
+#: Whether somebody waits for the answer, who can ask again.
+_asked: ContextVar[bool] = ContextVar("asked", default=False)
+
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
+
+
+class Hook(Protocol):
+    """What is told of runs that end as one of ``on``."""
+
+    on: Collection[str]
+    tries: int
+    backoff: float
+
+    async def tell(self, run: str, hook: str) -> None:
+        """One try, in trio. Raises what went wrong; must not return when the daemon stops."""
+
+    def given_up(self, run: str, error: BaseException) -> None: ...
+
+
+def hook_id(run: str) -> str:
+    return f"{run}.hook"
+
 
 _LIVE = {"ENQUEUED": Status.QUEUED, "DELAYED": Status.QUEUED, "PENDING": Status.RUNNING}
 _ENDED = {
@@ -91,7 +127,13 @@ class Durable:
     attempt, and must not return or raise when the daemon stops (the row stays)."""
 
     def __init__(
-        self, config: Config, executor: str, dispatch: Dispatch, clear: Callable[[], None]
+        self,
+        config: Config,
+        executor: str,
+        dispatch: Dispatch,
+        clear: Callable[[], None],
+        meters: Meters,
+        hook: Hook | None = None,
     ) -> None:
         """``clear`` is called before each commit, in its thread: what it does not return
         from is not committed."""
@@ -107,29 +149,48 @@ class Durable:
         self._table: sa.Table
         self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
         self._run_thread: Any = None
+        self._meters = meters
+        self._hook = hook
+        self._tell_hook: Any = None
+        self._hooks_kick = _Kick()
+        self._hooks_worker: threading.Thread | None = None
         self.recovered = 0
+        self._closing = False
 
     async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
 
         Raises: Unavailable, when the database cannot be opened."""
+        traces = self._config.traces.endpoint
         config = DBOSConfig(
             name="runctl",
             system_database_url=self._url(),
             application_version=APP_VERSION,
             executor_id=self._executor,
             serializer=DBOSPortableJSONSerializer(),
-            enable_otlp=False,
+            enable_otlp=traces is not None,
+            otlp_traces_endpoints=[traces] if traces is not None else [],
+            otel_attribute_format="semconv",
             log_level="WARNING",
         )
+        if traces is not None:
+            from . import traces as spans
+
+            spans.watch(traces)
         self._dbos = DBOS(config=config)
         _quiet_dbos()
+        _wait_out_sqlite(self._kick)
         dispatch = self._dispatch
         durable = self
 
         async def dispatch_step(spec: dict[str, Any]) -> dict[str, Any]:
             run = msgspec.convert(spec, RunSpec)
-            attempt = await asyncio.to_thread(durable._attempts, run.run)
+            attempt, created = await asyncio.to_thread(durable._attempts, run.run)
+            if attempt == 1:
+                # Rows of SQLite have whole seconds; an id that we made is more exact.
+                durable._meters.waited(time.time() - (made_at(run.run) or created), run.runner)
+            if traces is not None:
+                spans.describe(run, attempt)
             outcome = await loop.trio_as_future(dispatch, run, attempt)  # type: ignore[attr-defined]
             built: dict[str, Any] = msgspec.to_builtins(outcome)
             return built
@@ -138,13 +199,20 @@ class Durable:
 
         async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
             try:
-                return await step(spec)
+                outcome = await step(spec)
+                try:
+                    await durable._store_hook(spec["run"], outcome["status"])
+                except Exception as error:  # never the run's own failure
+                    log.error("the hook of run %s is not stored: %s", spec["run"], error)
+                return outcome
             finally:
                 # The row turns terminal just after this returns: look then, too.
                 loop.call_later(0.002, durable._kick.kick)
                 loop.call_later(0.02, durable._kick.kick)
 
         self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)
+        if self._hook is not None:
+            self._tell_hook = self._define_hook(self._hook, loop)
         DBOS.listen_queues([])  # the worker below is ours: it can be kicked
         try:
             DBOS.launch()
@@ -156,7 +224,10 @@ class Durable:
         self._table = self._tables.workflow_status
         await trio.to_thread.run_sync(self._settle_recovery)
         self._queue = await trio.to_thread.run_sync(self._register)
-        self._start_worker(self._queue)
+        self._worker = self._start_worker(self._queue, self._kick)
+        if self._hook is not None:
+            hooks = await trio.to_thread.run_sync(self._register_hooks)
+            self._hooks_worker = self._start_worker(hooks, self._hooks_kick)
 
     def _url(self) -> str:
         if not self._config.database.embedded:
@@ -175,6 +246,16 @@ class Durable:
         )
         # The worker would read the stored settings again and again, which are those of
         # the executor that started last: max_running is each one's own.
+        queue.database_backed_queue = False
+        return queue
+
+    def _register_hooks(self) -> Any:
+        queue = DBOS.register_queue(
+            HOOKS_QUEUE,
+            worker_concurrency=MAX_HOOKS,
+            polling_interval_sec=POLL,
+            on_conflict="always_update",
+        )
         queue.database_backed_queue = False
         return queue
 
@@ -198,29 +279,88 @@ class Durable:
         )
         self.recovered = int(self._scalar(waiting))
 
-    def _start_worker(self, queue: Any) -> None:
+    def _start_worker(self, queue: Any, kick: _Kick) -> threading.Thread:
         from dbos._queue import queue_worker_thread
 
-        self._worker = threading.Thread(
-            target=queue_worker_thread, args=(self._kick, self._dbos, queue), daemon=True
+        worker = threading.Thread(
+            target=queue_worker_thread, args=(kick, self._dbos, queue), daemon=True
         )
-        self._worker.start()
-        self._kick.kick()
+        worker.start()
+        kick.kick()
+        return worker
 
     def set_max_running(self, most: int) -> None:
         """How many runs there may be at once from now on; what runs already goes on."""
         self._queue._worker_concurrency = most
         self.kick()
 
+    def explain(self, error: Exception) -> str | None:
+        """What to tell whoever asked for something that ended in ``error``, when it is the
+        database's doing; one line."""
+        if self._closing:
+            return "runctld is stopping; ask again when it has started"
+        if isinstance(error, sa.exc.DBAPIError):
+            return f"the database cannot be used now ({_reason(error)}); mend that, then ask again"
+        return None
+
     async def close(self) -> None:
         """Stop claiming and close the database; unfinished rows stay as they are."""
+        self._closing = True
         await self.stop_claiming()
         await trio.to_thread.run_sync(lambda: DBOS.destroy(workflow_completion_timeout_sec=0))
+        if self._config.traces.endpoint is not None:
+            from . import traces
+
+            await trio.to_thread.run_sync(traces.flush, abandon_on_cancel=True)
 
     async def stop_claiming(self) -> None:
         self._kick.set()
-        if self._worker is not None:
-            await trio.to_thread.run_sync(self._worker.join, 5.0)
+        self._hooks_kick.set()
+        for worker in (self._worker, self._hooks_worker):
+            if worker is not None:
+                await trio.to_thread.run_sync(worker.join, 5.0)
+
+    # ---- hooks ------------------------------------------------------------------
+
+    def _define_hook(self, hook: Hook, loop: asyncio.AbstractEventLoop) -> Any:
+        async def told(run: str) -> None:
+            # DBOS schedules from threads of its own, whose context knows no loop.
+            trio_asyncio.current_loop.set(loop)
+            await hook.tell(run, hook_id(run))
+
+        async def tell_step(run: str) -> None:
+            await loop.trio_as_future(told, run)  # type: ignore[attr-defined]
+
+        step = DBOS.step(
+            name="tell",
+            retries_allowed=hook.tries > 1,
+            max_attempts=hook.tries,
+            interval_seconds=hook.backoff,
+        )(tell_step)
+
+        async def tell_hook(run: str) -> bool:
+            try:
+                await step(run)
+            except Exception as error:  # a row that fails would be logged as an error of ours
+                hook.given_up(run, error)
+                return False
+            return True
+
+        return DBOS.workflow(name=HOOK, max_recovery_attempts=None)(tell_hook)
+
+    async def _store_hook(self, run: str, status: str) -> None:
+        """In asyncio, before the run's row turns terminal as ``status``. Once per run."""
+        if self._hook is None or status not in self._hook.on:
+            return
+        with SetWorkflowID(hook_id(run)):
+            await DBOS.enqueue_workflow_async(HOOKS_QUEUE, self._tell_hook, run)
+        asyncio.get_running_loop().call_later(0.02, self._hooks_kick.kick)
+
+    async def hooks_waiting(self, patience: float = PATIENCE) -> int:
+        """How many are not told yet, of all executors."""
+        t = self._table
+        query = sa.select(sa.func.count()).where(t.c.name == HOOK, t.c.status.in_(list(_LIVE)))
+        return int(await trio.to_thread.run_sync(self._scalar, query, patience))
 
     # ---- verbs ------------------------------------------------------------------
 
@@ -263,6 +403,7 @@ class Durable:
         return int(last or 0) + 1
 
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
+        _asked.set(True)
         options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
         with options, SetWorkflowID(spec.run):
             await DBOS.enqueue_workflow_async(QUEUE, self._run_thread, msgspec.to_builtins(spec))
@@ -272,12 +413,18 @@ class Durable:
 
     async def cancel(self, run: str) -> None:
         """Make the run terminal as aborted: it is not replayed from here on."""
-        await aio(DBOS.cancel_workflow_async)(run)
+        await aio(self._cancel)(run)
         self._kick.kick()
+
+    async def _cancel(self, run: str) -> None:
+        _asked.set(True)
+        await self._store_hook(run, Status.ABORTED)
+        await DBOS.cancel_workflow_async(run)
 
     async def get(self, run: str) -> tuple[RunSpec, Run] | None:
         t = self._table
-        rows = await self._rows(sa.select(*self._columns()).where(t.c.workflow_uuid == run))
+        query = sa.select(*self._columns()).where(t.c.name == WORKFLOW, t.c.workflow_uuid == run)
+        rows = await self._rows(query)
         return _read(rows[0]) if rows else None
 
     async def runs(
@@ -420,10 +567,10 @@ class Durable:
                 found[row.workflow_uuid] = (row.completed_at or row.updated_at) / 1000
         return found
 
-    async def count(self, status: str) -> int:
+    async def count(self, status: str, patience: float = PATIENCE) -> int:
         t = self._table
         query = sa.select(sa.func.count()).where(t.c.name == WORKFLOW, t.c.status == status)
-        return int(await trio.to_thread.run_sync(self._scalar, query))
+        return int(await trio.to_thread.run_sync(self._scalar, query, patience))
 
     # ---- what is forgotten ------------------------------------------------------
 
@@ -482,7 +629,7 @@ class Durable:
 
     async def forget(self, runs: list[str]) -> None:
         """Delete finished runs' rows."""
-        await aio(DBOS.delete_workflows_async)(runs)
+        await aio(DBOS.delete_workflows_async)([*runs, *map(hook_id, runs)])
 
     def _finished(self) -> tuple[sa.ColumnElement[bool], ...]:
         c = self._table.c
@@ -532,12 +679,14 @@ class Durable:
         others = [run for run in found if run.run != spec.run]
         return len(others) < len(found), others
 
-    async def owners(self) -> set[str]:
-        """The executors that runs are in flight on, as far as the database knows."""
+    async def owners(self, *, hooks: bool = False) -> set[str]:
+        """The executors that runs are in flight on, as far as the database knows; with
+        ``hooks`` those that have only a hook in flight as well."""
         t = self._table
         query = (
             sa.select(t.c.executor_id)
-            .where(t.c.name == WORKFLOW, t.c.status == "PENDING")
+            .where(t.c.name.in_([WORKFLOW, HOOK] if hooks else [WORKFLOW]))
+            .where(t.c.status == "PENDING")
             .distinct()
         )
         return {row.executor_id for row in await self._rows(query)}
@@ -550,7 +699,8 @@ class Durable:
         revive what was aborted meanwhile, and take runs from whoever claimed them."""
         found = await trio.to_thread.run_sync(DBOS._recover_pending_workflows, [executor])
         self.kick()
-        return len(found)
+        self._hooks_kick.kick()
+        return sum("." not in handle.workflow_id for handle in found)
 
     # ---- rows -------------------------------------------------------------------
 
@@ -582,10 +732,12 @@ class Durable:
             .scalar_subquery()
         )
 
-    def _attempts(self, run: str) -> int:
+    def _attempts(self, run: str) -> tuple[int, float]:
+        """(which attempt this is, Unix seconds of the submit)"""
         t = self._table
-        query = sa.select(t.c.recovery_attempts).where(t.c.workflow_uuid == run)
-        return int(self._scalar(query, math.inf) or 1)
+        query = sa.select(t.c.recovery_attempts, t.c.created_at).where(t.c.workflow_uuid == run)
+        row = self._fetch(query, math.inf)[0]
+        return int(row.recovery_attempts or 1), row.created_at / 1000
 
     def _scalar(self, query: sa.Select[Any], patience: float = PATIENCE) -> Any:
         row = self._fetch(query, patience)
@@ -628,6 +780,26 @@ class _Lane:
         lock.release()
 
 
+def _reason(error: sa.exc.DBAPIError) -> str:
+    """What the database said, in one line."""
+    return str(error.orig or error).strip().partition("\n")[0]
+
+
+def _wait_out_sqlite(stopping: threading.Event) -> None:
+    """Have DBOS try again, as it does by itself with PostgreSQL, what SQLite refuses for
+    want of disk or descriptors. Otherwise the outcome of a run that ended meanwhile is
+    not recorded, and the run counts as failed. Whoever asks for something is told at once."""
+
+    def passes(error: Exception) -> bool:
+        if _retriable(error):
+            return True
+        if stopping.is_set() or _asked.get() or not isinstance(error, sa.exc.OperationalError):
+            return False
+        return any(words in _reason(error) for words in _PASSES)
+
+    _system.retriable_sqlite_exception = passes
+
+
 def _quiet_dbos() -> None:
     """Its warnings go to our log; an aborted or interrupted workflow is no error here."""
     library = logging.getLogger("dbos")
@@ -639,8 +811,17 @@ def _quiet_dbos() -> None:
         if kind is not None and "Cancelled" in kind.__name__:
             return False
         message = record.getMessage()
-        record.msg, record.args = message.strip().partition("\n")[0], ()  # no SQL, one line
-        return "no longer owned" not in message and "task cancelled" not in message
+        lines = message.strip().splitlines() or [""]  # no SQL, one line
+        first, _, trace = lines[0].partition("Traceback (most recent call last)")
+        record.msg, record.args = first + (lines[-1] if trace else ""), ()
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, sa.exc.DBAPIError):
+            record.msg += f" {_reason(error)}"
+            record.exc_info = None
+        return not any(
+            words in message
+            for words in ("no longer owned", "task cancelled", "automatically retried")
+        )
 
     library.addFilter(expected)
 

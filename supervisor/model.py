@@ -185,6 +185,16 @@ def untoken(text: str) -> str:
     return base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode()
 
 
+def made_at(run: str) -> float | None:
+    """When ``RunIds`` made this id, in Unix seconds; None of one that a user chose."""
+    if len(run) != 26 or not set(run) <= set(_CROCKFORD) or run[0] > "7":
+        return None
+    value = 0
+    for character in run[:10]:
+        value = value << 5 | _CROCKFORD.index(character)
+    return value / 1000
+
+
 class RunIds:
     """Makes run ids: ULIDs (48 bit ms, 80 bit random; https://github.com/ulid/spec) in
     lower case, rising strictly within a process, so that two submits in one

@@ -17,6 +17,7 @@ from . import wire
 from .durable import Durable
 from .errors import Refused
 from .members import TREES_GONE, Members
+from .metrics import Meters
 from .model import ABORTED, Run, Status
 from .stream import Streams
 
@@ -43,7 +44,9 @@ class Others:
         durable: Durable,
         streams: Streams,
         members: Members | None,
+        meters: Meters,
     ) -> None:
+        self._meters = meters
         self._executor = executor
         self._nc = client
         self._durable = durable
@@ -83,7 +86,10 @@ class Others:
                 raise Refused(f"executor {owner!r} answered: {_words(reply)}")
             async with self._members.in_place_of(owner) as dead:
                 if dead and await self._still(run):
+                    if await self._streams.ended(run.thread, run.run):
+                        return False  # whoever replays it adopts that end
                     await self._durable.cancel(run.run)
+                    self._meters.run_ended(Status.ABORTED, run.runner)
                     break
             if trio.current_time() > deadline:
                 raise Refused(

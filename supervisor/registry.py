@@ -6,6 +6,7 @@ process tree included, has ended.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Live:
     aborting: bool = False
     stopping: bool = False
     outcome: Outcome | None = None
+    began: float = field(default_factory=time.monotonic)
     #: Of a run on a terminal.
     window: Window | None = None
 
@@ -60,6 +62,9 @@ class Registry:
     def touch(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(list(self._live.values()))
 
     def get(self, run: str) -> Live | None:
         return self._live.get(run)

@@ -24,6 +24,7 @@ import trio_asyncio
 
 from ..config.connection import where
 from .errors import ConfigError, Fenced, Unavailable
+from .metrics import Meters
 from .model import Outcome
 from .room import Room
 from .streamcheck import differences, refusal
@@ -67,6 +68,8 @@ LEAST_RECORD = 16 * 1024
 END_SHARE = 8
 #: Roughly what msgpack adds to a chunk.
 CHUNK_OVERHEAD = 16
+#: So many publishes in a row without an answer, while reads have theirs: it stores nothing.
+UNANSWERED = 2
 #: JetStream's "maximum bytes exceeded".
 STORE_FAILED = 10077
 
@@ -79,12 +82,21 @@ class Streams:
     """All output streams of this daemon, over one NATS connection."""
 
     def __init__(
-        self, client: Client, room: Room, clear: Callable[[], Awaitable[None]] | None = None
+        self,
+        client: Client,
+        room: Room,
+        clear: Callable[[], Awaitable[None]] | None = None,
+        renew: Callable[[], Awaitable[None]] | None = None,
+        meters: Meters | None = None,
     ) -> None:
-        """``clear`` is awaited before each publish: what it does not return from is not sent."""
+        """``clear`` is awaited before each publish: what it does not return from is not sent.
+        ``renew``: replaces a server that stores nothing, where that is up to us."""
         self._nc = client
+        self.meters = meters or Meters()
         self._room = room
         self._clear = clear
+        self._renew = renew
+        self._unanswered = 0
         self.max_record = MAX_RECORD_BYTES
         self.max_end = 2**62
         self._js = client.jetstream(timeout=ACK_TIMEOUT)
@@ -163,12 +175,29 @@ class Streams:
         while True:
             try:
                 found: Tail = await aio(read_tail)(self._nc, subject, ACK_TIMEOUT)
-                return found
             except NewerRecord as error:
                 raise Fenced(f"{subject} holds a record {error}") from None
             except Exception as error:
                 log.debug("tail of %s: %r", subject, error)
                 await trio.sleep(0.1)
+            else:
+                if self._unanswered >= UNANSWERED:
+                    await self._stuck()
+                return found
+
+    async def _stuck(self) -> None:
+        self._unanswered = 0
+        if self._renew is not None:
+            await self._renew()
+        else:
+            log.error("NATS answers, but stores nothing: see whether its disk is full; restart it")
+
+    async def ended(self, thread: str, run: str) -> bool:
+        """Whether the run's end is stored: it stands, whatever its row says yet."""
+        try:
+            return isinstance((await self.tail(out_subject(thread, run))).record, End)
+        except Fenced:  # written by a newer runctl
+            return False
 
     async def end(self, thread: str, run: str, attempt: int, outcome: Outcome) -> None:
         """Append the end of a run that has no live attempt here (aborted in the queue,
@@ -221,9 +250,11 @@ class Streams:
             raise
         except Exception as error:  # connection states; the read-back decides what happened
             log.debug("publish to %s: %r", subject, error)
+            self._unanswered += isinstance(error, TimeoutError) and self._nc.is_connected
             return None
         finally:
             self._waiting.pop(token, None)
+        self._unanswered = 0
         # Errors have a "seq" as well, of 0; and while a stream has no leader the answer is empty.
         if "error" in reply or "seq" not in reply:
             why = reply.get("error", {})
@@ -287,16 +318,22 @@ class Attempt:
             tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
+                self._streams.meters.adopted()
                 return last.outcome
             if isinstance(last, Reset) and last == record:
                 self._sequence = tail.sequence
                 return None
             if last is not None and last.attempt >= self._attempt:
-                raise Fenced(f"run {self._run}: attempt {last.attempt} is already in the stream")
+                raise self._fenced(f"attempt {last.attempt} is already in the stream")
             done = await self._streams.publish(self._subject, record, tail.sequence, rollup=True)
             if done is not None:
                 self._sequence = done
+                self._streams.meters.reset()
                 return None
+
+    def _fenced(self, why: str) -> Fenced:
+        self._streams.meters.fenced()
+        return Fenced(f"run {self._run}: {why}")
 
     async def append(self, stream: StreamName, data: bytes) -> None:
         """Add one chunk; waits while more than ``MAX_BUFFERED`` bytes are unacked."""
@@ -345,6 +382,7 @@ class Attempt:
         batch = self._pending[:count]
         self._total += size
         await self._put(Chunks(self._attempt, self._seq + 1, self._read_at, batch, self._total))
+        self._streams.meters.stored(count, size)
         del self._pending[:count]
         self._read_at = time.time()
         self._seq += count
@@ -380,4 +418,4 @@ class Attempt:
             elif tail.record.attempt < self._attempt and tail.at < known:
                 await trio.sleep(RETRY)  # a read from before our reset
             else:
-                raise Fenced(f"run {self._run}: another attempt writes its stream")
+                raise self._fenced("another attempt writes its stream")

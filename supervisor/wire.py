@@ -369,6 +369,18 @@ class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
     output: Output | None = None
 
 
+def details_json(details: RunDetails) -> dict[str, object]:
+    """What ``show --json`` prints, and hooks are told."""
+    found: dict[str, object] = msgspec.to_builtins(details.run)
+    return found | {
+        "output": details.output,
+        "argv": details.argv,
+        "prompt": details.prompt,
+        "cwd": details.cwd,
+        "retry_of": details.retry_of,
+    }
+
+
 class Aborted(msgspec.Struct, tag="aborted", tag_field="reply"):
     """``runs``: those that this request ended, their process trees verified gone."""
 
@@ -405,6 +417,15 @@ class DatabaseStatus(msgspec.Struct):
     kind: str
 
 
+class HooksStatus(msgspec.Struct):
+    """``delivered`` and ``failed`` (given up) since this daemon started; ``waiting``: of all
+    executors."""
+
+    delivered: int = 0
+    failed: int = 0
+    waiting: int = 0
+
+
 class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     executor_id: str
     version: str
@@ -416,8 +437,12 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     uptime: float = 0.0
     executors: list[ExecutorStatus] = []
     runners: list[str] = []
-    #: Whether each run has a cgroup of its own.
-    cgroups: bool = False
+    #: Where Prometheus reads; None for nowhere.
+    metrics: str | None = None
+    #: None when no hooks are configured.
+    hooks: HooksStatus | None = None
+    #: Whether each run has a cgroup of its own; None when it is not known.
+    cgroups: bool | None = None
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):

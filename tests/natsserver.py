@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -44,10 +45,14 @@ class Node:
         if ready:
             wait_until(lambda: b"Server is ready" in self._log.read_bytes()[offset:], "NATS is up")
 
-    def kill(self) -> None:
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
         """As a machine that is gone; its store stays."""
         if self._process is not None:
-            self._process.kill()
+            self._process.send_signal(number)
             self._process.wait()
             self._process = None
 

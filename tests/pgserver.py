@@ -85,10 +85,14 @@ class Postgres:
                 assert time.monotonic() < end, (self.path / "log").read_text()
                 time.sleep(0.05)
 
-    def stop(self) -> None:
-        """As a crash: sessions are cut, and so are all locks."""
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def stop(self, number: int = signal.SIGQUIT) -> None:
+        """As a crash: sessions are cut, and so are all locks. SIGINT: in order."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
+            self._process.send_signal(number)
             self._process.wait(30)
             self._process = None
 

@@ -13,7 +13,7 @@ class Proxy:
     """Listens on ``port`` and passes on to ``target``, a port of 127.0.0.1."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
         self._pairs: set[_Pair] = set()
         self._delay = 0.0
         self._refusing = False
@@ -91,7 +91,7 @@ class Proxy:
             return
         try:
             await self._flow.wait()
-            back_r, back_w = await asyncio.open_connection("127.0.0.1", self._target)
+            back_r, back_w = await asyncio.open_connection("127.0.0.1", self.target)
         except (OSError, asyncio.CancelledError):
             _reset(w)
             return

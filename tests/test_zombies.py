@@ -3,6 +3,7 @@ with 75 before it writes anything, and nothing of it is left."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,67 @@ sys.exit(attempt == "1")
 """
 
 
+class Stopped:
+    """SIGSTOP, SIGCONT."""
+
+    def __init__(self, daemon: subprocess.Popen[bytes]) -> None:
+        self.daemon = daemon
+        daemon.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.daemon.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.daemon.kill()
+        self.daemon.wait()
+
+
+class Frozen:
+    """As a machine that sleeps: no signal tells that it was."""
+
+    def __init__(self, daemon: subprocess.Popen[bytes]) -> None:
+        self.daemon = daemon
+        roots = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")]
+        root = next((r for r in roots if (r / "cgroup.procs").exists()), roots[0])
+        self.group = root / f"runctl-test-{daemon.pid}"
+        try:
+            self.group.mkdir()
+            (self.group / "cgroup.procs").write_text(str(daemon.pid))
+            (self.group / "cgroup.freeze").write_text("1")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.group.rmdir()
+            pytest.skip(f"no cgroup v2 that we may write: {error}")
+        events = self.group / "cgroup.events"
+        wait_until(lambda: "frozen 1" in events.read_text(), "it is frozen")
+
+    def go_on(self) -> None:
+        (self.group / "cgroup.freeze").write_text("0")
+
+    def close(self) -> None:
+        self.daemon.kill()
+        self.daemon.wait()
+        with contextlib.suppress(FileNotFoundError):
+            self.group.rmdir()
+
+
+Pause = Callable[[subprocess.Popen[bytes]], Stopped | Frozen]
+
+
+@pytest.fixture(params=[Stopped, Frozen])
+def pause(request: pytest.FixtureRequest) -> Iterator[Pause]:
+    """Pauses a daemon; it is killed with the test."""
+    made: list[Stopped | Frozen] = []
+
+    def make(daemon: subprocess.Popen[bytes]) -> Stopped | Frozen:
+        made.append(request.param(daemon))
+        return made[-1]
+
+    yield make
+    for paused in made:
+        paused.close()
+
+
 def _pids(folder: Path, attempt: int, count: int = 2) -> list[int]:
     file = folder / f"pids-{attempt}"
     wait_until(lambda: file.exists() and len(file.read_text().split()) >= count, "it began")
@@ -80,7 +143,9 @@ def _assert_second_attempt_only(box: Box, watch: Watch, run: str) -> None:
     assert (shown["status"], shown["attempt"], shown["exit_code"]) == ("succeeded", 2, 0)
 
 
-def test_the_lock_file_is_gone_and_another_daemon_came(box: Box, tmp_path: Path) -> None:
+def test_the_lock_file_is_gone_and_another_daemon_came(
+    box: Box, tmp_path: Path, pause: Pause
+) -> None:
     run = box.submit_py("t", WORK, str(tmp_path))
     after = box.submit("t", "true")
     watch = Watch(box, "t", "--run", run)
@@ -88,7 +153,7 @@ def test_the_lock_file_is_gone_and_another_daemon_came(box: Box, tmp_path: Path)
     first = _pids(tmp_path, 1)
     zombie = box.daemon
     assert zombie is not None
-    zombie.send_signal(signal.SIGSTOP)
+    paused = pause(zombie)
     (tmp_path / "over").touch()
     wait_until(lambda: not alive(first[0]), "the first attempt ended meanwhile")
     for name in ("lock", "keeper.lock"):
@@ -101,7 +166,7 @@ def test_the_lock_file_is_gone_and_another_daemon_came(box: Box, tmp_path: Path)
         assert not [pid for pid in first if alive(pid)], "the successor has ended them"
         _pids(tmp_path, 2)
         wait_until(lambda: any("2." in e["data"] for e in watch.chunks()), "the second is seen")
-        zombie.send_signal(signal.SIGCONT)
+        paused.go_on()
         assert zombie.wait(60) == 75
         said = box.log.read_text()[begun:]
         _assert_ended_with_75(zombie, said)
@@ -112,7 +177,6 @@ def test_the_lock_file_is_gone_and_another_daemon_came(box: Box, tmp_path: Path)
         second.runctl("wait", after)
         assert second.term() == 0
     finally:
-        zombie.kill()
         second.close()
 
 
@@ -247,7 +311,9 @@ def _lease_session(house: House) -> int:
     return int(row["pid"])
 
 
-def test_the_session_is_gone_and_another_daemon_came(house: House, tmp_path: Path) -> None:
+def test_the_session_is_gone_and_another_daemon_came(
+    house: House, tmp_path: Path, pause: Pause
+) -> None:
     first_box = house.box("z")
     run = first_box.submit_py("t", WORK, str(tmp_path))
     queued = [first_box.submit("t", "true") for _ in range(2)]
@@ -256,7 +322,7 @@ def test_the_session_is_gone_and_another_daemon_came(house: House, tmp_path: Pat
     pids = _pids(tmp_path, 1)
     zombie = first_box.daemon
     assert zombie is not None
-    zombie.send_signal(signal.SIGSTOP)
+    paused = pause(zombie)
     (tmp_path / "over").touch()
     wait_until(lambda: not alive(pids[0]), "the first attempt ended meanwhile")
     house.sql("SELECT pg_terminate_backend($1)", _lease_session(house))
@@ -268,7 +334,7 @@ def test_the_session_is_gone_and_another_daemon_came(house: House, tmp_path: Pat
     others = [f"other-{n}" for n in range(4)]
     asking = [second.popen("submit", run, "--id", run, "--", "true") for run in others]
     time.sleep(1)
-    zombie.send_signal(signal.SIGCONT)
+    paused.go_on()
     assert zombie.wait(60) == 75
     _assert_ended_with_75(zombie, first_box.log.read_text()[begun:])
     wait_until(lambda: not [pid for pid in pids if alive(pid)], "its run is gone")

@@ -1,0 +1,82 @@
+"""One operator's connection to a house: requests, and what is stored of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from runctl.cli.client import Link, NotReady, ask, dial
+from runctl.config.load import load
+from runctl.supervisor import wire
+from runctl.supervisor.errors import Unavailable
+
+R = TypeVar("R", bound=wire.Reply)
+T = TypeVar("T")
+
+NO_MESSAGE = 10037
+#: A request may meet a server that is stopped: then another one is sent.
+PATIENCE = 8.0
+
+
+class Client:
+    """Dials again whenever its connection is gone."""
+
+    def __init__(self, config: Path) -> None:
+        self._config = load(config, client=True)
+        self._link: Link | None = None
+        self._lock = asyncio.Lock()
+
+    async def ask(self, request: wire.Request, expect: type[R]) -> R:
+        """One answer to one request. Raises Unavailable, RequestError, TimeoutError."""
+        async with asyncio.timeout(PATIENCE):
+            return await ask(await self._dialled(), request, expect)
+
+    async def sure(self, request: wire.Request, expect: type[R], deadline: float = 60.0) -> R:
+        """The answer, however often it has to be asked for."""
+        return await self._persist(lambda: self.ask(request, expect), deadline)
+
+    async def records(self, thread: str, run: str) -> list[wire.Record]:
+        """All that is stored of the run's output."""
+        return await self._persist(lambda: self._records(wire.out_subject(thread, run)), 60.0)
+
+    async def _persist(self, what: Callable[[], Awaitable[T]], deadline: float) -> T:
+        async with asyncio.timeout(deadline):
+            while True:
+                try:
+                    return await what()
+                except (Unavailable, NotReady, TimeoutError, OSError):
+                    await self._drop()
+                    await asyncio.sleep(0.1)
+
+    async def _records(self, subject: str) -> list[wire.Record]:
+        found: list[wire.Record] = []
+        sequence = 1
+        while True:
+            link = await self._dialled()
+            try:
+                reply = await link.api(
+                    f"STREAM.MSG.GET.{wire.STREAM}", {"seq": sequence, "next_by_subj": subject}
+                )
+            except NotReady as problem:
+                if problem.code == NO_MESSAGE:
+                    return found
+                raise
+            message = reply["message"]
+            found.append(wire.decode_record(base64.b64decode(message["data"])))
+            sequence = int(message["seq"]) + 1
+
+    async def _dialled(self) -> Link:
+        async with self._lock:
+            if self._link is None or self._link.closed.is_set():
+                self._link = await dial(self._config)
+            return self._link
+
+    async def _drop(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+
+    close = _drop

@@ -1,0 +1,236 @@
+"""A round's plan: all of its load and faults, drawn from its seed before it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from random import Random
+
+EMBEDDED, SHARED = "embedded", "shared"
+PROFILES = (EMBEDDED, SHARED)
+EXECUTORS = {EMBEDDED: 1, SHARED: 3}
+
+#: kind -> (how often it is drawn, least and longest seconds that it lasts).
+KINDS: dict[str, dict[str, tuple[int, float, float]]] = {
+    EMBEDDED: {
+        "daemon killed": (5, 0, 0),
+        "daemon stopped and continued": (3, 0.2, 2.5),
+        "daemon restarted": (3, 0, 0),
+        "daemon restarted, clock wrong": (2, 0, 0),
+        "keeper killed": (1, 0, 0),
+        "nats-server killed": (4, 0, 0),
+        "nats-server stopped and continued": (3, 0.2, 3.0),
+        "nats-server restarted": (2, 0, 0),
+        "clients' connections cut": (2, 0.0, 0.5),
+        "clients' connections half closed": (1, 0, 0),
+        "disk full": (3, 0.3, 1.5),
+        "no file descriptors": (2, 0.3, 1.5),
+    },
+    SHARED: {
+        "daemon killed": (5, 0, 0),
+        "daemon stopped and continued": (3, 0.2, 3.0),
+        "daemon restarted": (3, 0, 0),
+        "daemon restarted, clock wrong": (2, 0, 0),
+        "keeper killed": (1, 0, 0),
+        "nats-server killed": (3, 0, 0.8),
+        "nats-server stopped and continued": (2, 0.2, 2.5),
+        "nats-server restarted": (2, 0, 0),
+        "PostgreSQL killed": (2, 0, 0.8),
+        "PostgreSQL stopped and continued": (2, 0.2, 2.5),
+        "PostgreSQL restarted": (1, 0, 0),
+        "NATS connections cut": (2, 0.0, 0.8),
+        "NATS connections half closed": (1, 0, 0),
+        "NATS connections silent": (2, 0.3, 2.5),
+        "NATS connections slow": (2, 0.5, 2.0),
+        "PostgreSQL connections cut": (2, 0.0, 0.8),
+        "PostgreSQL connections half closed": (1, 0, 0),
+        "PostgreSQL connections silent": (2, 0.3, 2.5),
+        "PostgreSQL connections slow": (2, 0.5, 2.0),
+        "clients' connections cut": (1, 0.0, 0.5),
+        "no file descriptors": (2, 0.3, 1.5),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run: ``pause`` seconds after each of ``parts``, ``wait`` before it is submitted
+    (after the one before it was accepted). ``again``: submitted so many times more."""
+
+    run: str
+    thread: str
+    kind: str
+    mode: str
+    parts: int
+    pause: float
+    size: int
+    code: int
+    wait: float
+    again: int
+
+    @property
+    def chat(self) -> bool:
+        return self.kind == "chat"
+
+
+@dataclass(frozen=True)
+class Act:
+    """``what``: attach, follow (a thread), abort, purge or retry; ``until``: when a watcher
+    leaves, 0: it stays."""
+
+    at: float
+    what: str
+    thread: str
+    run: str | None = None
+    until: float = 0.0
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``target``: which executor, where it is about one."""
+
+    at: float
+    kind: str
+    target: int
+    lasts: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``small``: the stream's max_bytes in this round, 0: there is room for all."""
+
+    seed: int
+    profile: str
+    lanes: dict[str, list[Work]] = field(default_factory=dict)
+    acts: list[Act] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    small: int = 0
+    skews: list[int] = field(default_factory=list)
+
+    @property
+    def works(self) -> dict[str, Work]:
+        return {work.run: work for lane in self.lanes.values() for work in lane}
+
+    @property
+    def replay(self) -> str:
+        return f"make faults SEED={self.seed} ROUNDS=1 PROFILE={self.profile}"
+
+    def text(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+
+    def schedule(self) -> list[str]:
+        """What happens when, a line each; the load's submits are in the plan's file."""
+        lines = [
+            (fault.at, f"{fault.kind}, executor {fault.target}, {fault.lasts:.2f} s")
+            for fault in self.faults
+        ]
+        for act in self.acts:
+            until = f", leaves at {act.until:.2f}" if act.until else ""
+            force = " --force" if act.force else ""
+            lines.append((act.at, f"{act.what} {act.thread} {act.run or ''}{force}{until}"))
+        small = [f"the stream holds {self.small} bytes"] if self.small else []
+        return small + [f"{at:6.2f} s  {what}" for at, what in sorted(lines)]
+
+
+def profile_of(seed: int, wanted: str) -> str:
+    """The profile of the round with this seed, where ``wanted`` leaves it open ("mixed")."""
+    return wanted if wanted in PROFILES else PROFILES[Random(f"profile {seed}").random() < 0.4]
+
+
+def make(seed: int, profile: str, kinds: set[str]) -> Plan:
+    """``kinds``: the faults that this machine permits. The draw does not depend on it."""
+    r = Random(f"{profile} {seed}")
+    length = 3.0 if profile == EMBEDDED else 4.5
+    lanes = _lanes(r, seed)
+    works = [work for lane in lanes.values() for work in lane]
+    acts = _acts(r, lanes, works, length)
+    faults = _faults(r, profile, length)
+    small = r.choice([0] * 7 + [1024 * 1024]) if profile == EMBEDDED else 0
+    skews = [r.choice([-7200, -90, 45, 86400]) for _ in range(3)]
+    faults = [fault for fault in faults if fault.kind in kinds]
+    return Plan(seed, profile, lanes, acts, faults, small, skews)
+
+
+def _lanes(r: Random, seed: int) -> dict[str, list[Work]]:
+    lanes: dict[str, list[Work]] = {}
+    number = 0
+    names = ["plain", "two words", "日本語", "*", "purged"]
+    for name in r.sample(names[:-1], 3) + names[-1:]:
+        thread = f"{name} {seed}" if name != "plain" else f"plain-{seed}"
+        lane = lanes[thread] = []
+        for _ in range(r.randint(2, 4)):
+            number += 1
+            lane.append(_work(r, f"r{seed}-{number}", thread))
+    return lanes
+
+
+def _work(r: Random, run: str, thread: str) -> Work:
+    kind = "chat" if r.random() < 0.3 else "shell"
+    mode = "lines" if kind == "chat" else r.choice(["lines"] * 4 + ["tree", "stubborn"])
+    shape = r.random()
+    if shape < 0.15:
+        parts, pause, size = r.randint(60, 150), 0.0, r.randint(500, 3000)
+    elif shape < 0.3:
+        parts, pause, size = r.randint(1, 2), r.uniform(0.3, 0.8), 5
+    else:
+        parts, pause, size = r.randint(5, 20), r.uniform(0.01, 0.1), r.randint(0, 300)
+    code = r.choice([0, 0, 0, 0, 3]) if kind == "shell" else 0
+    again = r.choice([0, 0, 1, 2])
+    return Work(
+        run,
+        thread,
+        kind,
+        mode,
+        parts,
+        round(pause, 3),
+        size,
+        code,
+        round(r.uniform(0, 0.6), 2),
+        again,
+    )
+
+
+def _acts(r: Random, lanes: dict[str, list[Work]], works: list[Work], length: float) -> list[Act]:
+    acts = []
+    threads = list(lanes)
+    for _ in range(r.randint(4, 6)):
+        work, at = r.choice(works), round(r.uniform(0.0, length), 2)
+        leaves = round(at + r.uniform(0.5, 2.0), 2) if r.random() < 0.25 else 0.0
+        acts.append(Act(at, "attach", work.thread, work.run, leaves))
+    for thread in r.sample(threads, r.randint(1, 2)):
+        acts.append(Act(round(r.uniform(0.0, length / 2), 2), "follow", thread))
+    for _ in range(r.randint(1, 3)):
+        work = r.choice(works)
+        run = work.run if r.random() < 0.5 else None
+        acts.append(Act(round(r.uniform(0.5, length), 2), "abort", work.thread, run))
+    for _ in range(r.randint(1, 2)):
+        at = round(r.uniform(1.0, length + 1), 2)
+        acts.append(Act(at, "purge", threads[-1], force=r.random() < 0.3))
+    for _ in range(r.randint(1, 2)):
+        # A chat's work knows its run by the prompt, which a retry repeats.
+        at = round(r.uniform(length / 2, length), 2)
+        if commands := [work for work in works if not work.chat]:
+            work = r.choice([work for work in commands if work.code] or commands)
+            acts.append(Act(at, "retry", work.thread, work.run))
+    return sorted(acts, key=lambda act: act.at)
+
+
+def _faults(r: Random, profile: str, length: float) -> list[Fault]:
+    kinds = KINDS[profile]
+    names, weights = list(kinds), [weight for weight, _, _ in kinds.values()]
+    faults = []
+    for _ in range(r.randint(3, 6)):
+        (kind,) = r.choices(names, weights)
+        _, least, most = kinds[kind]
+        lasts = round(r.uniform(least, most), 2)
+        target = r.randrange(EXECUTORS[profile])
+        faults.append(Fault(round(r.uniform(0.2, length), 2), kind, target, lasts))
+    if profile == SHARED:
+        # With keeper and daemon both gone nothing ends that machine's processes until the
+        # next daemon starts there, and others may take over before: a known limit.
+        alone = {fault.target for fault in faults if fault.kind == "keeper killed"}
+        hard = ("daemon killed", "daemon stopped and continued")
+        faults = [f for f in faults if f.target not in alone or f.kind not in hard]
+    return sorted(faults, key=lambda fault: fault.at)

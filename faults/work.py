@@ -1,0 +1,86 @@
+"""What a run does: it writes numbered lines, and keeps a journal of them.
+
+A program of its own that imports little, as it starts many times a round:
+``work.py JOURNAL MODE PARTS PAUSE SIZE CODE``. Modes: ``lines``; ``tree``, which leaves
+grandchildren in sessions of their own that ignore TERM; ``stubborn``, which ignores it
+itself. Each part is noted *before* it is written: whoever is killed has written all that
+its journal says, except for the last part.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+#: Each fifth part goes to stderr.
+STDERR_EVERY = 5
+
+
+def text(run: str, label: str, part: int, size: int) -> str:
+    """Part ``part`` of a reply: says by itself whose it is."""
+    return f"{run} {label} {part} " + "x" * size + "\n"
+
+
+def stream_of(part: int) -> str:
+    return "stderr" if part % STDERR_EVERY == 0 else "stdout"
+
+
+class Journal:
+    """Appends lines ``run label writer what part size time``; see ``journal.Line``."""
+
+    def __init__(self, path: str, run: str, label: str, writer: str) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._head = f"{run} {label} {writer}"
+
+    def note(self, what: str, part: int = 0, size: int = 0, at: float | None = None) -> None:
+        now = time.monotonic() if at is None else at
+        os.write(self._fd, f"{self._head} {what} {part} {size} {now:.6f}\n".encode())
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _leave_children(path: str, run: str, label: str) -> None:
+    """Two that no process group and no TERM reaches, and that say how long they live."""
+    import signal
+
+    for _ in range(2):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            journal = Journal(path, run, label, str(os.getpid()))
+            for _ in range(2000):
+                journal.note("alive")
+                time.sleep(0.03)
+            os._exit(0)
+    for _ in range(2):
+        os.wait()
+
+
+def main() -> int:
+    path, mode, parts, pause, size, code = sys.argv[1:]
+    run, label = os.environ["RUNCTL_RUN"], os.environ["RUNCTL_ATTEMPT"]
+    journal = Journal(path, run, label, str(os.getpid()))
+    journal.note("begin")
+    if mode == "stubborn":
+        import signal
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if mode == "tree":
+        _leave_children(path, run, label)
+    for part in range(1, int(parts) + 1):
+        journal.note("part", part, int(size))
+        out = sys.stderr if stream_of(part) == "stderr" else sys.stdout
+        out.write(text(run, label, part, int(size)))
+        out.flush()
+        time.sleep(float(pause))
+    journal.note("end")
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

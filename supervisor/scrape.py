@@ -1,0 +1,98 @@
+"""/metrics and /healthz: what is counted, and what is read when somebody asks."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..config.schema import Config
+from .durable import Durable
+from .httpd import listen, serve
+from .metrics import Prometheus
+from .registry import Registry
+from .stream import Streams
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+log = logging.getLogger("runctld.metrics")
+
+#: For NATS and the database to answer, seconds.
+PATIENCE = 2.0
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Scrape:
+    """Answers from its start on: that the daemon is not ready, until ``ready``."""
+
+    def __init__(
+        self, config: Config, meters: Prometheus, registry: Registry, durable: Durable
+    ) -> None:
+        self._config = config
+        self._meters = meters
+        self._registry = registry
+        self._durable = durable
+        self._parts: tuple[Client, Streams] | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Raises ConfigError, Unavailable."""
+        address = self._config.metrics.listen
+        assert address is not None
+        listeners = await listen(address, "metrics.listen")
+        log.info("metrics at http://%s/metrics", address)
+        task_status.started()
+        await serve(listeners, self._answer)
+
+    def ready(self, client: Client, streams: Streams) -> None:
+        self._parts = client, streams
+
+    def stopping(self) -> None:
+        self._parts = None
+
+    async def _answer(self, path: str) -> tuple[int, str, bytes]:
+        if path == "/metrics":
+            read = await self._read(self._config.hooks.on_end is not None)
+            running = Counter(live.spec.runner for live in self._registry)
+            return 200, _TEXT, self._meters.render(running, read)
+        if path == "/healthz":
+            ready = bool((await self._read(False))["ready"])
+            return (200, _TEXT, b"ready\n") if ready else (503, _TEXT, b"not ready\n")
+        return 404, _TEXT, b"try /metrics or /healthz\n"
+
+    async def _read(self, hooks: bool) -> dict[str, float]:
+        """What could be read in time. Ready: started, not stopping, and both NATS and the
+        database answer."""
+        found: dict[str, float] = {
+            "ready": 0,
+            "nats_connected": 0,
+            "stream_max_bytes": self._config.stream.max_bytes,
+        }
+        if self._parts is None:
+            return found
+        client, streams = self._parts
+        found["nats_connected"] = int(client.is_connected)
+
+        async def stream() -> None:
+            with trio.move_on_after(PATIENCE):
+                try:
+                    found["stream_bytes"], _ = await streams.info()
+                except Exception as error:
+                    log.debug("stream: %r", error)
+
+        async def database() -> None:
+            with trio.move_on_after(PATIENCE):
+                try:
+                    found["runs_queued"] = await self._durable.count("ENQUEUED")
+                    found["hooks_waiting"] = await self._durable.hooks_waiting() if hooks else 0
+                except Exception as error:
+                    log.debug("database: %r", error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream)
+            nursery.start_soon(database)
+        if found["nats_connected"] and {"stream_bytes", "runs_queued"} <= found.keys():
+            found["ready"] = 1
+        return found

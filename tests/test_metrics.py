@@ -1,0 +1,275 @@
+"""What Prometheus and an OTLP collector get from a real daemon."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SLACK, Box, children, wait_until
+
+DOC = Path(__file__).parent.parent / "docs" / "metrics.md"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        link.request(method, path)
+        answer = link.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        link.close()
+
+
+class Collector:
+    """An OTLP/HTTP collector; ``bodies`` is what was posted to it."""
+
+    def __init__(self) -> None:
+        bodies: list[tuple[str, bytes]] = []
+        self.bodies = bodies
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    import gzip
+
+                    data = gzip.decompress(data)
+                bodies.append((self.path, data))
+                self.send_response(200)
+                self.send_header("Content-Type", "application/x-protobuf")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1/traces"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def spans(self) -> list[tuple[str, dict[str, Any]]]:
+        """(name, attributes) of every span that came."""
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+            ExportTraceServiceRequest,
+        )
+
+        found = []
+        for _, body in list(self.bodies):
+            request = ExportTraceServiceRequest.FromString(body)
+            for resource in request.resource_spans:
+                for scope in resource.scope_spans:
+                    for span in scope.spans:
+                        values = {
+                            a.key: a.value.string_value or a.value.int_value
+                            for a in span.attributes
+                        }
+                        found.append((span.name, values))
+        return found
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class Shown:
+    """A daemon with metrics and traces."""
+
+    def __init__(self, box: Box, port: int, collector: Collector) -> None:
+        self.box, self.port, self.collector = box, port, collector
+
+    def text(self) -> str:
+        status, text = get(self.port, "/metrics")
+        assert status == 200
+        return text
+
+    def value(self, sample: str) -> float:
+        """The value of a sample such as 'name{label="x"}'; 0 when it is not there."""
+        match = re.search(rf"^{re.escape(sample)} (\S+)$", self.text(), re.MULTILINE)
+        return float(match[1]) if match else 0.0
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    box, port, collector = Box(tmp_path_factory.mktemp("shown")), free_port(), Collector()
+    try:
+        os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "200"
+        box.configure(
+            f'[metrics]\nlisten = "127.0.0.1:{port}"\n[traces]\nendpoint = "{collector.url}"\n'
+        )
+        box.start()
+        yield Shown(box, port, collector)
+    finally:
+        os.environ.pop("OTEL_BSP_SCHEDULE_DELAY", None)
+        box.close()
+        collector.close()
+
+
+def wait(box: Box, run: str, code: int = 0) -> None:
+    box.runctl("wait", run, code=code)
+
+
+def test_runs_are_counted_by_how_they_ended(shown: Shown) -> None:
+    box = shown.box
+
+    def ended(status: str) -> float:
+        return shown.value(f'runctl_runs_ended_total{{runner="shell",status="{status}"}}')
+
+    before = {status: ended(status) for status in ("succeeded", "failed", "aborted")}
+    chunks = shown.value("runctl_output_chunks_total")
+    size = shown.value("runctl_output_bytes_total")
+    waits = shown.value('runctl_queue_wait_seconds_count{runner="shell"}')
+    good = box.submit("counted", "printf", "12345")
+    bad = box.submit("counted", "false")
+    wait(box, good)
+    wait(box, bad, 1)
+    live = box.submit_py("lives", "import time; time.sleep(600)")
+    wait_until(lambda: shown.value('runctl_runs_running{runner="shell"}') == 1, "it runs")
+    queued = box.submit("lives", "true")
+    assert shown.value("runctl_runs_queued") == 1
+    box.runctl("abort", "lives", "--queued")
+    assert box.show(queued)["status"] == box.show(live)["status"] == "aborted"
+    assert ended("succeeded") - before["succeeded"] == 1
+    assert ended("failed") - before["failed"] == 1
+    wait_until(lambda: ended("aborted") - before["aborted"] == 2, "both aborts are counted")
+    assert shown.value('runctl_runs_running{runner="shell"}') == 0
+    assert shown.value("runctl_runs_queued") == 0
+    assert shown.value("runctl_output_chunks_total") >= chunks + 1
+    assert shown.value("runctl_output_bytes_total") >= size + 5
+    assert shown.value('runctl_queue_wait_seconds_count{runner="shell"}') == waits + 3
+    assert shown.value("runctl_abort_seconds_count") >= 2
+    assert shown.value("runctl_resets_total") >= 3
+    assert shown.value("runctl_dispatch_latency_seconds_count") >= 3
+
+
+def test_names_are_those_of_the_document_and_labels_are_bounded(shown: Shown) -> None:
+    thread = "a thread with a name of its own"
+    run = shown.box.submit(thread, "true")
+    wait(shown.box, run)
+    text = shown.text()
+    assert "a thread" not in text
+    assert run not in text
+    names = set(re.findall(r"^# TYPE (runctl_\w+) ", text, re.MULTILINE))
+    names = {name for name in names if not name.endswith("_created")}
+    assert names == set(re.findall(r"^\| `(runctl_\w+)", DOC.read_text(), re.MULTILINE))
+
+
+def test_health_paths_and_methods(shown: Shown) -> None:
+    assert get(shown.port, "/healthz") == (200, "ready\n")
+    assert shown.value("runctl_ready") == 1
+    assert get(shown.port, "/healthz", "HEAD") == (200, "")
+    assert get(shown.port, "/nothing")[0] == 404
+    assert get(shown.port, "/metrics", "POST")[0] == 405
+    with socket.create_connection(("127.0.0.1", shown.port), timeout=30) as link:
+        link.sendall(b"nonsense\r\n\r\n")
+        assert link.recv(100).startswith(b"HTTP/1.1 400")
+    assert shown.box.json("status")["metrics"] == f"127.0.0.1:{shown.port}"
+    assert "metrics" in shown.box.runctl("status")
+
+
+def test_a_broker_that_is_killed_is_counted(shown: Shown) -> None:
+    assert shown.box.daemon is not None
+    before = shown.value("runctl_broker_restarts_total")
+    (server,) = children(shown.box.daemon.pid, "nats-server")
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: shown.value("runctl_broker_restarts_total") == before + 1, "counted")
+    wait_until(lambda: get(shown.port, "/healthz")[0] == 200, "ready again")
+
+
+def test_a_run_is_a_span(shown: Shown) -> None:
+    run = shown.box.submit("traced", "true")
+    wait(shown.box, run)
+
+    def step() -> dict[str, Any] | None:
+        spans = shown.collector.spans()
+        return next((v for n, v in spans if n == "dispatch" and v.get("runctl.run") == run), None)
+
+    found = wait_until(step, "the run's span")
+    assert found["runctl.thread"] == "traced"
+    assert found["runctl.attempt"] == 1
+    assert found["dbos.operation.workflow_id"] == run
+    assert any(n == "run_thread" for n, _ in shown.collector.spans())
+
+
+def test_a_collector_that_is_away_holds_nothing_up(stopped_box: Box) -> None:
+    with socket.socket() as hole:  # it takes connections, and never answers
+        hole.bind(("127.0.0.1", 0))
+        hole.listen()
+        url = f"http://127.0.0.1:{hole.getsockname()[1]}/v1/traces"
+        stopped_box.configure(f'[traces]\nendpoint = "{url}"\n')
+        stopped_box.start()
+        wait(stopped_box, stopped_box.submit("untraced", "true"))
+        began = time.monotonic()
+        assert stopped_box.term() == 0
+        assert time.monotonic() - began < 8 * SLACK  # the exporter would wait for 30 s
+    assert "Traceback" not in stopped_box.log.read_text()
+
+
+def test_a_port_that_is_taken(stopped_box: Box, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        stopped_box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
+        assert stopped_box.start(ready=False).wait(60) == 69
+    assert stopped_box.log.read_text().splitlines()[-1] == (
+        f"runctld: metrics.listen: another program listens on 127.0.0.1:{port};"
+        " end it, or choose another port"
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "line"),
+    [
+        ("prometheus_client", '[metrics]\nlisten = "127.0.0.1:1"', "pip install prometheus-client"),
+        ("opentelemetry", '[traces]\nendpoint = "http://x/"', "pip install 'runctl[traces]'"),
+    ],
+)
+def test_what_is_not_installed_is_named(
+    stopped_box: Box, module: str, text: str, line: str
+) -> None:
+    stopped_box.configure(text)
+    code = (
+        "import sys\n"
+        "class Gone:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name.split('.')[0] == {module!r}: raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Gone())\n"
+        "from runctl.supervisor.main import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "-c", str(stopped_box.config), "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 78
+    (said,) = ended.stderr.splitlines()
+    assert line in said
+
+
+def test_nothing_is_imported_unless_configured() -> None:
+    code = (
+        "import sys, runctl.supervisor.daemon\n"
+        "assert not [m for m in sys.modules if m.startswith(('prometheus', 'opentelemetry'))]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
