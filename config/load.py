@@ -33,6 +33,7 @@ from .schema import (
     FileError,
     History,
     Hooks,
+    Log,
     Metrics,
     Nats,
     Queue,
@@ -64,7 +65,7 @@ def load(path: Path | None = None, *, client: bool = False) -> Config:
     """
     file = Path(path) if path is not None else find_file()
     if file is None:
-        return Config(state_dir=_default_state_dir(), runners=_with_shell({}, True))
+        return Config(state_dir=_default_state_dir(client), runners=_with_shell({}, True))
     file = file.absolute()
     return _read_config(_Table(file, "", _read_toml(file), _all_keys), client)
 
@@ -95,7 +96,12 @@ def _unreadable(file: Path, error: OSError) -> str:
     )
 
 
-def _default_state_dir() -> Path:
+def _default_state_dir(client: bool) -> Path:
+    """For a service of systemd what StateDirectory= made; a client that is part of some
+    other service has nothing to find there."""
+    made = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if made and not client:
+        return Path(made)
     return xdg_dir("XDG_STATE_HOME", ".local/state") / "runctl"
 
 
@@ -132,6 +138,7 @@ def _keys(section: type) -> list[str]:
 _CONFIG = Config(state_dir=Path())
 _DATABASE, _STREAM, _QUEUE = Database(), Stream(), Queue()
 _HISTORY = History()
+_LOG = Log()
 _TAKEOVER = Takeover()
 _CHAT = ChatRunner("", base_url="", model="")
 
@@ -142,6 +149,7 @@ _SECTIONS = {
     "queue": Queue,
     "history": History,
     "takeover": Takeover,
+    "log": Log,
     "metrics": Metrics,
     "traces": Traces,
     "hooks": Hooks,
@@ -168,7 +176,7 @@ def _read_config(top: _Table, client: bool) -> Config:
     nats = read_nats(top.table("nats"))
     tells = _read_outside(top, client)
     return Config(
-        state_dir=top.path("state_dir") or _default_state_dir(),
+        state_dir=top.path("state_dir") or _default_state_dir(client),
         source=top.file,
         executor_id=_read_executor_id(top, environment, database, client),
         environment=environment,
@@ -180,6 +188,7 @@ def _read_config(top: _Table, client: bool) -> Config:
         queue=_read_queue(top.table("queue")),
         history=_read_history(top.table("history")),
         takeover=_read_takeover(top.table("takeover"), database, nats, client),
+        log=_read_log(top.table("log")),
         **tells,
         runners=runners,
         withheld=withheld(top, database.url, nats.url, runners.values()),
@@ -232,10 +241,37 @@ def _read_database(table: _Table, client: bool) -> Database:
     table.only(_keys(Database))
     if client:  # its URL may come from a variable that only the daemon has
         return _DATABASE
-    url = table.text("url", _DATABASE.url) or ""
+    key, file = "url", table.path("url_file")
+    if file is not None:
+        if "url" in table.values:
+            table.fail("url", "database.url_file is set too: remove one")
+        key, url = "url_file", _read_secret(table, "url_file", file)
+    else:
+        url = table.text("url", _DATABASE.url) or ""
     if url != "sqlite":
-        check_url(table, "url", url, ("postgresql",), '"sqlite"', host_needed=False)
-    return Database(url=url)
+        check_url(table, key, url, ("postgresql",), '"sqlite"', host_needed=False)
+    return Database(url, file)
+
+
+def _read_secret(table: _Table, key: str, file: Path) -> str:
+    """What ``file`` holds, without the white space around it."""
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        table.fail(key, f"{file} cannot be read ({error.strerror}): correct the path or its mode")
+    except UnicodeDecodeError:
+        table.fail(key, f"{file} is not UTF-8 text: write it anew")
+    if not text:
+        table.fail(key, f"{file} is empty: write the URL to it")
+    return text
+
+
+def _read_log(table: _Table) -> Log:
+    table.only(_keys(Log))
+    return Log(
+        format=table.choice("format", ("auto", "plain", "json"), _LOG.format),
+        level=table.choice("level", ("debug", "info", "warning", "error"), _LOG.level),
+    )
 
 
 def _read_stream(table: _Table) -> Stream:
@@ -375,7 +411,9 @@ def _describe(config: Config) -> Iterator[str]:
     yield _line("state_dir", config.state_dir)
     yield _line("start_timeout", format_duration(config.start_timeout))
     yield _line("allow_shell", config.allow_shell)
-    yield from _lines("database", url=hide_secrets(config.database.url))
+    file = config.database.url_file
+    url = None if file is not None else hide_secrets(config.database.url)
+    yield from _lines("database", url=url, url_file=file)
     yield from _lines("nats", **describe_nats(config.nats, hide_in_urls(config.nats.url)))
     stream, queue = config.stream, config.queue
     yield from _lines(
@@ -405,6 +443,7 @@ def _describe(config: Config) -> Iterator[str]:
         group=takeover.group,
         after=format_duration(takeover.after),
     )
+    yield from _lines("log", format=config.log.format, level=config.log.level)
     hide = masker(config)
     yield from _lines("metrics", **describe_metrics(config.metrics))
     yield from _lines("traces", **describe_traces(config.traces))

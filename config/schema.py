@@ -25,9 +25,11 @@ class FileError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL."""
+    """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL; with
+    ``url_file`` it is what that file held when the configuration was read."""
 
     url: str = field(default="sqlite", repr=False)
+    url_file: Path | None = None
 
     @property
     def embedded(self) -> bool:
@@ -110,6 +112,15 @@ class History:
 
     max_age: float = 30 * 86400.0
     max_runs: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """``format`` "auto": fields to the journal when stderr is the journal, short lines to
+    a terminal, else "plain": lines with time, level and what they are about."""
+
+    format: Literal["auto", "plain", "json"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +225,7 @@ class Config:
     queue: Queue = field(default_factory=Queue)
     history: History = field(default_factory=History)
     takeover: Takeover = field(default_factory=Takeover)
+    log: Log = field(default_factory=Log)
     metrics: Metrics = field(default_factory=Metrics)
     traces: Traces = field(default_factory=Traces)
     hooks: Hooks = field(default_factory=Hooks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import logging
+import faulthandler
 import signal
 import sys
 from collections.abc import Callable
@@ -19,8 +19,9 @@ from . import __version__
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
 from .extras import require
+from .logs import last_words, set_up
 from .private import close_process
-from .report import MaskedFormatter, mask_tracebacks
+from .report import mask_tracebacks
 
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
 #: Of disk or descriptors, as it may be met anywhere: the next start may find some.
@@ -64,11 +65,8 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         return
     hide = masker(config)
     mask_tracebacks(hide)
-    handler = logging.StreamHandler()
-    handler.setFormatter(MaskedFormatter(hide))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
-    for library in ("nats", "httpx", "httpcore", "asyncio", "trio-asyncio", "sqlalchemy"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    faulthandler.enable()  # a watchdog's SIGABRT then writes where each thread was, no values
+    set_up(config.log, verbose=verbose, hide=hide)
     try:
         _run(config, file, early)
     except* RunctlError as group:
@@ -95,5 +93,5 @@ def _first(group: BaseExceptionGroup[E]) -> E:
 
 
 def _fail(error: RunctlError, hide: Callable[[str], str] = str) -> None:
-    print(hide(f"runctld: {error}"), file=sys.stderr)
+    last_words(hide(f"runctld: {error}"))
     sys.exit(next((code for kind, code in EXIT if isinstance(error, kind)), 1))

@@ -69,12 +69,14 @@ class Control:
         stored: Stored,
         members: Members | None,
         settings: Settings,
+        cgroups: bool,
         meters: Meters,
         hooks: Hooks | None,
     ) -> None:
         self._meters = meters
         self._hooks = hooks
         self._config = config
+        self._cgroups = cgroups
         self._settings = settings
         self._executor = executor
         self._nc = client
@@ -149,6 +151,7 @@ class Control:
 
     async def _tell_changed(self, thread: str) -> None:
         """The thread's queue is not what it was: for those who watch it live."""
+        self._registry.touch()
         await aio(self._nc.publish)(wire.CHANGED_SUBJECT, thread.encode())
 
     async def _tell_if_full(self) -> None:
@@ -504,6 +507,7 @@ class Control:
             ),
             uptime=time.monotonic() - self._began,
             executors=[] if r.alone or r.brief else await self._executors(),
+            cgroups=self._cgroups,
             runners=sorted(self._settings.runners),
             metrics=self._config.metrics.listen,
             hooks=await self._hooks_status(r),

@@ -23,6 +23,7 @@ import trio_asyncio
 from ..config.schema import ChatRunner, CommandRunner, Config, Queue
 from ..config.schema import Runner as RunnerConfig
 from ..config.secrets import masker
+from . import cgroups
 from .broker import Broker
 from .connect import connect
 from .control import Control
@@ -35,12 +36,14 @@ from .fence import Fence
 from .hooks import Hooks
 from .housekeeping import Housekeeping
 from .lease import executor_id, hold_database_lease, hold_file_lease
+from .logs import about, name_executor
 from .members import Members
 from .metrics import Meters, Prometheus
 from .model import Outcome, RunSpec, Status, one_line
+from .notify import Notifier, open_notifier
 from .order import Order
 from .private import UMASK, inherited, prepare_state_dir
-from .processes import Keeper, open_keeper
+from .processes import CLOSE_WAIT, Keeper, open_keeper
 from .registry import Live, Registry
 from .reload import Reload, Settings
 from .retention import Retention
@@ -60,6 +63,8 @@ log = logging.getLogger("runctld")
 
 #: Seconds beyond the grace in which all runs are to be gone and their output stored.
 STOPPED = 3.0
+#: And in which the other executors and the database are told.
+LEFT = 3.0
 
 
 async def run(config: Config, file: Path | None = None, early: Early | None = None) -> None:
@@ -68,20 +73,32 @@ async def run(config: Config, file: Path | None = None, early: Early | None = No
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     umask = os.umask(UMASK)
-    async with open_wishes(early) as wishes:
+    # The keeper, both leases, NATS, the database and its recovery have start_timeout each.
+    begin = 6 * config.start_timeout
+    end = config.queue.stop_grace + STOPPED + LEFT + 2 * CLOSE_WAIT
+    async with (
+        open_wishes(early) as wishes,
+        open_notifier(wishes.stop, begin, end) as notifier,
+    ):
         # Until DBOS is launched there is nothing to stop in order.
         with wishes.until_stop() as start:
-            await _run(config, file, umask, wishes, start)
+            await _run(config, file, umask, wishes, start, notifier)
     log.info("stopped; unfinished runs will be replayed")
 
 
 async def _run(
-    config: Config, file: Path | None, umask: int, wishes: Wishes, start: trio.CancelScope
+    config: Config,
+    file: Path | None,
+    umask: int,
+    wishes: Wishes,
+    start: trio.CancelScope,
+    notifier: Notifier,
 ) -> None:
     require(config)
     prepare_state_dir(config.state_dir)
     check_format(config.state_dir)
     executor = executor_id(config)
+    name_executor(executor)
     with (
         hold_file_lease(config.state_dir, executor) as file_lease,
         warnings.catch_warnings(),
@@ -97,6 +114,9 @@ async def _run(
                     lease = await stack.enter_async_context(hold_database_lease(config, executor))
                 fence = Fence(file_lease, lease)
                 stack.enter_context(fence.asks_on_waking())
+                groups = await trio.to_thread.run_sync(
+                    cgroups.prepare, str(config.state_dir), config.start_timeout
+                )
                 keeper = await stack.enter_async_context(
                     open_keeper(
                         config.state_dir,
@@ -104,11 +124,13 @@ async def _run(
                         inherited(config.withheld, umask),
                         adopt=True,
                         held=fence.look,
+                        cgroups=groups,
                     )
                 )
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 nursery.start_soon(fence.watch)
-                await _Daemon(config, file, executor, keeper, loop, fence).run(wishes, start)
+                daemon = _Daemon(config, file, executor, keeper, loop, fence, notifier)
+                await daemon.run(wishes, start, cgroups=groups is not None)
                 nursery.cancel_scope.cancel()
 
 
@@ -126,8 +148,10 @@ class _Daemon:
         keeper: Keeper,
         loop: asyncio.AbstractEventLoop,
         fence: Fence,
+        notifier: Notifier,
     ) -> None:
         self._config = fitted(config)
+        self._notifier = notifier
         self._executor = executor
         self._keeper = keeper
         self._loop = loop
@@ -165,7 +189,7 @@ class _Daemon:
         self._durable.set_max_running(config.queue.max_running)
         self._keeper.inherited = inherited(config.withheld, self._keeper.inherited.umask)
 
-    async def run(self, wishes: Wishes, start: trio.CancelScope) -> None:
+    async def run(self, wishes: Wishes, start: trio.CancelScope, *, cgroups: bool) -> None:
         """A wish to stop cancels ``start`` until DBOS is launched; from then on there are
         runs, and it is done in order."""
         began = time.monotonic()
@@ -211,6 +235,7 @@ class _Daemon:
                     stored,
                     self._members,
                     self._settings,
+                    cgroups,
                     self._meters,
                     self._hooks,
                 )
@@ -224,7 +249,10 @@ class _Daemon:
                     nursery.start_soon(self._housekeeping.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
-                    reload = Reload(self._settings.config, self._file, self._settings, self._apply)
+                    reload = Reload(
+                        *(self._settings.config, self._file, self._settings, self._apply),
+                        self._notifier.reloading,
+                    )
                     nursery.start_soon(reload.run, wishes.wait_reload)
                     if self._scrape is not None:
                         self._scrape.ready(client, self._streams)
@@ -236,10 +264,21 @@ class _Daemon:
                         self._durable.recovered,
                         time.monotonic() - began,
                     )
+                    await self._notifier.ready()
+                    nursery.start_soon(self._notifier.show, self._registry.changed, self._words)
                 await wishes.stop.wait()
                 with trio.CancelScope(shield=True):
                     await self._stop(control, takeover, wishes)
             nursery.cancel_scope.cancel()
+
+    async def _words(self) -> str:
+        """What is going on here, in one line."""
+        try:
+            queued = f"{await self._durable.count('ENQUEUED')} queued"
+        except Exception as error:  # the database is away for the moment
+            log.debug("status: %s", error)
+            queued = "the database does not answer"
+        return f"{len(self._registry)} running, {queued}"
 
     def _takeover(self, control: Control) -> Takeover | None:
         if self._members is None or not self._config.takeover.enabled:
@@ -274,7 +313,7 @@ class _Daemon:
 
     async def _leave(self, takeover: Takeover | None) -> None:
         """Nothing of ours runs any more: say so to the other executors."""
-        with trio.move_on_after(3):
+        with trio.move_on_after(LEFT):
             try:
                 if takeover is not None:
                     await takeover.hand_over()
@@ -306,13 +345,16 @@ class _Daemon:
         returns nor raises, so that the row stays unfinished."""
         # DBOS schedules from threads of its own, whose context knows no loop.
         trio_asyncio.current_loop.set(self._loop)
-        with self._registry.start(spec, attempt) as live:
+        with (
+            about(thread=spec.thread, run=spec.run, attempt=attempt),
+            self._registry.start(spec, attempt) as live,
+        ):
             outcome = None
             broken: Exception | None = None
             try:
                 outcome = await self._attempt(live)
             except* Fenced as fenced:
-                log.warning("run %s attempt %d: %s", spec.run, attempt, fenced.exceptions[0])
+                log.warning("%s", fenced.exceptions[0])
             except* Exception as group:
                 broken = group
             if broken is not None:
@@ -331,12 +373,12 @@ class _Daemon:
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
         spec = live.spec
-        log.error("run %s attempt %d", spec.run, live.attempt, exc_info=error)
+        log.error("the attempt was ended by an internal error", exc_info=error)
         decided = live.decide(self._internal(error))
         try:
             await self._streams.end(spec.thread, spec.run, live.attempt, decided)
         except Fenced as fenced:
-            log.warning("run %s attempt %d: %s", spec.run, live.attempt, fenced)
+            log.warning("%s", fenced)
             return None
         self._retention.ended(spec.thread)
         return decided
@@ -377,7 +419,7 @@ class _Daemon:
         if opened:
             await stream.end(decided)
             self._retention.ended(spec.thread)
-        log.info("run %s on %s: %s", spec.run, ascii(spec.thread), decided.status)
+        log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
         return decided
 
     async def _work(
@@ -393,7 +435,7 @@ class _Daemon:
                 Status.FAILED,
                 error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
             )
-        log.info("run %s on %s: attempt %d", spec.run, ascii(spec.thread), live.attempt)
+        log.info("run started")
         self._meters.dispatched(time.monotonic() - live.began)
         try:
             history = await self._history(spec, runner[0])
@@ -407,10 +449,10 @@ class _Daemon:
             if self._keeper.dead.is_set() or live.stopping:
                 await trio.sleep_forever()
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                log.warning("run %s: %s", spec.run, error)
+                log.warning("%s", error)
                 text = "runctld has no file descriptors left; raise its limit, then retry"
                 return Outcome(Status.FAILED, error=text)
-            log.exception("run %s", spec.run)
+            log.exception("the runner failed by an internal error")
             return self._internal(error)
 
     async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:

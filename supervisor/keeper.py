@@ -1,19 +1,20 @@
 """The keeper: a small process that spawns every child of the daemon and outlives it.
 
-Started as ``python -I -S -X utf8 keeper.py SOCKET_FD LOCK_FD STATE``; standard library
-only, one thread. It is the child subreaper of all it spawns, so every descendant, however
+Started as ``python -I -S -X utf8 keeper.py SOCKET_FD LOCK_FD STATE CGROUPS``; standard
+library only, one thread. It is the child subreaper of all it spawns, so every descendant, however
 often forked, ends up below it. When its socket closes the daemon is dead: it kills all
 that is below it and leaves, which releases the lock that the next daemon waits for.
 
 Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
 
-    -> {op: spawn, id, argv, mark, env, cwd, tty, umask}
+    -> {op: spawn, id, argv, mark, env, cwd, tty, umask, group}
                                                 <- {id, pid}  or  {id, step, errno}
     -> {op: end, id, tree, grace}               <- {id}       once the tree is empty
                                                 <- {exit: tree, status}
 
 ``tree`` is the id of the spawn that made it: unlike a pid it is never used twice. With
-``tty`` stdout is a terminal, which becomes the child's controlling one.
+``tty`` stdout is a terminal, which becomes the child's controlling one. ``CGROUPS`` is what
+the paths of runs' cgroups begin with, "" for none (``cgroups.py``); ``group`` is added to it.
 """
 
 import array
@@ -34,7 +35,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING or __package__:
+    from .cgroups import Cgroup
+else:  # as the process that it is, it belongs to no package
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    from cgroups import Cgroup
 
 LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
@@ -158,7 +165,10 @@ def kill_rows(table: Table, pids: Iterable[int]) -> None:
 class Tree:
     """One spawned root, and all that came of it."""
 
-    def __init__(self, number: int, pid: int, start: int, mark: bytes) -> None:
+    def __init__(
+        self, number: int, pid: int, start: int, mark: bytes, group: Cgroup | None = None
+    ) -> None:
+        self.group = group
         self.number = number
         self.pid = pid
         self.start = start
@@ -168,6 +178,10 @@ class Tree:
         self.kill_at = float("inf")
         self.killed = False
         self.termed: set[tuple[int, int]] = set()
+
+    def occupied(self) -> bool:
+        """Whether its cgroup says that something of it is alive."""
+        return self.group is not None and self.group.populated()
 
 
 class Forest:
@@ -185,6 +199,8 @@ class Forest:
         del self.trees[tree.number]
         if self.roots.get(tree.pid) is tree:
             del self.roots[tree.pid]
+        if tree.group is not None:
+            tree.group.remove()
 
     def ending(self) -> list[Tree]:
         return [tree for tree in self.trees.values() if tree.waiting]
@@ -200,6 +216,7 @@ class Forest:
         """
         marks = {tree.mark: tree for tree in self.trees.values()}
         marks.update({tree.mark: tree for tree in self.ending()})
+        inside = {p: t for t in self.ending() if t.group is not None for p in t.group.pids()}
         owners: dict[int, Tree] = {}
         members: dict[int, set[int]] = {}
         proven = True
@@ -209,6 +226,7 @@ class Forest:
             tree = (
                 self.seen.get((pid, row.start))
                 or self.by_session(table, row.session)
+                or inside.get(pid)
                 or owners.get(row.parent)
                 or next((marks[e] for e in environment(pid) if e in marks), None)
             )
@@ -238,9 +256,10 @@ class Forest:
 
 
 class Keeper:
-    def __init__(self, sock: socket.socket, state: str) -> None:
+    def __init__(self, sock: socket.socket, state: str, groups: str = "") -> None:
         self.sock = sock
         self.state = state
+        self.groups = groups
         self.forest = Forest()
         self.buffer = bytearray()
         self.fds: deque[list[int]] = deque()  # what came with spawn messages, in their order
@@ -339,6 +358,10 @@ class Keeper:
             report_r, report_w = os.pipe()
         except OSError as error:
             return {"step": "fork", "errno": error.errno}
+        group, entry = None, -1
+        if self.groups and message["group"] is not None:
+            group = Cgroup(self.groups + message["group"])
+            entry = group.open()
         try:
             keeper = os.getpid()
             pid = os.fork()
@@ -346,16 +369,23 @@ class Keeper:
                 tty = bool(message["tty"])
                 if message["umask"] is not None:
                     os.umask(message["umask"])
-                become(message["argv"], env, message["cwd"], fds, report_w, keeper, tty)
+                become(message["argv"], env, message["cwd"], fds, report_w, keeper, tty, entry)
         except OSError as error:
             os.close(report_w)
             os.close(report_r)
+            if group is not None:
+                group.remove()
             return {"step": "fork", "errno": error.errno}
+        finally:
+            if entry >= 0:
+                os.close(entry)
         os.close(report_w)
         failure = os.read(report_r, 100).decode()  # closed by a successful exec
         os.close(report_r)
         if failure:
             os.waitpid(pid, 0)
+            if group is not None:
+                group.remove()
             step, number = failure.split()
             return {"step": step, "errno": int(number)}
         try:
@@ -365,7 +395,7 @@ class Keeper:
             os.waitpid(pid, 0)
             return {"step": "fork", "errno": error.errno}
         mark = b"RUNCTL_RUN=" + os.fsencode(message["mark"])
-        self.forest.add(Tree(message["id"], pid, row.start if row else 0, mark))
+        self.forest.add(Tree(message["id"], pid, row.start if row else 0, mark, group))
         return {"pid": pid}
 
     def end(self, message: dict[str, Any]) -> None:
@@ -402,8 +432,8 @@ class Keeper:
             self.dirty = not proven
             for tree in self.forest.ending():
                 pids = members.get(tree.number)
-                if pids:
-                    self.press(tree, table, pids)
+                if pids or tree.occupied():
+                    self.press(tree, table, pids or set())
                 elif proven and tree.reaped:
                     self.forest.remove(tree)
                     for waiter in tree.waiting:
@@ -417,6 +447,8 @@ class Keeper:
         alive = [pid for pid in pids if not table[pid].zombie]
         if time.monotonic() >= tree.kill_at:
             tree.killed = True
+            if tree.group is not None:
+                tree.group.kill()
             kill_rows(table, alive)
             return
         for pid in alive:
@@ -435,10 +467,14 @@ def become(
     report: int,
     keeper: int,
     tty: bool,
+    entry: int = -1,
 ) -> None:
     """In the child: turn into ``argv``. Never returns; what went wrong goes to ``report``."""
     step = "start"
     try:
+        if entry >= 0:  # first of all, so that nothing of it is ever outside
+            with contextlib.suppress(OSError):
+                os.write(entry, b"0")
         os.setsid()
         # For the day the keeper itself is killed. Safe, as the keeper has one thread: the
         # signal comes when the *thread* ends that forked.
@@ -472,6 +508,9 @@ def become(
 def kill_all(forest: Forest) -> None:
     """Kill whatever is below, until no child is left: orphans come to us."""
     rest = 0.001
+    groups = [tree.group for tree in forest.trees.values() if tree.group is not None]
+    for group in groups:
+        group.kill()
     kill_children()  # before the first scan, which takes long on a machine that they keep busy
     while True:
         with contextlib.suppress(OSError):
@@ -481,6 +520,8 @@ def kill_all(forest: Forest) -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
+            for group in groups:
+                group.remove()
             return
         kill_children()
         time.sleep(rest)
@@ -510,7 +551,7 @@ def main() -> None:
     sock, lock = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(sock, False)
     os.set_inheritable(lock, False)
-    Keeper(socket.socket(fileno=sock), sys.argv[3]).run()
+    Keeper(socket.socket(fileno=sock), sys.argv[3], sys.argv[4]).run()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ log = logging.getLogger("runctld")
 UMASK = 0o077
 _PR_SET_DUMPABLE = 4
 #: What the daemon got from its own supervisor is not a command's business.
-_SUPERVISION = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
+_SUPERVISION = (
+    *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"),
+    *("STATE_DIRECTORY", "JOURNAL_STREAM", "INVOCATION_ID", "SYSTEMD_EXEC_PID"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,10 +107,12 @@ class Keeper:
         stderr: int,
         tty: bool = False,
         umask: int | None = None,
+        group: str | None = None,
     ) -> Process:
         """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. With ``tty``
-        ``stdout``, a terminal, controls that session. ``umask``: None for ours. What a
-        cancelled spawn may have started is killed.
+        ``stdout``, a terminal, controls that session. ``umask``: None for ours.
+        ``group``: what its cgroup is called, where there are cgroups. What a cancelled spawn
+        may have started is killed.
 
         Raises: RunFailed when it cannot be executed, KeeperLost."""
         message = {
@@ -121,6 +123,7 @@ class Keeper:
             "cwd": None if cwd is None else _portable(cwd),
             "tty": tty,
             "umask": umask,
+            "group": group,
         }
         reply = await self._request(message, (stdin, stdout, stderr))
         if "pid" not in reply:
@@ -300,12 +303,14 @@ async def open_keeper(
     *,
     adopt: bool = False,
     held: Callable[[], None] | None = None,
+    cgroups: str | None = None,
 ) -> AsyncIterator[Keeper]:
     """Start the keeper once nothing of an earlier one is alive; kill all at the end.
 
     ``adopt``: this process has no other children, so whatever a killed keeper leaves
     behind is to come to it, and is ended by it. ``held`` is called before that: it does
     not return when the state directory, and what runs for it, is a successor's by now.
+    ``cgroups``: what ``cgroups.prepare`` gave.
 
     Raises: Unavailable, when the earlier one is not gone after ``wait`` seconds."""
     state, lock = _open_lock(state_dir)
@@ -315,7 +320,7 @@ async def open_keeper(
         await _take(lock, wait)
         await _sweep(state, wait)
         given = given or inherited()
-        popen, sock = _start(lock, state, given)
+        popen, sock = _start(lock, state, given, cgroups or "")
     finally:
         os.close(lock)
     try:
@@ -334,7 +339,7 @@ async def open_keeper(
 
 
 def _start(
-    lock: int, state: str, given: Inherited
+    lock: int, state: str, given: Inherited, cgroups: str
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the keeper, which holds ``lock`` from now on; its process, and our socket."""
     ours, theirs = socket.socketpair()
@@ -346,7 +351,7 @@ def _start(
             popen = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", "-X", "utf8", str(script)),
-                    *(str(theirs.fileno()), str(lock), state),
+                    *(str(theirs.fileno()), str(lock), state, cgroups),
                 ],
                 pass_fds=(theirs.fileno(), lock),
                 stdin=subprocess.DEVNULL,

@@ -48,11 +48,20 @@ class Live:
 
 class Registry:
     def __init__(self) -> None:
+        self._changed = trio.Event()
         self._live: dict[str, Live] = {}
         self._stopping = False
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def changed(self) -> trio.Event:
+        """Set when a run comes or goes, or ``touch`` says that others are waiting."""
+        return self._changed
+
+    def touch(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     def __iter__(self) -> Iterator[Live]:
         return iter(list(self._live.values()))
@@ -78,11 +87,13 @@ class Registry:
         if self._stopping:
             live.scope.cancel()
         self._live[spec.run] = live
+        self.touch()
         try:
             yield live
         finally:
             if self._live.get(spec.run) is live:
                 del self._live[spec.run]
+            self.touch()
             live.gone.set()
 
     async def stop_all(self) -> None:

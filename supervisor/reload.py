@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ Make = Callable[[Runner, Queue], protocol.Runner]
 
 #: What a running daemon takes over. allow_shell shows in the runners.
 _LIVE = ("runners", "allow_shell", "queue", "source", "withheld")
-_SECTIONS = ("database", "nats", "stream", "queue", "history", "takeover")
+_SECTIONS = ("database", "nats", "stream", "queue", "history", "takeover", "log")
 
 
 class Settings:
@@ -61,7 +62,8 @@ class Settings:
 
 class Reload:
     """``run`` in a nursery. ``started``: the configuration that the daemon began with, from
-    ``file`` or a default place. ``apply`` is called with one that is right."""
+    ``file`` or a default place. ``apply`` is called with one that is right; each reload
+    happens inside ``around()``."""
 
     def __init__(
         self,
@@ -69,27 +71,33 @@ class Reload:
         file: Path | None,
         settings: Settings,
         apply: Callable[[Config], None],
+        around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._started = started
         self._now = started
         self._file = file
         self._settings = settings
         self._apply = apply
+        self._around = around
 
     async def run(self, wait_wish: Callable[[], Awaitable[None]]) -> None:
         while True:
             await wait_wish()
-            try:
-                config = await trio.to_thread.run_sync(load, self._file)
-                self._settings.replace(config)
-                self._apply(config)
-            except ConfigError as error:
-                log.error("SIGHUP: nothing is changed: %s", error)
-            except Exception as error:
-                log.exception("SIGHUP: %s", error)
-            else:
-                log.info("SIGHUP: %s", self._told(config))
-                self._now = config
+            async with self._around():
+                await self._reload()
+
+    async def _reload(self) -> None:
+        try:
+            config = await trio.to_thread.run_sync(load, self._file)
+            self._settings.replace(config)
+            self._apply(config)
+        except ConfigError as error:
+            log.error("SIGHUP: nothing is changed: %s", error)
+        except Exception as error:
+            log.exception("SIGHUP: %s", error)
+        else:
+            log.info("SIGHUP: %s", self._told(config))
+            self._now = config
 
     def _told(self, config: Config) -> str:
         """What this has changed, and what differs from the start and waits for the next."""

@@ -759,3 +759,42 @@ def test_takeover(write):
 )
 def test_takeover_that_cannot_be(write, text, words):
     assert words in refusal(write(text))
+
+
+# --- as a service of systemd ------------------------------------------------------------
+
+
+def test_the_state_directory_that_systemd_made(monkeypatch, home):
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/runctl/a:/var/lib/other")
+    assert load(None).state_dir == Path("/var/lib/runctl/a")
+    assert load(None, client=True).state_dir == home / ".local/state/runctl"
+
+
+def test_a_database_url_in_a_credential(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "db").write_text("postgresql://me:sesame@db/runs\n")
+    file = write('executor_id = "a"\n[database]\nurl_file = "${CREDENTIALS_DIRECTORY}/db"')
+    config = load(file)
+    assert config.database.url == "postgresql://me:sesame@db/runs"
+    assert "sesame" not in describe(config)
+    assert load(write(describe(config))).database == config.database
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "problem"),
+    [
+        (None, "", "db cannot be read (No such file or directory): correct the path or its mode"),
+        ("\n", "", "db is empty: write the URL to it"),
+        ("\xff", "", "db is not UTF-8 text: write it anew"),
+        ("mysql://sesame", "", "postgresql://"),
+        ("sqlite", '\nurl = "sqlite"', "database.url: database.url_file is set too: remove one"),
+    ],
+)
+def test_a_database_url_file_that_cannot_be_used(write, tmp_path, content, more, problem):
+    if content is not None:
+        (tmp_path / "db").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError) as caught:
+        load(write(f'executor_id = "a"\n[database]\nurl_file = "db"{more}'))
+    assert problem in str(caught.value)
+    assert "database.url" in str(caught.value)
+    assert "sesame" not in str(caught.value)

@@ -20,7 +20,7 @@ from pgserver import free_port
 from runctl.config.load import describe, load
 from runctl.config.schema import FileError
 from runctl.config.secrets import masker
-from runctl.supervisor.report import MaskedFormatter
+from runctl.supervisor.logs import Plain
 from runctl.supervisor.wire import Endpoint
 from securenats import Cluster
 
@@ -308,7 +308,7 @@ def test_texts_of_others_are_masked(config: Any) -> None:
     for plain in ("C.UTF-8", "a postgresql database", "me", "monkey"):
         assert hide(plain) == plain
     record = logging.LogRecord("n", logging.INFO, "f", 1, "url %s", (f"nats://{TOKEN}@b",), None)
-    assert MaskedFormatter(hide).format(record).endswith("INFO n: url nats://***@b")
+    assert Plain(hide).format(record).endswith("INFO n: url nats://***@b")
 
 
 @pytest.mark.short

@@ -72,6 +72,7 @@ class Command:
                         stderr=ends.given[2],
                         tty=ends.terminal is not None,
                         umask=self._keeper.inherited.umask,
+                        group=f"{spec.run}.{attempt}",
                     )
             except BaseException:
                 if ends.feed >= 0:

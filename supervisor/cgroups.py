@@ -1,0 +1,178 @@
+"""A cgroup for each run, where a service manager has delegated us a subtree (cgroup v2).
+
+The daemon, its keeper and the embedded nats-server sit in the leaf ``supervisor``, since a
+cgroup that is to hand out controllers may hold no processes itself. A process cannot leave
+its cgroup by forking, so ``cgroup.kill`` reaches what has left session, parent and
+environment behind. Standard library only: the keeper imports it too.
+"""
+
+import contextlib
+import hashlib
+import os
+import select
+import sys
+import time
+
+LEAF = "supervisor"
+_ATTRIBUTES = ("user.delegate", "trusted.delegate")
+
+
+class Cgroup:
+    """One run's, at ``path``. Nothing here fails when the kernel says no: a run without a
+    cgroup is ended as it is everywhere else."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def open(self) -> int:
+        """Make it; a descriptor to which whoever enters writes "0". -1: it cannot be."""
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            return os.open(os.path.join(self.path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            return -1
+
+    def folders(self) -> list[str]:
+        """It and those that were made below it, deepest first."""
+        return [folder for folder, _, _ in os.walk(self.path, topdown=False)]
+
+    def pids(self) -> set[int]:
+        """Who is in it."""
+        found: set[int] = set()
+        for folder in self.folders():
+            with contextlib.suppress(OSError, ValueError):
+                found.update(map(int, _read(folder, "cgroup.procs").split()))
+        return found
+
+    def populated(self) -> bool:
+        """Whether anything in it is alive. It is not when it is not there."""
+        try:
+            return "populated 1" in _read(self.path, "cgroup.events")
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """KILL all in it at once, also what forks just now."""
+        with contextlib.suppress(OSError):
+            _write(self.path, "cgroup.kill", "1")
+
+    def remove(self) -> bool:
+        """Whether it is gone; it stays while anything is in it."""
+        for folder in self.folders():
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        return not os.path.exists(self.path)
+
+    def wait_empty(self, deadline: float) -> bool:
+        """Wait for the kernel to say that it is empty, until the monotonic ``deadline``."""
+        try:
+            fd = os.open(os.path.join(self.path, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)
+            while "populated 1" in os.pread(fd, 4096, 0).decode():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                poll.poll(left * 1000)
+        except OSError:  # removed meanwhile
+            pass
+        finally:
+            os.close(fd)
+        return True
+
+
+def prefix(state_dir: str) -> str:
+    """How the cgroups of a state directory's runs begin."""
+    return f"run-{hashlib.sha256(os.fsencode(os.path.realpath(state_dir))).hexdigest()[:8]}-"
+
+
+def prepare(state_dir: str, wait: float) -> str | None:
+    """Move this process to its leaf, and clear what an earlier daemon of ``state_dir`` left:
+    ``root/PREFIX``, to which the names of runs are added. None: no cgroups are to be used.
+    """
+    root = delegated()
+    if root is None:
+        return None
+    start = os.path.join(root, prefix(state_dir))
+    try:
+        os.makedirs(os.path.join(root, LEAF), exist_ok=True)
+        _write(os.path.join(root, LEAF), "cgroup.procs", str(os.getpid()))
+    except OSError:
+        return None
+    clear(start, wait)
+    return start
+
+
+def clear(start: str, wait: float) -> None:
+    """End and remove every cgroup whose path begins with ``start``."""
+    root, begin = os.path.split(start)
+    left = [Cgroup(e.path) for e in os.scandir(root) if e.name.startswith(begin) and e.is_dir()]
+    deadline = time.monotonic() + wait
+    for group in left:
+        group.kill()
+    for group in left:
+        group.wait_empty(deadline)
+        group.remove()
+
+
+def delegated() -> str | None:
+    """The cgroup that was handed to this process to make others in, if one was."""
+    path = own()
+    if path is None:
+        return None
+    if os.path.basename(path) == LEAF:
+        path = os.path.dirname(path)
+    try:
+        usable = (
+            os.access(path, os.W_OK)
+            and os.access(os.path.join(path, "cgroup.procs"), os.W_OK)
+            and os.path.exists(os.path.join(path, "cgroup.kill"))
+        )
+        return path if usable and _handed_over(path) else None
+    except OSError:
+        return None
+
+
+def own() -> str | None:
+    """The directory of this process's cgroup."""
+    if sys.platform != "linux":
+        return None
+    try:
+        lines = _read("/proc/self", "cgroup").splitlines()
+        place = next(line[3:] for line in lines if line.startswith("0::"))
+        mounts = _read("/proc/self", "mountinfo").splitlines()
+    except (OSError, StopIteration):
+        return None
+    if "/.." in place:  # beyond the cgroup namespace
+        return None
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        root, mounted = before.split()[3:5]
+        if after.startswith("cgroup2 ") and root == "/":
+            return os.path.join(mounted.replace("\\040", " "), place.lstrip("/")).rstrip("/")
+    return None
+
+
+def _handed_over(path: str) -> bool:
+    """systemd marks what it delegates (since 251 where its users can read it). Before that:
+    what begins to be ours at this very directory. Writing alone says nothing: root may write
+    everywhere, and a user's own manager owns the cgroups of all its units."""
+    for attribute in _ATTRIBUTES:
+        with contextlib.suppress(OSError):
+            if os.getxattr(path, attribute) == b"1":
+                return True
+    me, above = os.geteuid(), os.path.dirname(path)
+    return me != 0 and os.stat(path).st_uid == me != os.stat(above).st_uid
+
+
+def _read(folder: str, name: str) -> str:
+    with open(os.path.join(folder, name), encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+def _write(folder: str, name: str, text: str) -> None:
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        file.write(text)

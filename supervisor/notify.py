@@ -1,0 +1,137 @@
+"""What a service manager is told while we live: systemd's notify protocol, a datagram of
+``KEY=value`` lines to $NOTIFY_SOCKET. Without that variable all of this does nothing.
+
+Every message is sent by the event loop, so a loop that is stuck is silent: systemd then
+lets the start or the stop time out, or misses the watchdog, and starts us again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import trio
+
+log = logging.getLogger("runctld.notify")
+
+#: Asked for again and again while starting and stopping, seconds.
+EXTENSION = 10.0
+#: Between two reports of what is running, seconds, however much changes.
+PAUSE = 1.0
+
+
+class Notifier:
+    """``address``: a path, or "@" and an abstract name. ``watchdog``: seconds within which
+    it is to hear of us, None for never."""
+
+    def __init__(self, address: str | None, watchdog: float | None) -> None:
+        self._address = _address(address) if address else None
+        self._watchdog = watchdog
+        self._socket: trio.socket.SocketType | None = None
+        self._ready = trio.Event()
+
+    async def tell(self, *lines: str) -> None:
+        """Send one message. A manager that is not there, or does not read, is no fault of
+        ours: what it misses is logged and forgotten."""
+        if self._address is None:
+            return
+        if self._socket is None:
+            self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            await self._socket.sendto("\n".join(lines).encode(), self._address)
+        except OSError as error:
+            log.debug("%s: %s", lines[0], error)
+
+    async def ready(self) -> None:
+        """Everything is up."""
+        self._ready.set()
+        await self.tell("READY=1")
+
+    @asynccontextmanager
+    async def reloading(self) -> AsyncIterator[None]:
+        """Around a reload, whether it succeeds or not: what was in force then goes on."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        await self.tell("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.tell("READY=1")
+
+    async def show(
+        self, changed: Callable[[], trio.Event], words: Callable[[], Awaitable[str]]
+    ) -> None:
+        """STATUS= is ``words()``, anew when the event that ``changed()`` gave was set."""
+        while self._address is not None:
+            change = changed()
+            await self.tell(f"STATUS={await words()}")
+            await change.wait()
+            await trio.sleep(PAUSE)
+
+    async def _beat(self) -> None:
+        while self._watchdog is not None:
+            await self.tell("WATCHDOG=1")
+            await trio.sleep(self._watchdog / 2)
+
+    async def _patience(self, stop: trio.Event, start: float, end: float) -> None:
+        """Have the manager wait ``start`` seconds for ``ready``, and ``end`` seconds for our
+        end once ``stop`` is set, as long as the loop turns."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._extend, start)
+            nursery.start_soon(_set_either, self._ready, stop, nursery.cancel_scope)
+        await stop.wait()
+        await self.tell("STOPPING=1", "STATUS=stopping; unfinished runs will be replayed")
+        await self._extend(end)
+
+    async def _extend(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            while self._address is not None:
+                await self.tell(f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}")
+                await trio.sleep(EXTENSION / 3)
+
+
+@asynccontextmanager
+async def open_notifier(
+    stop: trio.Event, start: float, end: float, env: Mapping[str, str] = os.environ
+) -> AsyncIterator[Notifier]:
+    """``stop`` is set when the daemon is to end. ``start`` and ``end``: the longest that it
+    may take to begin and to end, seconds."""
+    notifier = Notifier(env.get("NOTIFY_SOCKET"), _watchdog(env))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier._beat)
+        nursery.start_soon(notifier._patience, stop, start, end)
+        try:
+            yield notifier
+        finally:
+            nursery.cancel_scope.cancel()
+            if notifier._socket is not None:
+                notifier._socket.close()
+
+
+def _address(text: str) -> str:
+    return "\0" + text[1:] if text.startswith("@") else text
+
+
+def _watchdog(env: Mapping[str, str]) -> float | None:
+    """Seconds; None when there is none, or it is meant for another process."""
+    try:
+        if int(env.get("WATCHDOG_PID") or os.getpid()) != os.getpid():
+            return None
+        return int(env.get("WATCHDOG_USEC") or 0) / 1e6 or None
+    except ValueError:
+        return None
+
+
+async def _set_either(one: trio.Event, other: trio.Event, scope: trio.CancelScope) -> None:
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, one)
+        nursery.start_soon(wait, other)
+    scope.cancel()

@@ -1,0 +1,1 @@
+"""Unit files and what belongs to them, for ``importlib.resources.files``."""

@@ -1,0 +1,323 @@
+"""runctld as a service of a real systemd: see machine.py for how nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from machine import ROOT, Machine, as_json, own_cgroup, remove_cgroup, skip_without
+from runctl.supervisor import cgroups
+
+UNIT = "runctld.service"
+CHATS = "runctld@chats.service"
+CONFIG = """
+executor_id = "box-1"
+state_dir = "/var/lib/runctl"
+[queue]
+stop_grace = "2500ms"
+"""
+#: What takes the place of the distribution's runctld, and of a boot's other services.
+TEST = f"""
+[Unit]
+DefaultDependencies=no
+[Service]
+ExecStart=
+ExecStart={sys.executable} -m runctl.supervisor.main --config /etc/runctl/CONFIG
+WatchdogSec=3
+TimeoutAbortSec=1
+"""
+
+#: Leaves parent, session and environment at once, and hears no TERM.
+ESCAPES = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        code = "import signal, time; signal.signal(15, 1); open('/tmp/up', 'w'); time.sleep(600)"
+        os.execve(sys.executable, [sys.executable, "-c", code, "ESCAPED"], {})
+    os._exit(0)
+os.wait()
+while not os.path.exists("/tmp/up"):
+    time.sleep(0.01)
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+class Service:
+    """The unit with commands.conf, and clients of it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        folder = "/etc/systemd/system"
+        for unit, config in ((UNIT, "runctld.toml"), ("runctld@.service", "executors.toml")):
+            text = TEST.replace("CONFIG", config) + machine.bind_lines()
+            machine.write(f"{folder}/{unit}.d/zz-test.conf", text)
+        commands = (ROOT / "systemd/commands.conf").read_text()
+        machine.write(f"{folder}/{UNIT}.d/commands.conf", commands)
+        # Less than the grace: what is missing the daemon has to ask for.
+        machine.write(f"{folder}/{UNIT}.d/zz-stop.conf", "[Service]\nTimeoutStopSec=1s\n")
+        machine.write("/etc/runctl/runctld.toml", CONFIG)
+        machine.call("systemctl", "daemon-reload")
+
+    def runctl(self, *argv: str) -> str:
+        command = [sys.executable, "-m", "runctl.cli.main", "-c", "/etc/runctl/runctld.toml"]
+        return self.machine.call(*command, *argv, user="runctl")
+
+    def submit(self, thread: str, code: str) -> str:
+        return self.runctl("submit", thread, "--", sys.executable, "-uc", code).strip()
+
+    def wait_output(self, run: str, thread: str, text: str) -> None:
+        def seen() -> bool:
+            return text in self.runctl("attach", thread, "--run", run, "--no-follow")
+
+        wait_until(seen, f"{text!r} in the output of {run}")
+
+    def attempt(self, run: str) -> int:
+        return int(json.loads(self.runctl("show", run, "--json"))["attempt"])
+
+    @property
+    def pid(self) -> int:
+        return self.machine.main_pid(UNIT)
+
+    def wait_other(self, pid: int) -> None:
+        def other() -> bool:
+            state = self.machine.show(UNIT, "ActiveState")
+            return state == "active" and self.pid not in (0, pid)
+
+        wait_until(other, "systemd has started it again")
+
+    def groups(self) -> list[Path]:
+        """The cgroups of runs."""
+        return list((self.machine.cgroup / "system.slice" / UNIT).glob("run-*"))
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    skip_without()
+    made = Machine()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def service(machine: Machine) -> Service:
+    made = Service(machine)
+    machine.call("systemctl", "start", UNIT)  # returns with READY=1
+    return made
+
+
+def test_a_killed_daemon_is_started_again_and_replays(service: Service):
+    code = (
+        "import os, time\n"
+        "print('attempt', os.environ['RUNCTL_ATTEMPT'], 'NOTIFY_SOCKET' in os.environ)\n"
+        "time.sleep(600 if os.environ['RUNCTL_ATTEMPT'] == '1' else 0)"
+    )
+    run = service.submit("replayed", code)
+    service.wait_output(run, "replayed", "attempt 1 False")
+    wait_until(
+        lambda: service.machine.show(UNIT, "StatusText") == "1 running, 0 queued", "status text"
+    )
+    assert len(service.groups()) == 1
+    pid = service.pid
+    service.machine.kill(pid, signal.SIGKILL)
+    service.wait_other(pid)
+    service.runctl("wait", run)
+    assert service.attempt(run) == 2
+    assert "attempt 2 False" in service.runctl("attach", "replayed", "--no-follow")
+    wait_until(lambda: not service.groups(), "the run's cgroup is gone")
+
+
+def test_a_loop_that_is_stuck_is_ended_by_the_watchdog(service: Service):
+    pid = service.pid
+    service.machine.kill(pid, signal.SIGSTOP)
+    service.wait_other(pid)
+    found = as_json(service.machine.call("journalctl", f"_PID={pid}", "-o", "json", "-u", UNIT))
+    told = as_json(service.machine.call("journalctl", "_PID=1", "-u", UNIT, "-o", "json"))
+    assert any("Watchdog timeout" in entry["MESSAGE"] for entry in told)
+    # faulthandler's, on SIGABRT: where it was stuck.
+    assert any("most recent call first" in entry["MESSAGE"] for entry in found)
+
+
+def test_reload(service: Service):
+    pid = service.pid
+    text = CONFIG + '[runners.more]\nkind = "command"\nargv = ["true"]\n'
+    service.machine.write("/etc/runctl/runctld.toml", text)
+    service.machine.call("systemctl", "reload", UNIT)
+    wait_until(
+        lambda: json.loads(service.runctl("status", "--json"))["runners"] == ["more", "shell"],
+        "the new runner is known",
+    )
+    # systemd 252 may be done with kill before it hears RELOADING=1, and then waits for READY=1.
+    wait_until(lambda: service.machine.show(UNIT, "ActiveState") == "active", "reloaded")
+    assert service.pid == pid
+
+
+def test_abort_ends_what_left_parent_session_and_environment(service: Service):
+    assert json.loads(service.runctl("status", "--json"))["cgroups"] is True
+    run = service.submit("escaped", ESCAPES)
+    service.wait_output(run, "escaped", "up")
+    (group,) = service.groups()
+    assert run in group.name
+    inside = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    assert len(inside) == 2
+    (hidden,) = [
+        p for p in inside if Path(f"/proc/{p}/cmdline").read_bytes().endswith(b"\0ESCAPED\0")
+    ]
+    service.runctl("abort", "escaped", "--run", run)
+    assert not Path(f"/proc/{hidden}").exists()
+    assert not group.exists()
+
+
+def test_the_journal_knows_thread_run_attempt_and_executor(service: Service):
+    run = service.submit("told", "print('x')")
+    service.runctl("wait", run)
+    found = as_json(service.machine.call("journalctl", "THREAD=told", "-o", "json"))
+    about = f"thread=told run={run} attempt=1"
+    assert [entry["MESSAGE"] for entry in found] == [
+        f"run started {about}",
+        f"run succeeded {about}",
+    ]
+    for entry in found:
+        assert (entry["RUN"], entry["ATTEMPT"], entry["EXECUTOR"]) == (run, "1", "box-1")
+        assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("6", "runctld")
+        assert entry["_SYSTEMD_UNIT"] == UNIT
+
+
+def test_chats_only_under_all_of_the_hardening(service: Service):
+    """The template, without commands.conf; its secrets are credentials."""
+    machine = service.machine
+    machine.write("/etc/credstore/runctl.api-key", "sesame\n")
+    machine.write(
+        "/etc/runctl/executors.toml",
+        'executor_id = "${RUNCTL_EXECUTOR_ID}"\n[runners.chat]\nkind = "chat"\n'
+        'base_url = "http://127.0.0.1:9/v1"\nmodel = "m"\n'
+        'api_key_file = "${CREDENTIALS_DIRECTORY}/runctl.api-key"\n',
+    )
+    machine.call("systemctl", "start", CHATS)
+    try:
+        wait_until(
+            lambda: machine.show(CHATS, "StatusText") == "0 running, 0 queued", "status text"
+        )
+        config = "/tmp/client.toml"
+        machine.write(config, 'state_dir = "/var/lib/runctl/chats"\n')
+        client = [sys.executable, "-m", "runctl.cli.main", "-c", config]
+        found = json.loads(machine.call(*client, "status", "--json", user="runctl"))
+        assert (found["executor_id"], found["cgroups"]) == ("chats", False)
+        run = machine.call(
+            *client, "submit", "t", "--", "sh", "-c", "grep Seccomp: /proc/self/status",
+            user="runctl",
+        ).strip()  # fmt: skip
+        machine.call(*client, "wait", run, user="runctl")
+        assert "Seccomp:\t2" in machine.call(*client, "attach", "t", user="runctl")
+        chat = machine.call(*client, "submit", "c", "--runner", "chat", "hi", user="runctl").strip()
+        wait_until(
+            lambda: "failed" in machine.call(*client, "show", chat, user="runctl"), "the chat ended"
+        )
+        shown = machine.call(*client, "show", chat, user="runctl")
+        assert "127.0.0.1:9" in shown  # the key was read, the endpoint is not there
+    finally:
+        machine.call("systemctl", "stop", CHATS)
+
+
+def test_a_configuration_error_is_not_tried_again(service: Service):
+    machine = service.machine
+    machine.write("/etc/runctl/executors.toml", "nonsense = 1\n")
+    machine.call("systemctl", "start", "runctld@wrong.service", check=False)
+    wait_until(lambda: machine.show("runctld@wrong", "ActiveState") == "failed", "it has failed")
+    assert machine.show("runctld@wrong", "ExecMainStatus") == "78"
+    assert machine.show("runctld@wrong", "NRestarts") == "0"
+
+
+def test_stop_waits_for_runs_to_end(service: Service):
+    """Longer than TimeoutStopSec=, by EXTEND_TIMEOUT_USEC=."""
+    deaf = "import signal, time; signal.signal(15, 1); print('up'); time.sleep(600)"
+    run = service.submit("deaf", deaf)
+    service.wait_output(run, "deaf", "up")
+    began = time.monotonic()
+    service.machine.call("systemctl", "stop", UNIT)
+    assert time.monotonic() - began > 2.4
+    assert service.machine.show(UNIT, "Result") == "success"
+    assert service.machine.show(UNIT, "ExecMainStatus") == "0"
+    assert not (service.machine.cgroup / "system.slice" / UNIT).exists()
+
+
+# ---- without a machine -----------------------------------------------------------------
+
+
+def test_what_an_earlier_daemon_left_is_killed(tmp_path: Path):
+    skip_without()
+    root = own_cgroup() / f"runctl-left-{tmp_path.parent.name}-{time.time_ns()}"
+    start = str(root / cgroups.prefix(str(tmp_path)))
+    group = cgroups.Cgroup(start + "run.1")
+    entry = group.open()
+    try:
+        sleeper = subprocess.Popen(
+            ["sh", "-c", f"echo 0 > /proc/self/fd/{entry}; sleep 600 & exec sleep 600"],
+            pass_fds=[entry],
+        )
+        wait_until(lambda: len(group.pids()) == 2, "both are inside")
+        other = cgroups.Cgroup(str(root / "run-other-1"))
+        other.open()
+        cgroups.clear(start, 30)
+        assert sleeper.wait() == -signal.SIGKILL
+        assert not Path(group.path).exists()
+        assert Path(other.path).exists()
+    finally:
+        remove_cgroup(root)
+
+
+def test_writable_is_not_delegated():
+    """Root may write everywhere: that makes no cgroup ours."""
+    assert cgroups.delegated() is None
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units as they are, but for a runctld that need not be installed."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze; apt install systemd")
+    for unit in ("runctld.service", "runctld@.service"):
+        text = (ROOT / "systemd" / unit).read_text().replace("ExecStart=runctld", "ExecStart=true")
+        (tmp_path / unit).write_text(text)
+    return tmp_path
+
+
+def analyze(units: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *argv], cwd=units, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("unit", ["runctld.service", "runctld@.service"])
+def test_units_are_clean_and_tight(units: Path, unit: str):
+    found = analyze(units, "verify", "--man=no", unit)
+    assert (found.returncode, found.stdout + found.stderr) == (0, "")
+    assert score(units, unit) <= 2.5
+
+
+def test_commands_get_a_looser_drop_in(units: Path):
+    drop_in = units / "runctld.service.d"
+    drop_in.mkdir()
+    shutil.copy(ROOT / "systemd/commands.conf", drop_in)
+    found = analyze(units, "verify", "--man=no", "./runctld.service")
+    assert (found.returncode, found.stdout + found.stderr) == (0, "")
+    assert 2.5 < score(units, "./runctld.service") < 6
+
+
+def score(units: Path, unit: str) -> float:
+    found: Any = analyze(units, "security", "--offline=true", "--no-pager", unit)
+    line = found.stdout.splitlines()[-1]
+    assert "Overall exposure level" in line, found
+    return float(line.partition(": ")[2].split()[0])
