@@ -43,6 +43,7 @@ VERBS = {
     "retry": ("retry", "retry"),
     "purge": ("purge", "purge"),
     "status": ("status", "status"),
+    "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
     "demo": ("demo", "demo"),
 }
