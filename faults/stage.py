@@ -92,7 +92,7 @@ class Stage:
 
     def _configure(self) -> None:
         runners = (
-            f"[stream]\nmax_bytes = {self._small or ROOM}\n{QUEUE}"
+            f"[stream]\nmax_age = '168h'\nmax_bytes = {self._small or ROOM}\n{QUEUE}"
             f'[runners.chat]\nkind = "chat"\nmodel = "m"\nbase_url = "{self.endpoint.url}"\n'
         )
         if self.postgres is None:

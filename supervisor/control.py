@@ -177,7 +177,7 @@ class Control:
         except Exception as error:
             if (reason := self._durable.explain(error)) is not None:
                 log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
-                return wire.Problem("error", reason)
+                return wire.Problem("error", self._hide(reason))
             log.exception("request failed")
             words = one_line(self._hide(f"{type(error).__name__}: {error}"))
             return wire.Problem("error", f"{words}; see the daemon's log")

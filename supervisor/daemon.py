@@ -26,6 +26,7 @@ from ..config.secrets import masker
 from .broker import Broker
 from .connect import connect
 from .control import Control
+from .disk import fitted
 from .durable import Durable
 from .early import Early
 from .errors import Fenced, RunFailed, Unavailable
@@ -126,7 +127,7 @@ class _Daemon:
         loop: asyncio.AbstractEventLoop,
         fence: Fence,
     ) -> None:
-        self._config = config
+        self._config = fitted(config)
         self._executor = executor
         self._keeper = keeper
         self._loop = loop
@@ -223,7 +224,7 @@ class _Daemon:
                     nursery.start_soon(self._housekeeping.run)
                     nursery.start_soon(self._mend_ends)
                     nursery.start_soon(self._watch_keeper)
-                    reload = Reload(self._config, self._file, self._settings, self._apply)
+                    reload = Reload(self._settings.config, self._file, self._settings, self._apply)
                     nursery.start_soon(reload.run, wishes.wait_reload)
                     if self._scrape is not None:
                         self._scrape.ready(client, self._streams)
@@ -407,10 +408,8 @@ class _Daemon:
                 await trio.sleep_forever()
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 log.warning("run %s: %s", spec.run, error)
-                return Outcome(
-                    Status.FAILED,
-                    error="runctld has no file descriptors left; raise its limit, then retry",
-                )
+                text = "runctld has no file descriptors left; raise its limit, then retry"
+                return Outcome(Status.FAILED, error=text)
             log.exception("run %s", spec.run)
             return self._internal(error)
 

@@ -357,14 +357,15 @@ def test_following_a_thread_does_not_begin_amid_another_run(
 # ---- rounds ---------------------------------------------------------------------------
 
 
-def test_rounds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("profile", "share"), [("embedded", 0.6), ("shared", 0.4)])
+def test_rounds(tmp_path: Path, profile: str, share: float) -> None:
     """What ``make faults`` does."""
 
     async def play() -> None:
         theatre = Theatre(tmp_path)
         try:
-            for seed in range(FIRST, FIRST + ROUNDS):
-                result, _ = await theatre.round(seed, profile_of(seed, "mixed"))
+            for seed in range(FIRST, FIRST + round(ROUNDS * share)):
+                result, _ = await theatre.round(seed, profile)
                 print(one_line(result))
                 found = "\n".join(map(str, result.violations))
                 assert not found, "\n".join(

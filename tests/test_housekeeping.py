@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 import uuid
+from contextlib import closing
 
 from conftest import Box, wait_until
 
@@ -38,6 +40,20 @@ def test_age_counts_from_the_end(stopped_box: Box) -> None:
     time.sleep(4)
     box.start()
     wait_until(lambda: listed(box, "live") == [], "a start catches up")
+
+
+def test_what_hooks_leave_goes_as_well(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure('[history]\nmax_age = "3s"\n[hooks]\non_end = ["true"]\n')
+    box.start()
+    finish(box, "t")
+
+    def rows() -> list[str]:
+        with closing(sqlite3.connect(box.state / "runctl.sqlite")) as db:
+            return [name for (name,) in db.execute("SELECT name FROM workflow_status")]
+
+    wait_until(lambda: len(rows()) == 2, "the run and its hook are stored")
+    wait_until(lambda: rows() == [], "both are forgotten")
 
 
 def test_the_oldest_ends_go_when_there_are_too_many(stopped_box: Box) -> None:

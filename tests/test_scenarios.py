@@ -222,12 +222,17 @@ def test_purge(box: Box) -> None:
     box.runctl("purge", "p", "--yes")
     assert "stored" not in box.runctl("attach", "p")
     box.runctl("purge", "nobody", "--yes", code=3)
+    go = box.path / "go"
     live = box.submit_py(
-        "p", "import time; print('before', flush=True); time.sleep(2); print('after')"
+        "p",
+        "import os, sys, time; print('before', flush=True)\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\nprint('after')",
+        str(go),
     )
     Watch(box, "p").wait_chunks(1)
     box.runctl("purge", "p", "--yes", code=6)
     box.runctl("purge", "p", "--yes", "--force")
+    go.touch()
     assert box.runctl("wait", live).strip() == "succeeded"
     late = Watch(box, "p")
     assert late.wait() == 0
