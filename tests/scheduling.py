@@ -6,7 +6,14 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 #: Modules with a daemon, or more, that all their tests share.
-SHARING = {"test_completion.py", "test_exit_codes.py", "test_json.py"}
+SHARING = {
+    "test_completion.py",
+    "test_doctor.py",
+    "test_exit_codes.py",
+    "test_hooks.py",
+    "test_json.py",
+    "test_metrics.py",
+}
 
 
 class Scheduling(LoadScopeScheduling):
