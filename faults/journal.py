@@ -60,7 +60,8 @@ def tries(lines: list[Line]) -> dict[str, list[Try]]:
     for line in lines:
         this = found.setdefault((line.run, line.label), Try(line.run, line.label, line.at))
         this.first = min(this.first, line.at)
-        this.last = max(this.last, line.at)
+        if line.what != "cut":  # only noticed then
+            this.last = max(this.last, line.at)
         this.writers.add(line.writer)
         if line.what == "part":
             this.parts.append((line.part, line.size))

@@ -149,7 +149,7 @@ class Judge:
                 "wrong",
                 f"run {row.run} is {row.status} ({row.error}), its work ends as {expected}",
             )
-            if row.status is expected:
+            if row.status is expected and not poor:
                 self._check(
                     self._completed(row.run),
                     "lost",
@@ -225,7 +225,7 @@ class Judge:
             for run in told.reply.runs if told.reply is not None else ():
                 after = [
                     line for line in self._facts.lines
-                    if line.run == run and line.at > told.answered
+                    if line.run == run and line.at > told.answered and line.what != "cut"
                 ]  # fmt: skip
                 self._check(
                     not after,
@@ -472,7 +472,8 @@ def _whole(this: Try, work: Work) -> bool:
 
 def _names_poverty(error: str | None) -> bool:
     return bool(error) and any(
-        word in (error or "") for word in ("open files", "descriptor", "space left", "disk")
+        word in (error or "")
+        for word in ("open files", "descriptor", "space left", "disk", "cannot connect")
     )
 
 

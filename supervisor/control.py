@@ -397,6 +397,8 @@ class Control:
         live = self._registry.get(run.run)
         if live is not None and not live.wish_abort():
             return False
+        if live is None and run.attempt and await self._streams.ended(run.thread, run.run):
+            return False  # only its row does not say so yet
         try:
             # The row first: a crash from here on does not replay the run.
             await self._durable.cancel(run.run)

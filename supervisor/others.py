@@ -86,6 +86,8 @@ class Others:
                 raise Refused(f"executor {owner!r} answered: {_words(reply)}")
             async with self._members.in_place_of(owner) as dead:
                 if dead and await self._still(run):
+                    if await self._streams.ended(run.thread, run.run):
+                        return False  # whoever replays it adopts that end
                     await self._durable.cancel(run.run)
                     self._meters.run_ended(Status.ABORTED, run.runner)
                     break

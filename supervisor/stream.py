@@ -192,6 +192,13 @@ class Streams:
         else:
             log.error("NATS answers, but stores nothing: see whether its disk is full; restart it")
 
+    async def ended(self, thread: str, run: str) -> bool:
+        """Whether the run's end is stored: it stands, whatever its row says yet."""
+        try:
+            return isinstance((await self.tail(out_subject(thread, run))).record, End)
+        except Fenced:  # written by a newer runctl
+            return False
+
     async def end(self, thread: str, run: str, attempt: int, outcome: Outcome) -> None:
         """Append the end of a run that has no live attempt here (aborted in the queue,
         dead, or aborted just before a crash), unless it has one, or a newer attempt."""

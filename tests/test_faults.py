@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -287,8 +289,60 @@ def test_a_report_replaces_the_figures_alone(tmp_path: Path) -> None:
 # ---- what rounds have found -----------------------------------------------------------
 
 
-def test_a_full_disk_loses_nothing(stopped_box: Box) -> None:
-    """A run that ends while nothing can be stored, and what is asked for meanwhile."""
+#: Says something, waits for a file, and says so much that no block has room for it.
+TALKS = """
+import os, sys, time
+print("before", flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
+print("after" + "x" * 100000)
+"""
+
+
+@pytest.mark.parametrize("full", ["all", "the database's alone"])
+def test_a_full_disk_loses_nothing(stopped_box: Box, full: str) -> None:
+    """Runs that end while nothing can be stored, and what is asked for meanwhile."""
+    box = stopped_box
+    try:
+        disk = SmallDisk(box.path / "disk")
+    except OSError as error:
+        pytest.skip(f"no small file system can be mounted: {error}")
+    try:
+        box.state = disk.path / "state"
+        box.configure("[stream]\nmax_bytes = '32MiB'\n")
+        if full != "all":
+            (box.path / "store").mkdir()
+            box.start()
+            box.term()
+            shutil.rmtree(box.state / "nats" / "store")
+            (box.state / "nats" / "store").symlink_to(box.path / "store")
+        box.start()
+        go = box.path / "go"
+        runs = {f"full-{n}": box.submit_py(f"full-{n}", TALKS, str(go)) for n in range(3)}
+        watches = [Watch(box, thread) for thread in runs]
+        for watch in watches:
+            watch.wait_chunks(1)
+        disk.fill()
+        box.runctl("submit", "full-0", "--", "echo", "x" * 90000, code=1)
+        assert "disk is full" in box.stderr
+        assert box.stderr.count("\n") == 1, box.stderr
+        go.touch()
+        time.sleep(3)  # the runs end meanwhile
+        disk.empty()
+        for watch in watches:
+            assert watch.wait() == 0
+            assert watch.text() == "before\nafter" + "x" * 100000 + "\n"
+        for run in runs.values():
+            wait_until(lambda run=run: box.show(run)["ended_at"], "it is recorded")
+            assert box.show(run)["status"] == "succeeded"
+        box.runctl("wait", box.submit("full-0", "echo", "more"))
+        assert "Traceback" not in box.log.read_text()
+    finally:
+        box.close()
+        disk.close()
+
+
+def test_a_start_without_room_is_one_line(stopped_box: Box) -> None:
     box = stopped_box
     try:
         disk = SmallDisk(box.path / "disk")
@@ -298,20 +352,6 @@ def test_a_full_disk_loses_nothing(stopped_box: Box) -> None:
         box.state = disk.path / "state"
         box.configure("[stream]\nmax_bytes = '32MiB'\n")
         box.start()
-        code = "import time; print('before', flush=True); time.sleep(1); print('after')"
-        run = box.submit_py("full", code)
-        watch = Watch(box, "full")
-        watch.wait_chunks(1)
-        disk.fill()
-        box.runctl("submit", "full", "--", "echo", "x" * 9000, code=1)
-        assert "disk is full" in box.stderr
-        assert box.stderr.count("\n") == 1, box.stderr
-        time.sleep(2)  # the run ends meanwhile
-        disk.empty()
-        assert watch.wait() == 0
-        assert watch.text() == "before\nafter\n"
-        wait_until(lambda: box.show(run)["status"] == "succeeded", "it is recorded")
-        box.runctl("wait", box.submit("full", "echo", "more"))
         box.term()
         disk.fill()
         assert box.start(ready=False).wait(30) == 69
@@ -322,6 +362,23 @@ def test_a_full_disk_loses_nothing(stopped_box: Box) -> None:
     finally:
         box.close()
         disk.close()
+
+
+def test_an_abort_does_not_undo_an_end_that_is_not_recorded_yet(box: Box) -> None:
+    run = box.submit_py("late", "print('up', flush=True); import time; time.sleep(1)")
+    watch = Watch(box, "late")
+    watch.wait_chunks(1)
+    with sqlite3.connect(box.state / "runctl.sqlite", isolation_level=None) as database:
+        database.execute("BEGIN IMMEDIATE")  # the daemon cannot write
+        assert watch.wait() == 0
+        abort = box.popen("abort", "late", "--run", run)
+        time.sleep(2)
+        database.execute("ROLLBACK")
+    database.close()
+    assert abort.communicate(timeout=60)[0] == b""
+    assert abort.returncode == 6
+    wait_until(lambda: box.show(run)["ended_at"], "it is recorded")
+    assert box.show(run)["status"] == "succeeded"
 
 
 def test_following_a_thread_does_not_begin_amid_another_run(
