@@ -24,7 +24,10 @@ Make = Callable[[Runner, Queue], protocol.Runner]
 
 #: What a running daemon takes over. allow_shell shows in the runners.
 _LIVE = ("runners", "allow_shell", "queue", "source", "withheld")
-_SECTIONS = ("database", "nats", "stream", "queue", "history", "takeover")
+_SECTIONS = (
+    *("database", "nats", "stream", "queue", "history", "takeover"),
+    *("metrics", "traces", "hooks"),
+)
 
 
 class Settings:

@@ -309,3 +309,21 @@ def test_what_is_refused(tmp_path: Path, text: str, words: str) -> None:
         load(file)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_peer_tells_what_a_dead_executor_did_not(house: Any, hearer: Hearer) -> None:
+    more = f'[takeover]\nenabled = true\nafter = "2s"\n[hooks]\non_end = "{hearer.url}"\n'
+    hearer.held.set()
+    box = house.box("first", more)
+    run = box.submit("lost", "true")
+    wait_until(lambda: hearer.of(run), "the hook is under way")
+    box.runctl("wait", run)
+    peer = house.box("second", more)
+    box.kill()
+    hearer.held.clear()
+    hearer.free.set()
+    wait_until(lambda: len(hearer.of(run)) == 2, "its peer tells")
+    hearer.free.clear()
+    assert [body["hook"] for body in hearer.of(run)] == [f"{run}.hook"] * 2
+    assert [body["executor"] for body in hearer.of(run)] == ["first"] * 2
+    assert peer.json("list", "lost")[0]["run"] == run
