@@ -22,6 +22,7 @@ from runctl.config.schema import Config, Nats
 from runctl.supervisor import wire
 from runctl.supervisor.connect import connect
 from runctl.supervisor.errors import Fenced
+from runctl.supervisor.metrics import Prometheus
 from runctl.supervisor.model import Outcome, Status
 from runctl.supervisor.room import Room
 from runctl.supervisor.stream import Attempt, Streams, Tail
@@ -134,6 +135,32 @@ async def clear(self, spec):
 order.Order.clear = clear
 arguments.runctld(sys.argv[4:])
 """
+
+
+async def test_resets_output_fences_and_adopted_ends_are_counted(nats_server: str) -> None:
+    meters = Prometheus("e", lambda: ["shell"])
+
+    def value(name: str) -> float:
+        lines = meters.render({}, {}).decode().splitlines()
+        return next(float(x.split()[1]) for x in lines if x.startswith(f"runctl_{name}_total "))
+
+    async with _streams(nats_server) as streams:
+        streams.meters = meters
+        first = Attempt(streams, THREAD, "counted", 1, "e")
+        second = Attempt(streams, THREAD, "counted", 2, "e")
+        await first.open()
+        await _write(first, b"one", b"more")
+        await second.open()
+        with pytest.raises(Fenced):
+            await first.end(Outcome(Status.FAILED))
+        with pytest.raises(Fenced):
+            await Attempt(streams, THREAD, "counted", 1, "e").open()
+        await second.end(Outcome(Status.SUCCEEDED))
+        assert await Attempt(streams, THREAD, "counted", 3, "e").open() is not None
+    assert value("resets") == 2
+    assert value("fenced_writes") == 2
+    assert value("adopted_ends") == 1
+    assert (value("output_chunks"), value("output_bytes")) == (2, 7)
 
 
 def test_a_fault_of_the_daemon_ends_the_run_for_all_who_watch(stopped_box: Box) -> None:
