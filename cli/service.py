@@ -87,19 +87,21 @@ def _config(place: Place) -> str:
     text = (resources.files("runctl.config") / "example.toml").read_text(encoding="utf-8")
     if not place.user:  # a restored or renamed machine must not take up another one's runs
         text = text.replace('#executor_id = "box-1"', f'executor_id = "{socket.gethostname()}"')
+        text = text.replace('#state_dir = "/var/lib/runctl"', 'state_dir = "/var/lib/runctl"')
     shown = "/" / place.config.relative_to(place.root)
     return HEAD.format(config=shown, systemctl=place.systemctl) + text
 
 
-def _program(user: bool) -> Path:
+def _program(place: Place) -> Path:
     """The daemon that belongs to this command. Raises Refused."""
     beside = Path(sys.executable).with_name("runctld")
     found = str(beside) if beside.exists() else shutil.which("runctld")
     if found is None:
         raise Refused("there is no runctld beside this runctl: install runctl with pip")
-    program = Path(os.path.abspath(found))
-    closed = next((p for p in (program, *program.parents) if not _open_to_all(p)), None)
-    if not user and closed is not None:
+    program, python = Path(os.path.abspath(found)), Path(sys.executable).resolve()
+    way = (program, *program.parents, python, *python.parents)
+    closed = next((p for p in way if not _open_to_all(p)), None)
+    if not place.user and place.root == Path("/") and closed is not None:
         raise Refused(
             f"the user runctl could not start {program}, since {closed} is closed to others;"
             " install runctl in a place such as /opt/runctl (python3 -m venv /opt/runctl), and"
@@ -152,7 +154,7 @@ def install_service(user: bool, chat_only: bool, dry: bool, force: bool, root: P
     never.
     """
     place = Place(user, root.absolute())
-    files = _files(place, _program(user), chat_only)
+    files = _files(place, _program(place), chat_only)
     _check_rights(place, files, dry)
     left = _tell(put(files, dry=dry, may=_ask(force, "Replace")), dry)
     _next(place, [] if user else ["systemd-sysusers", "systemd-tmpfiles --create runctl.conf"])

@@ -1,0 +1,199 @@
+"""``runctl install-service`` and ``uninstall-service``: files below a directory of the test's
+own, and all of it under a real systemd."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import wait_until
+from machine import Machine, skip_without
+from runctl.config.load import load
+
+RUNCTL = [sys.executable, "-m", "runctl.cli.main"]
+UNIT = "etc/systemd/system/runctld.service"
+CONFIG = "etc/runctl/runctld.toml"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "root"
+
+
+def runctl(root: Path, *argv: str, code: int = 0, **env: str) -> tuple[str, str]:
+    verb, *rest = argv
+    done = subprocess.run(
+        [*RUNCTL, verb, "--root", str(root), *rest],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | env,
+    )
+    assert done.returncode == code, done
+    return done.stdout, done.stderr
+
+
+def files(root: Path) -> set[str]:
+    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+
+
+def test_the_system_s(root: Path) -> None:
+    told, _ = runctl(root, "install-service", "--dry-run")
+    assert "would be created" in told
+    assert not root.exists()
+    told, _ = runctl(root, "install-service")
+    assert files(root) == {
+        UNIT,
+        CONFIG,
+        "etc/systemd/system/runctld@.service",
+        "etc/systemd/system/runctld.service.d/commands.conf",
+        "etc/systemd/system/runctld@.service.d/commands.conf",
+        "etc/sysusers.d/runctl.conf",
+        "etc/tmpfiles.d/runctl.conf",
+    }
+    assert "systemctl enable --now runctld" in told
+    daemon = Path(sys.executable).with_name("runctld")
+    assert f"ExecStart={daemon} --config" in (root / UNIT).read_text()
+    config = load(root / CONFIG)
+    assert config.executor_id
+    assert config.state_dir == Path("/var/lib/runctl")
+    before = {name: (root / name).read_bytes() for name in files(root)}
+    told, _ = runctl(root, "install-service")
+    assert "created" not in told
+    assert {name: (root / name).read_bytes() for name in files(root)} == before
+    runctl(root, "uninstall-service")
+    assert files(root) == {CONFIG}
+
+
+def test_chats_only(root: Path) -> None:
+    runctl(root, "install-service", "--chat-only")
+    assert not [name for name in files(root) if "commands" in name]
+
+
+def test_a_closed_place_is_refused(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    program = closed / "runctld"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    code = (
+        "import sys; sys.executable = sys.argv.pop(1)\n"
+        "from runctl.cli.main import main; main(sys.argv[1:])"
+    )
+    argv = [sys.executable, "-c", code, str(closed / "python"), "install-service", "--dry-run"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 6
+    assert "is closed to others; install runctl in a place such as /opt/runctl" in done.stderr
+
+
+def test_a_user_s(root: Path) -> None:
+    told, _ = runctl(root, "install-service", "--user", HOME="/home/u", XDG_CONFIG_HOME="")
+    unit = root / "home/u/.config/systemd/user/runctld.service"
+    config = root / "home/u/.config/runctl/runctld.toml"
+    assert {root / name for name in files(root)} == {unit, config}
+    assert config.stat().st_mode & 0o777 == 0o600
+    assert "loginctl enable-linger" in told
+    load(config)
+    if shutil.which("systemd-analyze"):
+        verify = ["systemd-analyze", "verify", "--user", "--man=no", str(unit)]
+        found = subprocess.run(verify, capture_output=True, text=True, timeout=60)
+        assert "runctld.service" not in found.stderr, found.stderr
+    runctl(root, "uninstall-service", "--user", HOME="/home/u", XDG_CONFIG_HOME="")
+    assert {root / name for name in files(root)} == {config}
+
+
+def test_what_was_changed_is_not_replaced_without_asking(root: Path) -> None:
+    env = {"HOME": "/h", "XDG_CONFIG_HOME": ""}
+    unit = root / "h/.config/systemd/user/runctld.service"
+    config = root / "h/.config/runctl/runctld.toml"
+    runctl(root, "install-service", "--user", **env)
+    written = unit.read_text()
+    changed = written.replace("WatchdogSec=30", "WatchdogSec=60")
+    for file, text in ((unit, changed), (config, "start_timeout = '5s'\n")):
+        file.write_text(text)
+    for verb in ("install-service", "uninstall-service"):
+        _, told = runctl(root, verb, "--user", code=6, **env)
+        assert told == (
+            f"runctl: {unit} was changed since it was written, and stays; --force to override\n"
+        )
+        assert unit.read_text() == changed
+    assert ask(root, "n") == changed
+    assert ask(root, "y") == written
+    unit.write_text(changed)
+    runctl(root, "install-service", "--user", "--force", **env)
+    assert unit.read_text() == written
+    assert config.read_text() == "start_timeout = '5s'\n"
+
+
+def ask(root: Path, answer: str) -> str:
+    """The unit's text after a question at a terminal was answered."""
+    ours, theirs = pty.openpty()
+    argv = [*RUNCTL, "install-service", "--root", str(root), "--user"]
+    env = os.environ | {"HOME": "/h", "XDG_CONFIG_HOME": ""}
+    with subprocess.Popen(argv, stdin=theirs, stderr=theirs, stdout=theirs, env=env) as process:
+        os.close(theirs)
+        said = b""
+        while b"Replace it?" not in said:
+            said += os.read(ours, 1000)
+        os.write(ours, f"{answer}\n".encode())
+        try:
+            while os.read(ours, 1000):
+                pass
+        except OSError:  # the terminal's other side is closed
+            pass
+    os.close(ours)
+    assert process.returncode == (6 if answer == "n" else 0)
+    return (root / "h/.config/systemd/user/runctld.service").read_text()
+
+
+def test_an_earlier_version_s_is_updated(root: Path) -> None:
+    from runctl.cli.install import File
+
+    env = {"HOME": "/h", "XDG_CONFIG_HOME": ""}
+    unit = root / "h/.config/systemd/user/runctld.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_bytes(File(unit, "[Service]\nExecStart=/old/runctld\n").content)
+    told, _ = runctl(root, "install-service", "--user", **env)
+    assert f"updated   {unit}" in told
+    assert "/old/runctld" not in unit.read_text()
+
+
+@pytest.mark.long
+def test_end_to_end() -> None:
+    """As the commands say, under a systemd of the test's own."""
+    skip_without()
+    machine = Machine()
+    try:
+        machine.call("sh", "-c", "rm -r /etc/systemd/system/runctld*; userdel runctl; true")
+        told = machine.call(*RUNCTL, "install-service")
+        test = "[Unit]\nDefaultDependencies=no\n[Service]\n" + machine.bind_lines()
+        machine.write("/etc/systemd/system/runctld.service.d/zz-test.conf", test)
+        steps = [line.strip() for line in told.splitlines() if line.startswith("  ")]
+        assert steps[-2:] == ["systemctl enable --now runctld", "systemctl status runctld"]
+        for step in steps:
+            out = machine.call("sh", "-c", step)
+        assert "active (running)" in out
+        client = [*RUNCTL, "-c", "/etc/runctl/runctld.toml"]
+        argv = ["submit", "t", "--attach", "--", "echo", "hello"]
+        assert machine.call(*client, *argv, user="runctl") == "hello\n"
+        assert "is running" not in machine.call(*RUNCTL, "install-service")
+        assert machine.call(*RUNCTL, "uninstall-service", check=False) == ""
+        machine.call("systemctl", "disable", "--now", "runctld")
+        assert "removed" in machine.call(*RUNCTL, "uninstall-service")
+        machine.call("systemctl", "daemon-reload")
+        wait_until(
+            lambda: (
+                machine.show("runctld", "LoadState") == "not-found"
+                or "zz-test" in machine.show("runctld", "DropInPaths")
+            ),
+            "systemd knows it no more",
+        )
+        assert machine.call("sh", "-c", "ls /var/lib/runctl /etc/runctl").split()
+    finally:
+        machine.close()
