@@ -43,6 +43,9 @@ VERBS = {
     "retry": ("retry", "retry"),
     "purge": ("purge", "purge"),
     "status": ("status", "status"),
+    "doctor": ("doctor", "doctor"),
+    "install-service": ("service", "install_service"),
+    "uninstall-service": ("service", "uninstall_service"),
     "completion": ("completion", "completion"),
     "demo": ("demo", "demo"),
 }

@@ -13,7 +13,9 @@ as a ``Gap``, and what was seen already is dropped.
 from __future__ import annotations
 
 import asyncio
+import calendar
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +37,8 @@ INACTIVE = 5.0
 #: How long the stream may be missing when watching begins.
 START_TIMEOUT = 10.0
 BACKOFF = (0.05, 0.2)
+#: JetStream's "no message found".
+NO_MESSAGE = 10037
 
 
 # ---- events -----------------------------------------------------------------------
@@ -114,14 +118,18 @@ class RunState:
         self.run = run
         self.attempt = 0
         self.expected = 1
+        self._began = 0.0
 
     def apply(self, record: wire.Record, out: list[Event]) -> None:
         if isinstance(record, wire.Chunks):
             self._chunks(record, out)
         elif isinstance(record, wire.Reset):
+            # The one that was seen already comes again when we start over in the stream.
             again = record.attempt == self.attempt and self.expected > 1
-            if record.attempt > self.attempt or again:
+            if record.attempt > self.attempt or (again and record.at != self._began):
                 self._begin(record.attempt, out, record.executor, record.tty)
+            if record.attempt == self.attempt:
+                self._began = record.at
         else:
             self._end(record, out)
 
@@ -221,6 +229,8 @@ class Watcher:
         )
         self._summaries = summaries
         self._last = 0
+        #: Subject and time, in ns, of the message at ``_last``.
+        self._seen = "", 0
         self._started = False
         self._down = False
         self._states: dict[str, RunState] = {}
@@ -347,11 +357,25 @@ class Watcher:
             raise LinkLost("the connection to NATS broke") from None
 
     async def _check_stream(self, link: Link) -> None:
-        """A stream that ends before what we have seen is a new one: start over in it."""
+        """A stream that ends before what we have seen, or has something else there, is a new
+        one, or has lost what we have seen: start over in it."""
         info = await link.api(f"STREAM.INFO.{wire.STREAM}")
-        if int(info["state"]["last_seq"]) < self._last:
+        if int(info["state"]["last_seq"]) < self._last or await self._other_there(link):
             self._last = 0
             self._start = None
+
+    async def _other_there(self, link: Link) -> bool:
+        """Whether the sequence of the last message that we saw is another message's now."""
+        if not self._last:
+            return False
+        try:
+            reply = await link.api(f"STREAM.MSG.GET.{wire.STREAM}", {"seq": self._last})
+        except NotReady as problem:
+            if problem.code == NO_MESSAGE:  # purged, or rolled up
+                return False
+            raise
+        message = reply["message"]
+        return bool(message["subject"] != self._seen[0] or _ns(message["time"]) != self._seen[1])
 
     async def _create(self, link: Link, consumer: _Consumer, inbox: str) -> None:
         config: dict[str, Any] = {
@@ -441,6 +465,7 @@ class Watcher:
             stream_sequence = int(fields[at])
             if stream_sequence > self._last:
                 self._last = stream_sequence
+                self._seen = msg.subject, int(fields[at + 2])
                 if self._summaries:
                     self._summary(msg)
                 else:
@@ -493,3 +518,10 @@ class Watcher:
             return
         state.apply(record, self._events)
         self._wake.set()
+
+
+def _ns(time: str) -> int:
+    """Unix time in ns of a time as Go writes it: "2026-01-02T03:04:05.000000006Z"."""
+    whole, _, part = time.rstrip("Z").partition(".")
+    seconds = calendar.timegm(tuple(map(int, re.split("[-T:]", whole))))
+    return seconds * 1_000_000_000 + int(part.ljust(9, "0") if part else 0)

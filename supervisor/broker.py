@@ -103,9 +103,9 @@ class Broker:
             "max_payload": 8 * 1024 * 1024,
             "jetstream": {
                 "store_dir": str(self._dir / "store"),
-                # Its own default is a share of what is free now, without what it has stored:
-                # a stream that fits is refused.
-                "max_file_store": 4 * self._config.stream.max_bytes,
+                # No limit: the stream has one (``disk``). The server's own default is a share
+                # of what is free now, without what it has stored: a stream that fits is refused.
+                "max_file_store": 2**50,
                 "sync_interval": "always" if self._config.stream.sync == "always" else "2m",
             },
             "authorization": {"user": self.endpoint.user, "password": self.endpoint.password},

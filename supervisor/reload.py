@@ -25,7 +25,10 @@ Make = Callable[[Runner, Queue], protocol.Runner]
 
 #: What a running daemon takes over. allow_shell shows in the runners.
 _LIVE = ("runners", "allow_shell", "queue", "source", "withheld")
-_SECTIONS = ("database", "nats", "stream", "queue", "history", "takeover", "log")
+_SECTIONS = (
+    *("database", "nats", "stream", "queue", "history", "takeover", "log"),
+    *("metrics", "traces", "hooks"),
+)
 
 
 class Settings:

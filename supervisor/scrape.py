@@ -10,7 +10,6 @@ import trio
 
 from ..config.schema import Config
 from .durable import Durable
-from .httpd import listen, serve
 from .metrics import Prometheus
 from .registry import Registry
 from .stream import Streams
@@ -39,6 +38,8 @@ class Scrape:
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Raises ConfigError, Unavailable."""
+        from .httpd import listen, serve  # and h11 with it
+
         address = self._config.metrics.listen
         assert address is not None
         listeners = await listen(address, "metrics.listen")

@@ -24,6 +24,7 @@ import trio_asyncio
 
 from ..config.connection import where
 from .errors import ConfigError, Fenced, Unavailable
+from .kept import Kept
 from .metrics import Meters
 from .model import Outcome
 from .room import Room
@@ -163,6 +164,15 @@ class Streams:
         for line in lines:
             log.warning("%s", line)
 
+    async def last_sequence(self) -> int:
+        """Of the whole stream; waits while NATS is away."""
+        while True:
+            try:
+                return int((await aio(self._js.stream_info)(STREAM)).state.last_seq)
+            except Exception as error:
+                log.debug("state of the stream: %r", error)
+                await trio.sleep(0.1)
+
     async def info(self) -> tuple[int, int]:
         """(bytes, messages) stored over all threads."""
         state = (await aio(self._js.stream_info)(STREAM)).state
@@ -301,6 +311,7 @@ class Attempt:
         self._executor = executor
         self._tty = tty
         self._sequence = 0
+        self._kept: Kept | None = None
         self._seq = 0
         self._total = 0
         self._pending: list[Chunk] = []
@@ -314,6 +325,7 @@ class Attempt:
         """Reset the subject for this attempt; or the outcome to adopt, when an earlier
         attempt had already written its end."""
         record = Reset(self._run, self._attempt, time.time(), self._executor, self._tty)
+        self._kept = Kept(record)
         while True:
             tail = await self._streams.tail(self._subject)
             last = tail.record
@@ -393,29 +405,52 @@ class Attempt:
     async def _put(self, record: Record) -> None:
         """Store ``record`` behind the last one of ours, whatever NATS goes through.
 
-        A tail that is read may be older than what was acked: a leader that has lost its
-        quorum answers reads for a while. It proves nothing, so it is read again; only
-        another attempt's record, or one of ours that we did not write, does."""
+        A tail that is older than what was acked is either a read of before (a leader that
+        has lost its quorum answers for a while), or the loss of what was acked. Writing
+        again what follows it is right in both cases: where nothing was lost it is refused.
+        Fenced is who finds another attempt's record, or one of ours that we did not write."""
         known = expected = self._sequence
         while True:
             done = await self._streams.publish(self._subject, record, expected)
             if done is not None:
-                self._sequence = done
+                self._stored(record, done)
                 return
             tail = await self._streams.tail(self._subject)
             if tail.record == record:
-                self._sequence = tail.sequence
+                self._stored(record, tail.sequence)
                 return
-            if tail.record is None:  # purged, or expired while the run was silent
+            if tail.record is None:
                 if expected == tail.sequence:
                     await trio.sleep(RETRY)
-                expected = tail.sequence
-            elif tail.record.attempt == self._attempt and tail.at <= known:
-                now = max(tail.sequence, known)  # behind what others published there
-                if expected == now:
+                expected = tail.sequence  # purged, or expired while the run was silent
+                if await self._streams.last_sequence() < known:
+                    expected = known = await self._again(tail, known)
+            elif tail.record.attempt == self._attempt and tail.at == known:
+                if expected == tail.sequence:
                     await trio.sleep(RETRY)  # not stored; NATS is away
-                expected = now
-            elif tail.record.attempt < self._attempt and tail.at < known:
-                await trio.sleep(RETRY)  # a read from before our reset
+                expected = tail.sequence  # behind what others published there
+            elif tail.record.attempt <= self._attempt and tail.at < known:
+                expected = known = await self._again(tail, known)
             else:
                 raise self._fenced("another attempt writes its stream")
+
+    async def _again(self, tail: Tail, known: int) -> int:
+        """Write what follows ``tail``, as if it were lost: where our last record is then,
+        ``known`` as long as it is not all there."""
+        assert self._kept is not None
+        at, lost = tail.sequence, self._kept.after(tail.record)
+        for record in lost:
+            rollup = isinstance(record, Reset)
+            done = await self._streams.publish(self._subject, record, at, rollup=rollup)
+            if done is None:
+                await trio.sleep(RETRY)
+                return known
+            at = done
+        log.warning("run %s: NATS had lost %d stored records; rewritten", self._run, len(lost))
+        self._sequence = at
+        return at
+
+    def _stored(self, record: Record, sequence: int) -> None:
+        self._sequence = sequence
+        if self._kept is not None:
+            self._kept.add(record)

@@ -6,7 +6,15 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 #: Modules with a daemon, or more, that all their tests share.
-SHARING = {"test_completion.py", "test_exit_codes.py", "test_json.py", "test_systemd.py"}
+SHARING = {
+    "test_completion.py",
+    "test_doctor.py",
+    "test_exit_codes.py",
+    "test_hooks.py",
+    "test_json.py",
+    "test_metrics.py",
+    "test_systemd.py",
+}
 
 
 class Scheduling(LoadScopeScheduling):

@@ -10,14 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SLACK, Box, children, wait_until
+from conftest import Box, children, wait_until
 
 DOC = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -208,9 +207,13 @@ def test_a_run_is_a_span(shown: Shown) -> None:
     assert found["runctl.attempt"] == 1
     assert found["dbos.operation.workflow_id"] == run
     assert any(n == "run_thread" for n, _ in shown.collector.spans())
+    assert "OTLP" not in shown.box.log.read_text()
 
 
-def test_a_collector_that_is_away_holds_nothing_up(stopped_box: Box) -> None:
+def test_a_collector_that_is_away_holds_nothing_up(
+    stopped_box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
     with socket.socket() as hole:  # it takes connections, and never answers
         hole.bind(("127.0.0.1", 0))
         hole.listen()
@@ -218,9 +221,7 @@ def test_a_collector_that_is_away_holds_nothing_up(stopped_box: Box) -> None:
         stopped_box.configure(f'[traces]\nendpoint = "{url}"\n')
         stopped_box.start()
         wait(stopped_box, stopped_box.submit("untraced", "true"))
-        began = time.monotonic()
-        assert stopped_box.term() == 0
-        assert time.monotonic() - began < 8 * SLACK  # the exporter would wait for 30 s
+        assert stopped_box.term() == 0  # the exporter itself would wait for half a minute
     assert "Traceback" not in stopped_box.log.read_text()
 
 
@@ -270,6 +271,6 @@ def test_what_is_not_installed_is_named(
 def test_nothing_is_imported_unless_configured() -> None:
     code = (
         "import sys, runctl.supervisor.daemon\n"
-        "assert not [m for m in sys.modules if m.startswith(('prometheus', 'opentelemetry'))]"
+        "assert not [m for m in sys.modules if m.startswith(('prometheus', 'opentel', 'h11'))]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

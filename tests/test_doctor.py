@@ -1,0 +1,197 @@
+"""What runctl doctor finds, with the daemon up and down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Box, wait_until
+from jsonschema import Draft202012Validator
+from pgserver import Postgres
+from runctl.cli import local, remote
+from runctl.config.load import load
+
+SCHEMA = json.loads(
+    (Path(__file__).parent.parent / "docs" / "schema" / "doctor.schema.json").read_text()
+)
+
+
+def looked(box: Box, code: int = 0) -> dict[str, tuple[str, str, str | None]]:
+    """(state, said, fix) by check; of several with one name the worst."""
+    answer = json.loads(box.runctl("doctor", "--json", code=code))
+    Draft202012Validator(SCHEMA).validate(answer)
+    assert answer["ok"] is (code == 0)
+    found: dict[str, tuple[str, str, str | None]] = {}
+    for x in sorted(answer["findings"], key=lambda x: ["ok", "warn", "fail"].index(x["state"])):
+        found[x["check"]] = (x["state"], x["said"], x["fix"])
+        assert (x["fix"] is None) == (x["state"] == "ok")
+    return found
+
+
+@pytest.fixture(scope="module")
+def well(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    box = Box(tmp_path_factory.mktemp("well"))
+    box.configure("[stream]\nmax_bytes = '64MiB'\n")
+    box.start()
+    try:
+        yield box
+    finally:
+        box.close()
+
+
+def test_a_daemon_that_is_well(well: Box) -> None:
+    found = looked(well)
+    for check in ("config", "versions", "nats-server", "state_dir", "daemon", "nats", "stream"):
+        assert found[check][0] == "ok", found
+    assert found["database"][0] == "ok"
+    assert found["clock of nats"][0] == "ok"
+    assert well.daemon is not None
+    assert f"pid {well.daemon.pid}" in found["daemon"][1]
+    assert "of runctld" in found["open files"][1]
+    assert "nats port" not in found
+    lines = well.runctl("doctor").splitlines()
+    assert all(line.startswith(("ok ", "WARN ", "FAIL ", "     ")) for line in lines)
+
+
+def test_a_state_directory_that_is_open(well: Box) -> None:
+    well.state.chmod(0o755)
+    try:
+        state, _, fix = looked(well)["state_dir"]
+        assert (state, fix) == ("warn", f"chmod 700 {well.state}")
+        well.state.chmod(0o777)
+        assert looked(well, 1)["state_dir"][0] == "fail"
+        assert "FAIL  state_dir" in well.runctl("doctor", code=1)
+    finally:
+        well.state.chmod(0o700)
+
+
+def test_a_daemon_that_hangs(well: Box) -> None:
+    assert well.daemon is not None
+    os.kill(well.daemon.pid, signal.SIGSTOP)
+    try:
+        state, said, _ = looked(well, 1)["daemon"]
+    finally:
+        os.kill(well.daemon.pid, signal.SIGCONT)
+    assert state == "fail"
+    assert f"pid {well.daemon.pid} holds the lock" in said
+    wait_until(lambda: looked(well)["daemon"][0] == "ok", "it answers again")
+
+
+def test_a_daemon_that_is_down(stopped_box: Box) -> None:
+    found = looked(stopped_box)
+    assert found["daemon"][0] == "warn"
+    assert found["daemon"][2] == f"start it: runctld --config {stopped_box.config}"
+    assert "made by the first start" in found["state_dir"][1]
+    stopped_box.state.mkdir(mode=0o700)
+    (stopped_box.state / "runctl.sqlite").write_bytes(b"no database at all" * 100)
+    (stopped_box.state / "runctl.sqlite").chmod(0o644)
+    found = looked(stopped_box, 1)
+    assert found["database"][0] == "fail"
+    assert found["state_dir"][0] == "warn"
+
+
+def test_a_taken_port_and_a_missing_tool(stopped_box: Box) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        stopped_box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
+        assert looked(stopped_box, 1)["metrics port"][0] == "fail"
+    assert looked(stopped_box)["metrics port"][0] == "ok"
+
+
+def test_configurations(stopped_box: Box) -> None:
+    stopped_box.configure("[queue]\nmax_runing = 3\n")
+    state, said, fix = looked(stopped_box, 1)["config"]
+    assert state == "fail"
+    assert "max_runing" in said + str(fix)
+    stopped_box.configure(
+        '[runners.x]\nkind = "chat"\nbase_url = "http://x"\nmodel = "${NO_SUCH}"\n'
+    )
+    found = looked(stopped_box)
+    assert found["config"][0] == "warn"
+    assert "NO_SUCH" in found["config"][1]
+    assert found["database"][0] == "ok"  # the rest is looked at
+
+
+def test_limits_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "runctld.toml"
+    file.write_text(
+        f'state_dir = "{tmp_path}/state"\n[queue]\nmax_running = 900000\n'
+        '[stream]\nmax_bytes = "4000TiB"\n'
+    )
+    config = load(file)
+    assert local.disk(config).state == "warn"
+    assert next(x.state for x in local.limits(config, None)) == "warn"
+    monkeypatch.setattr(local, "LEAST_FREE", 2**62)
+    assert local.disk(config).state == "fail"
+    assert local.cgroups(None).state in ("ok", "warn")
+
+
+def test_clocks() -> None:
+    now = time.time()
+    assert remote._clock("c", now, now, now).state == "ok"
+    assert remote._clock("c", now - 10, now, now).state == "warn"
+    assert remote._clock("c", now + 100, now, now).state == "fail"
+    assert remote._unix("2026-11-25T00:00:00.123456789Z") == pytest.approx(1795564800.123456)
+
+
+def test_a_stream_of_others(well: Box) -> None:
+    config = load(well.config)
+    good = {
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
+        "discard": "new",
+        "max_bytes": config.stream.max_bytes,
+    }
+    assert remote._stream(config, good, 1).state == "ok"
+    assert remote._stream(config, good | {"discard": "old"}, 1).state == "fail"
+    assert remote._stream(config, good | {"max_bytes": -1}, 1).state == "warn"
+
+
+def test_postgresql(tmp_path: Path, postgres: Postgres, nats_server: str) -> None:
+    box = Box(tmp_path)
+    url = postgres.database()
+    text = f'executor_id = "doc"\n[database]\nurl = "{{}}"\n[nats]\nurl = "{nats_server}"\n'
+    try:
+        box.configure(text.format(url))
+        found = looked(box)
+        assert found["lease"] == ("ok", "free", None)
+        assert found["database"][1].endswith(", still empty")
+        assert found["clock of postgresql"][0] == "ok"
+        box.start()
+        found = looked(box)
+        assert found["daemon"][0] == "ok"
+        assert "held by" in found["lease"][1]
+        assert box.daemon is not None
+        os.kill(box.daemon.pid, signal.SIGSTOP)
+        try:
+            found = looked(box, 1)
+        finally:
+            os.kill(box.daemon.pid, signal.SIGCONT)
+        assert found["lease"][0] == "warn"
+        secret = url.replace("://", "://nobody:canary-secret@", 1) if "@" not in url else url
+        box.configure(text.format(url.rpartition("/")[0] + "/no_such_database"))
+        found = looked(box, 1)
+        assert found["database"][0] == "fail"
+        assert "canary" not in str(found), secret
+    finally:
+        box.close()
+
+
+def test_a_database_file_without_wal(tmp_path: Path) -> None:
+    file = tmp_path / "runctld.toml"
+    file.write_text(f'state_dir = "{tmp_path}"\n')
+    with sqlite3.connect(tmp_path / "runctl.sqlite") as database:
+        database.execute("CREATE TABLE workflow_status (name TEXT)")
+    database.close()
+    finding: Any = remote.sqlite(load(file))
+    assert finding.state == "warn"
