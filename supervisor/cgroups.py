@@ -92,7 +92,8 @@ def prefix(state_dir: str) -> str:
 def prepare(state_dir: str, wait: float) -> str | None:
     """Move this process to its leaf, and clear what an earlier daemon of ``state_dir`` left:
     ``root/PREFIX``, to which the names of runs are added. None: no cgroups are to be used.
-    """
+
+    Raises TimeoutError when what was left is still alive after ``wait`` seconds."""
     root = delegated()
     if root is None:
         return None
@@ -102,20 +103,20 @@ def prepare(state_dir: str, wait: float) -> str | None:
         _write(os.path.join(root, LEAF), "cgroup.procs", str(os.getpid()))
     except OSError:
         return None
-    clear(start, wait)
+    if left := clear(start, wait):
+        raise TimeoutError(f"processes of an earlier daemon do not die; see {left[0]}")
     return start
 
 
-def clear(start: str, wait: float) -> None:
-    """End and remove every cgroup whose path begins with ``start``."""
+def clear(start: str, wait: float) -> list[str]:
+    """End and remove every cgroup whose path begins with ``start``; those that are not empty
+    after ``wait`` seconds."""
     root, begin = os.path.split(start)
     left = [Cgroup(e.path) for e in os.scandir(root) if e.name.startswith(begin) and e.is_dir()]
     deadline = time.monotonic() + wait
     for group in left:
         group.kill()
-    for group in left:
-        group.wait_empty(deadline)
-        group.remove()
+    return [group.path for group in left if not group.wait_empty(deadline) or not group.remove()]
 
 
 def delegated() -> str | None:

@@ -114,9 +114,7 @@ async def _run(
                     lease = await stack.enter_async_context(hold_database_lease(config, executor))
                 fence = Fence(file_lease, lease)
                 stack.enter_context(fence.asks_on_waking())
-                groups = await trio.to_thread.run_sync(
-                    cgroups.prepare, str(config.state_dir), config.start_timeout
-                )
+                groups = await _prepare_cgroups(config)
                 keeper = await stack.enter_async_context(
                     open_keeper(
                         config.state_dir,
@@ -132,6 +130,15 @@ async def _run(
                 daemon = _Daemon(config, file, executor, keeper, loop, fence, notifier)
                 await daemon.run(wishes, start, cgroups=groups is not None)
                 nursery.cancel_scope.cancel()
+
+
+async def _prepare_cgroups(config: Config) -> str | None:
+    """Raises Unavailable."""
+    state, wait = str(config.state_dir), config.start_timeout
+    try:
+        return await trio.to_thread.run_sync(cgroups.prepare, state, wait)
+    except TimeoutError as error:
+        raise Unavailable(str(error)) from None
 
 
 def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ for package in (runctl.config, runctl.supervisor, runctl.cli):
 for name in ("rich.console", "rich.table", "rich.text", "rich.live"):
     importlib.import_module(name)
 from runctl.cli.main import main as runctl
-from runctl.supervisor.main import main as runctld
+from runctl.supervisor.arguments import runctld
 user, config, home = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
 os.environ["HOME"] = home

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -269,12 +270,13 @@ def test_what_an_earlier_daemon_left_is_killed(tmp_path: Path):
         )
         wait_until(lambda: len(group.pids()) == 2, "both are inside")
         other = cgroups.Cgroup(str(root / "run-other-1"))
-        other.open()
-        cgroups.clear(start, 30)
-        assert sleeper.wait() == -signal.SIGKILL
+        os.close(other.open())
+        assert cgroups.clear(start, 30) == []
+        assert sleeper.wait(30) == -signal.SIGKILL
         assert not Path(group.path).exists()
         assert Path(other.path).exists()
     finally:
+        os.close(entry)
         remove_cgroup(root)
 
 
