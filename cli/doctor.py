@@ -74,7 +74,10 @@ def _look(app: App) -> Iterator[Finding]:
     status, asked = run(lambda: remote.nats(config, holder))
     here = status.pid if status is not None and holder is not None else None
     yield from local.limits(config, here)
-    yield local.cgroups(here)
+    if status is not None and status.cgroups:
+        yield ok("cgroups", "each run has one of its own")
+    else:
+        yield local.cgroups(here)
     if holder is None:
         yield from local.ports(config)
     yield from asked
