@@ -6,6 +6,7 @@ start at once, in words for the operator.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -137,7 +138,9 @@ class Connection:
         with trio.move_on_after(1, shield=True):
             try:
                 await aio(self.client.close)()
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                # The latter comes from tasks of its own that it has cancelled: a wish of
+                # ours to cancel is trio's, and comes as such.
                 log.debug("close: %r", error)
 
     async def _on_error(self, error: Exception) -> None:

@@ -147,12 +147,19 @@ class Control:
 
     async def tell_others(self) -> None:
         """There is work for any executor that has room."""
-        await aio(self._nc.publish)(wire.KICK_SUBJECT, b"")
+        await self._tell(wire.KICK_SUBJECT)
+
+    async def _tell(self, subject: str, what: bytes = b"") -> None:
+        """News that nobody depends on: what was done for it is done, heard or not."""
+        try:
+            await aio(self._nc.publish)(subject, what)
+        except Exception as error:  # the connection is closed, or too much waits for it
+            log.debug("%s was not told: %r", subject, error)
 
     async def _tell_changed(self, thread: str) -> None:
         """The thread's queue is not what it was: for those who watch it live."""
         self._registry.touch()
-        await aio(self._nc.publish)(wire.CHANGED_SUBJECT, thread.encode())
+        await self._tell(wire.CHANGED_SUBJECT, thread.encode())
 
     async def _tell_if_full(self) -> None:
         if len(self._registry) >= self._settings.queue.max_running:

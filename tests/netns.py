@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 
-NETWORK, HERE = "10.213.77.0/24", "10.213.77.1"
+#: Of this process alone: others may do the same at the same time.
+_PART = f"10.213.{os.getpid() % 250 + 1}"
+NETWORK, HERE = f"{_PART}.0/24", f"{_PART}.1"
 
 
 def why_not() -> str:

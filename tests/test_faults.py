@@ -355,7 +355,7 @@ def test_a_start_without_room_is_one_line(stopped_box: Box) -> None:
         box.term()
         disk.fill()
         assert box.start(ready=False).wait(30) == 69
-        assert "No space left" in box.log.read_text().splitlines()[-1]
+        assert "make room" in box.log.read_text().splitlines()[-1]
         disk.empty()
         box.start()
         assert "Traceback" not in box.log.read_text()

@@ -23,6 +23,7 @@ from runctl.supervisor import wire
 from runctl.supervisor.errors import Refused
 from runctl.supervisor.lease import hold_database_lease
 from runctl.supervisor.members import Members
+from runctl.supervisor.metrics import Meters
 from runctl.supervisor.model import Run, Status
 from runctl.supervisor.others import Others
 from test_postgres import House
@@ -194,7 +195,7 @@ async def test_no_end_is_written_for_an_owner_that_may_live(home: House) -> None
         members = Members(config, "peer")
         await members.announce()
         # Streams and rows are not to be touched: there are none here.
-        others = Others("peer", client, None, None, members)  # type: ignore[arg-type]
+        others = Others("peer", client, None, None, members, Meters())  # type: ignore[arg-type]
         async with hold_database_lease(config, "mute"):
             with pytest.raises(Refused, match="does not answer whether its processes are gone"):
                 await others.settle(run)
