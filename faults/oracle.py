@@ -344,9 +344,11 @@ class Judge:
         attempts = [event["attempt"] for event in events if event["type"] == "reset"]
         self._check(attempts == sorted(set(attempts)), "repeated", f"{name}: resets {attempts}")
         purged = self._facts.works[run].thread in self._facts.purged
-        self._check_reply(
-            name, run, events, whole=bool(ends), gaps=purged or self._facts.thin, shown=True
-        )
+        # Who follows a thread while no daemon answers begins with the run that wrote last: an
+        # end of one that was aborted in the queue, perhaps, while another one runs.
+        amid = seen.act.run is None and seen.events[0]["type"] == "end"
+        gaps = purged or self._facts.thin or amid
+        self._check_reply(name, run, events, whole=bool(ends), gaps=gaps, shown=True)
 
     def _check_reply(
         self,
