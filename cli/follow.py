@@ -125,7 +125,8 @@ async def follow(
     follower = _Follower(target, options, output)
     presence = Presence(config, output, None if found is None else found.executor)
     settling: asyncio.Task[None] | None = None
-    reconnected = False
+    # Without the daemon nobody has told whether the run is over: its end may be purged.
+    reconnected = found is None
     watcher = watch.Watcher(dial, subject, link=link, start=target.start, shared=shared)
     window = Window(watcher, options.follow and output.has_screen)
     async with (

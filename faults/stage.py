@@ -197,12 +197,14 @@ class Stage:
     def runs_alive(self, runs: set[str]) -> dict[int, str]:
         """pid -> run of each process that carries the mark of one of ``runs``."""
         marks = {f"RUNCTL_RUN={run}".encode(): run for run in runs}
+        ours = f"RUNCTL_STATE={self.path}/".encode()  # other rounds may have runs of the same names
         found = {}
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     environment = Path(f"/proc/{entry.name}/environ").read_bytes().split(b"\0")
-                    for mark in marks.keys() & environment:
+                    here = any(held.startswith(ours) for held in environment)
+                    for mark in marks.keys() & environment if here else ():
                         found[int(entry.name)] = marks[mark]
         return found
 

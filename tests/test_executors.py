@@ -238,7 +238,7 @@ def test_owner_and_takeover_race(house: House) -> None:
     boxes = _three(house, TAKEOVER)
     delay, won = 1.2, Counter[str]()
     for _ in range(RACES):
-        load = Load(house, 4, 1, 0.8 if SLACK == 1 else 2.0)
+        load = Load(house, 4, 1, 0.8 if SLACK == 1 else 5.0)  # none ends before the kill
         load.wait_begun(4)
         owner = _owner(house, boxes, next(iter(load.runs.values()))[0])
         before = _takeovers(boxes)

@@ -91,6 +91,7 @@ def old_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def old_box(stopped_box: Box, old_state: Path) -> Iterator[Box]:
     shutil.copytree(old_state, stopped_box.state)
+    stopped_box.state.chmod(0o700)
     return stopped_box  # type: ignore[return-value]
 
 

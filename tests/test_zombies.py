@@ -80,7 +80,7 @@ class Frozen:
         root = next((r for r in roots if (r / "cgroup.procs").exists()), roots[0])
         self.group = root / f"runctl-test-{daemon.pid}"
         try:
-            self.group.mkdir()
+            self.group.mkdir(exist_ok=True)
             (self.group / "cgroup.procs").write_text(str(daemon.pid))
             (self.group / "cgroup.freeze").write_text("1")
         except OSError as error:
@@ -110,11 +110,27 @@ def pause(request: pytest.FixtureRequest) -> Iterator[Pause]:
 
     def make(daemon: subprocess.Popen[bytes]) -> Stopped | Frozen:
         made.append(request.param(daemon))
+        database = request.getfixturevalue("stopped_box").state / "runctl.sqlite"
+        while database.exists() and _locked(database):  # nobody could start beside that
+            made[-1].go_on()
+            time.sleep(0.05)
+            made[-1] = request.param(daemon)
         return made[-1]
 
     yield make
     for paused in made:
         paused.close()
+
+
+def _locked(database: Path) -> bool:
+    """Whether it was paused in the middle of writing to its database."""
+    with contextlib.closing(sqlite3.connect(database, timeout=0.3)) as db:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        db.rollback()
+        return False
 
 
 def _pids(folder: Path, attempt: int, count: int = 2) -> list[int]:
