@@ -296,7 +296,8 @@ class Watcher:
                 delay = BACKOFF[0]
                 await self._consume(self._link)
             except Unavailable:
-                if not self._started:
+                # What was delivered before the server told of it counts as a beginning.
+                if not self._started and not self._last:
                     raise
             self._went_down()
             if self._link is not None:

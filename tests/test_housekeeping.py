@@ -78,8 +78,12 @@ def test_what_the_next_turn_refers_to_stays(stopped_box: Box) -> None:
     chat = '[runners.c]\nkind = "chat"\nbase_url = "http://127.0.0.1:9"\nmodel = "m"\nhistory = 2\n'
     box.configure(f'[history]\nmax_age = "3s"\n{chat}')
     box.start()
-    used = finish(box, "used", 4)
+    go = box.path / "go"
+    wait = f"while ! [ -e {go} ]; do sleep 0.05; done"
+    box.submit("used", "sh", "-c", wait)
+    used = [box.submit("used", "true") for _ in range(4)]
     live = box.submit("used", "sleep", "1000")
+    go.touch()
     finish(box, "unused", 2)
     wait_until(lambda: listed(box, "unused") == [], "of a thread that nobody uses none stays")
     wait_until(lambda: sorted(listed(box, "used")) == sorted([live, *used[-2:]]), "two stay")
