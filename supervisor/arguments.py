@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import click
 
@@ -26,8 +26,6 @@ from .report import mask_tracebacks
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
 #: Of disk or descriptors, as it may be met anywhere: the next start may find some.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
-
-E = TypeVar("E", bound=BaseException)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,13 +67,15 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     set_up(config.log, verbose=verbose, hide=hide)
     try:
         _run(config, file, early)
-    except* RunctlError as group:
-        _fail(_first(group), hide)
-    except* OSError as group:
-        met = _first(group)
-        if met.errno not in NO_ROOM:
+    except (BaseExceptionGroup, RunctlError, OSError) as error:
+        # Not except*: that of Python before 3.11.4 wraps the SystemExit.
+        group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+        if (known := group.subgroup(RunctlError)) is not None:
+            _fail(_first(known), hide)
+        met = group.subgroup(lambda e: isinstance(e, OSError) and e.errno in NO_ROOM)
+        if met is None:
             raise
-        text = f"{met.strerror}; make room for {config.state_dir}, or raise the limit"
+        text = f"{_first(met).strerror}; make room for {config.state_dir}, or raise the limit"
         _fail(Unavailable(text), hide)
 
 
@@ -87,7 +87,7 @@ def _run(config: Config, file: Path | None, early: Early | None) -> None:
     trio.run(run, config, file, early, strict_exception_groups=True)
 
 
-def _first(group: BaseExceptionGroup[E]) -> E:
+def _first(group: BaseExceptionGroup[Any]) -> Any:
     found = group.exceptions[0]
     return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
