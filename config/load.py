@@ -356,19 +356,9 @@ def _read_command(name: str, table: _Table) -> CommandRunner:
         name,
         argv=table.texts("argv"),
         cwd=table.path("cwd"),
-        env=_read_env(table),
+        env=table.environment(_RUN_VARIABLES, "run"),
         tty=table.flag("tty", False),
     )
-
-
-def _read_env(runner: _Table) -> dict[str, str]:
-    env, table = runner.mapping("env"), runner.table("env")
-    for name in env:
-        if not name or "=" in name or "\0" in name:
-            table.fail(name, 'an environment variable\'s name is not empty and holds no "="')
-        if name in _RUN_VARIABLES:
-            table.fail(name, "is set by runctld for each run: remove it")
-    return env
 
 
 def _read_chat(name: str, table: _Table) -> ChatRunner:

@@ -103,12 +103,7 @@ def _read_headers(table: Table, on_end: tuple[str, ...] | str | None) -> dict[st
 
 
 def _read_env(table: Table, on_end: tuple[str, ...] | str | None) -> dict[str, str]:
-    env, names = table.mapping("env"), table.table("env")
-    for name in env:
-        if not name or "=" in name or "\0" in name:
-            names.fail(name, 'an environment variable\'s name is not empty and holds no "="')
-        if name in _RUN_VARIABLES:
-            names.fail(name, "is set by runctld for each hook: remove it")
+    env = table.environment(_RUN_VARIABLES, "hook")
     if env and not isinstance(on_end, tuple):
         table.fail("env", "is for an on_end that is a command: remove it")
     return env

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -159,6 +159,16 @@ class Table:
                 self.fail(f"{key}[{index}]", "is empty: remove it")
             items.append(item)
         return tuple(items)
+
+    def environment(self, taken: Collection[str], each: str) -> dict[str, str]:
+        """The variables of ``env``, none of those that runctld sets for ``each`` itself."""
+        env, names = self.mapping("env"), self.table("env")
+        for name in env:
+            if not name or "=" in name or "\0" in name:
+                names.fail(name, 'an environment variable\'s name is not empty and holds no "="')
+            if name in taken:
+                names.fail(name, f"is set by runctld for each {each}: remove it")
+        return env
 
     def mapping(self, key: str) -> dict[str, str]:
         """A table of strings (environment variables)."""

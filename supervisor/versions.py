@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import ConfigError
+from .private import write_private
 
 FORMAT = 1
 #: Below the state directory: the number of its format.
@@ -49,7 +50,4 @@ def mark_format(state_dir: Path) -> None:
     wanted = f"{FORMAT}\n"
     if file.exists() and file.read_text() == wanted:
         return
-    temporary = file.with_suffix(".new")
-    temporary.touch(mode=0o600)
-    temporary.write_text(wanted)
-    temporary.replace(file)
+    write_private(file, wanted.encode())
