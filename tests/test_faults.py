@@ -10,7 +10,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -299,69 +299,66 @@ print("after" + "x" * 100000)
 """
 
 
+@pytest.fixture
+def disk(stopped_box: Box) -> Iterator[SmallDisk]:
+    """The small file system on which ``stopped_box`` has its state."""
+    box = stopped_box
+    try:
+        made = SmallDisk(box.path / "disk")
+    except OSError as error:
+        pytest.skip(f"no small file system can be mounted: {error}")
+    box.state = made.path / "state"
+    box.configure("[stream]\nmax_bytes = '32MiB'\n")
+    try:
+        yield made
+    finally:
+        box.close()
+        made.close()
+
+
 @pytest.mark.parametrize("full", ["all", "the database's alone"])
-def test_a_full_disk_loses_nothing(stopped_box: Box, full: str) -> None:
+def test_a_full_disk_loses_nothing(stopped_box: Box, disk: SmallDisk, full: str) -> None:
     """Runs that end while nothing can be stored, and what is asked for meanwhile."""
     box = stopped_box
-    try:
-        disk = SmallDisk(box.path / "disk")
-    except OSError as error:
-        pytest.skip(f"no small file system can be mounted: {error}")
-    try:
-        box.state = disk.path / "state"
-        box.configure("[stream]\nmax_bytes = '32MiB'\n")
-        if full != "all":
-            (box.path / "store").mkdir()
-            box.start()
-            box.term()
-            shutil.rmtree(box.state / "nats" / "store")
-            (box.state / "nats" / "store").symlink_to(box.path / "store")
-        box.start()
-        go = box.path / "go"
-        runs = {f"full-{n}": box.submit_py(f"full-{n}", TALKS, str(go)) for n in range(3)}
-        watches = [Watch(box, thread) for thread in runs]
-        for watch in watches:
-            watch.wait_chunks(1)
-        disk.fill()
-        box.runctl("submit", "full-0", "--", "echo", "x" * 90000, code=1)
-        assert "disk is full" in box.stderr
-        assert box.stderr.count("\n") == 1, box.stderr
-        go.touch()
-        time.sleep(3)  # the runs end meanwhile
-        disk.empty()
-        for watch in watches:
-            assert watch.wait() == 0
-            assert watch.text() == "before\nafter" + "x" * 100000 + "\n"
-        for run in runs.values():
-            wait_until(lambda run=run: box.show(run)["ended_at"], "it is recorded")
-            assert box.show(run)["status"] == "succeeded"
-        box.runctl("wait", box.submit("full-0", "echo", "more"))
-        assert "Traceback" not in box.log.read_text()
-    finally:
-        box.close()
-        disk.close()
-
-
-def test_a_start_without_room_is_one_line(stopped_box: Box) -> None:
-    box = stopped_box
-    try:
-        disk = SmallDisk(box.path / "disk")
-    except OSError as error:
-        pytest.skip(f"no small file system can be mounted: {error}")
-    try:
-        box.state = disk.path / "state"
-        box.configure("[stream]\nmax_bytes = '32MiB'\n")
+    if full != "all":
+        (box.path / "store").mkdir()
         box.start()
         box.term()
-        disk.fill()
-        assert box.start(ready=False).wait(30) == 69
-        assert "make room" in box.log.read_text().splitlines()[-1]
-        disk.empty()
-        box.start()
-        assert "Traceback" not in box.log.read_text()
-    finally:
-        box.close()
-        disk.close()
+        shutil.rmtree(box.state / "nats" / "store")
+        (box.state / "nats" / "store").symlink_to(box.path / "store")
+    box.start()
+    go = box.path / "go"
+    runs = {f"full-{n}": box.submit_py(f"full-{n}", TALKS, str(go)) for n in range(3)}
+    watches = [Watch(box, thread) for thread in runs]
+    for watch in watches:
+        watch.wait_chunks(1)
+    disk.fill()
+    box.runctl("submit", "full-0", "--", "echo", "x" * 90000, code=1)
+    assert "disk is full" in box.stderr
+    assert box.stderr.count("\n") == 1, box.stderr
+    go.touch()
+    time.sleep(3)  # the runs end meanwhile
+    disk.empty()
+    for watch in watches:
+        assert watch.wait() == 0
+        assert watch.text() == "before\nafter" + "x" * 100000 + "\n"
+    for run in runs.values():
+        wait_until(lambda run=run: box.show(run)["ended_at"], "it is recorded")
+        assert box.show(run)["status"] == "succeeded"
+    box.runctl("wait", box.submit("full-0", "echo", "more"))
+    assert "Traceback" not in box.log.read_text()
+
+
+def test_a_start_without_room_is_one_line(stopped_box: Box, disk: SmallDisk) -> None:
+    box = stopped_box
+    box.start()
+    box.term()
+    disk.fill()
+    assert box.start(ready=False).wait(30) == 69
+    assert "make room" in box.log.read_text().splitlines()[-1]
+    disk.empty()
+    box.start()
+    assert "Traceback" not in box.log.read_text()
 
 
 def test_an_abort_does_not_undo_an_end_that_is_not_recorded_yet(box: Box) -> None:
