@@ -166,8 +166,12 @@ class Link:
     async def close(self) -> None:
         """Flush and close; never longer than half a second, never an error."""
         self.closed.set()
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(self.nc.close(), 0.5)
+        try:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.nc.close(), 0.5)
+        finally:  # cancelled, or stopped by an error, nats-py leaves its socket open
+            if transport := self.nc._transport:
+                transport.close()  # type: ignore[no-untyped-call]
 
 
 def _target(config: Config) -> tuple[Nats, dict[str, Any]]:

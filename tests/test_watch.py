@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -490,3 +491,30 @@ def test_attach_works_while_the_daemon_is_down(server: Server) -> None:
     out, err = runctl(server, "attach", "t", code=4)
     assert (out, err.count("\n")) == ("", 1)
     assert "runctld is not running" in err
+
+
+def test_a_close_that_is_cancelled_leaves_no_socket_open(server: Server) -> None:
+    async def main() -> None:
+        before = _sockets()
+        link = await dial(server.config)
+        assert _sockets() > before
+        closing = asyncio.create_task(link.close())
+        await asyncio.sleep(0)  # it has begun
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        end = time.monotonic() + DEADLINE
+        while _sockets() > before:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.02)
+
+    asyncio.run(main())
+
+
+def _sockets() -> int:
+    """That this process has open."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sum(link.startswith("socket:") for link in links)
