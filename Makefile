@@ -62,8 +62,12 @@ check: $(READY) .typing/.ready
 man: $(READY)
 	$(BIN)/python docs/manpages.py
 
-bench: $(READY)
+bench: $(READY) .venv/.bench
 	$(BIN)/python -m bench
+
+.venv/.bench: $(READY)
+	$(BIN)/python $(PIP) -e '.[bench]'
+	touch $@
 
 # atheris has wheels for some Pythons on Linux only: where there is none, the target says
 # so and goes on. What is found is kept in tests/corpus, which `make test` replays.

@@ -9,13 +9,13 @@ import time
 from functools import partial
 
 from .harness import is_chunk, running, time_processes, watching, wired
-from .report import print_row, print_title
+from .report import Table
 
 KILLS = 5
 DEMO_CHUNKS, DEMO_INTERVAL = 20, 0.5
 
 
-async def bench_replay() -> None:
+async def bench_replay() -> list[Table]:
     """SIGKILL, immediate restart: when does the attached watcher see the new attempt?"""
     baseline = time_processes(KILLS, [sys.executable, "-c", "import dbos, trio, nats"])
     samples = []
@@ -32,12 +32,16 @@ async def bench_replay() -> None:
                     killed = time.time()
                     daemon.kill()
                     daemon.start()
-    print_title("SIGKILL -> first replayed chunk at an attached watcher (target: 1000 ms)")
-    print_row("baseline: python -c 'import dbos, trio, nats'", baseline, "ms", None)
-    print_row("kill, restart at once, first chunk", samples, "ms", baseline)
+    table = Table("replay", "SIGKILL, restart at once → replay seen by who is attached")
+    table.aim = "at most 800 ms, and at most 350 ms above the interpreter with its imports"
+    floor = table.add("python -c 'import dbos, trio, nats'", baseline, "ms", "floor")
+    ours = table.add("runctl: kill → first replayed chunk", samples, "ms", against=floor)
+    table.judge("at most 800 ms", ours.median <= 800)
+    table.judge("at most 350 ms above the floor", ours.median <= floor.median + 350)
+    return [table]
 
 
-async def bench_demo() -> None:
+async def bench_demo() -> list[Table]:
     """The demo's workload: how long after the kill is the whole reply there?"""
     mock = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "runctl.cli.mock",
@@ -67,7 +71,7 @@ async def bench_demo() -> None:
         if mock.returncode is None:
             mock.kill()
         await mock.communicate()
-    print_title(f"SIGKILL -> chunk {DEMO_CHUNKS} of the demo's reply (target: 11.5 s)")
-    work = [(DEMO_CHUNKS - 1) * DEMO_INTERVAL]
-    print_row("baseline: the reply itself", work, "s", None)
-    print_row("kill, restart at once, last chunk", [seen - killed], "s", work)
+    table = Table("demo", f"SIGKILL → chunk {DEMO_CHUNKS} of the demo's reply")
+    work = table.add("the reply itself", [(DEMO_CHUNKS - 1) * DEMO_INTERVAL], "s", "floor")
+    table.add("runctl: kill, restart at once → last chunk", [seen - killed], "s", against=work)
+    return [table]

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from .harness import PATIENCE, Daemon, running, wired
 from .processes import process_tree
-from .report import print_row, print_title
+from .report import Table
 
 TREES = 200
 #: Each is deaf, and has a child in a session of its own that is deaf as well.
 DEAF = 'trap "" TERM INT HUP; setsid sleep 600 & while :; do sleep 600; done'
 
 
-async def bench_stop() -> None:
+async def bench_stop() -> list[Table]:
     """SIGKILL of the daemon, SIGTERM, and SIGTERM hastened by a second one."""
     baseline = await asyncio.to_thread(_kill_sleepers)
     async with running('stop_grace = "1s"\n') as daemon:
@@ -32,11 +32,12 @@ async def bench_stop() -> None:
         stopped = await _stop(daemon, again=False)
         daemon.configure('stop_grace = "10m"\n')
         hastened = await _stop(daemon, again=True)
-    print_title(f"{TREES} trees that ignore TERM: until all processes are gone")
-    print_row(f"baseline: KILL for {3 * TREES} sleeping processes", baseline, "s", None)
-    print_row("daemon killed (target: 2 s)", [killed], "s", baseline)
-    print_row("SIGTERM, stop_grace 1 s", [stopped], "s", baseline)
-    print_row("SIGTERM twice, stop_grace 10 min", [hastened], "s", baseline)
+    table = Table("stop", f"{TREES} trees that ignore TERM: until all processes are gone")
+    floor = table.add(f"KILL for {3 * TREES} sleeping processes", baseline, "s", "floor")
+    table.add("runctl: daemon killed", [killed], "s", against=floor)
+    table.add("runctl: SIGTERM, stop_grace 1 s", [stopped], "s", against=floor)
+    table.add("runctl: SIGTERM twice, stop_grace 10 min", [hastened], "s", against=floor)
+    return [table]
 
 
 async def _trees(daemon: Daemon) -> list[int]:

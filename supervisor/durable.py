@@ -186,9 +186,10 @@ class Durable:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise Unavailable(f"the database cannot be opened: {reason}") from error
-        sa.event.listen(self._dbos._sys_db.engine, "commit", lambda _: self._clear())
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
+        await trio.to_thread.run_sync(self._index)
+        sa.event.listen(self._dbos._sys_db.engine, "commit", lambda _: self._clear())
         await trio.to_thread.run_sync(self._settle_recovery)
         await trio.to_thread.run_sync(self._start_workers)
 
@@ -198,6 +199,16 @@ class Durable:
         path = self._config.state_dir / "runctl.sqlite"
         _prepare_sqlite(path)
         return f"sqlite:///{path}"
+
+    def _index(self) -> None:
+        """DBOS finds a thread's runs by an index while they are live only; lists, and the
+        turns of a conversation, need those that are over."""
+        c = self._table.c
+        index = sa.Index("runctl_thread", c.queue_partition_key, c.created_at)
+        try:
+            index.create(self._dbos._sys_db.engine, checkfirst=True)
+        except sa.exc.DBAPIError as error:  # another executor makes it just now
+            log.debug("index: %s", _reason(error))
 
     def _start_workers(self) -> None:
         most = self._config.queue.max_running
@@ -429,17 +440,46 @@ class Durable:
         return found[::-1]
 
     async def threads(self, *, limit: int, offset: int, busy: bool = False) -> list[ThreadRow]:
-        """A page of threads with their latest runs, most recent activity first. ``busy``:
-        only those on which a run is running or queued."""
-        t = self._table
+        """A page of threads with their latest runs, most recent activity first; costs what
+        is shown, not what is stored. ``busy``: only those on which a run is running or
+        queued."""
+        t, newer = self._table, self._table.alias()
+        thread = t.c.queue_partition_key
         kept = [t.c.name == WORKFLOW]
         if busy:  # what is live is found by the status, however many threads there are
-            live = sa.select(t.c.queue_partition_key).where(
-                t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE))
+            live = sa.select(thread).where(t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE)))
+            kept.append(thread.in_(live))
+        later = sa.select(newer.c.workflow_uuid).where(
+            newer.c.queue_partition_key == thread,
+            newer.c.created_at >= t.c.created_at,
+            sa.tuple_(newer.c.created_at, newer.c.workflow_uuid)
+            > sa.tuple_(t.c.created_at, t.c.workflow_uuid),
+        )
+        page = (
+            sa.select(t.c.workflow_uuid)
+            .where(*kept, ~later.exists())
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        query = (
+            sa.select(*self._columns(), self._there("ENQUEUED", "DELAYED"), self._there("PENDING"))
+            .where(t.c.workflow_uuid.in_(page))
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+        )
+        return [_thread(row, *row[-2:]) for row in await self._rows(query)]
+
+    def _there(self, *statuses: str) -> sa.ScalarSelect[int]:
+        """How many runs of the row's thread have these statuses."""
+        other = self._table.alias()
+        return (
+            sa.select(sa.func.count())
+            .where(
+                other.c.queue_name == QUEUE,
+                other.c.status.in_(statuses),
+                other.c.queue_partition_key == self._table.c.queue_partition_key,
             )
-            kept.append(t.c.queue_partition_key.in_(live))
-        return await self._threads(
-            kept, (t.c.created_at.desc(), t.c.workflow_uuid.desc()), limit, offset
+            .scalar_subquery()
         )
 
     async def live_threads(self, *, limit: int, offset: int) -> list[ThreadRow]:
@@ -448,26 +488,9 @@ class Durable:
         is live, not what is stored."""
         t = self._table
         running_first = sa.case((t.c.status == "PENDING", 0), else_=1)
-        return await self._threads(
-            [t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE))],
-            (running_first, t.c.priority, t.c.created_at, t.c.workflow_uuid),
-            limit,
-            offset,
-            first=running_first,
-        )
-
-    async def _threads(
-        self,
-        kept: Sequence[sa.ColumnElement[bool]],
-        shown: Sequence[sa.ColumnElement[Any]],
-        limit: int,
-        offset: int,
-        first: sa.ColumnElement[Any] | None = None,
-    ) -> list[ThreadRow]:
-        """Threads of the rows that are ``kept``; of each, the row that ``shown`` puts first."""
-        t = self._table
         part = t.c.queue_partition_key
-        rank = sa.func.row_number().over(partition_by=part, order_by=tuple(shown)).label("rank")
+        shown = (running_first, t.c.priority, t.c.created_at, t.c.workflow_uuid)
+        rank = sa.func.row_number().over(partition_by=part, order_by=shown).label("rank")
         count = sa.func.sum(sa.case((t.c.status.in_(["ENQUEUED", "DELAYED"]), 1), else_=0))
         busy = sa.func.sum(sa.case((t.c.status == "PENDING", 1), else_=0))
         inner = (
@@ -477,24 +500,18 @@ class Durable:
                 count.over(partition_by=part).label("queued"),
                 busy.over(partition_by=part).label("busy"),
             )
-            .where(*kept)
+            .where(t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE)))
             .subquery()
         )
-        order = [t.c.created_at.desc(), t.c.workflow_uuid.desc()]
         query = (
             sa.select(*self._columns(), inner.c.queued, inner.c.busy)
             .join(inner, inner.c.id == t.c.workflow_uuid)
             .where(inner.c.rank == 1)
-            .order_by(*([] if first is None else [first]), *order)
+            .order_by(running_first, t.c.created_at.desc(), t.c.workflow_uuid.desc())
             .limit(limit)
             .offset(offset)
         )
-        found = []
-        for row in await self._rows(query):
-            run = _read(row)[1]
-            status = "running" if row.busy else "queued" if row.queued else "idle"
-            found.append(ThreadRow(run.thread, status, run, int(row.queued)))
-        return found
+        return [_thread(row, row.queued, row.busy) for row in await self._rows(query)]
 
     async def in_flight(self) -> set[str]:
         """The runs that may have output and are not over: running, or to be replayed."""
@@ -811,6 +828,12 @@ def _status(row: str, outcome: Outcome | None) -> Status:
     if row == "SUCCESS" and outcome is not None:
         return outcome.status
     return _ENDED.get(row, Status.FAILED)
+
+
+def _thread(row: Any, queued: int, busy: int) -> ThreadRow:
+    run = _read(row)[1]
+    status = "running" if busy else "queued" if queued else "idle"
+    return ThreadRow(run.thread, status, run, int(queued))
 
 
 def _read(row: Any) -> tuple[RunSpec, Run]:
