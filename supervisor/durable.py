@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dbos._sys_db
+import dbos._workflow_commands
 import msgspec
 import sqlalchemy as sa
 import trio
@@ -66,9 +67,14 @@ PATIENCE = 10.0
 #: What SQLite says when the disk is full, or no file can be opened.
 _PASSES = ("disk is full", "disk I/O error", "unable to open database file")
 _system: Any = dbos._sys_db
+_commands: Any = dbos._workflow_commands
 _retriable: Callable[[Exception], bool] = _system.retriable_sqlite_exception
 #: Whether somebody waits for the answer, who can ask again.
 _asked: ContextVar[bool] = ContextVar("asked", default=False)
+
+#: How often DBOS looks after what we do not use (schedules, delays, a queue of its own), in
+#: seconds: its every second is half of what an idle daemon costs.
+SELDOM = 60.0
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
 
@@ -146,6 +152,7 @@ class Durable:
             otlp_traces_endpoints=[traces] if traces is not None else [],
             otel_attribute_format="semconv",
             log_level="WARNING",
+            scheduler_polling_interval_sec=SELDOM,
         )
         if traces is not None:
             from . import traces as spans
@@ -153,6 +160,7 @@ class Durable:
             spans.watch(traces)
         self._dbos = DBOS(config=config)
         _quiet_dbos()
+        _calm_dbos(self._dbos)
         _wait_out_sqlite(self._stopping)
         dispatch = self._dispatch
         durable = self
@@ -802,6 +810,12 @@ def _quiet_dbos() -> None:
         )
 
     library.addFilter(expected)
+
+
+def _calm_dbos(dbos: Any) -> None:
+    """What has no setting."""
+    dbos._registry.get_internal_queue()._polling_interval_sec = SELDOM
+    _commands._BACKGROUND_JOBS_INTERVAL_SEC = SELDOM
 
 
 def _prepare_sqlite(path: Path) -> None:
