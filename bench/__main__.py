@@ -14,8 +14,11 @@ import traceback
 from collections.abc import Awaitable, Callable
 
 from . import document
+from .aborting import bench_abort
 from .attach import bench_attach
+from .durability import bench_durability
 from .growth import bench_growth
+from .output import bench_output
 from .report import Table, machine, print_table
 from .restarts import bench_demo, bench_replay
 from .resume import bench_resume
@@ -32,9 +35,12 @@ DOCUMENTED: dict[str, Section] = {
     "submit": bench_submit,
     "watchers": bench_watchers,
     "attach": bench_attach,
+    "output": bench_output,
+    "abort": bench_abort,
     "list": bench_list,
     "idle": bench_idle,
     "growth": bench_growth,
+    "durability": bench_durability,
 }
 SECTIONS: dict[str, Section] = DOCUMENTED | {
     "latency": bench_latency,

@@ -6,10 +6,9 @@ import asyncio
 import os
 import subprocess
 import time
-from pathlib import Path
 
 from .harness import PATIENCE, Daemon, running, wired
-from .processes import process_tree
+from .processes import alive, process_tree
 from .report import Table
 
 TREES = 200
@@ -52,16 +51,9 @@ async def _trees(daemon: Daemon) -> list[int]:
 
 def _wait_gone(pids: list[int], began: float) -> float:
     """Seconds from ``began`` until none of ``pids`` is alive."""
-    while any(map(_alive, pids)):
+    while any(map(alive, pids)):
         time.sleep(0.005)
     return time.monotonic() - began
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 async def _stop(daemon: Daemon, *, again: bool) -> float:
