@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from . import document
 from .aborting import bench_abort
 from .attach import bench_attach
+from .counts import bench_counts
 from .durability import bench_durability
 from .growth import bench_growth
 from .output import bench_output
@@ -41,6 +42,7 @@ DOCUMENTED: dict[str, Section] = {
     "idle": bench_idle,
     "growth": bench_growth,
     "durability": bench_durability,
+    "counts": bench_counts,
 }
 SECTIONS: dict[str, Section] = DOCUMENTED | {
     "latency": bench_latency,

@@ -34,6 +34,8 @@ class Daemon:
         self.config = folder / "runctld.toml"
         self.process: subprocess.Popen[bytes]
         self.log: list[str] = []
+        #: What python is to run.
+        self.program = ["-m", "runctl.supervisor.main"]
         self.configure("")
 
     def configure(self, more: str) -> None:
@@ -44,7 +46,7 @@ class Daemon:
     def start(self) -> None:
         """Start it; ``wait_ready`` waits for it."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "runctl.supervisor.main", "--config", str(self.config)],
+            [sys.executable, *self.program, "--config", str(self.config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -153,6 +155,12 @@ class Wire:
                 if reply.run.status not in ("queued", "running"):
                     raise RuntimeError(f"a run ended as {reply.run}")
                 await asyncio.sleep(0.01)
+
+    async def stored(self) -> tuple[int, int]:
+        """(bytes, messages) in the output stream"""
+        reply = await self.ask(wire.StatusRequest())
+        assert isinstance(reply, wire.DaemonStatus), reply
+        return reply.nats.stream_bytes, reply.nats.stream_messages
 
     async def begun(self, count: int) -> None:
         """Wait until so many runs are running at once."""

@@ -61,12 +61,12 @@ class Usage:
 def usage(pids: Iterable[int], seconds: float) -> Usage:
     """What ``pids`` use in the next ``seconds``, all of which must live through them."""
     pids = list(pids)
-    cpu, switches = {pid: cpu_seconds(pid) for pid in pids}, _switches(pids)
+    cpu, before = {pid: cpu_seconds(pid) for pid in pids}, switches(pids)
     began = time.monotonic()
     time.sleep(seconds)
-    used = sum(cpu_seconds(pid) - before for pid, before in cpu.items())
+    used = sum(cpu_seconds(pid) - was for pid, was in cpu.items())
     # A thread that is new has switched since; what one that is gone did is not known any more.
-    switched = sum(n - switches.get(thread, 0) for thread, n in _switches(pids).items())
+    switched = sum(n - before.get(thread, 0) for thread, n in switches(pids).items())
     wall = time.monotonic() - began
     return Usage(
         cpu=used / wall * 100,
@@ -76,7 +76,8 @@ def usage(pids: Iterable[int], seconds: float) -> Usage:
     )
 
 
-def _switches(pids: Iterable[int]) -> dict[str, int]:
+def switches(pids: Iterable[int]) -> dict[str, int]:
+    """Context switches so far, by thread."""
     found = {}
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
