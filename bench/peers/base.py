@@ -70,10 +70,7 @@ class Peer(ABC):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        try:
-            self.stop()
-        finally:
-            self._end()
+        self._end()
 
     def _end(self) -> None:
         """Whatever of it is still alive is killed: forks of the dying ones as well."""
@@ -105,10 +102,6 @@ class Peer(ABC):
     @abstractmethod
     def start(self) -> None:
         """Its daemon, if it has one, is ready."""
-
-    @abstractmethod
-    def stop(self) -> None:
-        """End it in its own way."""
 
     @abstractmethod
     def first_output(self, count: int) -> list[float]:

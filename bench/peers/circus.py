@@ -57,10 +57,6 @@ class Circus(Peer):
             raise RuntimeError((self.folder / "daemon.log").read_text().strip()[-200:])
         return (self.folder / "c").exists() and bool(self.run(self.ctl("numwatchers")))
 
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
     def ctl(self, *args: str) -> list[str]:
         return [str(self.bin / "circusctl"), "--endpoint", self.endpoint, *args]
 

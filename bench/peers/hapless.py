@@ -30,9 +30,6 @@ class Hapless(Peer):
         self.environment["HAPLESS_DIR"] = str(self.state)
         self.run([self.hap, "status"])
 
-    def stop(self) -> None:
-        pass
-
     def add(self, argv: list[str]) -> tuple[list[str], Path]:
         """The command line that starts the next job, and its folder."""
         number = max((int(one.name) for one in self.state.iterdir()), default=0) + 1
@@ -71,7 +68,7 @@ class Hapless(Peer):
             self.run(argv)
             self.ended(folder)
         argv = [self.hap, "status"]
-        return self.time_processes(count, argv, lambda said: said.count(b"/bin/true") == jobs)
+        return self.time_processes(count, argv, lambda said: said.count(b"success") == jobs)
 
     def idle(self, seconds: float) -> Usage:
         raise Unable("it has no daemon")

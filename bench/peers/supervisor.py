@@ -70,10 +70,6 @@ class Supervisor(Peer):
         except OSError:
             return False
 
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
     def proxy(self) -> Any:
         transport = UnixTransport(self.folder / "s")
         return xmlrpc.client.ServerProxy("http://localhost", transport=transport).supervisor

@@ -30,9 +30,6 @@ class TaskSpooler(Peer):
         self.environment |= {"TS_SOCKET": str(self.folder / "s"), "TS_MAXFINISHED": "1000"}
         self.run([self.binary, "-S", "1"])
 
-    def stop(self) -> None:
-        self.run([self.binary, "-K"])
-
     def add(self, argv: list[str]) -> str:
         """The id of the job."""
         return self.run([self.binary, *argv]).decode().strip()
