@@ -8,7 +8,15 @@ import sys
 import time
 from functools import partial
 
-from .harness import is_chunk, running, time_processes, watching, wired
+import nats.errors
+from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig, DeliverPolicy
+from runctl.cli.client import Link, dial
+from runctl.config.load import load
+from runctl.supervisor import wire
+from runctl.supervisor.errors import Unavailable
+
+from .harness import Daemon, is_chunk, running, time_processes, watching, wired
 from .report import print_row, print_title
 
 KILLS = 5
@@ -71,3 +79,73 @@ async def bench_demo() -> None:
     work = [(DEMO_CHUNKS - 1) * DEMO_INTERVAL]
     print_row("baseline: the reply itself", work, "s", None)
     print_row("kill, restart at once, last chunk", [seen - killed], "s", work)
+
+
+UNFINISHED, AT_ONCE = 1000, 50
+
+
+async def redispatch(count: int = UNFINISHED, times: int = 1) -> list[float]:
+    """Milliseconds from a restart until ``count`` unfinished runs, a thread each, have all
+    begun their next attempt: until the last of them has published its reset."""
+    samples = []
+    async with running(f"max_running = {count + 100}\n") as daemon:
+        async with wired(daemon) as link:
+            gate = asyncio.Semaphore(AT_ONCE)
+
+            async def submit(n: int) -> None:
+                async with gate:
+                    await link.submit(f"unfinished-{n}", ["/bin/sleep", "600"])
+
+            await asyncio.gather(*(submit(n) for n in range(count)))
+        await all_began(daemon, 1, count)
+        for attempt in range(2, times + 2):
+            daemon.kill()
+            began = time.perf_counter()
+            daemon.start()
+            await all_began(daemon, attempt, count)
+            samples.append((time.perf_counter() - began) * 1000)
+    return samples
+
+
+async def all_began(daemon: Daemon, attempt: int, count: int) -> None:
+    """Until so many runs have begun that attempt, the daemon being on its way."""
+    config = load(daemon.config, client=True)
+    seen: set[str] = set()
+    async with asyncio.timeout(90):
+        while len(seen) < count:
+            try:
+                link = await dial(config)
+            except Unavailable:
+                await asyncio.sleep(0.005)
+                continue
+            try:
+                await count_resets(link, attempt, count, seen)
+            except (OSError, nats.errors.Error, TimeoutError):
+                await asyncio.sleep(0.005)  # the old server is going, or the new one coming
+            finally:
+                await link.close()
+
+
+async def count_resets(link: Link, attempt: int, count: int, seen: set[str]) -> None:
+    """Adds the subjects whose attempt has begun, until all have or the connection breaks."""
+    done = asyncio.Event()
+
+    async def on_record(msg: Msg) -> None:
+        record = wire.decode_record(msg.data)
+        if isinstance(record, wire.Reset) and record.attempt == attempt:
+            seen.add(msg.subject)
+            if len(seen) >= count:
+                done.set()
+
+    # The last record of each run that is there, and then whatever comes.
+    await link.nc.jetstream(timeout=1).subscribe(
+        wire.SUBJECT_PREFIX + ".>",
+        stream=wire.STREAM,
+        cb=on_record,
+        ordered_consumer=True,
+        config=ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT),
+    )
+    waits = [asyncio.create_task(event.wait()) for event in (done, link.closed)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()

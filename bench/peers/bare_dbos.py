@@ -106,11 +106,13 @@ def redispatch(count: int = 1000, times: int = 1, kind: Kind = "queue") -> list[
 
 
 def main() -> None:
-    for kind in ("direct", "queue"):
+    kinds: list[Kind] = ["direct", "queue"]
+    for kind in kinds:
         took = recovery(kind=kind)
         print(f"SIGKILL -> step seen again, {kind}: median {statistics.median(took):.0f} ms,"
               f" max {max(took):.0f} ms", flush=True)  # fmt: skip
-    for kind in ("queue", "partitions"):
+    kinds = ["queue", "partitions"]
+    for kind in kinds:
         print(f"1000 unfinished, {kind}: {redispatch(kind=kind)[0]:.0f} ms", flush=True)
 
 

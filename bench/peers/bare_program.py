@@ -42,7 +42,6 @@ def main() -> None:
             "system_database_url": f"sqlite:///{database}",
             "executor_id": "bare",
             "application_version": "1",
-            "run_admin_server": False,
             "log_level": "ERROR",
         }
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from .base import Peer, Unable
 from .install import Installed, venv
@@ -33,7 +35,7 @@ for line in sys.stdin:
 class Circus(Peer):
     name = "circus"
     durable = "no: a started watcher is forgotten with circusd; its log is a plain file"
-    how = {
+    how: ClassVar[dict[str, str]] = {
         "first_output": "CircusClient 'start' of a declared watcher -> the log of its FileStream",
         "watch_latency": "tail -f on the log of its FileStream: it has no command for that",
         "listing": "circusctl status",
@@ -94,8 +96,8 @@ class Circus(Peer):
         took = []
         with self.client([str(self.bin / "python"), "-c", CLIENT, self.endpoint]) as request:
             for name in names:
-                log = self.log(name)
-                took.append(time_output(lambda n=name: request(n), lambda f=log: size(f)))
+                look = partial(size, self.log(name))
+                took.append(time_output(partial(request, name), look))
         return took[1:]
 
     def watch_latency(self, lines: int, interval: float) -> list[float]:

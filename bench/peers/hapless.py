@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from ..processes import Usage
 from .base import Peer, Unable
@@ -13,7 +15,7 @@ from .jobs import printed, printer, size, time_output, wait_until, writer
 class Hapless(Peer):
     name = "hapless"
     durable = "no: each job is a folder of plain files, but nothing starts one again"
-    how = {
+    how: ClassVar[dict[str, str]] = {
         "first_output": "hap run, a process -> the job's stdout.log",
         "watch_latency": "hap logs -f",
         "replay": "hap logs",
@@ -42,8 +44,8 @@ class Hapless(Peer):
         took = []
         for _ in range(count + 1):
             argv, folder = self.add(["/bin/echo", "x"])
-            log = folder / "stdout.log"
-            took.append(time_output(lambda a=argv: self.run(a), lambda f=log: size(f)))
+            look = partial(size, folder / "stdout.log")
+            took.append(time_output(partial(self.run, argv), look))
             self.ended(folder)
         return took[1:]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .base import Peer
 from .install import Installed, npm
@@ -25,7 +26,7 @@ pm2.connect((error) => {
 class Pm2(Peer):
     name = "pm2"
     durable = "no: a started process is forgotten with its daemon unless `pm2 save` came after"
-    how = {
+    how: ClassVar[dict[str, str]] = {
         "first_output": "pm2.start() of its API for Node.js, already connected -> its log file",
         "watch_latency": "pm2 logs NAME --raw",
         "replay": "pm2 logs NAME --nostream --raw --lines N",
@@ -68,8 +69,8 @@ class Pm2(Peer):
         with self.client(["node", "-e", CLIENT, str(self.module)]) as request:
             for n in range(count + 1):
                 name = f"echo-{n}"
-                ask, log = json.dumps(self.process(name, ["/bin/echo", "x"])), self.log(name)
-                took.append(time_output(lambda a=ask: request(a), lambda f=log: size(f)))
+                ask = json.dumps(self.process(name, ["/bin/echo", "x"]))
+                took.append(time_output(partial(request, ask), partial(size, self.log(name))))
         return took[1:]
 
     def watch_latency(self, lines: int, interval: float) -> list[float]:

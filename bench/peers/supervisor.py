@@ -6,8 +6,9 @@ import http.client
 import shlex
 import socket
 import xmlrpc.client
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .base import Peer
 from .install import Installed, venv
@@ -42,7 +43,7 @@ redirect_stderr = true
 class Supervisor(Peer):
     name = "supervisor"
     durable = "no: a started program is forgotten with supervisord; its log is a plain file"
-    how = {
+    how: ClassVar[dict[str, str]] = {
         "first_output": "XML-RPC startProcess(wait=False) of a declared program -> its log file",
         "watch_latency": "supervisorctl tail -f",
         "replay": "supervisorctl tail -BYTES",
@@ -98,10 +99,8 @@ class Supervisor(Peer):
         proxy.getState()  # the connection is there
         took = []
         for name in names:
-            log = self.log(name)
-            took.append(
-                time_output(lambda n=name: proxy.startProcess(n, False), lambda f=log: size(f))
-            )
+            ask = partial(proxy.startProcess, name, False)
+            took.append(time_output(ask, partial(size, self.log(name))))
         return took[1:]
 
     def watch_latency(self, lines: int, interval: float) -> list[float]:

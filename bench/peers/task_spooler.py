@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from .base import Peer
 from .install import Installed, deb
@@ -13,7 +14,7 @@ from .jobs import printed, printer, size, time_output, wait_until, writer
 class TaskSpooler(Peer):
     name = "task-spooler"
     durable = "no: its queue is in the memory of its server; the output is a plain file"
-    how = {
+    how: ClassVar[dict[str, str]] = {
         "first_output": "tsp COMMAND, a process -> its output file",
         "watch_latency": "tsp -c",
         "replay": "tsp -c",
@@ -46,7 +47,7 @@ class TaskSpooler(Peer):
             def look(before: set[Path] = before) -> bool:
                 return any(size(file) for file in self.outputs() - before)
 
-            took.append(time_output(lambda: self.run(argv), look))
+            took.append(time_output(partial(self.run, argv), look))
             self.run([self.binary, "-w"])
         return took[1:]
 
