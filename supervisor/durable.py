@@ -12,6 +12,7 @@ kill comes in between. (No run's id has a dot.)
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import datetime
 import json
 import logging
@@ -39,6 +40,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
+from .claims import Active, Worker
 from .errors import QueueFull, Unavailable
 from .metrics import Meters
 from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, made_at
@@ -54,8 +56,6 @@ HOOK = "tell_hook"
 MAX_HOOKS = 100
 #: Changes only when the workflow's shape does: recovery finds rows of this version only.
 APP_VERSION = "runctl-1"
-#: Safety net under the kicks, seconds.
-POLL = 1.0
 #: The end of an aborted run's processes is looked for this long, seconds.
 RECENT = 600.0
 
@@ -98,30 +98,6 @@ _ENDED = {
 }
 
 
-class _Kick(threading.Event):
-    """The stop event that DBOS's queue worker waits on between polls; ``kick`` ends the
-    wait at once without stopping it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._bell = threading.Semaphore(0)
-
-    def kick(self) -> None:
-        self._bell.release()
-
-    def set(self) -> None:
-        super().set()
-        self._bell.release()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        # DBOS stretches its interval when executors collide: not beyond ours.
-        timeout = POLL if timeout is None else min(timeout, POLL)
-        if not self.is_set() and self._bell.acquire(timeout=timeout):
-            while self._bell.acquire(blocking=False):
-                pass  # many kicks, one look
-        return self.is_set()
-
-
 class Durable:
     """``launch`` inside the trio-asyncio loop; ``dispatch`` is called on trio for every
     attempt, and must not return or raise when the daemon stops (the row stays)."""
@@ -141,9 +117,7 @@ class Durable:
         self._executor = executor
         self._dispatch = dispatch
         self._clear = clear
-        self._queue: Any = None
-        self._kick = _Kick()
-        self._worker: threading.Thread | None = None
+        self._worker: Worker | None = None
         self._dbos: DBOS
         self._tables: Any
         self._table: sa.Table
@@ -152,8 +126,8 @@ class Durable:
         self._meters = meters
         self._hook = hook
         self._tell_hook: Any = None
-        self._hooks_kick = _Kick()
-        self._hooks_worker: threading.Thread | None = None
+        self._hooks_worker: Worker | None = None
+        self._stopping = threading.Event()
         self.recovered = 0
         self._closing = False
 
@@ -179,36 +153,29 @@ class Durable:
             spans.watch(traces)
         self._dbos = DBOS(config=config)
         _quiet_dbos()
-        _wait_out_sqlite(self._kick)
+        _wait_out_sqlite(self._stopping)
         dispatch = self._dispatch
         durable = self
 
-        async def dispatch_step(spec: dict[str, Any]) -> dict[str, Any]:
+        # No step of DBOS within: the only outcome is the workflow's own, and what a crash
+        # leaves between the end of the stream and that is adopted from the stream.
+        async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
             run = msgspec.convert(spec, RunSpec)
-            attempt, created = await asyncio.to_thread(durable._attempts, run.run)
+            attempt, created = await durable._claimed(run.run)
             if attempt == 1:
                 # Rows of SQLite have whole seconds; an id that we made is more exact.
                 durable._meters.waited(time.time() - (made_at(run.run) or created), run.runner)
             if traces is not None:
                 spans.describe(run, attempt)
             outcome = await loop.trio_as_future(dispatch, run, attempt)  # type: ignore[attr-defined]
+            try:
+                # In a context of its own: within a workflow it would be recorded as a step.
+                hook = durable._store_hook(run.run, outcome.status)
+                await asyncio.create_task(hook, context=contextvars.Context())
+            except Exception as error:  # never the run's own failure
+                log.error("the hook of run %s is not stored: %s", run.run, error)
             built: dict[str, Any] = msgspec.to_builtins(outcome)
             return built
-
-        step = DBOS.step(name="dispatch")(dispatch_step)
-
-        async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
-            try:
-                outcome = await step(spec)
-                try:
-                    await durable._store_hook(spec["run"], outcome["status"])
-                except Exception as error:  # never the run's own failure
-                    log.error("the hook of run %s is not stored: %s", spec["run"], error)
-                return outcome
-            finally:
-                # The row turns terminal just after this returns: look then, too.
-                loop.call_later(0.002, durable._kick.kick)
-                loop.call_later(0.02, durable._kick.kick)
 
         self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)
         if self._hook is not None:
@@ -223,11 +190,7 @@ class Durable:
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
         await trio.to_thread.run_sync(self._settle_recovery)
-        self._queue = await trio.to_thread.run_sync(self._register)
-        self._worker = self._start_worker(self._queue, self._kick)
-        if self._hook is not None:
-            hooks = await trio.to_thread.run_sync(self._register_hooks)
-            self._hooks_worker = self._start_worker(hooks, self._hooks_kick)
+        await trio.to_thread.run_sync(self._start_workers)
 
     def _url(self) -> str:
         if not self._config.database.embedded:
@@ -236,28 +199,23 @@ class Durable:
         _prepare_sqlite(path)
         return f"sqlite:///{path}"
 
-    def _register(self) -> Any:
-        queue = DBOS.register_queue(
-            QUEUE,
-            partition_concurrency=1,
-            worker_concurrency=self._config.queue.max_running,
-            polling_interval_sec=POLL,
-            on_conflict="always_update",
-        )
-        # The worker would read the stored settings again and again, which are those of
-        # the executor that started last: max_running is each one's own.
-        queue.database_backed_queue = False
-        return queue
+    def _start_workers(self) -> None:
+        most = self._config.queue.max_running
+        queues = [self._register(QUEUE, partition_concurrency=1, worker_concurrency=most)]
+        if self._hook is not None:
+            queues.append(self._register(HOOKS_QUEUE, worker_concurrency=MAX_HOOKS))
+        dbos: Any = self._dbos
+        active = dbos._active_workflows_set = Active()
+        for queue in queues:
+            worker = Worker(dbos, queue, self._executor, APP_VERSION)
+            active.workers[queue.name] = worker
+            worker.start()
+        self._worker = active.workers[QUEUE]
+        self._hooks_worker = active.workers.get(HOOKS_QUEUE)
 
-    def _register_hooks(self) -> Any:
-        queue = DBOS.register_queue(
-            HOOKS_QUEUE,
-            worker_concurrency=MAX_HOOKS,
-            polling_interval_sec=POLL,
-            on_conflict="always_update",
-        )
-        queue.database_backed_queue = False
-        return queue
+    def _register(self, name: str, **limits: Any) -> Any:
+        # The stored settings are those of the executor that started last: these are ours.
+        return DBOS.register_queue(name, on_conflict="always_update", **limits)
 
     def _settle_recovery(self) -> None:
         """Wait until DBOS's start-up thread has re-enqueued every row of ours. Starting
@@ -279,20 +237,10 @@ class Durable:
         )
         self.recovered = int(self._scalar(waiting))
 
-    def _start_worker(self, queue: Any, kick: _Kick) -> threading.Thread:
-        from dbos._queue import queue_worker_thread
-
-        worker = threading.Thread(
-            target=queue_worker_thread, args=(kick, self._dbos, queue), daemon=True
-        )
-        worker.start()
-        kick.kick()
-        return worker
-
     def set_max_running(self, most: int) -> None:
         """How many runs there may be at once from now on; what runs already goes on."""
-        self._queue._worker_concurrency = most
-        self.kick()
+        if self._worker is not None:
+            self._worker.set_most(most)
 
     def explain(self, error: Exception) -> str | None:
         """What to tell whoever asked for something that ended in ``error``, when it is the
@@ -314,11 +262,12 @@ class Durable:
             await trio.to_thread.run_sync(traces.flush, abandon_on_cancel=True)
 
     async def stop_claiming(self) -> None:
-        self._kick.set()
-        self._hooks_kick.set()
-        for worker in (self._worker, self._hooks_worker):
-            if worker is not None:
-                await trio.to_thread.run_sync(worker.join, 5.0)
+        self._stopping.set()
+        workers = [worker for worker in (self._worker, self._hooks_worker) if worker is not None]
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            await trio.to_thread.run_sync(worker.join, 5.0)
 
     # ---- hooks ------------------------------------------------------------------
 
@@ -354,7 +303,7 @@ class Durable:
             return
         with SetWorkflowID(hook_id(run)):
             await DBOS.enqueue_workflow_async(HOOKS_QUEUE, self._tell_hook, run)
-        asyncio.get_running_loop().call_later(0.02, self._hooks_kick.kick)
+        self._kick_hooks()
 
     async def hooks_waiting(self, patience: float = PATIENCE) -> int:
         """How many are not told yet, of all executors."""
@@ -374,7 +323,12 @@ class Durable:
 
     def kick(self) -> None:
         """Look for work now."""
-        self._kick.kick()
+        if self._worker is not None:
+            self._worker.kick()
+
+    def _kick_hooks(self) -> None:
+        if self._hooks_worker is not None:
+            self._hooks_worker.kick()
 
     async def _next_place(self, thread: str) -> int:
         """The priority that puts a run behind all others of its thread. DBOS orders by
@@ -414,7 +368,7 @@ class Durable:
     async def cancel(self, run: str) -> None:
         """Make the run terminal as aborted: it is not replayed from here on."""
         await aio(self._cancel)(run)
-        self._kick.kick()
+        self.kick()
 
     async def _cancel(self, run: str) -> None:
         _asked.set(True)
@@ -699,7 +653,7 @@ class Durable:
         revive what was aborted meanwhile, and take runs from whoever claimed them."""
         found = await trio.to_thread.run_sync(DBOS._recover_pending_workflows, [executor])
         self.kick()
-        self._hooks_kick.kick()
+        self._kick_hooks()
         return sum("." not in handle.workflow_id for handle in found)
 
     # ---- rows -------------------------------------------------------------------
@@ -732,6 +686,13 @@ class Durable:
             .scalar_subquery()
         )
 
+    async def _claimed(self, run: str) -> tuple[int, float]:
+        """In asyncio: (which attempt this is, Unix seconds of the submit)"""
+        found = self._worker.claimed.pop(run, None) if self._worker is not None else None
+        if found is None:
+            found = await asyncio.to_thread(self._attempts, run)
+        return found
+
     def _attempts(self, run: str) -> tuple[int, float]:
         """(which attempt this is, Unix seconds of the submit)"""
         t = self._table
@@ -755,7 +716,7 @@ class Durable:
                 with self._dbos._sys_db.engine.connect() as c:
                     return c.execute(query).fetchall()
             except sa.exc.OperationalError:
-                if time.monotonic() > deadline or self._kick.is_set():
+                if time.monotonic() > deadline or self._stopping.is_set():
                     raise
                 time.sleep(0.2)
 

@@ -326,8 +326,11 @@ class Attempt:
         attempt had already written its end."""
         record = Reset(self._run, self._attempt, time.time(), self._executor, self._tty)
         self._kept = Kept(record)
+        # Before a first attempt there is nothing, unless NATS says so; then it is read.
+        tail = Tail(0, None) if self._attempt == 1 else None
         while True:
-            tail = await self._streams.tail(self._subject)
+            if tail is None:
+                tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
                 self._streams.meters.adopted()
@@ -342,6 +345,7 @@ class Attempt:
                 self._sequence = done
                 self._streams.meters.reset()
                 return None
+            tail = None
 
     def _fenced(self, why: str) -> Fenced:
         self._streams.meters.fenced()
