@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,7 @@ class Peer(ABC):
         # A short name: a path of a Unix socket has 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="rb-"))
         self.gates = 0
+        self.daemons: list[subprocess.Popen[bytes]] = []
         for name in ("home", "tmp"):
             (self.folder / name).mkdir()
         home = str(self.folder / "home")
@@ -79,9 +81,9 @@ class Peer(ABC):
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
             time.sleep(0.01)
+        for daemon in self.daemons:
+            daemon.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self) -> list[int]:
@@ -131,24 +133,27 @@ class Peer(ABC):
     def spawn(self, argv: list[str], log: str = "daemon.log") -> subprocess.Popen[bytes]:
         """A daemon in the foreground, what it says in a file."""
         with (self.folder / log).open("wb") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 argv, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        self.daemons.append(process)
+        return process
 
     def run(self, argv: list[str], codes: tuple[int, ...] = (0,)) -> bytes:
         """A client's output. ``RuntimeError`` when it ends otherwise than with ``codes``."""
         # A file, no pipe: the jobs of some inherit it, and keep it open.
         with tempfile.TemporaryFile(dir=self.folder) as out:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 argv, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT, timeout=PATIENCE,
+                stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
+            wait_end(process)
             out.seek(0)
             said = out.read()
-        if done.returncode not in codes:
+        if process.returncode not in codes:
             last = said.decode(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeError(f"{' '.join(argv[:3])} ended with {done.returncode}: {last}")
+            raise RuntimeError(f"{' '.join(argv[:3])} ended with {process.returncode}: {last}")
         return said
 
     def time_processes(
@@ -177,11 +182,14 @@ class Peer(ABC):
 
     def watched(self, argv: list[str], gate: Path, lines: int) -> list[float]:
         """The watcher as a process: how late each line of the writer is."""
-        with self.watcher(argv) as watch:
-            watch.wait_line()
-            time.sleep(0.5)  # a watcher may print what there was before it begins to follow
-            gate.touch()
-            samples = [(at - int(line)) / 1e6 for line, at in watch.lines(lines + WARM)]
+        try:
+            with self.watcher(argv) as watch:
+                watch.wait_line()
+                time.sleep(0.5)  # it may print what there was before it begins to follow
+                gate.touch()
+                samples = [(at - int(line)) / 1e6 for line, at in watch.lines(lines + WARM)]
+        finally:
+            gate.touch()  # the writer ends in any case
         return samples[WARM:]
 
     @contextmanager
@@ -225,3 +233,16 @@ class Peer(ABC):
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+def wait_end(process: subprocess.Popen[bytes]) -> None:
+    """Reap it the moment it ends: ``Popen.wait`` with a time-out looks every 50 ms only."""
+    fd = os.pidfd_open(process.pid)
+    try:
+        ended = select.poll()
+        ended.register(fd, select.POLLIN)
+        if not ended.poll(PATIENCE * 1000):
+            process.kill()
+    finally:
+        os.close(fd)
+        process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ HOME = Path(__file__).parents[2] / ".bench"
 PATIENCE = 180.0
 PIP = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
        "--retries", "1", "--timeout", "15"]  # fmt: skip
+#: How pip, apt-get and npm begin such a line; npm's first ones are codes and paths.
+ERROR = re.compile(r"ERROR:|E:|npm (?:error|ERR!) (?!code|syscall|path|errno)")
 
 
 class Absent(Exception):
@@ -115,5 +118,5 @@ def _run(argv: list[str], folder: Path | None = None) -> str:
 def reason(said: str) -> str:
     """The line of a package manager's complaint that says most."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if line.upper().startswith(("ERROR", "E:", "NPM ERR"))]
+    errors = [line for line in lines if ERROR.match(line)]
     return (errors or lines or ["it did not say why"])[0]

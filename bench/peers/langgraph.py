@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,15 +69,19 @@ class LangGraph(Peer):
             "LOG_LEVEL": "ERROR",
         }  # fmt: skip
         port = free_port()
-        self.process: subprocess.Popen[bytes] = self.spawn(
-            [str(self.installed.folder / "bin/langgraph"), "dev", "--no-browser", "--no-reload",
-             "--host", "127.0.0.1", "--port", str(port)]
-        )  # fmt: skip
         # The environment's proxies are not for loopback.
         self.http = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False
         )
+        self.process = self.spawn(
+            [str(self.installed.folder / "bin/langgraph"), "dev", "--no-browser", "--no-reload",
+             "--host", "127.0.0.1", "--port", str(port)]
+        )  # fmt: skip
         wait_until(self.answers, "the server")
+
+    def _end(self) -> None:
+        self.http.close()
+        super()._end()
 
     def answers(self) -> bool:
         if self.process.poll() is not None:

@@ -35,6 +35,10 @@ class TaskSpooler(Peer):
         """The id of the job."""
         return self.run([self.binary, *argv]).decode().strip()
 
+    def output(self, job: str) -> bool:
+        """Whether its server knows where the output of that job is."""
+        return self.run([self.binary, "-o", job], codes=(0, 1, 255)).startswith(b"/")
+
     def outputs(self) -> set[Path]:
         return set((self.folder / "tmp").glob("ts-out.*"))
 
@@ -54,8 +58,8 @@ class TaskSpooler(Peer):
     def watch_latency(self, lines: int, interval: float) -> list[float]:
         gate = self.gate()
         job = self.add(writer(gate, lines, interval))
-        # A job that only waits has no output that could be watched.
-        wait_until(lambda: self.run([self.binary, "-s", job]) == b"running\n", "a free slot")
+        # Until the job runs, and a little longer, there is no output that could be watched.
+        wait_until(lambda: self.output(job), "the output of a job")
         return self.watched([self.binary, "-c", job], gate, lines)
 
     def replay(self, lines: int = 20_000, count: int = 7) -> list[float]:
