@@ -100,6 +100,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .typing build dist runctl.egg-info
+	rm -rf .venv .venv-newest .typing .bench build dist runctl.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

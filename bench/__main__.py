@@ -16,12 +16,13 @@ from collections.abc import Awaitable, Callable
 from . import document
 from .aborting import bench_abort
 from .attach import bench_attach
+from .beside import add_peers
 from .counts import bench_counts
 from .durability import bench_durability
 from .growth import bench_growth
 from .output import bench_output
 from .report import Table, machine, print_table
-from .restarts import bench_demo, bench_replay
+from .restarts import bench_demo, bench_replay, bench_unfinished
 from .resume import bench_resume
 from .runs import bench_latency, bench_submit
 from .standing import bench_idle, bench_list
@@ -33,6 +34,7 @@ Section = Callable[[], Awaitable[list[Table]]]
 #: In the order of the document.
 DOCUMENTED: dict[str, Section] = {
     "replay": bench_replay,
+    "unfinished": bench_unfinished,
     "submit": bench_submit,
     "watchers": bench_watchers,
     "attach": bench_attach,
@@ -74,6 +76,12 @@ def main() -> None:
         for table in tables:
             print_table(table)
         found += tables
+    asyncio.run(add_peers(found))
+    beside = [table for table in found if any(row.kind == "peer" for row in table.rows)]
+    if beside:
+        print("\nBeside other programs")
+        for table in beside:
+            print_table(table)
     took = time.monotonic() - began
     print(f"\n{took:.0f} s in all")
     if not sys.argv[1:] and not failed:
