@@ -134,6 +134,8 @@ class Durable:
         self._tell_hook: Any = None
         self._hooks_worker: Worker | None = None
         self._stopping = threading.Event()
+        #: Aborted by us, and when: a run that was claimed just before begins within RECENT.
+        self._cancelled: dict[str, float] = {}
         self.recovered = 0
         self._closing = False
 
@@ -387,6 +389,10 @@ class Durable:
     async def cancel(self, run: str) -> None:
         """Make the run terminal as aborted: it is not replayed from here on."""
         await aio(self._cancel)(run)
+        now = time.monotonic()
+        while self._cancelled and next(iter(self._cancelled.values())) < now - RECENT:
+            del self._cancelled[next(iter(self._cancelled))]
+        self._cancelled[run] = now
         self.kick()
 
     async def _cancel(self, run: str) -> None:
@@ -639,6 +645,8 @@ class Durable:
     async def in_the_way(self, spec: RunSpec) -> tuple[bool, list[Run]]:
         """Before an attempt: whether the run was aborted after it was claimed, and the
         aborted runs of its thread whose processes other executors may still be ending."""
+        if self._config.database.embedded:  # there are no others
+            return spec.run in self._cancelled, []
         t = self._table
         recent = (time.time() - RECENT) * 1000
         query = sa.select(*self._columns()).where(

@@ -50,6 +50,8 @@ class Registry:
     def __init__(self) -> None:
         self._changed = trio.Event()
         self._live: dict[str, Live] = {}
+        #: Of each thread in the order in which they came.
+        self._threads: dict[str, list[Live]] = {}
         self._stopping = False
 
     def __len__(self) -> int:
@@ -72,13 +74,8 @@ class Registry:
     def before(self, live: Live) -> list[Live]:
         """The runs of the same thread that came before ``live`` and are still here. A
         row that was aborted frees its thread before its process tree is gone."""
-        found = []
-        for other in self._live.values():
-            if other is live:
-                break
-            if other.spec.thread == live.spec.thread:
-                found.append(other)
-        return found
+        there = self._threads[live.spec.thread]
+        return there[: there.index(live)]
 
     @contextmanager
     def start(self, spec: RunSpec, attempt: int) -> Iterator[Live]:
@@ -87,12 +84,17 @@ class Registry:
         if self._stopping:
             live.scope.cancel()
         self._live[spec.run] = live
+        there = self._threads.setdefault(spec.thread, [])
+        there.append(live)
         self.touch()
         try:
             yield live
         finally:
             if self._live.get(spec.run) is live:
                 del self._live[spec.run]
+            there.remove(live)
+            if not there:
+                del self._threads[spec.thread]
             self.touch()
             live.gone.set()
 
