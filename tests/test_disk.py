@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_a_disk_that_fills_up(small: Box) -> None:
     watch = Watch(small, "t")
     watch.wait_chunks(3)
     other = small.path / "disk" / "other"
-    with other.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+    with other.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"\0" * 4096)
     renewed = "nats-server stores nothing"
