@@ -62,8 +62,12 @@ check: $(READY) .typing/.ready
 man: $(READY)
 	$(BIN)/python docs/manpages.py
 
-bench: $(READY)
+bench: $(READY) .venv/.bench
 	$(BIN)/python -m bench
+
+.venv/.bench: $(READY)
+	$(BIN)/python $(PIP) -e '.[bench]'
+	touch $@
 
 # atheris has wheels for some Pythons on Linux only: where there is none, the target says
 # so and goes on. What is found is kept in tests/corpus, which `make test` replays.
@@ -96,6 +100,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .typing build dist runctl.egg-info
+	rm -rf .venv .venv-newest .typing .bench build dist runctl.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,59 +1,97 @@
-"""Measures a real daemon, each figure beside a baseline taken in the same run.
+"""Measures a real daemon, each figure beside a floor or a peer measured in the same run.
 
 Every section has a daemon of its own in a temporary directory, on loopback. A section
-that fails says why, and the others go on. ``python -m bench list idle`` runs only
-those two.
+that fails says why, and the others go on. ``python -m bench list idle`` runs only those
+two; without names it is those of ``DOCUMENTED``, and docs/performance.md is written anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 
+from . import document
+from .aborting import bench_abort
 from .attach import bench_attach
-from .report import print_machine
-from .restarts import bench_demo, bench_replay
+from .beside import add_peers
+from .counts import bench_counts
+from .durability import bench_durability
+from .growth import bench_growth
+from .output import bench_output
+from .report import Table, machine, print_table
+from .restarts import bench_demo, bench_replay, bench_unfinished
 from .resume import bench_resume
 from .runs import bench_latency, bench_submit
 from .standing import bench_idle, bench_list
 from .stopping import bench_stop
 from .watchers import bench_watchers
 
-SECTIONS: dict[str, Callable[[], Awaitable[None]]] = {
-    "idle": bench_idle,
-    "submit": bench_submit,
-    "latency": bench_latency,
-    "list": bench_list,
+Section = Callable[[], Awaitable[list[Table]]]
+
+#: In the order of the document.
+DOCUMENTED: dict[str, Section] = {
     "replay": bench_replay,
-    "attach": bench_attach,
+    "unfinished": bench_unfinished,
+    "submit": bench_submit,
     "watchers": bench_watchers,
+    "attach": bench_attach,
+    "output": bench_output,
+    "abort": bench_abort,
+    "list": bench_list,
+    "idle": bench_idle,
+    "growth": bench_growth,
+    "durability": bench_durability,
+    "counts": bench_counts,
+}
+SECTIONS: dict[str, Section] = DOCUMENTED | {
+    "latency": bench_latency,
     "resume": bench_resume,
     "stop": bench_stop,
     "demo": bench_demo,
 }
+#: Seconds, for one section.
+LIMIT = 240
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(SECTIONS)
+    chosen = sys.argv[1:] or list(DOCUMENTED)
     if unknown := [name for name in chosen if name not in SECTIONS]:
         sys.exit(f"bench: no section {unknown[0]!r}; there are: {' '.join(SECTIONS)}")
-    print_machine()
+    print("\n".join(machine()))
+    print("* runctl   _ a floor: what cannot be beaten here   # counted, not timed")
+    began = time.monotonic()
+    found: list[Table] = []
     failed = 0
     for name in chosen:
         try:
-            asyncio.run(within(SECTIONS[name]))
+            tables = asyncio.run(within(SECTIONS[name]))
         except Exception as error:
             failed += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
             print(f"\n{name}: FAILED: {type(error).__name__}: {error} ({where.name})", flush=True)
+            continue
+        for table in tables:
+            print_table(table)
+        found += tables
+    asyncio.run(add_peers(found))
+    beside = [table for table in found if any(row.kind == "peer" for row in table.rows)]
+    if beside:
+        print("\nBeside other programs")
+        for table in beside:
+            print_table(table)
+    took = time.monotonic() - began
+    print(f"\n{took:.0f} s in all")
+    if not sys.argv[1:] and not failed:
+        document.write(found, took)
     sys.exit(1 if failed else 0)
 
 
-async def within(section: Callable[[], Awaitable[None]]) -> None:
-    async with asyncio.timeout(180):
-        await section()
+async def within(section: Section) -> list[Table]:
+    async with asyncio.timeout(LIMIT):
+        return await section()
 
 
 if __name__ == "__main__":

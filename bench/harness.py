@@ -34,6 +34,8 @@ class Daemon:
         self.config = folder / "runctld.toml"
         self.process: subprocess.Popen[bytes]
         self.log: list[str] = []
+        #: What python is to run.
+        self.program = ["-m", "runctl.supervisor.main"]
         self.configure("")
 
     def configure(self, more: str) -> None:
@@ -44,7 +46,7 @@ class Daemon:
     def start(self) -> None:
         """Start it; ``wait_ready`` waits for it."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "runctl.supervisor.main", "--config", str(self.config)],
+            [sys.executable, *self.program, "--config", str(self.config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -123,21 +125,58 @@ class Wire:
     def records(self, subject: str) -> asyncio.Queue[tuple[int, wire.Record]]:
         return self._seen.setdefault(subject, asyncio.Queue())
 
-    async def submit(self, thread: str, argv: list[str]) -> str:
-        """The run's subject."""
-        ask = wire.encode(wire.Submit(thread=thread, runner="shell", argv=argv))
-        answer = await self._nc.request(wire.control_subject("submit"), ask, timeout=PATIENCE)
+    async def ask(self, request: wire.Request) -> wire.Reply:
+        subject = wire.control_subject(wire.verb_of(request))
+        answer = await self._nc.request(subject, wire.encode(request), timeout=PATIENCE)
         reply = wire.decode_reply(answer.data)
         if isinstance(reply, wire.Problem):
             wire.raise_problem(reply)
+        return reply
+
+    async def submit(self, thread: str, argv: list[str]) -> str:
+        """The run's subject."""
+        reply = await self.ask(wire.Submit(thread=thread, runner="shell", argv=argv))
         assert isinstance(reply, wire.Submitted), reply
         return wire.out_subject(thread, reply.run)
+
+    async def next(self, subject: str) -> tuple[int, wire.Record]:
+        """The run's next record, and when it came (Unix ns)."""
+        return await asyncio.wait_for(self.records(subject).get(), PATIENCE)
+
+    async def ended(self, subject: str) -> None:
+        """Wait for the run's end, a success, without looking at its output."""
+        run = subject.rpartition(".")[2]
+        async with asyncio.timeout(2 * PATIENCE):
+            while True:
+                reply = await self.ask(wire.Show(run))
+                assert isinstance(reply, wire.RunDetails), reply
+                if reply.run.status == "succeeded":
+                    return
+                if reply.run.status not in ("queued", "running"):
+                    raise RuntimeError(f"a run ended as {reply.run}")
+                await asyncio.sleep(0.01)
+
+    async def stored(self) -> tuple[int, int]:
+        """(bytes, messages) in the output stream"""
+        reply = await self.ask(wire.StatusRequest())
+        assert isinstance(reply, wire.DaemonStatus), reply
+        return reply.nats.stream_bytes, reply.nats.stream_messages
+
+    async def begun(self, count: int) -> None:
+        """Wait until so many runs are running at once."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                reply = await self.ask(wire.StatusRequest())
+                assert isinstance(reply, wire.DaemonStatus), reply
+                if reply.running >= count:
+                    return
+                await asyncio.sleep(0.05)
 
     async def chunks(self, subject: str) -> list[tuple[int, wire.Chunks]]:
         """The run's chunk records until its end, which must be a success."""
         found = []
         while True:
-            at, record = await asyncio.wait_for(self.records(subject).get(), PATIENCE)
+            at, record = await self.next(subject)
             if isinstance(record, wire.Chunks):
                 found.append((at, record))
             elif isinstance(record, wire.End):
@@ -148,11 +187,13 @@ class Wire:
 
 
 @asynccontextmanager
-async def wired(daemon: Daemon) -> AsyncIterator[Wire]:
+async def wired(daemon: Daemon, *, listen: bool = True) -> AsyncIterator[Wire]:
+    """Without ``listen`` no record is seen: nobody watches."""
     client = await daemon.connect()
     try:
         link = Wire(client)
-        await link.open()
+        if listen:
+            await link.open()
         yield link
     finally:
         await client.close()

@@ -21,7 +21,7 @@ from runctl.supervisor.errors import Unavailable
 
 from .harness import PATIENCE, Daemon, running, watching, wired
 from .processes import process_tree
-from .report import print_row, print_title
+from .report import Table
 
 KILLS = 10
 
@@ -33,13 +33,15 @@ while True:
 """
 
 
-async def bench_resume() -> None:
+async def bench_resume() -> list[Table]:
     said, back, resumed = await watcher_alone()
-    print_title("SIGKILL of the nats-server (targets: 500 ms to go on, 2000 ms to say so)")
-    print_row("baseline: kill -> the stream takes a record again", back, "ms", None)
-    print_row("its ack -> that chunk at an attached watcher", resumed, "ms", back)
-    print_row("kill -> said so on a terminal", said, "ms", back)
-    print_row("return -> first new chunk of a running command", await whole_way(), "ms", back)
+    table = Table("resume", "SIGKILL of the nats-server")
+    floor = table.add("kill → the stream takes a record again", back, "ms", "floor")
+    table.add("its ack → that chunk at an attached watcher", resumed, "ms", against=floor)
+    table.add("kill → said so on a terminal", said, "ms", against=floor)
+    whole = await whole_way()
+    table.add("return → first new chunk of a running command", whole, "ms", against=floor)
+    return [table]
 
 
 async def watcher_alone() -> tuple[list[float], list[float], list[float]]:

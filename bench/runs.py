@@ -9,13 +9,13 @@ import time
 from nats.aio.msg import Msg
 
 from .harness import Daemon, running, time_processes, wired
-from .report import print_row, print_title
+from .report import Table
 
 SUBMITS = 100
 LINES = 600
 
 
-async def bench_submit() -> None:
+async def bench_submit() -> list[Table]:
     """From the request's send to the first record with output, one run at a time."""
     argv = ["/bin/echo", "x"]
     baseline = time_processes(SUBMITS, argv)
@@ -26,12 +26,16 @@ async def bench_submit() -> None:
             found = await link.chunks(await link.submit(f"submit-{n}", argv))
             if n >= 0:
                 samples.append((found[0][0] - began) / 1e6)
-    print_title("submit -> first chunk of /bin/echo (target: median 25 ms, p99 80 ms)")
-    print_row("baseline: spawn /bin/echo, wait", baseline, "ms", None)
-    print_row("submit request -> first chunk published", samples, "ms", baseline)
+    table = Table("submit", "Submit → first output of /bin/echo")
+    table.aim = "median at most 15 ms above the spawn, p99 at most 50 ms; ahead of every peer"
+    floor = table.add("spawn /bin/echo, wait", baseline, "ms", "floor")
+    ours = table.add("runctl: submit request → first chunk", samples, "ms", against=floor)
+    table.judge("median at most 15 ms above the spawn", ours.median <= floor.median + 15)
+    table.judge("p99 at most 50 ms", ours.p99 <= 50)
+    return [table]
 
 
-async def bench_latency() -> None:
+async def bench_latency() -> list[Table]:
     """From a process's write to a subscriber, a line each 5 ms."""
     code = (
         "import os, time\n"
@@ -49,9 +53,10 @@ async def bench_latency() -> None:
                     samples.append((at - int(line)) / 1e6)
     if len(samples) != LINES + 20:
         raise RuntimeError(f"{LINES + 20} lines were written, {len(samples)} seen")
-    print_title("process write -> watcher, a line each 5 ms (target: median 2 ms, p99 10 ms)")
-    print_row("baseline: nats-py publish -> subscribe", baseline, "ms", None)
-    print_row("os.write in the run -> record received", samples[20:], "ms", baseline)
+    table = Table("latency", "A process writes a line each 5 ms → a subscriber has it")
+    floor = table.add("nats-py: publish → subscribe", baseline, "ms", "floor")
+    table.add("runctl: write → record", samples[20:], "ms", against=floor)
+    return [table]
 
 
 async def plain_latency(daemon: Daemon) -> list[float]:

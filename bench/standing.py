@@ -4,81 +4,92 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
-import time
 
 from .harness import Daemon, running, time_processes, wired
-from .processes import cpu_seconds, process_tree, rss_mib
-from .report import print_row, print_title
+from .processes import process_tree, usage
+from .report import Table
+from .rows import multiply
 
-THREADS = 1000
-LISTS = 20
-
-
-async def bench_idle() -> None:
-    """What a fresh daemon with nothing to do costs."""
-    async with running() as daemon:
-        await idle("Idle, fresh", daemon)
+RUNS = 1000
+LISTS = 15
+LOOKED = 8.0
+LISTED = 10, 1000, 10_000
 
 
-async def idle(title: str, daemon: Daemon) -> None:
+async def bench_idle() -> list[Table]:
+    """A daemon with nothing to do, fresh and after ``RUNS`` runs."""
+    table = Table("idle", "A daemon that has nothing to do")
+    table.aim = "at most 1 % of a core; at most 100 MiB, daemon and nats-server together"
     plain = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "import time; time.sleep(600)"
     )
     try:
-        await asyncio.sleep(1)  # what has just been started or run comes to rest
-        tree = process_tree(daemon)
-        before, began = {pid: cpu_seconds(pid) for pid in tree}, time.monotonic()
-        plain_before = cpu_seconds(plain.pid)
-        await asyncio.sleep(5)
-        wall = time.monotonic() - began
-        cpu = sum(cpu_seconds(pid) - used for pid, used in before.items()) / wall * 100
-        plain_cpu = (cpu_seconds(plain.pid) - plain_before) / wall * 100
-        base = [rss_mib(plain.pid)]
-        parts = {name: 0.0 for name in tree.values()}
-        for pid, name in tree.items():
-            parts[name] += rss_mib(pid)
+        floor = usage([plain.pid], 1)
     finally:
         plain.kill()
         await plain.wait()
-    print_title(f"{title} (target: 1.5 % of a core, 120 MiB)")
-    print_row("baseline: a sleeping python, CPU", [plain_cpu], "%", None)
-    print_row("daemon with keeper and nats-server, CPU", [cpu], "%", [plain_cpu])
-    print_row("baseline: a sleeping python, RSS", base, "MB", None)
-    print_row("daemon with keeper and nats-server, RSS", [sum(parts.values())], "MB", base)
-    for name, size in parts.items():
-        print_row(f"  of it {name}", [size], "MB", base)
-
-
-async def bench_list() -> None:
-    """``runctl list`` as a whole process, a thousand threads in the database."""
+    table.add("a sleeping python", [floor.pss_mib], "MiB", "floor")
     async with running() as daemon:
+        await _idle(table, "fresh", daemon, judged=True)
         async with wired(daemon) as link:
             gate = asyncio.Semaphore(50)
 
             async def one(n: int) -> None:
                 async with gate:
-                    await link.chunks(await link.submit(f"list-{n}", ["true"]))
+                    await link.chunks(await link.submit(f"idle-{n}", ["true"]))
 
-            began = time.monotonic()
-            await asyncio.gather(*(one(n) for n in range(THREADS)))
-            filled = time.monotonic() - began
-        argv = daemon.runctl("list")
-        listing = await asyncio.create_subprocess_exec(
-            *daemon.runctl("--json", "list", "--limit", str(THREADS + 1)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await listing.communicate()
-        if listing.returncode:
-            raise RuntimeError(f"runctl list: {err.decode(errors='replace').strip()}")
-        rows = len(json.loads(out))
-        baseline = time_processes(LISTS, [sys.executable, "-c", "pass"])
-        samples = time_processes(LISTS, argv)
-        whole = time_processes(LISTS, daemon.runctl("list", "--limit", str(THREADS)))
-        print_title(f"runctl list, whole process, {THREADS} threads (target: 250 ms)")
-        print_row("baseline: python -c pass", baseline, "ms", None)
-        print_row("runctl list", samples, "ms", baseline)
-        print_row(f"runctl list --limit {THREADS}", whole, "ms", baseline)
-        print(f"  {rows} threads listed; {THREADS} runs of `true` took {filled:.1f} s", flush=True)
-        await idle(f"Idle, after {THREADS} runs", daemon)
+            await asyncio.gather(*(one(n) for n in range(RUNS)))
+        await _idle(table, f"after {RUNS:,} runs", daemon)
+    return [table]
+
+
+async def _idle(table: Table, when: str, daemon: Daemon, *, judged: bool = False) -> None:
+    await asyncio.sleep(2)  # what has just been started or run comes to rest
+    tree = process_tree(daemon)
+    found = await asyncio.to_thread(usage, tree, LOOKED)
+    table.add(f"runctl, {when}", [found.pss_mib], "MiB")
+    for pid, name in tree.items():
+        size = usage([pid], 0.01).pss_mib
+        table.add(f"{when}, of it {name}", [size], "MiB", "count")
+    table.add(f"{when}, processor", [found.cpu], "% of a core", "count")
+    table.add(f"{when}, context switches", [found.wakeups], "/s", "count")
+    if judged:
+        table.judge("at most 1 % of a core", found.cpu <= 1)
+        table.judge("at most 100 MiB (proportional set size)", found.pss_mib <= 100)
+
+
+async def bench_list() -> list[Table]:
+    """``runctl list`` as a whole process."""
+    table = Table("list", "`runctl list` and `--version`, whole process")
+    table.aim = "at most 3 × the interpreter's own start for 10 threads; then sub-linear"
+    baseline = time_processes(LISTS, [sys.executable, "-c", "pass"])
+    floor = table.add("python -c pass", baseline, "ms", "floor")
+    medians = []
+    async with running() as daemon:
+        version = time_processes(LISTS, daemon.runctl("--version"))
+        table.add("runctl --version", version, "ms", against=floor)
+        async with wired(daemon) as link:
+            subject = await link.submit("seed", ["true"])
+            await link.chunks(subject)
+        stored = 1
+        for count in LISTED:
+            multiply(daemon, subject.rpartition(".")[2], count - stored, first=stored)
+            stored = count
+            found = _listed(daemon, count)
+            if found != count:
+                raise RuntimeError(f"{count} threads are there, {found} were listed")
+            samples = time_processes(LISTS, daemon.runctl("list"))
+            medians.append(
+                table.add(f"runctl list, {count:,} threads", samples, "ms", against=floor).median
+            )
+    table.note("the threads are copies of a real run's rows; all of them are listed")
+    table.judge("10 threads: at most 3 × python -c pass", medians[0] <= 3 * floor.median)
+    table.judge("10,000 threads: less than 10 × 1,000", medians[2] < 10 * medians[1])
+    return [table]
+
+
+def _listed(daemon: Daemon, count: int) -> int:
+    argv = daemon.runctl("--json", "list", "--limit", str(count))
+    return len(json.loads(subprocess.run(argv, check=True, capture_output=True).stdout))

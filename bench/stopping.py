@@ -6,18 +6,17 @@ import asyncio
 import os
 import subprocess
 import time
-from pathlib import Path
 
 from .harness import PATIENCE, Daemon, running, wired
-from .processes import process_tree
-from .report import print_row, print_title
+from .processes import alive, process_tree
+from .report import Table
 
 TREES = 200
 #: Each is deaf, and has a child in a session of its own that is deaf as well.
 DEAF = 'trap "" TERM INT HUP; setsid sleep 600 & while :; do sleep 600; done'
 
 
-async def bench_stop() -> None:
+async def bench_stop() -> list[Table]:
     """SIGKILL of the daemon, SIGTERM, and SIGTERM hastened by a second one."""
     baseline = await asyncio.to_thread(_kill_sleepers)
     async with running('stop_grace = "1s"\n') as daemon:
@@ -32,11 +31,12 @@ async def bench_stop() -> None:
         stopped = await _stop(daemon, again=False)
         daemon.configure('stop_grace = "10m"\n')
         hastened = await _stop(daemon, again=True)
-    print_title(f"{TREES} trees that ignore TERM: until all processes are gone")
-    print_row(f"baseline: KILL for {3 * TREES} sleeping processes", baseline, "s", None)
-    print_row("daemon killed (target: 2 s)", [killed], "s", baseline)
-    print_row("SIGTERM, stop_grace 1 s", [stopped], "s", baseline)
-    print_row("SIGTERM twice, stop_grace 10 min", [hastened], "s", baseline)
+    table = Table("stop", f"{TREES} trees that ignore TERM: until all processes are gone")
+    floor = table.add(f"KILL for {3 * TREES} sleeping processes", baseline, "s", "floor")
+    table.add("runctl: daemon killed", [killed], "s", against=floor)
+    table.add("runctl: SIGTERM, stop_grace 1 s", [stopped], "s", against=floor)
+    table.add("runctl: SIGTERM twice, stop_grace 10 min", [hastened], "s", against=floor)
+    return [table]
 
 
 async def _trees(daemon: Daemon) -> list[int]:
@@ -51,16 +51,9 @@ async def _trees(daemon: Daemon) -> list[int]:
 
 def _wait_gone(pids: list[int], began: float) -> float:
     """Seconds from ``began`` until none of ``pids`` is alive."""
-    while any(map(_alive, pids)):
+    while any(map(alive, pids)):
         time.sleep(0.005)
     return time.monotonic() - began
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 async def _stop(daemon: Daemon, *, again: bool) -> float:

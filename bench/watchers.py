@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from .crowd import PLAIN_SUBJECT
 from .harness import PATIENCE, Daemon, running, watching, wired
 from .processes import process_tree, rss_mib
-from .report import print_row, print_title
+from .report import Table
 
 COUNTS = 1, 100, 1000
 #: Processes that the watchers are spread over.
@@ -30,9 +30,10 @@ for n in range({LINES}):
 """
 
 
-async def bench_watchers() -> None:
+async def bench_watchers() -> list[Table]:
     """A line each 100 ms, to 1, 100 and 1,000 watchers, and to as many plain subscribers."""
-    print_title("write -> watcher, a line each 100 ms, 1 to 1000 watchers")
+    table = Table("watchers", "A process writes a line each 100 ms → 1 to 1,000 watchers have it")
+    table.aim = "median at most 1.5 × nats-py; ahead of every peer"
     for count in COUNTS:
         async with running() as daemon:
             gate = daemon.folder / "gate"
@@ -49,16 +50,18 @@ async def bench_watchers() -> None:
             async with crowd(daemon, "plain", count) as members:
                 baseline = await plain(daemon, members)
         noun = "watcher" if count == 1 else "watchers"
-        print_row(f"baseline: nats-py publish -> subscribe, {count}", baseline, "ms", None)
-        print_row(f"os.write in the run -> {count} {noun}", samples, "ms", baseline)
-    print_title(f"Memory for each of {COUNTS[-1]} watchers")
+        floor = table.add(f"nats-py: publish → {count:,} {noun}", baseline, "ms", "floor")
+        ours = table.add(f"runctl: write → {count:,} {noun}", samples, "ms", against=floor)
+        table.judge(f"{count:,} {noun}", ours.median <= 1.5 * floor.median)
+    memory = Table("watcher-memory", f"Memory for each of {COUNTS[-1]:,} watchers")
     for name in ("nats-server", "daemon"):
         size = (crowded[name] - alone[name]) * 1024 / count
-        print_row(f"{name}, RSS", [size], "kB", None)
-    await whole_process()
+        memory.add(f"{name}, RSS", [size], "kB", "count")
+    await whole_process(memory)
+    return [table, memory]
 
 
-async def whole_process() -> None:
+async def whole_process(table: Table) -> None:
     async with running() as daemon:
         async with wired(daemon) as link:
             await link.submit("watched", ["/bin/sh", "-c", "echo x; exec sleep 600"])
@@ -72,8 +75,8 @@ async def whole_process() -> None:
         finally:
             bare.kill()
             await bare.wait()
-    print_row("baseline: python, click and nats imported, RSS", [base], "MB", None)
-    print_row("runctl attach, the whole process, RSS", [size], "MB", [base])
+    floor = table.add("python, click and nats imported, RSS", [base], "MB", "floor")
+    table.add("runctl attach, the whole process, RSS", [size], "MB", against=floor)
 
 
 async def rss(daemon: Daemon) -> dict[str, float]:

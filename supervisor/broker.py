@@ -22,6 +22,9 @@ from .private import write_private
 from .processes import Keeper, Process
 from .wire import ENDPOINT_FILE, Endpoint
 
+#: What nats-server keeps its memory below, if it can.
+MEMORY = "512MiB"
+
 log = logging.getLogger("runctld.broker")
 
 #: Below those that Linux and IANA use for outgoing connections.
@@ -123,7 +126,12 @@ class Broker:
             self._process = await self._keeper.spawn(
                 [server_binary(), "-c", str(conf)],
                 mark="nats-server",
-                env={"PATH": os.environ.get("PATH", ""), "GOMAXPROCS": "2"},
+                env={
+                    "PATH": os.environ.get("PATH", ""),
+                    "GOMAXPROCS": "2",
+                    # Its collector waits for twice of what is alive, unless there is a limit.
+                    "GOMEMLIMIT": os.environ.get("GOMEMLIMIT", MEMORY),
+                },
                 cwd=str(self._dir),
                 stdin=null,
                 stdout=log_fd,

@@ -204,7 +204,8 @@ class Control:
 
     async def submit(self, r: wire.Submit) -> wire.Reply:
         thread = check_thread(r.thread)
-        run = check_run_id(r.run) if r.run is not None else self._ids.new()
+        fresh = r.run is None
+        run = self._ids.new() if r.run is None else check_run_id(r.run)
         name = r.runner or self._default_runner(bool(r.argv))
         runner = self._settings.runners.get(name)
         if runner is None:
@@ -239,15 +240,18 @@ class Control:
                 f"the run takes {size} bytes, NATS takes {most}; put the data in a file and"
                 " submit its path, or raise max_payload of nats-server"
             )
-        return await self._enqueue(spec)
+        return await self._enqueue(spec, fresh=fresh)
 
-    async def _enqueue(self, spec: RunSpec) -> wire.Reply:
-        found = await self._durable.get(spec.run)
+    async def _enqueue(self, spec: RunSpec, *, fresh: bool) -> wire.Reply:
+        """``fresh``: nobody else can have its id."""
+        found = None if fresh else await self._durable.get(spec.run)
         if found is None:
             await self._backlog.admit()
             await self._durable.enqueue(spec)
             await self._tell_if_full()
             await self._tell_changed(spec.thread)
+            if fresh:
+                return wire.Submitted(spec.thread, spec.run, Status.QUEUED)
             found = await self._durable.get(spec.run)
             assert found is not None
         stored, run = found
@@ -365,7 +369,7 @@ class Control:
                 f"run {r.run} is {run.status}; only failed, aborted or dead runs can be retried"
             )
         return await self._enqueue(
-            msgspec.structs.replace(spec, run=self._ids.new(), retry_of=spec.run)
+            msgspec.structs.replace(spec, run=self._ids.new(), retry_of=spec.run), fresh=True
         )
 
     async def abort(self, r: wire.Abort) -> wire.Reply:

@@ -12,6 +12,7 @@ kill comes in between. (No run's id has a dot.)
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import datetime
 import json
 import logging
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import dbos._sys_db
+import dbos._workflow_commands
 import msgspec
 import sqlalchemy as sa
 import trio
@@ -39,6 +41,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
+from .claims import Active, Worker
 from .errors import QueueFull, Unavailable
 from .metrics import Meters
 from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, made_at
@@ -54,8 +57,6 @@ HOOK = "tell_hook"
 MAX_HOOKS = 100
 #: Changes only when the workflow's shape does: recovery finds rows of this version only.
 APP_VERSION = "runctl-1"
-#: Safety net under the kicks, seconds.
-POLL = 1.0
 #: The end of an aborted run's processes is looked for this long, seconds.
 RECENT = 600.0
 
@@ -66,9 +67,14 @@ PATIENCE = 10.0
 #: What SQLite says when the disk is full, or no file can be opened.
 _PASSES = ("disk is full", "disk I/O error", "unable to open database file")
 _system: Any = dbos._sys_db
+_commands: Any = dbos._workflow_commands
 _retriable: Callable[[Exception], bool] = _system.retriable_sqlite_exception
 #: Whether somebody waits for the answer, who can ask again.
 _asked: ContextVar[bool] = ContextVar("asked", default=False)
+
+#: How often DBOS looks after what we do not use (schedules, delays, a queue of its own), in
+#: seconds: its every second is half of what an idle daemon costs.
+SELDOM = 60.0
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
 T = TypeVar("T")
@@ -99,30 +105,6 @@ _ENDED = {
 }
 
 
-class _Kick(threading.Event):
-    """The stop event that DBOS's queue worker waits on between polls; ``kick`` ends the
-    wait at once without stopping it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._bell = threading.Semaphore(0)
-
-    def kick(self) -> None:
-        self._bell.release()
-
-    def set(self) -> None:
-        super().set()
-        self._bell.release()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        # DBOS stretches its interval when executors collide: not beyond ours.
-        timeout = POLL if timeout is None else min(timeout, POLL)
-        if not self.is_set() and self._bell.acquire(timeout=timeout):
-            while self._bell.acquire(blocking=False):
-                pass  # many kicks, one look
-        return self.is_set()
-
-
 class Durable:
     """``launch`` inside the trio-asyncio loop; ``dispatch`` is called on trio for every
     attempt, and must not return or raise when the daemon stops (the row stays)."""
@@ -142,9 +124,7 @@ class Durable:
         self._executor = executor
         self._dispatch = dispatch
         self._clear = clear
-        self._queue: Any = None
-        self._kick = _Kick()
-        self._worker: threading.Thread | None = None
+        self._worker: Worker | None = None
         self._dbos: DBOS
         self._tables: Any
         self._table: sa.Table
@@ -153,8 +133,8 @@ class Durable:
         self._meters = meters
         self._hook = hook
         self._tell_hook: Any = None
-        self._hooks_kick = _Kick()
-        self._hooks_worker: threading.Thread | None = None
+        self._hooks_worker: Worker | None = None
+        self._stopping = threading.Event()
         self.recovered = 0
         self._closing = False
 
@@ -173,6 +153,7 @@ class Durable:
             otlp_traces_endpoints=[traces] if traces is not None else [],
             otel_attribute_format="semconv",
             log_level="WARNING",
+            scheduler_polling_interval_sec=SELDOM,
         )
         if traces is not None:
             from . import traces as spans
@@ -180,36 +161,30 @@ class Durable:
             spans.watch(traces)
         self._dbos = DBOS(config=config)
         _quiet_dbos()
-        _wait_out_sqlite(self._kick)
+        _calm_dbos(self._dbos)
+        _wait_out_sqlite(self._stopping)
         dispatch = self._dispatch
         durable = self
 
-        async def dispatch_step(spec: dict[str, Any]) -> dict[str, Any]:
+        # No step of DBOS within: the only outcome is the workflow's own, and what a crash
+        # leaves between the end of the stream and that is adopted from the stream.
+        async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
             run = msgspec.convert(spec, RunSpec)
-            attempt, created = await asyncio.to_thread(durable._attempts, run.run)
+            attempt, created = await durable._claimed(run.run)
             if attempt == 1:
                 # Rows of SQLite have whole seconds; an id that we made is more exact.
                 durable._meters.waited(time.time() - (made_at(run.run) or created), run.runner)
             if traces is not None:
                 spans.describe(run, attempt)
             outcome = await loop.trio_as_future(dispatch, run, attempt)  # type: ignore[attr-defined]
+            try:
+                # In a context of its own: within a workflow it would be recorded as a step.
+                hook = durable._store_hook(run.run, outcome.status)
+                await asyncio.create_task(hook, context=contextvars.Context())
+            except Exception as error:  # never the run's own failure
+                log.error("the hook of run %s is not stored: %s", run.run, error)
             built: dict[str, Any] = msgspec.to_builtins(outcome)
             return built
-
-        step = DBOS.step(name="dispatch")(dispatch_step)
-
-        async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
-            try:
-                outcome = await step(spec)
-                try:
-                    await durable._store_hook(spec["run"], outcome["status"])
-                except Exception as error:  # never the run's own failure
-                    log.error("the hook of run %s is not stored: %s", spec["run"], error)
-                return outcome
-            finally:
-                # The row turns terminal just after this returns: look then, too.
-                loop.call_later(0.002, durable._kick.kick)
-                loop.call_later(0.02, durable._kick.kick)
 
         self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)
         if self._hook is not None:
@@ -220,15 +195,12 @@ class Durable:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise Unavailable(f"the database cannot be opened: {reason}") from error
-        sa.event.listen(self._dbos._sys_db.engine, "commit", lambda _: self._clear())
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
+        await trio.to_thread.run_sync(self._index)
+        sa.event.listen(self._dbos._sys_db.engine, "commit", lambda _: self._clear())
         await trio.to_thread.run_sync(self._settle_recovery)
-        self._queue = await trio.to_thread.run_sync(self._register)
-        self._worker = self._start_worker(self._queue, self._kick)
-        if self._hook is not None:
-            hooks = await trio.to_thread.run_sync(self._register_hooks)
-            self._hooks_worker = self._start_worker(hooks, self._hooks_kick)
+        await trio.to_thread.run_sync(self._start_workers)
 
     def _url(self) -> str:
         if not self._config.database.embedded:
@@ -237,28 +209,33 @@ class Durable:
         _prepare_sqlite(path)
         return f"sqlite:///{path}"
 
-    def _register(self) -> Any:
-        queue = DBOS.register_queue(
-            QUEUE,
-            partition_concurrency=1,
-            worker_concurrency=self._config.queue.max_running,
-            polling_interval_sec=POLL,
-            on_conflict="always_update",
-        )
-        # The worker would read the stored settings again and again, which are those of
-        # the executor that started last: max_running is each one's own.
-        queue.database_backed_queue = False
-        return queue
+    def _index(self) -> None:
+        """DBOS finds a thread's runs by an index while they are live only; lists, and the
+        turns of a conversation, need those that are over."""
+        c = self._table.c
+        index = sa.Index("runctl_thread", c.queue_partition_key, c.created_at)
+        try:
+            index.create(self._dbos._sys_db.engine, checkfirst=True)
+        except sa.exc.DBAPIError as error:  # another executor makes it just now
+            log.debug("index: %s", _reason(error))
 
-    def _register_hooks(self) -> Any:
-        queue = DBOS.register_queue(
-            HOOKS_QUEUE,
-            worker_concurrency=MAX_HOOKS,
-            polling_interval_sec=POLL,
-            on_conflict="always_update",
-        )
-        queue.database_backed_queue = False
-        return queue
+    def _start_workers(self) -> None:
+        most = self._config.queue.max_running
+        queues = [self._register(QUEUE, partition_concurrency=1, worker_concurrency=most)]
+        if self._hook is not None:
+            queues.append(self._register(HOOKS_QUEUE, worker_concurrency=MAX_HOOKS))
+        dbos: Any = self._dbos
+        active = dbos._active_workflows_set = Active()
+        for queue in queues:
+            worker = Worker(dbos, queue, self._executor, APP_VERSION)
+            active.workers[queue.name] = worker
+            worker.start()
+        self._worker = active.workers[QUEUE]
+        self._hooks_worker = active.workers.get(HOOKS_QUEUE)
+
+    def _register(self, name: str, **limits: Any) -> Any:
+        # The stored settings are those of the executor that started last: these are ours.
+        return DBOS.register_queue(name, on_conflict="always_update", **limits)
 
     def _settle_recovery(self) -> None:
         """Wait until DBOS's start-up thread has re-enqueued every row of ours. Starting
@@ -280,20 +257,10 @@ class Durable:
         )
         self.recovered = int(self._scalar(waiting))
 
-    def _start_worker(self, queue: Any, kick: _Kick) -> threading.Thread:
-        from dbos._queue import queue_worker_thread
-
-        worker = threading.Thread(
-            target=queue_worker_thread, args=(kick, self._dbos, queue), daemon=True
-        )
-        worker.start()
-        kick.kick()
-        return worker
-
     def set_max_running(self, most: int) -> None:
         """How many runs there may be at once from now on; what runs already goes on."""
-        self._queue._worker_concurrency = most
-        self.kick()
+        if self._worker is not None:
+            self._worker.set_most(most)
 
     def explain(self, error: Exception) -> str | None:
         """What to tell whoever asked for something that ended in ``error``, when it is the
@@ -315,11 +282,12 @@ class Durable:
             await trio.to_thread.run_sync(traces.flush, abandon_on_cancel=True)
 
     async def stop_claiming(self) -> None:
-        self._kick.set()
-        self._hooks_kick.set()
-        for worker in (self._worker, self._hooks_worker):
-            if worker is not None:
-                await trio.to_thread.run_sync(worker.join, 5.0)
+        self._stopping.set()
+        workers = [worker for worker in (self._worker, self._hooks_worker) if worker is not None]
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            await trio.to_thread.run_sync(worker.join, 5.0)
 
     # ---- hooks ------------------------------------------------------------------
 
@@ -355,7 +323,7 @@ class Durable:
             return
         with SetWorkflowID(hook_id(run)):
             await DBOS.enqueue_workflow_async(HOOKS_QUEUE, self._tell_hook, run)
-        asyncio.get_running_loop().call_later(0.02, self._hooks_kick.kick)
+        self._kick_hooks()
 
     async def hooks_waiting(self, patience: float = PATIENCE) -> int:
         """How many are not told yet, of all executors."""
@@ -375,7 +343,12 @@ class Durable:
 
     def kick(self) -> None:
         """Look for work now."""
-        self._kick.kick()
+        if self._worker is not None:
+            self._worker.kick()
+
+    def _kick_hooks(self) -> None:
+        if self._hooks_worker is not None:
+            self._hooks_worker.kick()
 
     async def _next_place(self, thread: str) -> int:
         """The priority that puts a run behind all others of its thread. DBOS orders by
@@ -415,7 +388,7 @@ class Durable:
     async def cancel(self, run: str) -> None:
         """Make the run terminal as aborted: it is not replayed from here on."""
         await aio(self._cancel)(run)
-        self._kick.kick()
+        self.kick()
 
     async def _cancel(self, run: str) -> None:
         _asked.set(True)
@@ -476,17 +449,46 @@ class Durable:
         return found[::-1]
 
     async def threads(self, *, limit: int, offset: int, busy: bool = False) -> list[ThreadRow]:
-        """A page of threads with their latest runs, most recent activity first. ``busy``:
-        only those on which a run is running or queued."""
-        t = self._table
+        """A page of threads with their latest runs, most recent activity first; costs what
+        is shown, not what is stored. ``busy``: only those on which a run is running or
+        queued."""
+        t, newer = self._table, self._table.alias()
+        thread = t.c.queue_partition_key
         kept = [t.c.name == WORKFLOW]
         if busy:  # what is live is found by the status, however many threads there are
-            live = sa.select(t.c.queue_partition_key).where(
-                t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE))
+            live = sa.select(thread).where(t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE)))
+            kept.append(thread.in_(live))
+        later = sa.select(newer.c.workflow_uuid).where(
+            newer.c.queue_partition_key == thread,
+            newer.c.created_at >= t.c.created_at,
+            sa.tuple_(newer.c.created_at, newer.c.workflow_uuid)
+            > sa.tuple_(t.c.created_at, t.c.workflow_uuid),
+        )
+        page = (
+            sa.select(t.c.workflow_uuid)
+            .where(*kept, ~later.exists())
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        query = (
+            sa.select(*self._columns(), self._there("ENQUEUED", "DELAYED"), self._there("PENDING"))
+            .where(t.c.workflow_uuid.in_(page))
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+        )
+        return [_thread(row, *row[-2:]) for row in await self._rows(query)]
+
+    def _there(self, *statuses: str) -> sa.ScalarSelect[int]:
+        """How many runs of the row's thread have these statuses."""
+        other = self._table.alias()
+        return (
+            sa.select(sa.func.count())
+            .where(
+                other.c.queue_name == QUEUE,
+                other.c.status.in_(statuses),
+                other.c.queue_partition_key == self._table.c.queue_partition_key,
             )
-            kept.append(t.c.queue_partition_key.in_(live))
-        return await self._threads(
-            kept, (t.c.created_at.desc(), t.c.workflow_uuid.desc()), limit, offset
+            .scalar_subquery()
         )
 
     async def live_threads(self, *, limit: int, offset: int) -> list[ThreadRow]:
@@ -495,26 +497,9 @@ class Durable:
         is live, not what is stored."""
         t = self._table
         running_first = sa.case((t.c.status == "PENDING", 0), else_=1)
-        return await self._threads(
-            [t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE))],
-            (running_first, t.c.priority, t.c.created_at, t.c.workflow_uuid),
-            limit,
-            offset,
-            first=running_first,
-        )
-
-    async def _threads(
-        self,
-        kept: Sequence[sa.ColumnElement[bool]],
-        shown: Sequence[sa.ColumnElement[Any]],
-        limit: int,
-        offset: int,
-        first: sa.ColumnElement[Any] | None = None,
-    ) -> list[ThreadRow]:
-        """Threads of the rows that are ``kept``; of each, the row that ``shown`` puts first."""
-        t = self._table
         part = t.c.queue_partition_key
-        rank = sa.func.row_number().over(partition_by=part, order_by=tuple(shown)).label("rank")
+        shown = (running_first, t.c.priority, t.c.created_at, t.c.workflow_uuid)
+        rank = sa.func.row_number().over(partition_by=part, order_by=shown).label("rank")
         count = sa.func.sum(sa.case((t.c.status.in_(["ENQUEUED", "DELAYED"]), 1), else_=0))
         busy = sa.func.sum(sa.case((t.c.status == "PENDING", 1), else_=0))
         inner = (
@@ -524,24 +509,18 @@ class Durable:
                 count.over(partition_by=part).label("queued"),
                 busy.over(partition_by=part).label("busy"),
             )
-            .where(*kept)
+            .where(t.c.name == WORKFLOW, t.c.status.in_(list(_LIVE)))
             .subquery()
         )
-        order = [t.c.created_at.desc(), t.c.workflow_uuid.desc()]
         query = (
             sa.select(*self._columns(), inner.c.queued, inner.c.busy)
             .join(inner, inner.c.id == t.c.workflow_uuid)
             .where(inner.c.rank == 1)
-            .order_by(*([] if first is None else [first]), *order)
+            .order_by(running_first, t.c.created_at.desc(), t.c.workflow_uuid.desc())
             .limit(limit)
             .offset(offset)
         )
-        found = []
-        for row in await self._rows(query):
-            run = _read(row)[1]
-            status = "running" if row.busy else "queued" if row.queued else "idle"
-            found.append(ThreadRow(run.thread, status, run, int(row.queued)))
-        return found
+        return [_thread(row, row.queued, row.busy) for row in await self._rows(query)]
 
     async def in_flight(self) -> set[str]:
         """The runs that may have output and are not over: running, or to be replayed."""
@@ -700,7 +679,7 @@ class Durable:
         revive what was aborted meanwhile, and take runs from whoever claimed them."""
         found = await trio.to_thread.run_sync(DBOS._recover_pending_workflows, [executor])
         self.kick()
-        self._hooks_kick.kick()
+        self._kick_hooks()
         return sum("." not in handle.workflow_id for handle in found)
 
     # ---- rows -------------------------------------------------------------------
@@ -732,6 +711,13 @@ class Durable:
             .where(made.c.workflow_uuid == c.workflow_uuid)
             .scalar_subquery()
         )
+
+    async def _claimed(self, run: str) -> tuple[int, float]:
+        """In asyncio: (which attempt this is, Unix seconds of the submit)"""
+        found = self._worker.claimed.pop(run, None) if self._worker is not None else None
+        if found is None:
+            found = await asyncio.to_thread(self._attempts, run)
+        return found
 
     def _attempts(self, run: str) -> tuple[int, float]:
         """(which attempt this is, Unix seconds of the submit)"""
@@ -783,7 +769,7 @@ class Durable:
             try:
                 return work()
             except sa.exc.OperationalError:
-                if time.monotonic() > deadline or self._kick.is_set():
+                if time.monotonic() > deadline or self._stopping.is_set():
                     raise
                 time.sleep(0.2)
 
@@ -854,6 +840,12 @@ def _quiet_dbos() -> None:
     library.addFilter(expected)
 
 
+def _calm_dbos(dbos: Any) -> None:
+    """What has no setting."""
+    dbos._registry.get_internal_queue()._polling_interval_sec = SELDOM
+    _commands._BACKGROUND_JOBS_INTERVAL_SEC = SELDOM
+
+
 def _prepare_sqlite(path: Path) -> None:
     """WAL from the start, so that readers never wait for the writer; 0600."""
     try:
@@ -878,6 +870,12 @@ def _status(row: str, outcome: Outcome | None) -> Status:
     if row == "SUCCESS" and outcome is not None:
         return outcome.status
     return _ENDED.get(row, Status.FAILED)
+
+
+def _thread(row: Any, queued: int, busy: int) -> ThreadRow:
+    run = _read(row)[1]
+    status = "running" if busy else "queued" if queued else "idle"
+    return ThreadRow(run.thread, status, run, int(queued))
 
 
 def _read(row: Any) -> tuple[RunSpec, Run]:

@@ -15,7 +15,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -61,6 +62,9 @@ ACK_TIMEOUT = 2.0
 RETRY = 0.05
 #: Output that waits for its publish, per run, before the writer is held back.
 MAX_BUFFERED = 1024 * 1024
+#: The same of all runs together, as long as that leaves each ``LEAST_BUFFERED``.
+ALL_BUFFERED = 32 * 1024 * 1024
+LEAST_BUFFERED = 64 * 1024
 #: A record's share of the stream, at most: each running run keeps its last one.
 RECORD_SHARE = 64
 LEAST_RECORD = 16 * 1024
@@ -104,8 +108,24 @@ class Streams:
         self._inbox = client.new_inbox()
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._token = 0
+        self._writers = 0
         #: What an external stream has other than configured, a line each.
         self.differences: list[str] = []
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One run more has output to store."""
+        self._writers += 1
+        try:
+            yield
+        finally:
+            self._writers -= 1
+
+    @property
+    def most_buffered(self) -> int:
+        """Bytes that may wait for their publish, of each run."""
+        share = ALL_BUFFERED // max(1, self._writers)
+        return min(MAX_BUFFERED, max(LEAST_BUFFERED, share))
 
     async def open(self, config: Config) -> None:
         """Subscribe for acks and see that the stream exists.
@@ -326,8 +346,11 @@ class Attempt:
         attempt had already written its end."""
         record = Reset(self._run, self._attempt, time.time(), self._executor, self._tty)
         self._kept = Kept(record)
+        # Before a first attempt there is nothing, unless NATS says so; then it is read.
+        tail = Tail(0, None) if self._attempt == 1 else None
         while True:
-            tail = await self._streams.tail(self._subject)
+            if tail is None:
+                tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
                 self._streams.meters.adopted()
@@ -343,14 +366,15 @@ class Attempt:
                 self._sequence = done
                 self._streams.meters.reset()
                 return None
+            tail = None
 
     def _fenced(self, why: str, found: int | None = None) -> Fenced:
         self._streams.meters.fenced()
         return Fenced(f"run {self._run}: {why}", found)
 
     async def append(self, stream: StreamName, data: bytes) -> None:
-        """Add one chunk; waits while more than ``MAX_BUFFERED`` bytes are unacked."""
-        while self._bytes > MAX_BUFFERED:
+        """Add one chunk; waits while more than ``most_buffered`` bytes are unacked."""
+        while self._bytes > self._streams.most_buffered:
             await self._drained.wait()
         most = self._streams.max_record
         for start in range(0, len(data), most):
@@ -363,11 +387,12 @@ class Attempt:
 
     async def pump(self) -> None:
         """Publish what was appended, one record in flight, until closed and empty."""
-        while self._pending or not self._closed:
-            await self._changed.wait()
-            self._changed = trio.Event()
-            while self._pending:
-                await self._flush_one()
+        with self._streams.writing():
+            while self._pending or not self._closed:
+                await self._changed.wait()
+                self._changed = trio.Event()
+                while self._pending:
+                    await self._flush_one()
 
     def close(self) -> None:
         """No more appends: ``pump`` returns when all is stored. It must not be cancelled

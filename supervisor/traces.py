@@ -41,7 +41,7 @@ def watch(endpoint: str) -> None:
 
 
 def describe(run: RunSpec, attempt: int) -> None:
-    """On the span that DBOS has opened for the step we are in."""
+    """On the span that DBOS has opened for the workflow we are in."""
     span = trace.get_current_span()
     span.set_attribute("runctl.run", run.run)
     span.set_attribute("runctl.thread", run.thread)

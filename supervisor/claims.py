@@ -1,0 +1,192 @@
+"""Claims what is queued, and starts it: DBOS's queue worker, woken by events.
+
+DBOS's own worker looks at intervals, asks each time which version is the newest, and does
+not say what it claimed. The claim itself, and all that is durable about it, is DBOS's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import sqlalchemy as sa
+from dbos._core import (
+    ActiveWorkflowById,
+    ActiveWorkflowEntry,
+    QueueBucket,
+    execute_dequeued_workflow,
+)
+from dbos._utils import generate_uuid
+
+log = logging.getLogger("runctld.claims")
+
+#: Without an event, seconds: what others have queued is seen at the latest then.
+POLL = 1.0
+#: After executors were in each other's way, seconds at most.
+CONFLICT = 0.1
+
+
+class Worker:
+    """A thread that claims and starts the workflows of one queue of ``dbos``, a launched
+    DBOS: as many as the queue's ``worker_concurrency`` says, at once."""
+
+    def __init__(self, dbos: Any, queue: Any, executor: str, version: str) -> None:
+        self._dbos = dbos
+        self._queue = queue
+        self._executor = executor
+        self._version = version
+        self._bell: SimpleQueue[bool] = SimpleQueue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"claims {queue.name}", daemon=True)
+        #: Claimed, but not yet read: workflow id -> the claim's token. Its rows are ours
+        #: until the next start, so they are read until that succeeds.
+        self._found: dict[str, str] = {}
+        #: Started, and not executed yet.
+        self._coming: set[str] = set()
+        #: workflow id -> (which dispatch of it this is, Unix seconds of the submit), of what
+        #: was claimed; whoever executes it takes it out.
+        self.claimed: dict[str, tuple[int, float]] = {}
+        table = dbos._sys_db.tables.workflow_status
+        self._waiting = (
+            sa.select(sa.literal(1))
+            .where(table.c.queue_name == queue.name, table.c.status == "ENQUEUED")
+            .where(dbos._sys_db._in_flight_status_prover())
+            .limit(1)
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+        self.kick()
+
+    def kick(self) -> None:
+        """Look for work now. From any thread."""
+        self._bell.put(True)
+
+    def stop(self) -> None:
+        """Claim no more. From any thread; ``join`` waits for the claim that is under way."""
+        self._stopping = True
+        self.kick()
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+
+    def began(self, workflow: str) -> None:
+        """It is executed from now on."""
+        self._coming.discard(workflow)
+
+    def set_most(self, most: int) -> None:
+        """So many at once from now on; what is executed already goes on."""
+        self._queue._worker_concurrency = most
+        self.kick()
+
+    def _run(self) -> None:
+        wait, again = POLL, False
+        while True:
+            rung = self._rung(wait)
+            if self._stopping:
+                return
+            look, wait, again = rung or again, POLL, False
+            try:
+                if look or self._found or self._anything():
+                    self._claim()
+            except Exception as error:
+                if isinstance(error, sa.exc.DBAPIError) and self._conflict(error):
+                    wait, again = random.uniform(0, CONFLICT), True
+                elif not self._stopping:
+                    log.warning("queued runs cannot be claimed: %s", _reason(error))
+
+    def _rung(self, seconds: float) -> bool:
+        """Wait for a kick; many count as one."""
+        try:
+            self._bell.get(timeout=seconds)
+        except Empty:
+            return False
+        with contextlib.suppress(Empty):
+            while True:
+                self._bell.get_nowait()
+        return True
+
+    def _anything(self) -> bool:
+        """Whether something is queued: a claim costs twenty times as much."""
+        with self._dbos._sys_db.engine.connect() as c:
+            return c.execute(self._waiting).first() is not None
+
+    def _claim(self) -> None:
+        queue = self._queue
+        busy = self._dbos._active_workflows_set.count_for_queue(queue.name) + len(self._coming)
+        free = queue._worker_concurrency - busy
+        if free > 0:
+            self._look(free, busy)
+        if self._found:
+            self._begin()
+
+    def _look(self, free: int, busy: int) -> None:
+        system, queue = self._dbos._sys_db, self._queue
+        token = generate_uuid()
+        # No workflow of ours is without a version: whether this one is the newest, which
+        # DBOS would look up each time, decides nothing.
+        if queue._has_partition_limits():
+            found = system.start_queued_partitioned_workflows(
+                *(queue, self._executor, self._version, free),
+                owner_xid=token,
+                is_latest_version=False,
+            )
+        else:
+            found, _ = system.start_queued_workflows(
+                *(queue, self._executor, self._version, None, busy),
+                owner_xid=token,
+                is_latest_version=False,
+            )
+        self._found |= dict.fromkeys(found, token)
+
+    def _begin(self) -> None:
+        rows = self._dbos._sys_db.get_workflow_statuses(list(self._found))
+        tokens, self._found = self._found, {}
+        for status in rows:
+            if status["status"] != "PENDING":  # aborted since
+                continue
+            workflow = status["workflow_uuid"]
+            self.claimed[workflow] = status["recovery_attempts"], status["created_at"] / 1000
+            self._coming.add(workflow)
+            try:
+                execute_dequeued_workflow(self._dbos, status, tokens[workflow])
+            except Exception:
+                log.exception("run %s cannot be started", workflow)
+                self._coming.discard(workflow)
+
+    def _conflict(self, error: sa.exc.DBAPIError) -> bool:
+        """Whether another executor was claiming at the same moment."""
+        system = self._dbos._sys_db
+        return bool(system.is_lock_conflict(error) or system.is_serialization_conflict(error))
+
+
+def _reason(error: Exception) -> str:
+    """In one line; of the database's errors what it said itself."""
+    said = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return str(said or error).strip().partition("\n")[0]
+
+
+class Active(ActiveWorkflowById):
+    """What is executed, as DBOS counts it. Its end is the event to look for more: the
+    row has its outcome then, and the thread is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers: dict[str, Worker] = {}
+
+    def add(
+        self, key: str, queue_name: str | None = None, queue_partition_key: str | None = None
+    ) -> ActiveWorkflowEntry:
+        entry = super().add(key, queue_name, queue_partition_key)
+        if worker := self.workers.get(queue_name or ""):
+            worker.began(key)
+        return entry
+
+    def _remove(self, key: str, bucket: QueueBucket) -> None:
+        super()._remove(key, bucket)
+        if worker := self.workers.get(bucket[0] if bucket else ""):
+            worker.kick()
