@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import stat
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import click
 
-from ..supervisor.errors import Refused
+from ..config.load import find_file
+from ..supervisor.errors import ConfigError, Refused
 from . import render
 from .common import REFUSED
 from .install import LEFT, File, put, take
@@ -171,9 +173,20 @@ def _next(place: Place, before: Iterable[str]) -> None:
     ]
     if place.user:
         steps.append("loginctl enable-linger   # runs go on when you log out")
+        if place.root == Path("/") and not _taken_by_default(place.config):
+            path = shlex.quote(str(place.config))
+            steps.append(f"export RUNCTL_CONFIG={path}   # else runctl takes the system's")
     render.out("\nNext, after a look at the configuration:")
     for step in steps:
         render.out(f"  {step}")
+
+
+def _taken_by_default(config: Path) -> bool:
+    """Whether ``runctl`` without --config finds it. A system's file comes first."""
+    try:
+        return find_file() in (config, None)
+    except ConfigError:
+        return False
 
 
 @click.command(

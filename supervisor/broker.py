@@ -114,7 +114,10 @@ class Broker:
             "authorization": {"user": self.endpoint.user, "password": self.endpoint.password},
         }
         conf = self._dir / "server.conf"
-        write_private(conf, json.dumps(settings, indent=1).encode())  # JSON is valid NATS config
+        text = json.dumps(settings, indent=1).encode()  # JSON is valid NATS config
+        # A full disk may be why it is started again: then there is room for nothing.
+        if not conf.exists() or conf.read_bytes() != text:
+            write_private(conf, text)
         log_fd = os.open(
             self._dir / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
         )

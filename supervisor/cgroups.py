@@ -14,6 +14,8 @@ import sys
 import time
 
 LEAF = "supervisor"
+#: In the environment of a unit that has Delegate=yes.
+UNIT_SAYS = "RUNCTL_DELEGATED"
 _ATTRIBUTES = ("user.delegate", "trusted.delegate")
 
 
@@ -160,11 +162,14 @@ def own() -> str | None:
 def _handed_over(path: str) -> bool:
     """systemd marks what it delegates (since 251 where its users can read it). Before that:
     what begins to be ours at this very directory. Writing alone says nothing: root may write
-    everywhere, and a user's own manager owns the cgroups of all its units."""
+    everywhere, and a user's own manager owns the cgroups of all its units, and marks none.
+    There the unit says it, to the process that systemd itself started."""
     for attribute in _ATTRIBUTES:
         with contextlib.suppress(OSError):
             if os.getxattr(path, attribute) == b"1":
                 return True
+    if os.environ.get(UNIT_SAYS) and os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
+        return True
     me, above = os.geteuid(), os.path.dirname(path)
     return me != 0 and os.stat(path).st_uid == me != os.stat(above).st_uid
 

@@ -352,26 +352,40 @@ class _Daemon:
         returns nor raises, so that the row stays unfinished."""
         # DBOS schedules from threads of its own, whose context knows no loop.
         trio_asyncio.current_loop.set(self._loop)
-        with (
-            about(thread=spec.thread, run=spec.run, attempt=attempt),
-            self._registry.start(spec, attempt) as live,
-        ):
-            outcome = None
-            broken: Exception | None = None
-            try:
-                outcome = await self._attempt(live)
-            except* Fenced as fenced:
-                log.warning("%s", fenced.exceptions[0])
-            except* Exception as group:
-                broken = group
-            if broken is not None:
-                outcome = await self._broken(live, broken)
+        outcome, fenced = await self._tried(spec, attempt)
+        while fenced is not None and fenced.found is not None:
+            counted = await self._durable.count_on(spec.run, attempt, fenced.found)
+            if counted is None:
+                break
+            attempt = counted
+            with about(thread=spec.thread, run=spec.run, attempt=attempt):
+                log.warning("the database is older than the output, as from a backup: counting on")
+            outcome, fenced = await self._tried(spec, attempt)
         if outcome is None:
             await trio.sleep_forever()
             raise AssertionError
         self._housekeeping.ended()
         self._meters.run_ended(outcome.status, spec.runner)
         return outcome
+
+    async def _tried(self, spec: RunSpec, attempt: int) -> tuple[Outcome | None, Fenced | None]:
+        """An attempt's outcome, or why it had to stop; neither when the daemon stops."""
+        outcome, stopped = None, None
+        with (
+            about(thread=spec.thread, run=spec.run, attempt=attempt),
+            self._registry.start(spec, attempt) as live,
+        ):
+            broken: Exception | None = None
+            try:
+                outcome = await self._attempt(live)
+            except* Fenced as group:
+                (stopped,) = (e for e in group.exceptions[:1] if isinstance(e, Fenced))
+                log.warning("%s", stopped)
+            except* Exception as group:
+                broken = group
+            if broken is not None:
+                outcome = await self._broken(live, broken)
+        return outcome, stopped
 
     async def _broken(self, live: Live, error: Exception) -> Outcome | None:
         """The attempt was ended by a fault of our own: nobody must wait for it on."""

@@ -24,7 +24,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import dbos._sys_db
 import dbos._workflow_commands
@@ -77,6 +77,7 @@ _asked: ContextVar[bool] = ContextVar("asked", default=False)
 SELDOM = 60.0
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
+T = TypeVar("T")
 
 
 class Hook(Protocol):
@@ -733,6 +734,27 @@ class Durable:
         row = self._fetch(query, math.inf)[0]
         return int(row.recovery_attempts or 1), row.created_at / 1000
 
+    async def count_on(self, run: str, attempt: int, found: int) -> int | None:
+        """What ``attempt`` is to be called, since attempt ``found`` is in the stream already:
+        the database was put back from a backup that is older than the output. None when
+        ``attempt`` is not the one that the run's row is about, so that ``found`` is newer."""
+        c = self._table.c
+        known = sa.func.coalesce(sa.func.nullif(c.recovery_attempts, 0), 1)
+        query = (
+            sa.update(self._table)
+            .where(c.workflow_uuid == run, c.status == "PENDING")
+            .where(c.executor_id == self._executor)
+            .where(known.in_([attempt, found + 1]))  # the latter: an answer was lost
+            .values(recovery_attempts=found + 1)
+        )
+
+        def update() -> int:
+            with self._dbos._sys_db.engine.begin() as connection:
+                return connection.execute(query).rowcount
+
+        changed = await trio.to_thread.run_sync(self._patiently, update, math.inf)
+        return found + 1 if changed else None
+
     def _scalar(self, query: sa.Select[Any], patience: float = PATIENCE) -> Any:
         row = self._fetch(query, patience)
         return row[0][0] if row else None
@@ -741,13 +763,19 @@ class Durable:
         return await trio.to_thread.run_sync(self._fetch, query, patience)
 
     def _fetch(self, query: sa.Select[Any], patience: float = PATIENCE) -> Sequence[Any]:
-        """A read, tried again for ``patience`` seconds when the database cannot serve it: its
+        def read() -> Sequence[Any]:
+            with self._dbos._sys_db.engine.connect() as c:
+                return c.execute(query).fetchall()
+
+        return self._patiently(read, patience)
+
+    def _patiently(self, work: Callable[[], T], patience: float) -> T:
+        """``work``, tried again for ``patience`` seconds when the database cannot serve it: its
         connection broke, no file could be opened."""
         deadline = time.monotonic() + patience
         while True:
             try:
-                with self._dbos._sys_db.engine.connect() as c:
-                    return c.execute(query).fetchall()
+                return work()
             except sa.exc.OperationalError:
                 if time.monotonic() > deadline or self._stopping.is_set():
                     raise

@@ -72,7 +72,12 @@ class QueueFull(Refused):
 
 
 class Fenced(RunctlError):
-    """A newer attempt owns the run's stream: this one must stop and record nothing."""
+    """A newer attempt owns the run's stream: this one must stop and record nothing.
+    ``found`` is that attempt, when it was there already before this one began."""
+
+    def __init__(self, message: str, found: int | None = None) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class RunFailed(RunctlError):

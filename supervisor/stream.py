@@ -359,7 +359,8 @@ class Attempt:
                 self._sequence = tail.sequence
                 return None
             if last is not None and last.attempt >= self._attempt:
-                raise self._fenced(f"attempt {last.attempt} is already in the stream")
+                why = f"attempt {last.attempt} is already in the stream"
+                raise self._fenced(why, last.attempt)
             done = await self._streams.publish(self._subject, record, tail.sequence, rollup=True)
             if done is not None:
                 self._sequence = done
@@ -367,9 +368,9 @@ class Attempt:
                 return None
             tail = None
 
-    def _fenced(self, why: str) -> Fenced:
+    def _fenced(self, why: str, found: int | None = None) -> Fenced:
         self._streams.meters.fenced()
-        return Fenced(f"run {self._run}: {why}")
+        return Fenced(f"run {self._run}: {why}", found)
 
     async def append(self, stream: StreamName, data: bytes) -> None:
         """Add one chunk; waits while more than ``most_buffered`` bytes are unacked."""

@@ -78,8 +78,8 @@ def _other(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, obj
             unit = "s" if key == "max_age" and needs is not None else ""
             value = f"{needs:g}" if isinstance(needs, float) else needs
             shown = "no limit" if has is None else f"{has:g}{unit}" if unit else has
-            option = f"--{flag}={-1 if needs is None and key != 'max_age' else value or 0}{unit}"
-            yield key, shown, "no limit" if needs is None else f"{value}{unit}", option
+            wished = "no limit" if needs is None else f"{value}{unit}"
+            yield key, shown, wished, _limiting(flag, needs)
     if _word(found.discard) != _word(wanted.discard):
         needs = _word(wanted.discard)
         yield "discard", _word(found.discard), needs, f"--discard={needs}"
@@ -111,6 +111,18 @@ def refusal(error: Exception, config: Config) -> ConfigError | None:
 
 def _edit(*options: str) -> str:
     return shlex.join(["nats", "stream", "edit", STREAM, *options])
+
+
+def _limiting(flag: str, needs: Any) -> str:
+    """The option that sets a limit. The `nats` command takes sizes of 2 GiB and more with a
+    unit only."""
+    if flag == "max-age":
+        return f"--{flag}={needs or 0:g}s"
+    if flag == "max-bytes" and needs is not None:
+        for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+            if needs % 1024**power == 0:
+                return f"--{flag}={needs // 1024**power}{unit}"
+    return f"--{flag}={-1 if needs is None else needs}"
 
 
 def _limit(value: Any) -> Any:

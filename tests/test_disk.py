@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box
+from conftest import Box, Watch, wait_until
 
 MiB = 1024**2
 
@@ -49,6 +50,32 @@ def test_it_starts_and_keeps_what_fits(small: Box) -> None:
     write(small.path / "disk" / "other", 8 * MiB)
     small.start()  # what is stored counts as room
     small.runctl("wait", small.submit("t", "true"))
+    assert "Traceback" not in small.log.read_text()
+
+
+#: Enough that the disk is full before it is done.
+LINES = "import time\nfor i in range(200): print(i, 'x' * 2000, flush=True); time.sleep(0.02)"
+
+
+def test_a_disk_that_fills_up(small: Box) -> None:
+    """As docs/operating.md has it: reading works, new work is refused, output is whole."""
+    small.configure("")
+    small.start()
+    run = small.submit_py("t", LINES)
+    watch = Watch(small, "t")
+    watch.wait_chunks(3)
+    other = small.path / "disk" / "other"
+    with other.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    renewed = "nats-server stores nothing"
+    wait_until(lambda: renewed in small.log.read_text(), "the server is replaced")
+    wait_until(lambda: f'"{run}"' in small.runctl("list", "--json", code=None), "it can be read")
+    small.runctl("submit", "other", "--", "true", code=1)
+    assert "the database cannot be used now (database or disk is full)" in small.stderr
+    other.unlink()
+    assert watch.wait() == 0
+    assert [int(line.split()[0]) for line in watch.text().splitlines()] == list(range(200))
     assert "Traceback" not in small.log.read_text()
 
 

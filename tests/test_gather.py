@@ -4,6 +4,7 @@ that reach a run wherever it is. Real servers, real SIGSTOP and SIGKILL."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -50,20 +51,28 @@ def through(home: House, executor: str, request: wire.Request) -> Any:
     return home.ask(wire.control_subject(verb, executor), request)
 
 
-def hanging(home: House, box: Box, thread: str) -> str:
-    """A run that ``box`` executes: the other executors are stopped meanwhile."""
+@contextlib.contextmanager
+def alone(home: House, box: Box) -> Iterator[None]:
+    """Stop the other executors meanwhile: what is queued, a replay too, is for whichever
+    takes it first."""
     others = [x for x in home.boxes if x is not box and x.daemon and x.daemon.poll() is None]
     for other in others:
         assert other.daemon is not None
         other.daemon.send_signal(signal.SIGSTOP)
     try:
-        request = wire.Submit(thread, argv=[sys.executable, "-u", "-c", HANG])
-        run: str = through(home, box.name, request).run
-        wait_until(lambda: through(home, box.name, wire.Show(run)).run.executor, "claimed")
+        yield
     finally:
         for other in others:
             assert other.daemon is not None
             other.daemon.send_signal(signal.SIGCONT)
+
+
+def hanging(home: House, box: Box, thread: str) -> str:
+    """A run that ``box`` executes."""
+    with alone(home, box):
+        request = wire.Submit(thread, argv=[sys.executable, "-u", "-c", HANG])
+        run: str = through(home, box.name, request).run
+        wait_until(lambda: through(home, box.name, wire.Show(run)).run.executor, "claimed")
     Watch(box, thread, "--run", run).wait_chunks(1)
     return run
 
@@ -84,8 +93,9 @@ def test_list_says_who_did_not_answer(home: House) -> None:
     gone = ["runctl: executor b is gone: its runs wait for its restart"]
     assert remarks(a) == remarks(a, "on-b") == gone
     assert remarks(a, "on-a") == [], "b has nothing to do with this thread"
-    b.start()
-    wait_until(lambda: a.show(there)["attempt"] == 2, "replayed")
+    with alone(home, b):
+        b.start()
+        wait_until(lambda: through(home, "b", wire.Show(there)).run.attempt == 2, "replayed")
     assert remarks(a) == []
     b.daemon.send_signal(signal.SIGSTOP)  # it may be asked itself by `list`: ask a
     for request in (wire.List(), wire.List("on-b")):

@@ -386,6 +386,8 @@ def test_other_differences_are_warnings(shared: Box) -> None:
     assert stream_settings(shared) == before
     found = {line.split(" has ")[1].split(" = ")[0] for line in warnings}
     assert {"max_bytes", "max_consumers"} <= found
+    # As the nats command reads them: a number alone is at most 2**31 - 1.
+    assert any(line.endswith("nats stream edit RUNCTL --max-bytes=4GiB") for line in warnings)
     for line in warnings:
         assert line in shared.log.read_text()
         assert "nats stream edit RUNCTL --" in line

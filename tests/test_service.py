@@ -3,9 +3,11 @@ own, and all of it under a real systemd."""
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -195,5 +197,86 @@ def test_end_to_end() -> None:
             "systemd knows it no more",
         )
         assert machine.call("sh", "-c", "ls /var/lib/runctl /etc/runctl").split()
+    finally:
+        machine.close()
+
+
+MANAGER = """
+[Unit]
+DefaultDependencies=no
+[Service]
+Type=notify
+User=op
+Environment=HOME=/home/op XDG_RUNTIME_DIR=/run/user-op
+RuntimeDirectory=user-op
+RuntimeDirectoryMode=0700
+ExecStart=/lib/systemd/systemd --user
+KillMode=mixed
+Delegate=yes
+"""
+
+
+@pytest.mark.long
+def test_a_user_s_end_to_end() -> None:
+    """The same without root: a user's own systemd, as user@.service starts it."""
+    skip_without()
+    machine = Machine()
+
+    env = ["env", "HOME=/home/op", "XDG_RUNTIME_DIR=/run/user-op", "XDG_CONFIG_HOME="]
+
+    def op(*argv: str, check: bool = True) -> str:
+        return machine.call(*env, *argv, user="op", check=check)
+
+    def show(name: str) -> str:
+        command = ["systemctl", "--user", "show", "runctld", "--property", name, "--value"]
+        return op(*command).strip()
+
+    try:
+        machine.call("useradd", "--create-home", "--user-group", "op")
+        machine.write("/etc/systemd/system/manager.service", MANAGER)
+        machine.call("systemctl", "daemon-reload")
+        machine.call("systemctl", "start", "manager")
+        told = op(*RUNCTL, "install-service", "--user")
+        steps = [line.strip() for line in told.splitlines() if line.startswith("  ")]
+        assert steps[:2] == [
+            "systemctl --user daemon-reload",
+            "systemctl --user enable --now runctld",
+        ]
+        for step in steps[:3]:  # and enable-linger, which is logind's
+            out = op("sh", "-c", step)
+        # /etc/runctl is there, and closed to this user.
+        export = "RUNCTL_CONFIG=/home/op/.config/runctl/runctld.toml"
+        assert steps[-1].startswith(f"export {export} ")
+        env.append(export)
+        assert "active (running)" in out
+        assert show("StatusText") == "0 running, 0 queued"
+        assert op(*RUNCTL, "submit", "t", "--attach", "--", "echo", "hello") == "hello\n"
+        assert json.loads(op(*RUNCTL, "status", "--json"))["cgroups"] is True
+        code = (
+            "print('attempt', os.environ['RUNCTL_ATTEMPT'], 'RUNCTL_DELEGATED' in os.environ)\n"
+            "time.sleep(600)"
+        )
+        run = op(*RUNCTL, "submit", "t", "--", sys.executable, "-uc", f"import os, time\n{code}")
+
+        def says(text: str) -> bool:
+            return text in op(*RUNCTL, "attach", "t", "--run", run.strip(), "--no-follow")
+
+        wait_until(lambda: says("attempt 1 False"), "it runs")
+        assert f"-{run.strip()}.1" in op("systemctl", "--user", "status", "runctld")
+        pid = int(show("MainPID"))
+        machine.kill(pid, signal.SIGKILL)
+        wait_until(
+            lambda: show("ActiveState") == "active" and int(show("MainPID")) not in (0, pid),
+            "it is started again",
+        )
+        wait_until(lambda: says("attempt 2 False"), "it is replayed")
+        op(*RUNCTL, "abort", "t")
+        op("systemctl", "--user", "reload", "runctld")
+        told = op(*RUNCTL, "uninstall-service", "--user", check=False)
+        assert told == "", "refused while it runs"
+        op("systemctl", "--user", "disable", "--now", "runctld")
+        assert (show("Result"), show("ExecMainStatus")) == ("success", "0")
+        assert "removed" in op(*RUNCTL, "uninstall-service", "--user")
+        assert "runctl.sqlite" in op("ls", "/home/op/.local/state/runctl")
     finally:
         machine.close()
