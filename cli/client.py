@@ -166,6 +166,8 @@ class Link:
     async def close(self) -> None:
         """Flush and close; never longer than half a second, never an error."""
         self.closed.set()
+        if not hasattr(self, "nc"):  # interrupted before there was one
+            return
         try:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self.nc.close(), 0.5)

@@ -374,7 +374,6 @@ class Control:
 
     async def abort(self, r: wire.Abort) -> wire.Reply:
         thread = check_thread(r.thread)
-        live = await self._durable.live_runs(thread)
         if r.run is not None:
             found = await self._find(r.run)
             if found is None or found[1].thread != thread:
@@ -383,6 +382,7 @@ class Control:
                 raise Refused(f"run {r.run} has ended already ({found[1].status})")
             wanted = [found[1]]
         else:
+            live = await self._durable.live_runs(thread)
             if not live and not await self._durable.runs(thread, limit=1):
                 raise NotFound(f"no thread {thread!r}; see: runctl list")
             wanted = [x for x in live if x.status is Status.RUNNING or r.queued]
@@ -427,6 +427,10 @@ class Control:
             live.wish_abort()
             live.scope.cancel()
             await live.gone.wait()
+            if live.aborted:
+                self._meters.aborted(time.monotonic() - began)
+                return True
+        self._durable.kick()  # the thread is free, and no attempt's end says so
         again = await self._durable.get(run.run)
         if again is not None and again[1].status is not Status.ABORTED:
             return False

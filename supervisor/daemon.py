@@ -439,6 +439,7 @@ class _Daemon:
         decided = live.decide(outcome or Outcome(Status.ABORTED))
         if opened:
             await stream.end(decided)
+            live.ended = True
             self._retention.ended(spec.thread)
         log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
         return decided

@@ -394,7 +394,6 @@ class Durable:
         while self._cancelled and next(iter(self._cancelled.values())) < now - RECENT:
             del self._cancelled[next(iter(self._cancelled))]
         self._cancelled[run] = now
-        self.kick()
 
     async def _cancel(self, run: str) -> None:
         _asked.set(True)

@@ -89,6 +89,7 @@ class Others:
                     if await self._streams.ended(run.thread, run.run):
                         return False  # whoever replays it adopts that end
                     await self._durable.cancel(run.run)
+                    self._durable.kick()
                     self._meters.run_ended(Status.ABORTED, run.runner)
                     break
             if trio.current_time() > deadline:

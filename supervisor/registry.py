@@ -28,6 +28,8 @@ class Live:
     aborting: bool = False
     stopping: bool = False
     outcome: Outcome | None = None
+    #: Its work is gone, and the end of its stream says so.
+    ended: bool = False
     began: float = field(default_factory=time.monotonic)
     #: Of a run on a terminal.
     window: Window | None = None
@@ -38,6 +40,11 @@ class Live:
             return False
         self.aborting = True
         return True
+
+    @property
+    def aborted(self) -> bool:
+        """It ended as aborted, and everybody can know."""
+        return self.ended and self.outcome is not None and self.outcome.status is Status.ABORTED
 
     def decide(self, outcome: Outcome) -> Outcome:
         """How the run ended; an abort that was wished for before wins."""
