@@ -22,10 +22,14 @@ from dbos._core import (
 )
 from dbos._utils import generate_uuid
 
+from .heads import Heads
+
 log = logging.getLogger("runctld.claims")
 
 #: Without an event, seconds: what others have queued is seen at the latest then.
 POLL = 1.0
+#: So many partitions are looked at by themselves, more all at once.
+FEW = 4
 #: After executors were in each other's way, seconds at most.
 CONFLICT = 0.1
 
@@ -39,12 +43,17 @@ class Worker:
         self._queue = queue
         self._executor = executor
         self._version = version
-        self._bell: SimpleQueue[bool] = SimpleQueue()
+        self._bell: SimpleQueue[str | None] = SimpleQueue()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"claims {queue.name}", daemon=True)
         #: Claimed, but not yet read: workflow id -> the claim's token. Its rows are ours
         #: until the next start, so they are read until that succeeds.
         self._found: dict[str, str] = {}
+        self._heads: Heads | None = None
+        if queue._has_partition_limits() and dbos._sys_db.engine.dialect.name == "sqlite":
+            self._heads = Heads(dbos._sys_db, queue.name, executor, version)
+        #: All places were taken: whoever waits for one is not known by name.
+        self._short = True
         #: Started, and not executed yet.
         self._coming: set[str] = set()
         #: workflow id -> (which dispatch of it this is, Unix seconds of the submit), of what
@@ -62,9 +71,9 @@ class Worker:
         self._thread.start()
         self.kick()
 
-    def kick(self) -> None:
-        """Look for work now. From any thread."""
-        self._bell.put(True)
+    def kick(self, key: str | None = None) -> None:
+        """Look for work now, if ``key`` is given in this partition. From any thread."""
+        self._bell.put(key)
 
     def stop(self) -> None:
         """Claim no more. From any thread; ``join`` waits for the claim that is under way."""
@@ -86,45 +95,56 @@ class Worker:
     def _run(self) -> None:
         wait, again = POLL, False
         while True:
-            rung = self._rung(wait)
+            keys = self._rung(wait)
             if self._stopping:
                 return
-            look, wait, again = rung or again, POLL, False
+            if again:
+                keys.add(None)
+            wait, again = POLL, False
             try:
-                if look or self._found or self._anything():
-                    self._claim()
+                if keys or self._found or self._anything():
+                    self._claim(keys)
             except Exception as error:
                 if isinstance(error, sa.exc.DBAPIError) and self._conflict(error):
                     wait, again = random.uniform(0, CONFLICT), True
                 elif not self._stopping:
                     log.warning("queued runs cannot be claimed: %s", _reason(error))
 
-    def _rung(self, seconds: float) -> bool:
-        """Wait for a kick; many count as one."""
-        try:
-            self._bell.get(timeout=seconds)
-        except Empty:
-            return False
+    def _rung(self, seconds: float) -> set[str | None]:
+        """Wait for a kick; what there is to look at."""
+        keys: set[str | None] = set()
         with contextlib.suppress(Empty):
+            keys.add(self._bell.get(timeout=seconds))
             while True:
-                self._bell.get_nowait()
-        return True
+                keys.add(self._bell.get_nowait())
+        return keys
 
     def _anything(self) -> bool:
         """Whether something is queued: a claim costs twenty times as much."""
         with self._dbos._sys_db.engine.connect() as c:
             return c.execute(self._waiting).first() is not None
 
-    def _claim(self) -> None:
+    def _claim(self, keys: set[str | None]) -> None:
         queue = self._queue
         busy = self._dbos._active_workflows_set.count_for_queue(queue.name) + len(self._coming)
         free = queue._worker_concurrency - busy
-        if free > 0:
-            self._look(free, busy)
+        if free <= 0:
+            self._short = True
+        elif self._heads is None or self._short or None in keys or not self._few(keys, free):
+            self._short = self._look(free, busy) >= free
+        else:
+            for key in keys:
+                token = generate_uuid()
+                if (found := self._heads.claim(str(key), token)) is not None:
+                    self._found[found] = token
         if self._found:
             self._begin()
 
-    def _look(self, free: int, busy: int) -> None:
+    def _few(self, keys: set[str | None], free: int) -> bool:
+        return 0 < len(keys) <= min(free, FEW)
+
+    def _look(self, free: int, busy: int) -> int:
+        """Claim as many as there are, in all partitions; how many."""
         system, queue = self._dbos._sys_db, self._queue
         token = generate_uuid()
         # No workflow of ours is without a version: whether this one is the newest, which
@@ -142,6 +162,7 @@ class Worker:
                 is_latest_version=False,
             )
         self._found |= dict.fromkeys(found, token)
+        return len(found)
 
     def _begin(self) -> None:
         rows = self._dbos._sys_db.get_workflow_statuses(list(self._found))
@@ -188,5 +209,6 @@ class Active(ActiveWorkflowById):
 
     def _remove(self, key: str, bucket: QueueBucket) -> None:
         super()._remove(key, bucket)
-        if worker := self.workers.get(bucket[0] if bucket else ""):
-            worker.kick()
+        name, partition = bucket or ("", None)
+        if worker := self.workers.get(name):
+            worker.kick(partition)

@@ -341,12 +341,12 @@ class Durable:
         Raises: QueueFull, when as many wait on its thread as may."""
         async with self._lane(spec.thread):
             await aio(self._enqueue)(spec, await self._next_place(spec.thread))
-        self.kick()
+        self.kick(spec.thread)
 
-    def kick(self) -> None:
-        """Look for work now."""
+    def kick(self, thread: str | None = None) -> None:
+        """Look for work now, on ``thread`` or on all."""
         if self._worker is not None:
-            self._worker.kick()
+            self._worker.kick(thread)
 
     def _kick_hooks(self) -> None:
         if self._hooks_worker is not None:
@@ -490,7 +490,8 @@ class Durable:
             sa.select(sa.func.count())
             .where(
                 other.c.queue_name == QUEUE,
-                other.c.status.in_(statuses),
+                # Written out, so that SQLite sees that DBOS's index of what is live serves.
+                other.c.status.in_([sa.literal_column(f"'{status}'") for status in statuses]),
                 other.c.queue_partition_key == self._table.c.queue_partition_key,
             )
             .scalar_subquery()
