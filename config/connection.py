@@ -88,10 +88,20 @@ def new_client(nats: Nats) -> Client:
 @functools.cache
 def _client_type() -> type[Client]:
     """nats-py stops reading for good, without a word, at a subject that is not UTF-8 and at
-    some headers, which whoever may publish can send us: this reads on."""
+    some headers, which whoever may publish can send us: this reads on. And a flush whose
+    answer went with its connection is in vain: this asks again."""
     from nats.aio.client import Client
+    from nats.errors import FlushTimeoutError
 
     class SturdyClient(Client):
+        async def flush(self, timeout: int = 10) -> None:
+            for left in range(timeout, 0, -FLUSH):
+                try:
+                    return await super().flush(min(FLUSH, left))
+                except FlushTimeoutError:
+                    if left <= FLUSH:
+                        raise
+
         async def _process_msg(
             self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
         ) -> None:
@@ -110,6 +120,8 @@ def _utf8(text: bytes) -> bytes:
     return text if text is None or text.isascii() else text.decode(errors="replace").encode()
 
 
+#: One PING's answer is waited for so long, seconds.
+FLUSH = 2
 _NO_TLS = "nats: the server does not require TLS"
 
 

@@ -143,7 +143,13 @@ class Control:
         async def here(request: Any) -> None:  # watchers of silent runs ask, each second
             await request.respond(b"")
 
-        await aio(add)()
+        from nats.errors import Error
+
+        try:
+            await aio(add)()
+        except (Error, TimeoutError, OSError) as error:
+            words = str(error).removeprefix("nats: ") or type(error).__name__
+            raise Unavailable(f"NATS went away while runctld started ({words})") from error
 
     async def tell_others(self) -> None:
         """There is work for any executor that has room."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +16,11 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, SLACK, Box, Watch, wait_until
+from natsserver import Node
 from runctl.cli.client import Link, NotReady, dial
+from runctl.config.connection import new_client
 from runctl.config.load import describe, load
+from runctl.config.schema import Nats
 from runctl.supervisor import wire
 from securenats import Certificates, Cluster, Nkey, Operator
 
@@ -553,3 +557,25 @@ async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., 
         assert await streams.publish(subject, record, first + 7) is None
         assert (await streams.tail(subject)).sequence == first
         assert await streams.publish(subject, record, first) is not None
+
+
+def test_a_flush_whose_answer_is_lost_asks_again(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.start()
+
+    async def main() -> None:
+        client = new_client(Nats(node.url))
+        await client.connect([node.url], reconnect_time_wait=0.05, max_reconnect_attempts=-1)
+        assert node.pid is not None
+        os.kill(node.pid, signal.SIGSTOP)
+        flush = asyncio.create_task(client.flush())
+        await asyncio.sleep(0.2)  # its question is on its way, and is never answered
+        node.kill()
+        node.start()
+        await flush
+        await client.close()
+
+    try:
+        asyncio.run(main())
+    finally:
+        node.kill()
