@@ -43,8 +43,7 @@ def server_binary() -> str:
 class Broker:
     """``start`` returns when the server answers; ``supervise`` restarts it when it dies."""
 
-    def __init__(self, config: Config, keeper: Keeper, meters: Meters) -> None:
-        self._meters = meters
+    def __init__(self, config: Config, keeper: Keeper) -> None:
         self._config = config
         self._keeper = keeper
         self._dir = config.state_dir / "nats"
@@ -58,7 +57,7 @@ class Broker:
         await self._spawn()
         return self.endpoint
 
-    async def supervise(self) -> None:
+    async def supervise(self, meters: Meters) -> None:
         """Restart the server whenever it ends, with back-off while it keeps dying."""
         delay = 0.05
         while True:
@@ -68,7 +67,7 @@ class Broker:
             if time.monotonic() - began > 10:
                 delay = 0.05
             self.restarts += 1
-            self._meters.broker_restarted()
+            meters.broker_restarted()
             log.warning("nats-server ended (%s); starting it again", status)
             await trio.sleep(delay)
             delay = min(delay * 2, 5.0)

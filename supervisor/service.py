@@ -1,0 +1,401 @@
+"""What a daemon does from its connection to NATS on: builds the parts that need DBOS, runs
+them, and stops them in order. Imported while the nats-server starts: DBOS takes half a second.
+
+Rows of unfinished runs stay as they are and are replayed by the next daemon of this
+executor ID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from pathlib import Path
+
+import trio
+import trio_asyncio
+
+from ..config.schema import ChatRunner, CommandRunner, Config, Queue
+from ..config.schema import Runner as RunnerConfig
+from ..config.secrets import masker
+from .broker import Broker
+from .connect import connect
+from .control import Control
+from .disk import fitted
+from .durable import Durable
+from .errors import Fenced, RunFailed, Unavailable
+from .fence import Fence
+from .hooks import Hooks
+from .housekeeping import Housekeeping
+from .logs import about
+from .members import Members
+from .metrics import Meters, Prometheus
+from .model import Outcome, RunSpec, Status, one_line
+from .notify import Notifier
+from .order import Order
+from .private import inherited
+from .processes import Keeper
+from .registry import Live, Registry
+from .reload import Reload, Settings
+from .retention import Retention
+from .room import Room
+from .runners.chat import Chat
+from .runners.command import Command
+from .runners.protocol import Runner, Turn
+from .scrape import Scrape
+from .signals import Wishes
+from .stored import Stored
+from .stream import Attempt, Streams
+from .takeover import Takeover
+from .times import LEFT, STOPPED
+from .windows import Alive, Window, asks
+
+log = logging.getLogger("runctld")
+
+
+class Service:
+    def __init__(
+        self,
+        config: Config,
+        file: Path | None,
+        executor: str,
+        keeper: Keeper,
+        loop: asyncio.AbstractEventLoop,
+        fence: Fence,
+        notifier: Notifier,
+        broker: Broker | None,
+    ) -> None:
+        """``broker``: the embedded nats-server, which runs; None for an external one."""
+        self._config = fitted(config)
+        self._notifier = notifier
+        self._broker = broker
+        self._executor = executor
+        self._keeper = keeper
+        self._loop = loop
+        self._registry = Registry()
+        self._fence = fence
+        self._file = file
+        self._settings = Settings(config, self._make)
+        self._scrape: Scrape | None = None
+        self._meters = Meters()
+        self._hooks: Hooks | None = None
+        if config.metrics.listen is not None:
+            self._meters = Prometheus(executor, lambda: self._settings.runners)
+        if config.hooks.on_end is not None:
+            self._hooks = Hooks(config, keeper, self._registry, self._meters)
+        self._durable = Durable(
+            *(config, executor, self._dispatch, fence.wait_clear_in_thread),
+            *(self._meters, self._hooks),
+        )
+        if isinstance(self._meters, Prometheus):
+            self._scrape = Scrape(config, self._meters, self._registry, self._durable)
+        self._housekeeping = Housekeeping(config, self._durable)
+        self._streams: Streams
+        self._retention: Retention
+        self._order: Order
+        self._alive: Alive
+        self._members = None if config.database.embedded else Members(config, executor)
+
+    def _make(self, runner: RunnerConfig, queue: Queue) -> Runner:
+        if isinstance(runner, ChatRunner):
+            return Chat(runner)
+        return Command(runner, self._keeper, queue.stop_grace)
+
+    def _apply(self, config: Config) -> None:
+        self._order.grace = config.queue.stop_grace
+        self._durable.set_max_running(config.queue.max_running)
+        self._keeper.inherited = inherited(config.withheld, self._keeper.inherited.umask)
+
+    async def run(
+        self, wishes: Wishes, start: trio.CancelScope, began: float, *, cgroups: bool
+    ) -> None:
+        """``began``: when the daemon did, on the monotonic clock. A wish to stop cancels
+        ``start`` until DBOS is launched; from then on there are runs, and it is done in
+        order."""
+        async with trio.open_nursery() as nursery:
+            endpoint = renew = None
+            if self._broker is not None:
+                endpoint, renew = self._broker.endpoint, self._broker.renew
+                nursery.start_soon(self._broker.supervise, self._meters)
+            if self._scrape is not None:
+                await nursery.start(self._scrape.run)
+            async with connect(
+                self._config, self._executor, endpoint, self._disconnected
+            ) as connection:
+                nursery.start_soon(connection.watch)
+                client = connection.client
+                room, stored = Room(), Stored(client)
+                self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
+                if self._hooks is not None:
+                    self._hooks.durable, self._hooks.stored = self._durable, stored
+                self._alive = asks(client)
+                await self._streams.open(self._config)
+                self._retention = Retention(
+                    self._config.stream, stored, self._durable, self._registry, room
+                )
+                self._order = Order(
+                    self._durable,
+                    self._streams,
+                    self._members,
+                    self._config.queue.stop_grace,
+                )
+                if self._members is not None:
+                    await self._members.announce()
+                wishes.keep(start)
+                await self._durable.launch(self._loop)
+                control = Control(
+                    self._config,
+                    self._executor,
+                    client,
+                    self._durable,
+                    self._registry,
+                    self._streams,
+                    stored,
+                    self._members,
+                    self._settings,
+                    cgroups,
+                    self._meters,
+                    self._hooks,
+                )
+                takeover = self._takeover(control)
+                with wishes.until_stop():
+                    await control.start(self._loop)
+                    connection.started()
+                    if takeover is not None:
+                        nursery.start_soon(takeover.watch)
+                    nursery.start_soon(self._retention.run)
+                    nursery.start_soon(self._housekeeping.run)
+                    nursery.start_soon(self._mend_ends)
+                    nursery.start_soon(self._watch_keeper)
+                    reload = Reload(
+                        *(self._settings.config, self._file, self._settings, self._apply),
+                        self._notifier.reloading,
+                    )
+                    nursery.start_soon(reload.run, wishes.wait_reload)
+                    if self._scrape is not None:
+                        self._scrape.ready(client, self._streams)
+                    self._meters.ready(self._durable.recovered, time.monotonic() - began)
+                    log.info(
+                        "ready: executor %s, pid %d, %d unfinished runs recovered, %.2f s",
+                        self._executor,
+                        os.getpid(),
+                        self._durable.recovered,
+                        time.monotonic() - began,
+                    )
+                    await self._notifier.ready()
+                    nursery.start_soon(self._notifier.show, self._registry.changed, self._words)
+                await wishes.stop.wait()
+                with trio.CancelScope(shield=True):
+                    await self._stop(control, takeover, wishes)
+            nursery.cancel_scope.cancel()
+
+    async def _words(self) -> str:
+        """What is going on here, in one line."""
+        try:
+            queued = f"{await self._durable.count('ENQUEUED')} queued"
+        except Exception as error:  # the database is away for the moment
+            log.debug("status: %s", error)
+            queued = "the database does not answer"
+        return f"{len(self._registry)} running, {queued}"
+
+    def _takeover(self, control: Control) -> Takeover | None:
+        if self._members is None or not self._config.takeover.enabled:
+            return None
+        return Takeover(
+            self._config, self._executor, self._members, self._durable, control.tell_others
+        )
+
+    async def _stop(self, control: Control, takeover: Takeover | None, wishes: Wishes) -> None:
+        with trio.move_on_after(self._settings.queue.stop_grace + STOPPED) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hurry, wishes, limit)
+                if self._scrape is not None:
+                    self._scrape.stopping()
+                await control.stop()
+                await self._durable.stop_claiming()
+                await self._registry.stop_all()
+                if self._hooks is not None:
+                    await self._hooks.stop()
+                nursery.cancel_scope.cancel()
+        if not limit.cancelled_caught:
+            await self._leave(takeover)
+        if self._members is not None:
+            self._members.close()
+        with trio.move_on_after(1):
+            await self._durable.close()
+
+    async def _hurry(self, wishes: Wishes, limit: trio.CancelScope) -> None:
+        await wishes.hurry.wait()
+        self._keeper.hasten()
+        limit.deadline = min(limit.deadline, trio.current_time() + STOPPED)
+
+    async def _leave(self, takeover: Takeover | None) -> None:
+        """Nothing of ours runs any more: say so to the other executors."""
+        with trio.move_on_after(LEFT):
+            try:
+                if takeover is not None:
+                    await takeover.hand_over()
+                elif self._members and self._executor not in await self._durable.owners(hooks=True):
+                    await self._members.leave()
+            except Exception as error:  # what is not handed over is taken over, or replayed
+                log.warning("the runs were not handed over: %s", error)
+
+    async def _disconnected(self) -> None:
+        if hasattr(self, "_streams"):  # not before they are opened
+            self._streams.lost()
+
+    async def _watch_keeper(self) -> None:
+        await self._keeper.dead.wait()
+        raise Unavailable("the process keeper was killed; restarting is the way to a known state")
+
+    async def _mend_ends(self) -> None:
+        """End the streams of runs whose abort was cut by a crash before its end record."""
+        since = time.time() - self._config.stream.max_age
+        for run in await self._durable.aborted_since(since):
+            await self._streams.end(
+                run.thread, run.run, run.attempt, Outcome(Status.ABORTED, error=run.error)
+            )
+
+    # ---- one attempt ------------------------------------------------------------
+
+    async def _dispatch(self, spec: RunSpec, attempt: int) -> Outcome:
+        """Called by the durable core for each attempt. When the daemon stops it neither
+        returns nor raises, so that the row stays unfinished."""
+        # DBOS schedules from threads of its own, whose context knows no loop.
+        trio_asyncio.current_loop.set(self._loop)
+        outcome, fenced = await self._tried(spec, attempt)
+        while fenced is not None and fenced.found is not None:
+            counted = await self._durable.count_on(spec.run, attempt, fenced.found)
+            if counted is None:
+                break
+            attempt = counted
+            with about(thread=spec.thread, run=spec.run, attempt=attempt):
+                log.warning("the database is older than the output, as from a backup: counting on")
+            outcome, fenced = await self._tried(spec, attempt)
+        if outcome is None:
+            await trio.sleep_forever()
+            raise AssertionError
+        self._housekeeping.ended()
+        self._meters.run_ended(outcome.status, spec.runner)
+        return outcome
+
+    async def _tried(self, spec: RunSpec, attempt: int) -> tuple[Outcome | None, Fenced | None]:
+        """An attempt's outcome, or why it had to stop; neither when the daemon stops."""
+        outcome, stopped = None, None
+        with (
+            about(thread=spec.thread, run=spec.run, attempt=attempt),
+            self._registry.start(spec, attempt) as live,
+        ):
+            broken: Exception | None = None
+            try:
+                outcome = await self._attempt(live)
+            except* Fenced as group:
+                (stopped,) = (e for e in group.exceptions[:1] if isinstance(e, Fenced))
+                log.warning("%s", stopped)
+            except* Exception as group:
+                broken = group
+            if broken is not None:
+                outcome = await self._broken(live, broken)
+        return outcome, stopped
+
+    async def _broken(self, live: Live, error: Exception) -> Outcome | None:
+        """The attempt was ended by a fault of our own: nobody must wait for it on."""
+        if self._keeper.dead.is_set() or live.stopping:
+            return None
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        spec = live.spec
+        log.error("the attempt was ended by an internal error", exc_info=error)
+        decided = live.decide(self._internal(error))
+        try:
+            await self._streams.end(spec.thread, spec.run, live.attempt, decided)
+        except Fenced as fenced:
+            log.warning("%s", fenced)
+            return None
+        self._retention.ended(spec.thread)
+        return decided
+
+    async def _attempt(self, live: Live) -> Outcome | None:
+        spec = live.spec
+        runner = self._settings.runner(spec.runner)
+        if runner is not None and isinstance(runner[0], CommandRunner) and runner[0].tty:
+            live.window = Window(self._alive)
+        stream = Attempt(
+            *(self._streams, spec.thread, spec.run, live.attempt, self._executor),
+            tty=live.window is not None,
+        )
+        opened = False
+        adopted = outcome = None
+        async with trio.open_nursery() as nursery:
+            with live.scope:
+                for other in self._registry.before(live):
+                    await other.gone.wait()
+                if not await self._order.clear(spec):
+                    live.wish_abort()
+                    live.scope.cancel()
+                adopted = await stream.open()
+                if adopted is None:
+                    opened = True
+                    nursery.start_soon(stream.pump)
+                    if live.window is not None:
+                        nursery.start_soon(live.window.watch)
+                    outcome = await self._work(live, stream, runner)
+            if live.window is not None:
+                live.window.close()
+            stream.close()
+        if adopted is not None:
+            return live.decide(adopted)
+        if outcome is None and not live.aborting:
+            return None
+        decided = live.decide(outcome or Outcome(Status.ABORTED))
+        if opened:
+            await stream.end(decided)
+            live.ended = True
+            self._retention.ended(spec.thread)
+        log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
+        return decided
+
+    async def _work(
+        self, live: Live, stream: Attempt, runner: tuple[RunnerConfig, Runner] | None
+    ) -> Outcome:
+        spec, limit = live.spec, self._settings.queue.max_attempts
+        if live.attempt > limit:
+            return Outcome(
+                Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
+            )
+        if runner is None:
+            return Outcome(
+                Status.FAILED,
+                error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
+            )
+        log.info("run started")
+        self._meters.dispatched(time.monotonic() - live.began)
+        try:
+            history = await self._history(spec, runner[0])
+            return await runner[1].run(spec, live.attempt, stream.append, history, live.window)
+        except RunFailed as error:
+            return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
+        except (Fenced, trio.Cancelled):
+            raise
+        except Exception as error:
+            # The daemon is about to end, and with it the keeper: leave it to replay.
+            if self._keeper.dead.is_set() or live.stopping:
+                await trio.sleep_forever()
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("%s", error)
+                text = "runctld has no file descriptors left; raise its limit, then retry"
+                return Outcome(Status.FAILED, error=text)
+            log.exception("the runner failed by an internal error")
+            return self._internal(error)
+
+    async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
+        if not isinstance(config, ChatRunner):
+            return []
+        pairs = await self._durable.turns(spec.thread, spec.run, config.history)
+        return [Turn(prompt, reply) for prompt, reply in pairs]
+
+    def _internal(self, error: Exception) -> Outcome:
+        words = masker(self._settings.config)(f"{type(error).__name__}: {error}")
+        return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))
