@@ -217,7 +217,8 @@ class Durable:
         c = self._table.c
         index = sa.Index("runctl_thread", c.queue_partition_key, c.created_at)
         try:
-            index.create(self._dbos._sys_db.engine, checkfirst=True)
+            with self._dbos._sys_db.engine.begin() as connection:
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
         except sa.exc.DBAPIError as error:  # another executor makes it just now
             log.debug("index: %s", _reason(error))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 from .early import Early
 
 
 def main() -> None:
     early = Early()
     early.install()
+    gc.disable()  # what is imported stays; ``service`` enables it
     from .arguments import runctld
 
     runctld(obj=early)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import time
@@ -184,6 +185,8 @@ class Service:
                         self._durable.recovered,
                         time.monotonic() - began,
                     )
+                    gc.freeze()  # no pause of a run's output for a look at all that was imported
+                    gc.enable()
                     await self._notifier.ready()
                     nursery.start_soon(self._notifier.show, self._registry.changed, self._words)
                 await wishes.stop.wait()
