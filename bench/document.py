@@ -53,11 +53,15 @@ def write(tables: list[Table], seconds: float) -> None:
 
 
 def _summary(tables: list[Table]) -> list[str]:
-    lines = ["## Aims", "", "| What | Aim | |", "|---|---|---|"]
+    lines = ["## Aims", "", "| What | met | not met |", "|---|---|---|"]
     for table in tables:
-        for what, met in table.verdicts:
-            anchor = f"[{table.title}](#{_anchor(table.title)})"
-            lines.append(f"| {anchor} | {what} | {'met' if met else '**not met**'} |")
+        if table.verdicts:
+            met, missed = (
+                "; ".join(what for what, is_met in table.verdicts if is_met is wanted)
+                for wanted in (True, False)
+            )
+            lines.append(f"| [{table.title}](#{_anchor(table.title)}) | {met} | {missed} |")
+    lines += ["", "Why an aim is not met, and what the floor is, stands in the table's section."]
     return ["\n".join(lines) + "\n"]
 
 

@@ -63,6 +63,11 @@ async def bench_unfinished() -> list[Table]:
     took = await redispatch(UNFINISHED, 2)
     ours = table.add("runctl, a process and a stream's reset each", took, "ms", against=floor)
     table.judge("at most 1.3 × bare dbos", ours.median <= 1.3 * floor.median)
+    table.note(
+        "bare dbos appends a line to a file for each; runctl's restart waits until the keeper has"
+        " killed the thousand old processes, and each run has its stream reset with an"
+        " acknowledged publish and a process of its own: the spawns alone are the last row"
+    )
     forks = await asyncio.to_thread(spawn_many, UNFINISHED)
     table.add(f"spawn of {UNFINISHED:,} × /bin/sleep, nothing else", [forks], "ms", "floor")
     return [table]

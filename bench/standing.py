@@ -84,6 +84,10 @@ async def bench_list() -> list[Table]:
             medians.append(
                 table.add(f"runctl list, {count:,} threads", samples, "ms", against=floor).median
             )
+    table.note(
+        "the interpreter with click and nats-py, without which there is no command line and no"
+        " connection, is most of it: see the floors of the reply of 20,000 chunks"
+    )
     table.note("the threads are copies of a real run's rows; all of them are listed")
     table.judge("10 threads: at most 3 × python -c pass", medians[0] <= 3 * floor.median)
     table.judge("10,000 threads: less than 10 × 1,000", medians[2] < 10 * medians[1])
