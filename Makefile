@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/runctl demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(JOBS)
+	$(BIN)/python -m pytest -q -rs -n $(JOBS)
 	@if [ -n "$${CI:-}" ]; then $(MAKE) --no-print-directory test-newest; fi
 
 # The newest Python there is, unless it is the one that `make test` has just used.
