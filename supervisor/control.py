@@ -443,7 +443,9 @@ class Control:
         if live is None and again is not None and self._others.owns(again[1]):
             # Claimed by another just before it was aborted: its processes may have begun.
             await self._others.settle(again[1])
-        await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
+        # It may have been claimed since ``run`` was read, and cancelled while its stream was reset.
+        attempt = run.attempt if again is None else again[1].attempt
+        await self._streams.end(run.thread, run.run, attempt, ABORTED)
         if live is None:  # else it is counted where its attempt ended
             self._meters.run_ended(Status.ABORTED, run.runner)
         self._meters.aborted(time.monotonic() - began)
