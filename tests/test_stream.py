@@ -4,6 +4,7 @@ and that whoever watches is told the end whatever breaks."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import shutil
 import sys
 import threading
@@ -17,7 +18,8 @@ import trio_asyncio
 from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import Node
 from runctl.cli import watch
-from runctl.cli.client import dial
+from runctl.cli.client import ask, dial
+from runctl.config.load import load
 from runctl.config.schema import Config, Nats
 from runctl.supervisor import wire
 from runctl.supervisor.connect import connect
@@ -263,3 +265,25 @@ async def _watching(url: str, run: str) -> AsyncIterator[list[watch.Event]]:
     finally:
         ends[0]()
         await trio.to_thread.run_sync(thread.join)
+
+
+def test_an_abort_right_after_the_submit_leaves_an_end(box: Box) -> None:
+    """The run is claimed, its stream reset or its process started just then."""
+
+    async def main() -> None:
+        link = await dial(load(box.config, client=True))
+        try:
+            for n in range(60):
+                request = wire.Submit(f"brief-{n}", argv=["sleep", "600"])
+                run = (await ask(link, request, wire.Submitted)).run
+                await asyncio.sleep(n * 0.0004)
+                await ask(link, wire.Abort(f"brief-{n}", queued=True), wire.Aborted)
+                query = {"last_by_subj": wire.out_subject(f"brief-{n}", run)}
+                reply = await link.api(f"STREAM.MSG.GET.{wire.STREAM}", query)
+                record = wire.decode_record(base64.b64decode(reply["message"]["data"]))
+                assert isinstance(record, wire.End), f"{n}: {record}"
+                assert record.outcome.status == "aborted"
+        finally:
+            await link.close()
+
+    asyncio.run(main())
