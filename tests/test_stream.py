@@ -30,6 +30,7 @@ from runctl.supervisor.room import Room
 from runctl.supervisor.stream import Attempt, Streams, Tail
 
 THREAD = "t"
+TRIES = 80
 
 
 class Lossy(Streams):
@@ -273,10 +274,10 @@ def test_an_abort_right_after_the_submit_leaves_an_end(box: Box) -> None:
     async def main() -> None:
         link = await dial(load(box.config, client=True))
         try:
-            for n in range(60):
+            for n in range(TRIES):
                 request = wire.Submit(f"brief-{n}", argv=["sleep", "600"])
                 run = (await ask(link, request, wire.Submitted)).run
-                await asyncio.sleep(n * 0.0004)
+                await asyncio.sleep(n / TRIES * 0.008)
                 await ask(link, wire.Abort(f"brief-{n}", queued=True), wire.Aborted)
                 query = {"last_by_subj": wire.out_subject(f"brief-{n}", run)}
                 reply = await link.api(f"STREAM.MSG.GET.{wire.STREAM}", query)
