@@ -162,6 +162,15 @@ class Wire:
         assert isinstance(reply, wire.DaemonStatus), reply
         return reply.nats.stream_bytes, reply.nats.stream_messages
 
+    async def idle(self, below: int) -> None:
+        """Wait until fewer runs than that are queued or running."""
+        while True:
+            reply = await self.ask(wire.StatusRequest())
+            assert isinstance(reply, wire.DaemonStatus), reply
+            if reply.queued + reply.running < below:
+                return
+            await asyncio.sleep(0.1)
+
     async def begun(self, count: int) -> None:
         """Wait until so many runs are running at once."""
         async with asyncio.timeout(PATIENCE):
