@@ -42,7 +42,12 @@ async def bench_history() -> list[Table]:
             )
             memory = _memory(daemon)
             table.add(f"{done}: memory of all processes", [memory], "MiB", "count")
-            print(f"  {done}: {wall:.1f} ms each, {memory:.0f} MiB", flush=True)
+            size = _size(daemon.state, "runctl.sqlite*")
+            print(
+                f"  {done}: {wall:.1f} ms each, database {size:.1f} MiB, stream"
+                f" {stored / 1024**2:.1f} MiB, memory {memory:.0f} MiB",
+                flush=True,
+            )
     return [table]
 
 
