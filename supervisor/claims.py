@@ -57,7 +57,7 @@ class Worker:
         #: Started, and not executed yet.
         self._coming: set[str] = set()
         #: workflow id -> (which dispatch of it this is, Unix seconds of the submit), of what
-        #: was claimed; whoever executes it takes it out.
+        #: was claimed; until whoever executes it takes it out, or it is over.
         self.claimed: dict[str, tuple[int, float]] = {}
         table = dbos._sys_db.tables.workflow_status
         self._waiting = (
@@ -87,6 +87,9 @@ class Worker:
         """It is executed from now on."""
         self._coming.discard(workflow)
 
+    def ended(self, workflow: str) -> None:
+        self.claimed.pop(workflow, None)
+
     def set_most(self, most: int) -> None:
         """So many at once from now on; what is executed already goes on."""
         self._queue._worker_concurrency = most
@@ -108,7 +111,7 @@ class Worker:
                 if isinstance(error, sa.exc.DBAPIError) and self._conflict(error):
                     wait, again = random.uniform(0, CONFLICT), True
                 elif not self._stopping:
-                    log.warning("queued runs cannot be claimed: %s", _reason(error))
+                    log.warning("queued runs cannot be claimed: %s", reason(error))
 
     def _rung(self, seconds: float) -> set[str | None]:
         """Wait for a kick; what there is to look at."""
@@ -185,7 +188,7 @@ class Worker:
         return bool(system.is_lock_conflict(error) or system.is_serialization_conflict(error))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """In one line; of the database's errors what it said itself."""
     said = error.orig if isinstance(error, sa.exc.DBAPIError) else error
     return str(said or error).strip().partition("\n")[0]
@@ -211,4 +214,5 @@ class Active(ActiveWorkflowById):
         super()._remove(key, bucket)
         name, partition = bucket or ("", None)
         if worker := self.workers.get(name):
+            worker.ended(key)
             worker.kick(partition)

@@ -41,7 +41,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
-from .claims import Active, Worker
+from .claims import Active, Worker, reason
 from .errors import QueueFull, Unavailable
 from .metrics import Meters
 from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, made_at
@@ -195,8 +195,8 @@ class Durable:
         try:
             DBOS.launch()
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise Unavailable(f"the database cannot be opened: {reason}") from error
+            words = str(error).strip().partition("\n")[0]
+            raise Unavailable(f"the database cannot be opened: {words}") from error
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
         await trio.to_thread.run_sync(self._index)
@@ -220,7 +220,7 @@ class Durable:
             with self._dbos._sys_db.engine.begin() as connection:
                 connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
         except sa.exc.DBAPIError as error:  # another executor makes it just now
-            log.debug("index: %s", _reason(error))
+            log.debug("index: %s", reason(error))
 
     def _start_workers(self) -> None:
         most = self._config.queue.max_running
@@ -271,7 +271,7 @@ class Durable:
         if self._closing:
             return "runctld is stopping; ask again when it has started"
         if isinstance(error, sa.exc.DBAPIError):
-            return f"the database cannot be used now ({_reason(error)}); mend that, then ask again"
+            return f"the database cannot be used now ({reason(error)}); mend that, then ask again"
         return None
 
     async def close(self) -> None:
@@ -803,11 +803,6 @@ class _Lane:
         lock.release()
 
 
-def _reason(error: sa.exc.DBAPIError) -> str:
-    """What the database said, in one line."""
-    return str(error.orig or error).strip().partition("\n")[0]
-
-
 def _wait_out_sqlite(stopping: threading.Event) -> None:
     """Have DBOS try again, as it does by itself with PostgreSQL, what SQLite refuses for
     want of disk or descriptors. Otherwise the outcome of a run that ended meanwhile is
@@ -818,7 +813,7 @@ def _wait_out_sqlite(stopping: threading.Event) -> None:
             return True
         if stopping.is_set() or _asked.get() or not isinstance(error, sa.exc.OperationalError):
             return False
-        return any(words in _reason(error) for words in _PASSES)
+        return any(words in reason(error) for words in _PASSES)
 
     _system.retriable_sqlite_exception = passes
 
@@ -839,7 +834,7 @@ def _quiet_dbos() -> None:
         record.msg, record.args = first + (lines[-1] if trace else ""), ()
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, sa.exc.DBAPIError):
-            record.msg += f" {_reason(error)}"
+            record.msg += f" {reason(error)}"
             record.exc_info = None
         return not any(
             words in message
