@@ -28,7 +28,7 @@ of a process) or another program, measured in the same run on the same machine.
 Measured on {date}: {machine}.
 
 * *ratio*: our median by that of the floor it is compared with.
-* In the charts runctl is blue, other programs are orange, floors grey; the line on a bar ends at p99.
+* In the charts runctl is blue, other programs are orange, floors grey; a bar's line ends at p99.
 * p99 of few samples is the worst of them. All clients and servers ran on this one machine.
 * Rows in italics are counted, not timed: they are much the same on any machine.
 """
