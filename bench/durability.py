@@ -11,6 +11,7 @@ from pathlib import Path
 from .harness import Daemon, running, wired
 from .output import BLOCKS
 from .report import Table
+from .runs import first_outputs
 
 COMMITS = 300
 SUBMITS = 60
@@ -34,7 +35,7 @@ async def bench_durability() -> list[Table]:
     stream = Table("sync", 'JetStream, `[stream] sync = "always"` and the default')
     for name, settings in (("default", ""), ("always", ALWAYS)):
         async with running(settings) as daemon:
-            submits = await _submits(daemon)
+            submits = await first_outputs(daemon, SUBMITS, ["/bin/echo", "x"])
             rate = await _rate(daemon)
         stream.add(f"{name}: submit → first output", submits, "ms")
         stream.add(f"{name}: blocks of 64 KiB", [rate], "MB/s", "count")
@@ -69,17 +70,6 @@ def _commits(path: Path, level: str) -> list[float]:
             samples.append((time.perf_counter() - began) * 1000)
     finally:
         db.close()
-    return samples
-
-
-async def _submits(daemon: Daemon) -> list[float]:
-    samples = []
-    async with wired(daemon) as link:
-        for n in range(-5, SUBMITS):
-            began = time.time_ns()
-            found = await link.chunks(await link.submit(f"submit-{n}", ["/bin/echo", "x"]))
-            if n >= 0:
-                samples.append((found[0][0] - began) / 1e6)
     return samples
 
 

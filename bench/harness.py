@@ -20,7 +20,10 @@ import msgspec
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from runctl.cli.client import Link, dial
+from runctl.config.schema import Config
 from runctl.supervisor import wire
+from runctl.supervisor.errors import Unavailable
 
 PATIENCE = 30.0
 
@@ -105,6 +108,15 @@ async def running(more: str = "") -> AsyncIterator[Daemon]:
             yield daemon
         finally:
             daemon.stop()
+
+
+async def dialled(config: Config) -> Link:
+    """A connection, as soon as there is a server; the caller limits the time."""
+    while True:
+        try:
+            return await dial(config)
+        except Unavailable:
+            await asyncio.sleep(0.005)
 
 
 class Wire:

@@ -12,12 +12,11 @@ from functools import partial
 import nats.errors
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
-from runctl.cli.client import Link, dial
+from runctl.cli.client import Link
 from runctl.config.load import load
 from runctl.supervisor import wire
-from runctl.supervisor.errors import Unavailable
 
-from .harness import Daemon, is_chunk, running, time_processes, watching, wired
+from .harness import Daemon, dialled, is_chunk, running, time_processes, watching, wired
 from .peers import bare_dbos
 from .report import Table
 
@@ -149,11 +148,7 @@ async def all_began(daemon: Daemon, attempt: int, count: int) -> None:
     seen: set[str] = set()
     async with asyncio.timeout(90):
         while len(seen) < count:
-            try:
-                link = await dial(config)
-            except Unavailable:
-                await asyncio.sleep(0.005)
-                continue
+            link = await dialled(config)
             try:
                 await count_resets(link, attempt, count, seen)
             except (OSError, nats.errors.Error, TimeoutError):

@@ -14,12 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import nats.errors
-from runctl.cli.client import dial
 from runctl.config.load import load
 from runctl.supervisor import wire
-from runctl.supervisor.errors import Unavailable
 
-from .harness import PATIENCE, Daemon, running, watching, wired
+from .harness import PATIENCE, Daemon, dialled, running, watching, wired
 from .processes import process_tree
 from .report import Table
 
@@ -104,11 +102,7 @@ async def stream_back(daemon: Daemon, subject: str = "", data: bytes = b"") -> f
     config = load(daemon.config, client=True)
     async with asyncio.timeout(PATIENCE):
         while True:
-            try:
-                link = await dial(config)
-            except Unavailable:
-                await asyncio.sleep(0.005)
-                continue
+            link = await dialled(config)
             try:
                 stream = link.nc.jetstream(timeout=1)
                 if data:

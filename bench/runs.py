@@ -19,13 +19,8 @@ async def bench_submit() -> list[Table]:
     """From the request's send to the first record with output, one run at a time."""
     argv = ["/bin/echo", "x"]
     baseline = time_processes(SUBMITS, argv)
-    samples = []
-    async with running() as daemon, wired(daemon) as link:
-        for n in range(-5, SUBMITS):  # the first ones warm the daemon up
-            began = time.time_ns()
-            found = await link.chunks(await link.submit(f"submit-{n}", argv))
-            if n >= 0:
-                samples.append((found[0][0] - began) / 1e6)
+    async with running() as daemon:
+        samples = await first_outputs(daemon, SUBMITS, argv)
     table = Table("submit", "Submit → first output of /bin/echo")
     table.aim = "median at most 15 ms above the spawn, p99 at most 50 ms; ahead of every peer"
     floor = table.add("spawn /bin/echo, wait", baseline, "ms", "floor")
@@ -38,6 +33,18 @@ async def bench_submit() -> list[Table]:
         " process spares these"
     )
     return [table]
+
+
+async def first_outputs(daemon: Daemon, count: int, argv: list[str]) -> list[float]:
+    """Milliseconds from each submit's request to its run's first record with output."""
+    samples = []
+    async with wired(daemon) as link:
+        for n in range(-5, count):  # the first ones warm the daemon up
+            began = time.time_ns()
+            found = await link.chunks(await link.submit(f"submit-{n}", argv))
+            if n >= 0:
+                samples.append((found[0][0] - began) / 1e6)
+    return samples
 
 
 async def bench_latency() -> list[Table]:
