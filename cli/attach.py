@@ -18,6 +18,7 @@ from .common import DETACHED, FAILED, App, Duration, Verb, pass_app, run
 from .follow import Options, Target, follow, locate
 from .lines import Style
 from .names import RUN, THREAD
+from .parting import Ended, Parting, signals
 
 
 @click.command(
@@ -168,10 +169,15 @@ def make_output(
     return outputs.HumanOutput(headers, style=style, raw=raw)
 
 
-def interruptible(threads: Sequence[str], output: outputs.Parting, main: Callable[[], int]) -> int:
+def interruptible(threads: Sequence[str], output: Parting, main: Callable[[], int]) -> int:
     """``main()``'s code, or that of being detached with Ctrl-C."""
     try:
-        return main()
+        with signals(output):
+            return main()
+    except Ended as ended:
+        output.discard()
+        ended.die()
+        raise
     except KeyboardInterrupt:
         output.discard()
         words = [shlex.quote(thread) for thread in threads] or ["--all"]

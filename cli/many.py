@@ -156,6 +156,14 @@ class Many:
         for output in self._outputs.values():
             output.leave()
 
+    def suspend(self) -> None:
+        for output in self._outputs.values():
+            output.suspend()
+
+    def resume(self) -> None:
+        for output in self._outputs.values():
+            output.resume()
+
     def remark(self, text: str) -> None:
         self._line.hide()
         render.say(text)

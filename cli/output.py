@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -43,22 +43,18 @@ class Output:
     def leave(self) -> None:
         """Give the terminal back as it was before a program's output came to it."""
 
+    def suspend(self) -> None:
+        """The same for a while, and from a signal handler: nothing is flushed."""
+
+    def resume(self) -> None:
+        """The terminal is the program's again."""
+
     def remark(self, text: str) -> None:
         """A line of ours, on stderr."""
         say(text)
 
     def status(self, key: str, text: str | None) -> None:
         """Say, where a terminal can take it back, what is going on; None: no more."""
-
-
-class Parting(Protocol):
-    """What is needed of an output when the watcher leaves."""
-
-    def discard(self) -> None: ...
-
-    def leave(self) -> None: ...
-
-    def remark(self, text: str) -> None: ...
 
 
 class JsonOutput(Output):
@@ -313,6 +309,14 @@ class HumanOutput(Output):
             self.flush()
             self._status.hide()
             write_all(STDOUT, undo)
+
+    def suspend(self) -> None:
+        for screen in self._screens.values():
+            write_all(STDOUT, screen.undo())
+
+    def resume(self) -> None:
+        for screen in self._screens.values():
+            write_all(STDOUT, screen.redo())
 
     def discard(self) -> None:
         self._pieces.clear()

@@ -89,6 +89,19 @@ class Screen:
 
     def leave(self) -> bytes:
         """What makes the terminal as it was; nothing, if nothing was shown since."""
+        out = self.undo()
+        self._forget()
+        return out
+
+    def redo(self) -> bytes:
+        """What takes an ``undo`` back, but for colours and what stood on the screen."""
+        out = b"\x1b=" if self._keypad else b""
+        for mode, on in self._modes.items():
+            out += b"\x1b[?%d%c" % (mode, b"h" if on else b"l")
+        return out
+
+    def undo(self) -> bytes:
+        """What ``leave`` gives, for a while."""
         if not self._used:
             return b""
         # A write may have been cut in a sequence: ST ends any, and is nothing outside.
@@ -103,7 +116,6 @@ class Screen:
             out += b"\x1b>"
         for mode, on in self._modes.items():
             out += b"\x1b[?%d%c" % (mode, b"l" if on else b"h")
-        self._forget()
         return out + b"\x1b[?25h\x1b(B\x0f\x1b[0m"
 
 

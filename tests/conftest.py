@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,12 @@ class Box:
         self.daemon.send_signal(signal.SIGTERM)
         return self.daemon.wait(30)
 
-    def popen(self, *args: str, **kwargs: Any) -> subprocess.Popen[bytes]:
+    def popen(
+        self, *args: str, through: Sequence[str] = (), **kwargs: Any
+    ) -> subprocess.Popen[bytes]:
+        """``runctl args``; ``through``: what to put before it, such as a shell."""
         client = subprocess.Popen(
-            [sys.executable, "-m", "runctl.cli.main", "-c", str(self.config), *args],
+            [*through, sys.executable, "-m", "runctl.cli.main", "-c", str(self.config), *args],
             stdout=kwargs.pop("stdout", subprocess.PIPE),
             stderr=kwargs.pop("stderr", subprocess.PIPE),
             stdin=kwargs.pop("stdin", subprocess.DEVNULL),

@@ -25,7 +25,8 @@ class Terminal:
     """``runctl`` on a pseudo-terminal; ``text()`` is what its screen shows.
 
     ``hold``: keep the terminal open behind its program, so that ``attributes()`` can be
-    compared; then ``wait`` closes it."""
+    compared; then ``wait`` closes it. ``script``: of a shell with job control, for which
+    the command is "$@"."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Terminal:
         rows: int = 24,
         env: dict[str, str] | None = None,
         hold: bool = False,
+        script: str | None = None,
     ) -> None:
         self.screen = pyte.Screen(columns, rows)
         self.raw = b""
@@ -50,6 +52,7 @@ class Terminal:
             warnings.simplefilter("ignore", DeprecationWarning)
             self.process = box.popen(
                 *args,
+                through=() if script is None else ("sh", "-mc", script, "sh"),
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -219,3 +220,28 @@ def test_a_summary_says_where_a_run_stands(record: wire.Record) -> None:
 def test_what_is_no_summary_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         wire.read_summary(text)
+
+
+#: Imports of ``click`` take for ever.
+SLOW = """
+import sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            print("importing", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+from runctl.cli.start import main
+main()
+"""
+
+
+def test_an_interrupt_while_it_starts_shows_no_traceback() -> None:
+    command = [sys.executable, "-c", SLOW]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert process.stderr.read() == b""

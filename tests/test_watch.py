@@ -493,19 +493,21 @@ def test_attach_works_while_the_daemon_is_down(server: Server) -> None:
     assert "runctld is not running" in err
 
 
-def test_a_close_that_is_cancelled_leaves_no_socket_open(server: Server) -> None:
+def test_a_close_that_is_cancelled_leaves_neither_socket_nor_task(server: Server) -> None:
     async def main() -> None:
         before = _sockets()
         link = await dial(server.config)
+        await link.api("INFO")  # answers have a task of their own
         assert _sockets() > before
+        assert len(asyncio.all_tasks()) > 1
         closing = asyncio.create_task(link.close())
         await asyncio.sleep(0)  # it has begun
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
         end = time.monotonic() + DEADLINE
-        while _sockets() > before:
-            assert time.monotonic() < end
+        while _sockets() > before or len(asyncio.all_tasks()) > 1:
+            assert time.monotonic() < end, asyncio.all_tasks()
             await asyncio.sleep(0.02)
 
     asyncio.run(main())

@@ -1,0 +1,16 @@
+"""Where ``runctl`` begins: Ctrl-C while the rest is imported ends it without a traceback."""
+
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:  # not ignored, as in a shell's background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from .main import main as runctl
+
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    runctl()
