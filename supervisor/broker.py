@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,11 +20,15 @@ from ..config.schema import Config
 from .errors import RunFailed, Unavailable
 from .metrics import Meters
 from .private import write_private
-from .processes import Keeper, Process
+from .processes import Keeper, KeeperLost, Process
 from .wire import ENDPOINT_FILE, Endpoint
 
 #: What nats-server keeps its memory below, if it can.
 MEMORY = "512MiB"
+
+#: Seconds before a server that ended is started again, doubled each time: at first, at most
+#: after one that had come up, and after one that had not.
+FIRST_PAUSE, LIVED_PAUSE, DEAD_PAUSE = 0.05, 0.4, 5.0
 
 log = logging.getLogger("runctld.broker")
 
@@ -58,23 +63,27 @@ class Broker:
         return self.endpoint
 
     async def supervise(self, meters: Meters) -> None:
-        """Restart the server whenever it ends, with back-off while it keeps dying."""
-        delay = 0.05
+        """Restart the server whenever it ends, with back-off while it keeps dying: a long
+        one for a server that does not even come up."""
+        delay = FIRST_PAUSE
+        most = LIVED_PAUSE
         while True:
             assert self._process is not None
             began = time.monotonic()
             status = await self._process.wait()
             if time.monotonic() - began > 10:
-                delay = 0.05
+                delay = FIRST_PAUSE
             self.restarts += 1
             meters.broker_restarted()
             log.warning("nats-server ended (%s); starting it again", status)
             await trio.sleep(delay)
-            delay = min(delay * 2, 5.0)
+            delay = min(delay * 2, most)
             try:
                 await self._spawn()
+                most = LIVED_PAUSE
             except (Unavailable, RunFailed, OSError) as error:  # no disk, no descriptors
-                log.error("nats-server was not started: %s", error)
+                log.error("%s", error)
+                most = DEAD_PAUSE
 
     async def renew(self) -> None:
         """The server reads and stores nothing. That is how it is left by a full disk, even
@@ -122,7 +131,7 @@ class Broker:
         )
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._process = await self._keeper.spawn(
+            self._process = process = await self._keeper.spawn(
                 [server_binary(), "-c", str(conf)],
                 mark="nats-server",
                 env={
@@ -139,19 +148,47 @@ class Broker:
         finally:
             os.close(log_fd)
             os.close(null)
+        await self._answers(process)
+
+    async def _answers(self, process: Process) -> None:
+        """Returns when the server does. Raises Unavailable: it ended, or takes too long."""
+        status: int | None = None
+        up = False
         with trio.move_on_after(self._config.start_timeout):
-            while True:  # readiness of a foreign server is only seen by connecting
-                try:
-                    stream = await trio.open_tcp_stream("127.0.0.1", _port(self.endpoint))
-                except OSError:
-                    await trio.sleep(0.005)
-                else:
-                    await stream.aclose()
-                    return
-        raise Unavailable(
-            f"nats-server did not start within {self._config.start_timeout:g} s;"
-            f" see {self._dir / 'server.log'}"
-        )
+            async with trio.open_nursery() as nursery:
+
+                async def until_its_end() -> None:
+                    nonlocal status
+                    with contextlib.suppress(KeeperLost):  # which ends us all, elsewhere
+                        status = await process.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_its_end)
+                while not up:  # readiness of a foreign server is only seen by connecting
+                    try:
+                        stream = await trio.open_tcp_stream("127.0.0.1", _port(self.endpoint))
+                    except OSError:
+                        await trio.sleep(0.005)
+                    else:
+                        up = True
+                        await stream.aclose()
+                nursery.cancel_scope.cancel()
+        if up:
+            return
+        file = self._dir / "server.log"
+        if status is None:
+            limit = self._config.start_timeout
+            raise Unavailable(f"nats-server did not start within {limit:g} s; see {file}")
+        raise Unavailable(f"nats-server did not start: {_last_words(file, status)}; see {file}")
+
+
+def _last_words(log_file: Path, status: int) -> str:
+    """What the server said of its end, else how it ended."""
+    with contextlib.suppress(OSError):
+        for line in reversed(log_file.read_text(errors="replace").splitlines()):
+            if (found := line.rpartition("[FTL] ")) and found[1]:
+                return found[2]
+    return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
 def _port(endpoint: Endpoint) -> int:

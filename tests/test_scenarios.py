@@ -406,3 +406,21 @@ def test_a_killed_broker_is_replaced_and_nothing_is_lost(box: Box) -> None:
     assert watch.wait() == 0
     assert watch.text().split() == [f"line-{i}" for i in range(40)]
     assert box.show(run)["attempt"] == 1
+
+
+def test_a_server_that_cannot_start_is_named_with_its_reason(box: Box) -> None:
+    run = box.submit("t", "echo", "kept")
+    box.runctl("wait", run)
+    assert box.term() == 0
+    store, aside = box.state / "nats/store", box.state / "aside"
+    store.rename(aside)
+    store.touch()  # a directory is expected
+    before = len(box.log.read_text())
+    assert box.start(ready=False).wait(60) == 69
+    (line,) = box.log.read_text()[before:].splitlines()
+    assert "nats-server did not start: Can't start JetStream:" in line, line
+    assert line.endswith(f"see {box.state}/nats/server.log")
+    store.unlink()
+    aside.rename(store)
+    box.start()
+    assert box.runctl("attach", "t", "--run", run) == "kept\n"
