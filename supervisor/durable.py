@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import dbos._sys_db
+import dbos._sys_db_sqlite
 import dbos._workflow_commands
 import msgspec
 import sqlalchemy as sa
@@ -73,6 +74,7 @@ PATIENCE = 10.0
 #: What SQLite says when the disk is full, or no file can be opened.
 _PASSES = ("disk is full", "disk I/O error", "unable to open database file")
 _system: Any = dbos._sys_db
+_sqlite: Any = dbos._sys_db_sqlite
 _commands: Any = dbos._workflow_commands
 _retriable: Callable[[Exception], bool] = _system.retriable_sqlite_exception
 #: Whether somebody waits for the answer, who can ask again.
@@ -172,6 +174,7 @@ class Durable:
         _quiet_dbos()
         _calm_dbos(self._dbos)
         _wait_out_sqlite(self._stopping)
+        _no_messages(self._stopping)
         dispatch = self._dispatch
         durable = self
 
@@ -825,6 +828,12 @@ def _wait_out_sqlite(stopping: threading.Event) -> None:
         return any(words in reason(error) for words in _PASSES)
 
     _system.retriable_sqlite_exception = passes
+
+
+def _no_messages(stopping: threading.Event) -> None:
+    """Nobody sends messages to workflows. What DBOS polls SQLite for once a second, and
+    has its end wait for, ends at once."""
+    _sqlite.SQLiteSystemDatabase._notification_listener = lambda _: stopping.wait()
 
 
 def _quiet_dbos() -> None:
