@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 
-from . import document
 from .aborting import bench_abort
 from .attach import bench_attach
 from .beside import add_peers
@@ -88,6 +87,8 @@ def main() -> None:
     took = time.monotonic() - began
     print(f"\n{took:.0f} s in all")
     if not sys.argv[1:] and not failed:
+        from . import document  # and matplotlib, which a single section does without
+
         document.write(found, took)
     sys.exit(1 if failed else 0)
 
