@@ -20,6 +20,7 @@ from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
 from .extras import require
 from .logs import last_words, set_up
+from .memory import few_arenas
 from .private import close_process
 from .report import mask_tracebacks
 
@@ -50,6 +51,7 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         for number in STOP:  # 0 would say that the configuration is right
             signal.signal(number, signal.SIG_DFL)
     close_process()
+    few_arenas()
     try:
         config = load(file)
     except ConfigError as error:
