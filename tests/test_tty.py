@@ -244,7 +244,8 @@ while True:
 
 
 def last_size(terminal: Terminal) -> str:
-    return (re.findall(rb"size (\d+x\d+)\r?\n", terminal.raw) or [b""])[-1].decode()
+    """A status line of ours may have stood between the size and its line's end."""
+    return (re.findall(rb"size (\d+x\d+)[\r\n]", plain(terminal.raw)) or [b""])[-1].decode()
 
 
 def shows(terminal: Terminal, size: str) -> None:
