@@ -42,6 +42,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
+from . import recovery
 from .claims import Active, Worker, reason
 from .errors import QueueFull, Unavailable
 from .metrics import Meters
@@ -175,6 +176,7 @@ class Durable:
         _calm_dbos(self._dbos)
         _wait_out_sqlite(self._stopping)
         _no_messages(self._stopping)
+        recovery.at_launch(self._executor, APP_VERSION)
         dispatch = self._dispatch
         durable = self
 
@@ -698,10 +700,11 @@ class Durable:
 
         DBOS's recovery, and not ``resume_workflows``: that would forget the attempts,
         revive what was aborted meanwhile, and take runs from whoever claimed them."""
-        found = await trio.to_thread.run_sync(DBOS._recover_pending_workflows, [executor])
+        system = self._dbos._sys_db
+        found = await trio.to_thread.run_sync(recovery.reenqueue, system, executor, APP_VERSION)
         self.kick()
         self._kick_hooks()
-        return sum("." not in handle.workflow_id for handle in found)
+        return sum("." not in workflow for workflow in found)
 
     # ---- rows -------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""Our claim of a thread's next run writes what DBOS's own claim writes."""
+"""Our claim of a thread's next run, and our recovery of an executor's rows, write what DBOS's
+own write."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-PROGRAM = """
+SETUP = """
 import json, os, sys
 import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 from dbos._dbos import _get_dbos_instance
 from runctl.supervisor.heads import Heads
+from runctl.supervisor.recovery import reenqueue
 
 DBOS(config=DBOSConfig(
     name="heads", system_database_url="sqlite:///" + sys.argv[1], log_level="WARNING",
@@ -40,6 +43,9 @@ def theirs():
     return system.start_queued_partitioned_workflows(
         queue, "e", "v", 10, owner_xid="token", is_latest_version=False)
 
+"""
+
+CLAIM = """
 heads = Heads(system, "q", "e", "v")
 enqueue("a", "a2", 2)
 enqueue("a", "a1", 1)
@@ -51,18 +57,53 @@ found["ours"] = heads.claim("b", "token")
 found["again"] = heads.claim("b", "token")
 found["theirs after ours"] = theirs()
 found["rows"] = [row("a1"), row("b1")]
+"""
+
+RECOVERY = """
+enqueue("a", "a1", 1)
+enqueue("b", "b1", 1)
+enqueue("c", "c1", 1)
+enqueue("d", "d1", 1)
+enqueue("b", "b2", 2)
+theirs()
+def change(run, **values):
+    table = system.tables.workflow_status
+    with system.engine.begin() as c:
+        c.execute(table.update().where(table.c.workflow_uuid == run).values(**values))
+change("c1", executor_id="another")
+change("d1", application_version="another")
+found = {"theirs": system.reenqueue_for_recovery("a1", ["e"], "_internal")}
+found["ours"] = reenqueue(system, "e", "v")
+found["again"] = reenqueue(system, "e", "v")
+found["rows"] = [row("a1"), row("b1")]
+found["others"] = [row(run)["status"] for run in ("b2", "c1", "d1")]
+change("b1", status="PENDING", queue_name=None)
+change("a1", status="PENDING", queue_name=None)
+reenqueue(system, "e", "v")
+found["without queue"] = [row(run)["queue_name"] for run in ("a1", "b1")]
+"""
+
+SAVE = """
 with open(sys.argv[2], "w") as file:
     json.dump(found, file, default=str)
 os._exit(0)
 """
 
+TIMES = {"created_at", "updated_at", "started_at_epoch_ms"}
 
-def test_it_writes_what_dbos_writes(tmp_path: Path) -> None:
+
+def run(tmp_path: Path, program: str) -> dict[str, Any]:
     file = tmp_path / "found.json"
-    argv = [sys.executable, "-c", PROGRAM, str(tmp_path / "heads.sqlite"), str(file)]
+    argv = [sys.executable, "-c", SETUP + program + SAVE]
+    argv += [str(tmp_path / "dbos.sqlite"), str(file)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(file.read_text())
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_a_claim_writes_what_dbos_writes(tmp_path: Path) -> None:
+    found = run(tmp_path, CLAIM)
     assert found["theirs"] == ["a1"], "the lowest priority first"
     assert found["none"] is None, "nothing is queued there"
     assert found["busy"] is None, "one at a time"
@@ -72,8 +113,22 @@ def test_it_writes_what_dbos_writes(tmp_path: Path) -> None:
     theirs, ours = found["rows"]
     assert ours["status"] == "PENDING" != found["before"]["status"]
     differ = {name for name in theirs if theirs[name] != ours[name]}
-    times = {"created_at", "updated_at", "started_at_epoch_ms"}
     enqueued = {"workflow_uuid", "queue_partition_key", "priority", "creator_xid"}
-    assert differ <= enqueued | times
+    assert differ <= enqueued | TIMES
     assert set(theirs) == set(ours)
-    assert all((theirs[name] is None) == (ours[name] is None) for name in times)
+    assert all((theirs[name] is None) == (ours[name] is None) for name in TIMES)
+
+
+def test_a_recovery_writes_what_dbos_writes(tmp_path: Path) -> None:
+    found = run(tmp_path, RECOVERY)
+    assert found["theirs"] is True
+    assert found["ours"] == ["b1"], "all that is left of this executor and version"
+    assert found["again"] == []
+    theirs, ours = found["rows"]
+    assert ours["status"] == "ENQUEUED"
+    differ = {name for name in theirs if theirs[name] != ours[name]}
+    assert differ <= {"workflow_uuid", "queue_partition_key", "creator_xid", *TIMES}
+    assert set(theirs) == set(ours)
+    assert all((theirs[name] is None) == (ours[name] is None) for name in TIMES)
+    assert found["others"] == ["ENQUEUED", "PENDING", "PENDING"]
+    assert found["without queue"] == ["_dbos_internal_queue"] * 2
