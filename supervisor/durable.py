@@ -17,18 +17,11 @@ import datetime
 import json
 import logging
 import math
-import os
-import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import dbos._sys_db
-import dbos._sys_db_sqlite
-import dbos._workflow_commands
 import msgspec
 import sqlalchemy as sa
 import trio
@@ -42,7 +35,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
-from . import recovery
+from . import calm, recovery, sqlite
 from .claims import Active, Worker, reason
 from .errors import QueueFull, Unavailable
 from .metrics import Meters
@@ -62,28 +55,9 @@ APP_VERSION = "runctl-1"
 #: The end of an aborted run's processes is looked for this long, seconds.
 RECENT = 600.0
 
-#: Connections to SQLite, where one writes at a time. Each keeps prepared statements, of up to
-#: 20 KiB, and pages of the database, KiB; the one used last is used next. By the defaults of
-#: DBOS, sqlite3 and SQLite they took 33 MB after 15,000 runs, and more with each.
-SMALL = {"pool_size": 8, "pool_use_lifo": True, "connect_args": {"cached_statements": 64}}
-CACHE_KIB = 256
-
 #: A verb's read is tried again this long, seconds. What an attempt must know is read until
 #: it is there: no run fails by a database that is away.
 PATIENCE = 10.0
-
-#: What SQLite says when the disk is full, or no file can be opened.
-_PASSES = ("disk is full", "disk I/O error", "unable to open database file")
-_system: Any = dbos._sys_db
-_sqlite: Any = dbos._sys_db_sqlite
-_commands: Any = dbos._workflow_commands
-_retriable: Callable[[Exception], bool] = _system.retriable_sqlite_exception
-#: Whether somebody waits for the answer, who can ask again.
-_asked: ContextVar[bool] = ContextVar("asked", default=False)
-
-#: How often DBOS looks after what we do not use (schedules, delays, a queue of its own), in
-#: seconds: its every second is half of what an idle daemon costs.
-SELDOM = 60.0
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
 T = TypeVar("T")
@@ -133,6 +107,7 @@ class Durable:
         self._executor = executor
         self._dispatch = dispatch
         self._clear = clear
+        self._fenced = False
         self._worker: Worker | None = None
         self._dbos: DBOS
         self._tables: Any
@@ -164,18 +139,21 @@ class Durable:
             otlp_traces_endpoints=[traces] if traces is not None else [],
             otel_attribute_format="semconv",
             log_level="WARNING",
-            scheduler_polling_interval_sec=SELDOM,
-            db_engine_kwargs=SMALL if self._config.database.embedded else None,
+            scheduler_polling_interval_sec=calm.SELDOM,
+            db_engine_kwargs=sqlite.SMALL if self._config.database.embedded else None,
         )
         if traces is not None:
             from . import traces as spans
 
             spans.watch(traces)
+        # Of all engines: this one has DBOS's threads upon it before we get to see it, and a
+        # listener that comes while they commit fails their commit.
+        sa.event.listen(sa.Engine, "commit", self._committing)
         self._dbos = DBOS(config=config)
-        _quiet_dbos()
-        _calm_dbos(self._dbos)
-        _wait_out_sqlite(self._stopping)
-        _no_messages(self._stopping)
+        calm.quiet()
+        calm.poll_seldom(self._dbos)
+        sqlite.wait_out(self._stopping)
+        sqlite.no_messages(self._stopping)
         recovery.at_launch(self._executor, APP_VERSION)
         dispatch = self._dispatch
         durable = self
@@ -211,18 +189,20 @@ class Durable:
             raise Unavailable(f"the database cannot be opened: {words}") from error
         self._tables = self._dbos._sys_db.tables
         self._table = self._tables.workflow_status
-        if self._config.database.embedded:
-            sa.event.listen(self._dbos._sys_db.engine, "connect", _small_cache)
         await trio.to_thread.run_sync(self._index)
-        sa.event.listen(self._dbos._sys_db.engine, "commit", lambda _: self._clear())
+        self._fenced = True
         await trio.to_thread.run_sync(self._settle_recovery)
         await trio.to_thread.run_sync(self._start_workers)
+
+    def _committing(self, _: sa.Connection) -> None:
+        if self._fenced:
+            self._clear()
 
     def _url(self) -> str:
         if not self._config.database.embedded:
             return self._config.database.url
         path = self._config.state_dir / "runctl.sqlite"
-        _prepare_sqlite(path)
+        sqlite.prepare(path)
         return f"sqlite:///{path}"
 
     def _index(self) -> None:
@@ -394,7 +374,7 @@ class Durable:
         return int(last or 0) + 1
 
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
-        _asked.set(True)
+        sqlite.asked.set(True)
         options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
         with options, SetWorkflowID(spec.run):
             await DBOS.enqueue_workflow_async(QUEUE, self._run_thread, msgspec.to_builtins(spec))
@@ -411,7 +391,7 @@ class Durable:
         self._cancelled[run] = now
 
     async def _cancel(self, run: str) -> None:
-        _asked.set(True)
+        sqlite.asked.set(True)
         await self._store_hook(run, Status.ABORTED)
         await DBOS.cancel_workflow_async(run)
 
@@ -816,76 +796,6 @@ class _Lane:
         else:
             self._locks[self._thread] = (lock, users - 1)
         lock.release()
-
-
-def _wait_out_sqlite(stopping: threading.Event) -> None:
-    """Have DBOS try again, as it does by itself with PostgreSQL, what SQLite refuses for
-    want of disk or descriptors. Otherwise the outcome of a run that ended meanwhile is
-    not recorded, and the run counts as failed. Whoever asks for something is told at once."""
-
-    def passes(error: Exception) -> bool:
-        if _retriable(error):
-            return True
-        if stopping.is_set() or _asked.get() or not isinstance(error, sa.exc.OperationalError):
-            return False
-        return any(words in reason(error) for words in _PASSES)
-
-    _system.retriable_sqlite_exception = passes
-
-
-def _no_messages(stopping: threading.Event) -> None:
-    """Nobody sends messages to workflows. What DBOS polls SQLite for once a second, and
-    has its end wait for, ends at once."""
-    _sqlite.SQLiteSystemDatabase._notification_listener = lambda _: stopping.wait()
-
-
-def _quiet_dbos() -> None:
-    """Its warnings go to our log; an aborted or interrupted workflow is no error here."""
-    library = logging.getLogger("dbos")
-    library.handlers.clear()
-    library.propagate = True
-
-    def expected(record: logging.LogRecord) -> bool:
-        kind = record.exc_info[0] if record.exc_info else None
-        if kind is not None and "Cancelled" in kind.__name__:
-            return False
-        message = record.getMessage()
-        lines = message.strip().splitlines() or [""]  # no SQL, one line
-        first, _, trace = lines[0].partition("Traceback (most recent call last)")
-        record.msg, record.args = first + (lines[-1] if trace else ""), ()
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, sa.exc.DBAPIError):
-            record.msg += f" {reason(error)}"
-            record.exc_info = None
-        return not any(
-            words in message
-            for words in ("no longer owned", "task cancelled", "automatically retried")
-        )
-
-    library.addFilter(expected)
-
-
-def _small_cache(connection: Any, _: Any) -> None:
-    """SQLite would keep 2 MB of pages for each connection of the pool, which the kernel
-    has anyway."""
-    connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-
-
-def _calm_dbos(dbos: Any) -> None:
-    """What has no setting."""
-    dbos._registry.get_internal_queue()._polling_interval_sec = SELDOM
-    _commands._BACKGROUND_JOBS_INTERVAL_SEC = SELDOM
-
-
-def _prepare_sqlite(path: Path) -> None:
-    """WAL from the start, so that readers never wait for the writer; 0600."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        with sqlite3.connect(path) as db:
-            db.execute("PRAGMA journal_mode=WAL")
-        db.close()
-    except (OSError, sqlite3.Error) as error:
-        raise Unavailable(f"database {path} cannot be opened: {error}") from None
 
 
 def _time(ms: int | None) -> str | None:

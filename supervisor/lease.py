@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ import trio
 import trio_asyncio
 
 from ..config.schema import Config
-from .errors import LeaseHeld, LeaseLost
+from .errors import LeaseHeld, LeaseLost, Unavailable
 from .postgres import application_name, connection
 from .private import write_private
 
@@ -227,20 +227,45 @@ async def hold_database_lease(config: Config, executor: str) -> AsyncIterator[Le
     """Hold the executor ID in the shared database.
 
     Raises: LeaseHeld, naming the holder; ConfigError; Unavailable."""
+    async with AsyncExitStack() as stack:
+        yield Lease(await _locked(stack, config, executor), executor)
+
+
+async def _locked(stack: AsyncExitStack, config: Config, executor: str) -> Any:
+    """A connection that has the lock, and is closed by ``stack``. One that breaks before it
+    has it, as when the server restarts, is replaced: ``connection`` waits for the server."""
+    import asyncpg
+
     name = application_name(LEASE_ROLE, executor)
-    async with connection(config, name) as conn:
-        deadline = trio.current_time() + HELD_PATIENCE
-        while not await aio(conn.fetchval)(f"SELECT pg_try_advisory_lock({LOCK_KEY})", executor):
-            holder = await aio(conn.fetchrow)(_HOLDER, executor)
-            # A peer that takes over our runs, or aborts one, is done in a moment.
-            peer = holder is not None and (holder["name"] or "").startswith(PEER_ROLE)
-            if trio.current_time() > deadline + (config.start_timeout if peer else 0):
-                raise LeaseHeld(
-                    f"executor ID {executor!r} is held by {_holder(holder)};"
-                    " stop that one, or give this one its own executor_id"
-                )
-            await trio.sleep(0.05)
-        yield Lease(conn, executor)
+    deadline = trio.current_time() + config.start_timeout
+    while True:
+        async with AsyncExitStack() as attempt:
+            conn = await attempt.enter_async_context(connection(config, name))
+            try:
+                await _lock(conn, config, executor)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.debug("lease: %r", error)
+                if trio.current_time() > deadline:
+                    raise Unavailable(
+                        f"PostgreSQL broke the connection for the lease ({error}); see its log"
+                    ) from None
+                continue
+            stack.push_async_exit(attempt.pop_all())
+            return conn
+
+
+async def _lock(conn: Any, config: Config, executor: str) -> None:
+    deadline = trio.current_time() + HELD_PATIENCE
+    while not await aio(conn.fetchval)(f"SELECT pg_try_advisory_lock({LOCK_KEY})", executor):
+        holder = await aio(conn.fetchrow)(_HOLDER, executor)
+        # A peer that takes over our runs, or aborts one, is done in a moment.
+        peer = holder is not None and (holder["name"] or "").startswith(PEER_ROLE)
+        if trio.current_time() > deadline + (config.start_timeout if peer else 0):
+            raise LeaseHeld(
+                f"executor ID {executor!r} is held by {_holder(holder)};"
+                " stop that one, or give this one its own executor_id"
+            )
+        await trio.sleep(0.05)
 
 
 def _holder(row: Any) -> str:

@@ -261,6 +261,12 @@ def test_the_abort_of_a_dead_owners_run_is_durable(house: House) -> None:
     assert b.runctl("wait", b.submit("demo", "true")).strip() == "succeeded"
 
 
+CUT_LEASES = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE application_name LIKE 'runctld pid %: other' AND datname = current_database()"
+)
+
+
 async def test_acting_for_an_executor_excludes_its_life(house: House) -> None:
     config = Config(Path("/nowhere"), database=Database(house.url))
     async with trio_asyncio.open_loop():
@@ -281,6 +287,10 @@ async def test_acting_for_an_executor_excludes_its_life(house: House) -> None:
             async with peer.in_place_of("other") as dead:
                 assert dead
                 nursery.start_soon(restart)
+                await trio.sleep(0.5)
+                assert not started.is_set()
+                cut = await trio.to_thread.run_sync(house.sql, CUT_LEASES)  # it takes another
+                assert len(cut) == 1
                 await trio.sleep(0.5)
                 assert not started.is_set()
             with trio.fail_after(10):

@@ -1,0 +1,49 @@
+"""DBOS's words go to our log, and what of it we do not use hardly runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import dbos._workflow_commands
+import sqlalchemy as sa
+
+from .claims import reason
+
+_commands: Any = dbos._workflow_commands
+
+#: How often DBOS looks after what we do not use (schedules, delays, a queue of its own), in
+#: seconds: its every second is half of what an idle daemon costs.
+SELDOM = 60.0
+
+
+def quiet() -> None:
+    """Its warnings go to our log; an aborted or interrupted workflow is no error here."""
+    library = logging.getLogger("dbos")
+    library.handlers.clear()
+    library.propagate = True
+
+    def expected(record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        if kind is not None and "Cancelled" in kind.__name__:
+            return False
+        message = record.getMessage()
+        lines = message.strip().splitlines() or [""]  # no SQL, one line
+        first, _, trace = lines[0].partition("Traceback (most recent call last)")
+        record.msg, record.args = first + (lines[-1] if trace else ""), ()
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, sa.exc.DBAPIError):
+            record.msg += f" {reason(error)}"
+            record.exc_info = None
+        return not any(
+            words in message
+            for words in ("no longer owned", "task cancelled", "automatically retried")
+        )
+
+    library.addFilter(expected)
+
+
+def poll_seldom(dbos: Any) -> None:
+    """What has no setting."""
+    dbos._registry.get_internal_queue()._polling_interval_sec = SELDOM
+    _commands._BACKGROUND_JOBS_INTERVAL_SEC = SELDOM
