@@ -198,6 +198,8 @@ class Load:
         assert process.stdout is not None
         assert process.stderr is not None
         async for line in process.stdout:
+            if seen.left and not line.endswith(b"\n"):
+                break  # Ctrl-C comes in the middle of a write, too
             seen.times.append(time.monotonic())
             seen.events.append(json.loads(line))
         seen.stderr += (await process.stderr.read()).decode(errors="replace")

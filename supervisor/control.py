@@ -18,11 +18,11 @@ from ..config.secrets import masker
 from . import __version__, wire
 from .backlog import Backlog
 from .durable import Durable
+from .endings import Endings
 from .errors import BadRequest, NotFound, Refused, RequestError, Unavailable
 from .hooks import Hooks
 from .metrics import Meters
 from .model import (
-    ABORTED,
     MAX_ARGV_BYTES,
     MAX_CWD_BYTES,
     MAX_PROMPT_BYTES,
@@ -66,6 +66,7 @@ class Control:
         durable: Durable,
         registry: Registry,
         streams: Streams,
+        endings: Endings,
         stored: Stored,
         members: Members | None,
         settings: Settings,
@@ -83,8 +84,9 @@ class Control:
         self._durable = durable
         self._registry = registry
         self._streams = streams
+        self._endings = endings
         self._stored = stored
-        self._others = Others(executor, client, durable, streams, members, meters)
+        self._others = Others(executor, client, durable, streams, endings, members, meters)
         self._ids = RunIds()
         self._hide = masker(config)
         self._backlog = Backlog(config.queue.max_queued, lambda: durable.count("ENQUEUED"))
@@ -445,7 +447,7 @@ class Control:
             await self._others.settle(again[1])
         # It may have been claimed since ``run`` was read, and cancelled while its stream was reset.
         attempt = run.attempt if again is None else again[1].attempt
-        await self._streams.end(run.thread, run.run, attempt, ABORTED)
+        await self._endings.write(run.thread, run.run, attempt)
         if live is None:  # else it is counted where its attempt ended
             self._meters.run_ended(Status.ABORTED, run.runner)
         self._meters.aborted(time.monotonic() - began)

@@ -626,15 +626,35 @@ class Durable:
     def _end(self) -> sa.ColumnElement[int]:
         return sa.func.coalesce(self._table.c.completed_at, self._table.c.updated_at)
 
-    async def aborted_since(self, since: float) -> list[Run]:
-        """Runs aborted since Unix time ``since`` that ran here or nowhere: after a crash
-        their end may be missing."""
-        t = self._table
+    async def note_ends(self, runs: Sequence[str]) -> None:
+        """The ends of these aborted runs are stored: an empty output says so, which nothing
+        else has of a run that is cancelled."""
+        made, c = self._tables.workflow_output, self._table.c
+        new = ~sa.exists().where(made.c.workflow_uuid == c.workflow_uuid)
+        ended = sa.select(c.workflow_uuid).where(
+            c.workflow_uuid.in_(runs), c.status == "CANCELLED", new
+        )
+        query = sa.insert(made).from_select(["workflow_uuid"], ended, include_defaults=False)
+
+        def write() -> None:
+            with self._dbos._sys_db.engine.begin() as connection:
+                connection.execute(query)
+
+        try:
+            await trio.to_thread.run_sync(self._patiently, write, math.inf)
+        except sa.exc.SQLAlchemyError as error:  # the next start looks at their streams
+            log.debug("ends: %s", reason(error))
+
+    async def without_end(self, since: float) -> list[Run]:
+        """Runs aborted since Unix time ``since`` that ran here or nowhere, and whose end is
+        not known to be stored: a crash may have cut the abort."""
+        t, made = self._table, self._tables.workflow_output
         query = sa.select(*self._columns()).where(
             t.c.name == WORKFLOW,
             t.c.status == "CANCELLED",
             t.c.updated_at >= since * 1000,
             sa.or_(t.c.executor_id == self._executor, t.c.recovery_attempts == 0),
+            ~sa.exists().where(made.c.workflow_uuid == t.c.workflow_uuid),
         )
         return [_read(row)[1] for row in await self._rows(query)]
 

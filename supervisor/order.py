@@ -13,9 +13,10 @@ import time
 import trio
 
 from .durable import RECENT, Durable
+from .endings import Endings
 from .errors import Unavailable
 from .members import TREES_GONE, Members
-from .model import ABORTED, Run, RunSpec, unix_time
+from .model import Run, RunSpec, unix_time
 from .stream import Streams
 from .wire import End, out_subject
 
@@ -29,10 +30,16 @@ SILENCE = 5.0
 
 class Order:
     def __init__(
-        self, durable: Durable, streams: Streams, members: Members | None, grace: float
+        self,
+        durable: Durable,
+        streams: Streams,
+        endings: Endings,
+        members: Members | None,
+        grace: float,
     ) -> None:
         self._durable = durable
         self._streams = streams
+        self._endings = endings
         self._members = members
         self.grace = grace
 
@@ -62,7 +69,7 @@ class Order:
             if alive:
                 dead = 0.0
             elif dead >= TREES_GONE:
-                await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
+                await self._endings.write(run.thread, run.run, run.attempt)
                 return
             await trio.sleep(POLL)
             dead += POLL

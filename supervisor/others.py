@@ -15,10 +15,11 @@ import trio_asyncio
 
 from . import wire
 from .durable import Durable
+from .endings import Endings
 from .errors import Refused
 from .members import TREES_GONE, Members
 from .metrics import Meters
-from .model import ABORTED, Run, Status
+from .model import Run, Status
 from .stream import Streams
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Others:
         client: Client,
         durable: Durable,
         streams: Streams,
+        endings: Endings,
         members: Members | None,
         meters: Meters,
     ) -> None:
@@ -51,6 +53,7 @@ class Others:
         self._nc = client
         self._durable = durable
         self._streams = streams
+        self._endings = endings
         self._members = members
 
     def owns(self, run: Run) -> bool:
@@ -186,7 +189,7 @@ class Others:
     async def _dead_end(self, run: Run) -> None:
         """The end of a run whose executor is dead: its keeper is done in a moment."""
         await trio.sleep(TREES_GONE)
-        await self._streams.end(run.thread, run.run, run.attempt, ABORTED)
+        await self._endings.write(run.thread, run.run, run.attempt)
 
     async def _hear(self, executor: str, timeout: float) -> wire.Reply | None:
         """An answer that costs it nothing, at once; None when there is none."""

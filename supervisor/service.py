@@ -26,6 +26,7 @@ from .connect import connect
 from .control import Control
 from .disk import fitted
 from .durable import Durable
+from .endings import Endings
 from .errors import Fenced, RunFailed, Unavailable
 from .fence import Fence
 from .hooks import Hooks
@@ -94,6 +95,7 @@ class Service:
             self._scrape = Scrape(config, self._meters, self._registry, self._durable)
         self._housekeeping = Housekeeping(config, self._durable)
         self._streams: Streams
+        self._endings: Endings
         self._retention: Retention
         self._order: Order
         self._alive: Alive
@@ -136,9 +138,11 @@ class Service:
                 self._retention = Retention(
                     self._config.stream, stored, self._durable, self._registry, room
                 )
+                self._endings = Endings(self._streams, self._durable)
                 self._order = Order(
                     self._durable,
                     self._streams,
+                    self._endings,
                     self._members,
                     self._config.queue.stop_grace,
                 )
@@ -153,6 +157,7 @@ class Service:
                     self._durable,
                     self._registry,
                     self._streams,
+                    self._endings,
                     stored,
                     self._members,
                     self._settings,
@@ -168,7 +173,8 @@ class Service:
                         nursery.start_soon(takeover.watch)
                     nursery.start_soon(self._retention.run)
                     nursery.start_soon(self._housekeeping.run)
-                    nursery.start_soon(self._mend_ends)
+                    nursery.start_soon(self._endings.run)
+                    nursery.start_soon(self._endings.mend, self._config.stream.max_age)
                     nursery.start_soon(self._watch_keeper)
                     reload = Reload(
                         *(self._settings.config, self._file, self._settings, self._apply),
@@ -252,14 +258,6 @@ class Service:
     async def _watch_keeper(self) -> None:
         await self._keeper.dead.wait()
         raise Unavailable("the process keeper was killed; restarting is the way to a known state")
-
-    async def _mend_ends(self) -> None:
-        """End the streams of runs whose abort was cut by a crash before its end record."""
-        since = time.time() - self._config.stream.max_age
-        for run in await self._durable.aborted_since(since):
-            await self._streams.end(
-                run.thread, run.run, run.attempt, Outcome(Status.ABORTED, error=run.error)
-            )
 
     # ---- one attempt ------------------------------------------------------------
 
@@ -356,6 +354,8 @@ class Service:
         if opened:
             await stream.end(decided)
             live.ended = True
+            if decided.status is Status.ABORTED:
+                self._endings.stored(spec.run)
             self._retention.ended(spec.thread)
         log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
         return decided

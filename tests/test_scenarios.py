@@ -161,10 +161,14 @@ def test_abort(stopped_box: Box) -> None:
     box.runctl("abort", "tree", "--run", "nothing", code=3)
     box.runctl("attach", "tree", "--run", waiting, code=5)
     box.runctl("wait", run, code=5)
+    box.runctl("purge", "tree", "--yes")
+    time.sleep(0.2)  # their ends are noted after the abort was answered
     box.kill()
     box.start()
     assert box.show(run)["attempt"] == 1
     assert box.show(run)["status"] == "aborted"
+    box.runctl("wait", box.submit("other", "true"))
+    assert box.json("status")["nats"]["stream_messages"] == 2, "what was purged came back"
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.4])

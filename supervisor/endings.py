@@ -1,0 +1,48 @@
+"""The ends of aborted runs. An abort that a crash cut short gets its end at the next start.
+
+That an end is stored is noted in the database, for many at once and after the abort was
+answered. Without the note, output that was purged or had its time would come back at the
+next start, as an end with nothing before it.
+"""
+
+from __future__ import annotations
+
+import time
+
+import trio
+
+from .durable import Durable
+from .model import ABORTED
+from .stream import Streams
+
+
+class Endings:
+    """``run`` in a nursery."""
+
+    def __init__(self, streams: Streams, durable: Durable) -> None:
+        self._streams = streams
+        self._durable = durable
+        self._stored: list[str] = []
+        self._some = trio.Event()
+
+    async def write(self, thread: str, run: str, attempt: int) -> None:
+        """The end of a run that was aborted and has no live attempt here, unless it has one."""
+        await self._streams.end(thread, run, attempt, ABORTED)
+        self.stored(run)
+
+    def stored(self, run: str) -> None:
+        """The end of an aborted run is in the stream."""
+        self._stored.append(run)
+        self._some.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._some.wait()
+            self._some = trio.Event()
+            runs, self._stored = self._stored, []
+            await self._durable.note_ends(runs)
+
+    async def mend(self, max_age: float) -> None:
+        """Of runs that were aborted in the last ``max_age`` seconds, which output lasts."""
+        for run in await self._durable.without_end(time.time() - max_age):
+            await self.write(run.thread, run.run, run.attempt)
