@@ -19,7 +19,7 @@ import trio_asyncio
 from ..config.schema import Config
 from .errors import ConfigError, Unavailable
 from .lease import LOCK_KEY, PEER_ROLE, held_by
-from .postgres import application_name, connect
+from .postgres import RETRY, application_name, connect
 from .versions import FORMAT, refuse_newer
 
 log = logging.getLogger("runctld.members")
@@ -71,13 +71,25 @@ class Members:
         self._place = trio.Lock()
 
     async def announce(self) -> None:
+        """At the start: what breaks off is tried again for start_timeout."""
         takeover = self._config.takeover
-        await self._ask(
-            "INSERT INTO runctl.executors (id, takeover_group) VALUES ($1, $2) ON CONFLICT (id)"
-            " DO UPDATE SET takeover_group = excluded.takeover_group, started = now()",
-            self._executor,
-            takeover.group if takeover.enabled else None,
-        )
+        deadline = trio.current_time() + self._config.start_timeout
+        while True:
+            try:
+                await self._ask(
+                    "INSERT INTO runctl.executors (id, takeover_group) VALUES ($1, $2)"
+                    " ON CONFLICT (id) DO UPDATE"
+                    " SET takeover_group = excluded.takeover_group, started = now()",
+                    self._executor,
+                    takeover.group if takeover.enabled else None,
+                )
+            except Unavailable as error:
+                if trio.current_time() > deadline:
+                    raise
+                log.debug("announce: %s", error)
+                await trio.sleep(RETRY)
+            else:
+                return
 
     async def leave(self) -> None:
         await self._ask("DELETE FROM runctl.executors WHERE id = $1", self._executor)
@@ -139,6 +151,9 @@ class Members:
                 f"PostgreSQL refuses to set up the schema runctl: {error}; let the role of"
                 " database.url do it once: GRANT CREATE ON DATABASE ... TO ..."
             ) from None
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            conn.terminate()
+            raise Unavailable(f"PostgreSQL broke off: {error}") from error
         except BaseException:
             conn.terminate()
             raise

@@ -24,6 +24,7 @@ from runctl.config.schema import Config, Database
 from runctl.supervisor import wire
 from runctl.supervisor.lease import hold_database_lease
 from runctl.supervisor.members import Members
+from runctl.supervisor.postgres import aio, connection
 
 #: The first attempt stays in the middle, whenever it is that it is cut.
 TEN = """
@@ -295,6 +296,29 @@ async def test_acting_for_an_executor_excludes_its_life(house: House) -> None:
                 assert not started.is_set()
             with trio.fail_after(10):
                 await started.wait()
+        peer.close()
+
+
+SETUP_LOCK = "hashtextextended('runctl executors', 0)"
+CUT_PEERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'advisory'"
+    " AND application_name LIKE 'runctl-peer pid %' AND datname = current_database()"
+)
+
+
+async def test_an_announcement_that_breaks_off_is_made_again(house: House) -> None:
+    config = Config(Path("/nowhere"), database=Database(house.url))
+    async with trio_asyncio.open_loop(), connection(config, "holder") as holder:
+        await aio(holder.execute)(f"SELECT pg_advisory_lock({SETUP_LOCK})")
+        peer = Members(config, "peer")
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(peer.announce)
+                for _ in range(2):
+                    while not await aio(holder.fetch)(CUT_PEERS):  # noqa: ASYNC110
+                        await trio.sleep(0.02)
+                await aio(holder.execute)(f"SELECT pg_advisory_unlock({SETUP_LOCK})")
+        assert [member.id for member in await peer.all()] == ["peer"]
         peer.close()
 
 
