@@ -57,6 +57,7 @@ short-on:
 check: $(READY) .typing/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini tests bench faults
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
 man: $(READY)

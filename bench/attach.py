@@ -84,10 +84,11 @@ async def fill(daemon: Daemon, subject: str) -> None:
     """Replace a run's records with one for each chunk, headed as the daemon heads them."""
     client = await daemon.connect()
     try:
-        records: list[wire.Record] = [wire.Reset(subject.rpartition(".")[2], 1, 0.0)]
+        run = subject.rpartition(".")[2]
+        records: list[wire.Record] = [wire.Reset(run, 1, 0.0)]
         for n in range(1, CHUNKS + 1):
             records.append(wire.Chunks(1, n, 0.0, [wire.Chunk("stdout", b"%d\n" % n)]))
-        records.append(wire.End(records[0].run, 1, CHUNKS, 0.0, Outcome(Status.SUCCEEDED, 0)))
+        records.append(wire.End(run, 1, CHUNKS, 0.0, Outcome(Status.SUCCEEDED, 0)))
         sequence = (await client.jetstream().get_last_msg(wire.STREAM, subject)).seq or 0
         for n, record in enumerate(records):
             headers = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -97,7 +98,7 @@ class Report:
         path.write_text("\n".join([before + BEGIN, "", *self.lines(), "", END]) + after)
 
 
-def _row(name: str, values: list[object] | list[int] | list[str]) -> str:
+def _row(name: str, values: Sequence[object]) -> str:
     cells = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
     return "| " + " | ".join([name, *cells]) + " |"
 

@@ -13,6 +13,10 @@ import os
 import sys
 import time
 
+TYPE_CHECKING = False  # the real one is in a module that takes time to import
+if TYPE_CHECKING:
+    from typing import Literal
+
 #: Each fifth part goes to stderr.
 STDERR_EVERY = 5
 
@@ -22,7 +26,7 @@ def text(run: str, label: str, part: int, size: int) -> str:
     return f"{run} {label} {part} " + "x" * size + "\n"
 
 
-def stream_of(part: int) -> str:
+def stream_of(part: int) -> Literal["stdout", "stderr"]:
     return "stderr" if part % STDERR_EVERY == 0 else "stdout"
 
 

@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def folder() -> Path:
 
 
 @contextlib.contextmanager
-def home() -> object:  # type: ignore[misc]
+def home() -> Iterator[None]:
     """No context or configuration of whoever runs the tests."""
     old = {name: os.environ.get(name) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME")}
     for name in old:

@@ -76,6 +76,10 @@ class Box:
         self.prefix: list[str] = []
         #: More of its command line, such as -v.
         self.options: list[str] = []
+        #: What a test calls it: its executor ID, where there are several.
+        self.name = ""
+        #: Seconds that a start which was refused took.
+        self.took = 0.0
         self.configure("")
 
     def configure(self, text: str) -> None:
@@ -104,6 +108,12 @@ class Box:
 
             wait_until(is_ready, "daemon ready")
         return self.daemon
+
+    @property
+    def pid(self) -> int:
+        """Of the daemon that was started last."""
+        assert self.daemon is not None
+        return self.daemon.pid
 
     def kill(self) -> None:
         assert self.daemon is not None

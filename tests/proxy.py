@@ -38,7 +38,7 @@ class Proxy:
     def forget(self) -> None:
         """The server gives up the clients that it does not hear: after a long partition,
         both ends find their connections dead."""
-        self._do(lambda: [pair.reset() for pair in list(self._pairs)])
+        self._do(lambda: self._each(_Pair.reset))
 
     def cut(self) -> None:
         """All connections are reset, and new ones too, until ``heal``."""
@@ -51,7 +51,7 @@ class Proxy:
 
     def half_close(self) -> None:
         """The clients' ends of the connections stay; the server sees them finished."""
-        self._do(lambda: [pair.finish_towards_server() for pair in list(self._pairs)])
+        self._do(lambda: self._each(_Pair.finish_towards_server))
 
     def close(self) -> None:
         self._do(self._server.close)
@@ -62,6 +62,10 @@ class Proxy:
         self._loop.close()
 
     # ---- how ---------------------------------------------------------------------
+
+    def _each(self, what: Callable[[_Pair], None]) -> None:
+        for pair in list(self._pairs):
+            what(pair)
 
     def _do(self, what: Callable[[], object]) -> int:
         async def run() -> int:

@@ -102,7 +102,9 @@ def test_a_cluster_with_tls_and_nkeys_loses_a_server(
     leader = three.leader()
     three.kill(leader)
     for run, watcher in zip(runs, watchers, strict=True):
-        assert watcher.wait() == 0, (watcher.process.stderr.read(), box.log.read_text())
+        stderr = watcher.process.stderr
+        assert stderr is not None
+        assert watcher.wait() == 0, (stderr.read(), box.log.read_text())
         assert watcher.text() == "".join(f"line-{i}\n" for i in range(40))
         seqs = [e["seq"] for e in watcher.final() if e["type"] == "chunk"]
         assert seqs == list(range(1, len(seqs) + 1))
@@ -565,7 +567,8 @@ def test_a_flush_whose_answer_is_lost_asks_again(tmp_path: Path) -> None:
 
     async def main() -> None:
         client = new_client(Nats(node.url))
-        await client.connect([node.url], reconnect_time_wait=0.05, max_reconnect_attempts=-1)
+        wait: Any = 0.05
+        await client.connect([node.url], reconnect_time_wait=wait, max_reconnect_attempts=-1)
         assert node.pid is not None
         os.kill(node.pid, signal.SIGSTOP)
         flush = asyncio.create_task(client.flush())

@@ -62,7 +62,7 @@ def test_the_life_of_a_daemon(stopped_box: Box, manager: Manager, monkeypatch: p
     beats = manager.count("WATCHDOG=1")
     wait_until(lambda: manager.count("WATCHDOG=1") >= beats + 3, "the watchdog is fed")
 
-    box.daemon.send_signal(signal.SIGHUP)
+    os.kill(box.pid, signal.SIGHUP)
     wait_until(lambda: manager.count("READY=1") == 2, "reloaded")
     at = next(i for i, m in enumerate(manager.heard) if m[0] == "RELOADING=1")
     assert manager.heard[at][1].startswith("MONOTONIC_USEC=")

@@ -64,7 +64,7 @@ def test_nothing_is_open_to_others_under_umask_0(open_box: Box) -> None:
     assert {"client.json", "server.conf", "server.log", "store", "lock", "keeper.lock"} <= seen
     assert {"executor-id", "runctl.sqlite", "runctl.sqlite-wal", "RUNCTL"} <= seen
     # That no file was wide for a moment: whoever makes them has a umask that forbids it.
-    daemon = box.daemon.pid
+    daemon = box.pid
     nats = children(daemon, "nats-server")
     assert len(nats) == 1
     for pid in (daemon, *nats):
@@ -248,7 +248,7 @@ def test_another_users_completion_is_silent_and_its_daemon_is_refused(open_box: 
     assert (code, out) == (78, "")
     assert err.startswith(f"runctld: state_dir {box.state}: Permission denied;")
     assert err.count("\n") == 1
-    assert box.json("status")["pid"] == box.daemon.pid
+    assert box.json("status")["pid"] == box.pid
 
 
 @root

@@ -157,7 +157,7 @@ def test_a_runner_gets_what_it_asks_for(served: Loud) -> None:
 def test_no_process_below_shows_a_secret(served: Loud) -> None:
     run = served.submit_py("s", SLEEP)
     wait_until(lambda: served.show(run)["status"] == "running", "it runs")
-    daemon = served.daemon.pid
+    daemon = served.pid
     below = children(daemon, Path(sys.executable).name)
     assert len(below) >= 2, "the keeper, and the command"
     for pid in below:
@@ -255,7 +255,7 @@ def test_the_embedded_servers_credential_is_in_its_two_files_only(loud: Loud) ->
     assert holders == {"client.json", "server.conf"}
     said = loud.text() + loud.runctl("status", "--json") + loud.runctl("attach", "t", "--no-follow")
     assert password not in said
-    for pid in children(loud.daemon.pid, "nats-server"):
+    for pid in children(loud.pid, "nats-server"):
         for what in ("cmdline", "environ"):
             assert password.encode() not in Path(f"/proc/{pid}/{what}").read_bytes()
 

@@ -27,7 +27,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def runctl(root: Path, *argv: str, code: int = 0, **env: str) -> tuple[str, str]:
+def runctl(
+    root: Path, *argv: str, code: int = 0, env: dict[str, str] | None = None
+) -> tuple[str, str]:
     verb, *rest = argv
     done = subprocess.run(
         [*RUNCTL, verb, "--root", str(root), *rest],
@@ -35,7 +37,7 @@ def runctl(root: Path, *argv: str, code: int = 0, **env: str) -> tuple[str, str]
         capture_output=True,
         text=True,
         timeout=60,
-        env=os.environ | env,
+        env=os.environ | (env or {}),
     )
     assert done.returncode == code, done
     return done.stdout, done.stderr
@@ -95,7 +97,8 @@ def test_a_closed_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_user_s(root: Path) -> None:
-    told, _ = runctl(root, "install-service", "--user", HOME="/home/u", XDG_CONFIG_HOME="")
+    env = {"HOME": "/home/u", "XDG_CONFIG_HOME": ""}
+    told, _ = runctl(root, "install-service", "--user", env=env)
     unit = root / "home/u/.config/systemd/user/runctld.service"
     config = root / "home/u/.config/runctl/runctld.toml"
     assert {root / name for name in files(root)} == {unit, config}
@@ -106,7 +109,7 @@ def test_a_user_s(root: Path) -> None:
         verify = ["systemd-analyze", "verify", "--user", "--man=no", str(unit)]
         found = subprocess.run(verify, capture_output=True, text=True, timeout=60)
         assert "runctld.service" not in found.stderr, found.stderr
-    runctl(root, "uninstall-service", "--user", HOME="/home/u", XDG_CONFIG_HOME="")
+    runctl(root, "uninstall-service", "--user", env=env)
     assert {root / name for name in files(root)} == {config}
 
 
@@ -114,13 +117,13 @@ def test_what_was_changed_is_not_replaced_without_asking(root: Path) -> None:
     env = {"HOME": "/h", "XDG_CONFIG_HOME": ""}
     unit = root / "h/.config/systemd/user/runctld.service"
     config = root / "h/.config/runctl/runctld.toml"
-    runctl(root, "install-service", "--user", **env)
+    runctl(root, "install-service", "--user", env=env)
     written = unit.read_text()
     changed = written.replace("WatchdogSec=30", "WatchdogSec=60")
     for file, text in ((unit, changed), (config, "start_timeout = '5s'\n")):
         file.write_text(text)
     for verb in ("install-service", "uninstall-service"):
-        _, told = runctl(root, verb, "--user", code=6, **env)
+        _, told = runctl(root, verb, "--user", code=6, env=env)
         assert told == (
             f"runctl: {unit} was changed since it was written, and stays; --force to override\n"
         )
@@ -128,7 +131,7 @@ def test_what_was_changed_is_not_replaced_without_asking(root: Path) -> None:
     assert ask(root, "n") == changed
     assert ask(root, "y") == written
     unit.write_text(changed)
-    runctl(root, "install-service", "--user", "--force", **env)
+    runctl(root, "install-service", "--user", "--force", env=env)
     assert unit.read_text() == written
     assert config.read_text() == "start_timeout = '5s'\n"
 
@@ -161,7 +164,7 @@ def test_an_earlier_version_s_is_updated(root: Path) -> None:
     unit = root / "h/.config/systemd/user/runctld.service"
     unit.parent.mkdir(parents=True)
     unit.write_bytes(File(unit, "[Service]\nExecStart=/old/runctld\n").content)
-    told, _ = runctl(root, "install-service", "--user", **env)
+    told, _ = runctl(root, "install-service", "--user", env=env)
     assert f"updated   {unit}" in told
     assert "/old/runctld" not in unit.read_text()
 

@@ -85,8 +85,8 @@ def old_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("old")
     with tarfile.open(FIXTURES / "state-0.1.tar.xz") as archive:
         # Python before 3.11.4 knows no filters; the archive is ours.
-        known = hasattr(tarfile, "data_filter")
-        archive.extractall(path, **({"filter": "data"} if known else {}))
+        known: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(path, **known)
     return path / "state"
 
 

@@ -242,8 +242,15 @@ class Chaos:
 
 
 #: Whole processes, by the phase in which they come; the rest are guests.
-ATTACHED = {0: [["-f"], []], 1: [["--slow"]], 3: [[]], 5: [["-f"]], 7: [[]], "after": [[], ["-f"]]}
-TERMINALS = {0: 1, 2: 1, 6: 1, "after": 1}
+ATTACHED: dict[int | str, list[list[str]]] = {
+    0: [["-f"], []],
+    1: [["--slow"]],
+    3: [[]],
+    5: [["-f"]],
+    7: [[]],
+    "after": [[], ["-f"]],
+}
+TERMINALS: dict[int | str, int] = {0: 1, 2: 1, 6: 1, "after": 1}
 GUESTS, BEFORE, AFTER = 188, 20, 18
 
 
@@ -278,7 +285,8 @@ class Party:
         terminals = [Terminal(self._box, "attach", THREAD, rows=ROWS) for _ in range(count)]
         self.attached += attached
         self.terminals += terminals
-        for one in [*attached, *terminals]:
+        both: list[Attached | Terminal] = [*attached, *terminals]
+        for one in both:
             wait_until(lambda one=one: one.raw, f"{one} in phase {phase}: starts")
 
     def wait(self) -> None:
