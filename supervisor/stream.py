@@ -251,7 +251,9 @@ class Streams:
                 return
             if tail.record is not None and tail.record.attempt > attempt:
                 return
-            record = End(run, attempt, _count(tail.record), time.time(), outcome)
+            # What is there stays: an attempt that has not begun its output does not void it.
+            last = attempt if tail.record is None else tail.record.attempt
+            record = End(run, last, _count(tail.record), time.time(), outcome)
             if await self.publish(subject, record, tail.sequence) is not None:
                 return
 

@@ -126,6 +126,29 @@ async def test_an_end_is_not_put_over_a_newer_attempt(nats_server: str) -> None:
         assert isinstance(tail.record, wire.End)
 
 
+async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_server: str) -> None:
+    """Claimed anew after a crash, and aborted before its output was reset."""
+    async with _streams(nats_server) as streams:
+        attempt = Attempt(streams, THREAD, "kept", 1, "e")
+        await attempt.open()
+        await _write(attempt, b"one", b"two")
+        subject = wire.out_subject(THREAD, "kept")
+        begun = (await streams.tail(subject)).record
+        assert begun is not None
+        await streams.end(THREAD, "kept", 2, Outcome(Status.ABORTED))
+        end = (await streams.tail(subject)).record
+    assert end is not None
+    state, events = watch.RunState("kept"), list[watch.Event]()
+    for record in (wire.Reset("kept", 1, 0.0, "e"), begun, end):
+        state.apply(record, events)
+    assert [(type(event), getattr(event, "attempt", 1)) for event in events] == [
+        (watch.Reset, 1),
+        (watch.Chunk, 1),
+        (watch.Chunk, 1),
+        (watch.End, 1),
+    ]
+
+
 BROKEN = """
 import sys
 from runctl.supervisor import arguments, order
