@@ -89,7 +89,7 @@ class Control:
         self._others = Others(executor, client, durable, streams, endings, members, meters)
         self._ids = RunIds()
         self._hide = masker(config)
-        self._backlog = Backlog(config.queue.max_queued, lambda: durable.count("ENQUEUED"))
+        self._backlog = Backlog(config.queue.max_queued, lambda: durable.rows.count("ENQUEUED"))
         self._began = time.monotonic()
         self._service: Any = None
         self._verbs: dict[type, Callable[[Any], Awaitable[wire.Reply]]] = {
@@ -252,7 +252,7 @@ class Control:
 
     async def _enqueue(self, spec: RunSpec, *, fresh: bool) -> wire.Reply:
         """``fresh``: nobody else can have its id."""
-        found = None if fresh else await self._durable.get(spec.run)
+        found = None if fresh else await self._durable.rows.get(spec.run)
         if found is None:
             await self._backlog.admit()
             await self._durable.enqueue(spec)
@@ -260,7 +260,7 @@ class Control:
             await self._tell_changed(spec.thread)
             if fresh:
                 return wire.Submitted(spec.thread, spec.run, Status.QUEUED)
-            found = await self._durable.get(spec.run)
+            found = await self._durable.rows.get(spec.run)
             assert found is not None
         stored, run = found
         if stored != spec:
@@ -295,16 +295,16 @@ class Control:
         size = min(r.limit or PAGE, PAGE) if r.status is None else PAGE
         if r.thread is None:
             if r.live:
-                threads = await self._durable.live_threads(limit=size, offset=r.after)
+                threads = await self._durable.rows.live_threads(limit=size, offset=r.after)
             else:
                 busy = r.status in (Status.RUNNING, Status.QUEUED)
-                threads = await self._durable.threads(limit=size, offset=r.after, busy=busy)
+                threads = await self._durable.rows.threads(limit=size, offset=r.after, busy=busy)
             more = r.after + size if len(threads) == size else None
             wanted = [t for t in threads if r.status in (None, t.status, t.run.status)]
             return wire.Threads(wanted, more, await self._unheard(r))
         thread = check_thread(r.thread)
         statuses = [Status(r.status)] if r.status in list(Status) else []
-        runs = await self._durable.runs(thread, limit=size, offset=r.after)
+        runs = await self._durable.rows.runs(thread, limit=size, offset=r.after)
         if not runs and r.after == 0:
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         more = r.after + size if len(runs) == size else None
@@ -332,7 +332,7 @@ class Control:
         if self._config.database.embedded or r.after:
             return []
         if runs is None:
-            return await self._others.unheard(await self._durable.owners())
+            return await self._others.unheard(await self._durable.rows.owners())
         return await self._others.unheard(run.executor for run in runs)
 
     async def locate(self, r: wire.Locate) -> wire.Reply:
@@ -345,8 +345,8 @@ class Control:
             if found is None or found[1].thread != thread:
                 raise NotFound(f"no run {run!r} on thread {thread!r}; see: runctl list THREAD")
             return run
-        live = await self._durable.live_runs(thread)
-        latest = live[:1] or await self._durable.runs(thread, limit=1)
+        live = await self._durable.rows.live_runs(thread)
+        latest = live[:1] or await self._durable.rows.runs(thread, limit=1)
         if not latest:
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         return latest[0].run
@@ -358,7 +358,7 @@ class Control:
         return msgspec.structs.replace(details, output=output)
 
     async def _find(self, run: str) -> tuple[RunSpec, Run] | None:
-        return await self._durable.get(run) if is_run_id(run) else None
+        return await self._durable.rows.get(run) if is_run_id(run) else None
 
     async def _details(self, run: str) -> wire.RunDetails:
         found = await self._find(run)
@@ -390,8 +390,8 @@ class Control:
                 raise Refused(f"run {r.run} has ended already ({found[1].status})")
             wanted = [found[1]]
         else:
-            live = await self._durable.live_runs(thread)
-            if not live and not await self._durable.runs(thread, limit=1):
+            live = await self._durable.rows.live_runs(thread)
+            if not live and not await self._durable.rows.runs(thread, limit=1):
                 raise NotFound(f"no thread {thread!r}; see: runctl list")
             wanted = [x for x in live if x.status is Status.RUNNING or r.queued]
             if not wanted:
@@ -439,7 +439,7 @@ class Control:
                 self._meters.aborted(time.monotonic() - began)
                 return True
         self._durable.kick()  # the thread is free, and no attempt's end says so
-        again = await self._durable.get(run.run)
+        again = await self._durable.rows.get(run.run)
         if again is not None and again[1].status is not Status.ABORTED:
             return False
         if live is None and again is not None and self._others.owns(again[1]):
@@ -462,8 +462,8 @@ class Control:
         whole: builtins.list[str] = []
         runs = 0
         for thread in dict.fromkeys(map(check_thread, r.threads)):
-            live = await self._durable.live_runs(thread)
-            if not live and not await self._durable.runs(thread, limit=1):
+            live = await self._durable.rows.live_runs(thread)
+            if not live and not await self._durable.rows.runs(thread, limit=1):
                 raise NotFound(f"no thread {thread!r}; see: runctl list")
             busy = [x for x in live if x.status is Status.RUNNING]
             if busy and not r.force and r.older_than is None:
@@ -486,7 +486,7 @@ class Control:
     async def _old(self, subjects: Iterable[str], limit: float) -> builtins.list[str]:
         """Those whose runs ended before Unix time ``limit``, with nothing left of them."""
         names = {subject.rpartition(".")[2]: subject for subject in subjects}
-        ends = await self._durable.ends(list(names))
+        ends = await self._durable.rows.ends(list(names))
         return [
             names[run]
             for run, ended in ends.items()
@@ -516,7 +516,7 @@ class Control:
             version=__version__,
             pid=os.getpid(),
             running=len(self._registry),
-            queued=0 if r.brief else await self._durable.count("ENQUEUED"),
+            queued=0 if r.brief else await self._durable.rows.count("ENQUEUED"),
             nats=wire.NatsStatus(
                 url=f"{url.scheme}://{url.hostname}:{url.port}" if url else "",
                 embedded=self._config.nats.embedded,
@@ -541,7 +541,7 @@ class Control:
     async def _hooks_status(self, r: wire.StatusRequest) -> wire.HooksStatus | None:
         if self._hooks is None:
             return None
-        waiting = 0 if r.brief else await self._durable.hooks_waiting()
+        waiting = 0 if r.brief else await self._durable.rows.hooks_waiting()
         return wire.HooksStatus(self._hooks.delivered, self._hooks.failed, waiting)
 
     async def _executors(self) -> builtins.list[wire.ExecutorStatus]:

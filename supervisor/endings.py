@@ -40,9 +40,9 @@ class Endings:
             await self._some.wait()
             self._some = trio.Event()
             runs, self._stored = self._stored, []
-            await self._durable.note_ends(runs)
+            await self._durable.rows.note_ends(runs)
 
     async def mend(self, max_age: float) -> None:
         """Of runs that were aborted in the last ``max_age`` seconds, which output lasts."""
-        for run in await self._durable.without_end(time.time() - max_age):
+        for run in await self._durable.rows.without_end(time.time() - max_age):
             await self.write(run.thread, run.run, run.attempt)

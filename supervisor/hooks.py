@@ -134,7 +134,7 @@ class Hooks:
             await live.gone.wait()
         pause = 0.01
         while True:
-            found = await self.durable.get(run)
+            found = await self.durable.rows.get(run)
             if found is None:
                 raise Failed("the run is no longer in the database")
             spec, row = found

@@ -12,11 +12,12 @@ import time
 
 import trio
 
-from .durable import RECENT, Durable
+from .durable import Durable
 from .endings import Endings
 from .errors import Unavailable
 from .members import TREES_GONE, Members
 from .model import Run, RunSpec, unix_time
+from .rows import RECENT
 from .stream import Streams
 from .wire import End, out_subject
 

@@ -72,7 +72,7 @@ class Others:
         assert self._members is not None
         deadline = trio.current_time() + DEAF
         while True:
-            found = await self._durable.get(run.run)
+            found = await self._durable.rows.get(run.run)
             if found is None or found[1].status is not Status.RUNNING:
                 return found is not None and found[1].status is Status.ABORTED
             run = found[1]
@@ -127,7 +127,7 @@ class Others:
         if self._members is None:
             return []
         alive = {member.id: member.alive for member in await self._members.all()}
-        for owner in await self._durable.owners():
+        for owner in await self._durable.rows.owners():
             alive.setdefault(owner, False)
         alive.pop(self._executor, None)
         found: list[wire.ExecutorStatus] = []
@@ -179,7 +179,7 @@ class Others:
         return found
 
     async def _still(self, run: Run) -> bool:
-        found = await self._durable.get(run.run)
+        found = await self._durable.rows.get(run.run)
         return (
             found is not None
             and found[1].status is Status.RUNNING

@@ -86,8 +86,9 @@ class Scrape:
         async def database() -> None:
             with trio.move_on_after(PATIENCE):
                 try:
-                    found["runs_queued"] = await self._durable.count("ENQUEUED")
-                    found["hooks_waiting"] = await self._durable.hooks_waiting() if hooks else 0
+                    rows = self._durable.rows
+                    found["runs_queued"] = await rows.count("ENQUEUED")
+                    found["hooks_waiting"] = await rows.hooks_waiting() if hooks else 0
                 except Exception as error:
                     log.debug("database: %r", error)
 

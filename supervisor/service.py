@@ -203,7 +203,7 @@ class Service:
     async def _words(self) -> str:
         """What is going on here, in one line."""
         try:
-            queued = f"{await self._durable.count('ENQUEUED')} queued"
+            queued = f"{await self._durable.rows.count('ENQUEUED')} queued"
         except Exception as error:  # the database is away for the moment
             log.debug("status: %s", error)
             queued = "the database does not answer"
@@ -240,13 +240,16 @@ class Service:
         self._keeper.hasten()
         limit.deadline = min(limit.deadline, trio.current_time() + STOPPED)
 
+    async def _has_rows(self) -> bool:
+        return self._executor in await self._durable.rows.owners(hooks=True)
+
     async def _leave(self, takeover: Takeover | None) -> None:
         """Nothing of ours runs any more: say so to the other executors."""
         with trio.move_on_after(LEFT):
             try:
                 if takeover is not None:
                     await takeover.hand_over()
-                elif self._members and self._executor not in await self._durable.owners(hooks=True):
+                elif self._members and not await self._has_rows():
                     await self._members.leave()
             except Exception as error:  # what is not handed over is taken over, or replayed
                 log.warning("the runs were not handed over: %s", error)
@@ -268,7 +271,7 @@ class Service:
         trio_asyncio.current_loop.set(self._loop)
         outcome, fenced = await self._tried(spec, attempt)
         while fenced is not None and fenced.found is not None:
-            counted = await self._durable.count_on(spec.run, attempt, fenced.found)
+            counted = await self._durable.rows.count_on(spec.run, attempt, fenced.found)
             if counted is None:
                 break
             attempt = counted
@@ -396,7 +399,7 @@ class Service:
     async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
         if not isinstance(config, ChatRunner):
             return []
-        pairs = await self._durable.turns(spec.thread, spec.run, config.history)
+        pairs = await self._durable.rows.turns(spec.thread, spec.run, config.history)
         return [Turn(prompt, reply) for prompt, reply in pairs]
 
     def _internal(self, error: Exception) -> Outcome:

@@ -60,7 +60,7 @@ class Takeover:
         return [x for x, since in self._gone.items() if now - since >= self._settings.after]
 
     async def _take(self, executor: str) -> None:
-        if executor not in await self._durable.owners(hooks=True):
+        if executor not in await self._durable.rows.owners(hooks=True):
             return
         async with self._members.in_place_of(executor) as dead:
             if dead:

@@ -1,0 +1,501 @@
+"""What is asked of the rows that DBOS keeps: by the verbs, and by what runs beside them.
+
+Statuses are DBOS's here; ``status`` reads ours from a row."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import trio
+
+from .errors import QueueFull
+from .model import Run, RunSpec, Status, ThreadRow
+from .status import LIVE, read, read_thread
+
+log = logging.getLogger("runctld.rows")
+
+QUEUE = "threads"
+WORKFLOW = "run_thread"
+HOOK = "tell_hook"
+#: The end of an aborted run's processes is looked for this long, seconds.
+RECENT = 600.0
+#: A verb's read is tried again this long, seconds. What an attempt must know is read until
+#: it is there: no run fails by a database that is away.
+PATIENCE = 10.0
+
+T = TypeVar("T")
+
+
+class Rows:
+    """Methods raise SQLAlchemyError when the database cannot be used for PATIENCE.
+    Times are Unix seconds."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        tables: Any,
+        executor: str,
+        stopping: threading.Event,
+        *,
+        alone: bool,
+    ) -> None:
+        """``tables``: DBOS's. ``alone``: there are no other executors."""
+        self._engine = engine
+        self._tables = tables
+        self._table: sa.Table = tables.workflow_status
+        self._executor = executor
+        self._stopping = stopping
+        self._alone = alone
+
+    async def get(self, run: str) -> tuple[RunSpec, Run] | None:
+        t = self._table
+        query = sa.select(*self._columns()).where(t.c.name == WORKFLOW, t.c.workflow_uuid == run)
+        rows = await self._rows(query)
+        return read(rows[0]) if rows else None
+
+    async def runs(
+        self, thread: str, *, statuses: Sequence[Status] = (), limit: int = 100, offset: int = 0
+    ) -> list[Run]:
+        """A page of the thread's runs, newest first."""
+        t = self._table
+        query = (
+            sa.select(*self._columns())
+            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        runs = [read(row)[1] for row in await self._rows(query)]
+        return [run for run in runs if not statuses or run.status in statuses]
+
+    async def live_runs(self, thread: str) -> list[Run]:
+        """Running first, then queued in their order."""
+        t = self._table
+        query = (
+            sa.select(*self._columns())
+            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
+            .where(t.c.status.in_(list(LIVE)))
+            .order_by(t.c.priority, t.c.created_at, t.c.workflow_uuid)
+        )
+        runs = [read(row)[1] for row in await self._rows(query)]
+        return sorted(runs, key=lambda run: run.status is not Status.RUNNING)
+
+    async def next_place(self, thread: str, most: int) -> int:
+        """The priority that puts a run behind all others of its thread. DBOS orders by
+        priority, created_at, id; on SQLite created_at is in whole seconds, ids that users
+        choose do not rise, and clocks of executors differ.
+
+        Two submits at once, through two executors, may get the same place: then the rest
+        decides, alike for all. Whatever was answered before a submit began is before it,
+        since it has a lower place, or is not live any more.
+
+        Raises: QueueFull, when ``most`` wait there already."""
+        t = self._table
+        query = (
+            sa.select(
+                sa.func.max(t.c.priority).label("place"),
+                sa.func.sum(sa.case((t.c.status == "PENDING", 0), else_=1)).label("queued"),
+            )
+            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
+            .where(t.c.status.in_(list(LIVE)))
+        )
+        ((last, queued),) = await self._rows(query)
+        if (queued or 0) >= most:
+            raise QueueFull(
+                f"{queued} runs are queued on thread {thread!r} and queue.max_queued_per_thread"
+                f" is {most}; submit again when some have run, or raise it"
+            )
+        return int(last or 0) + 1
+
+    async def turns(self, thread: str, before: str, limit: int) -> list[tuple[str, str]]:
+        """(prompt, reply) of the thread's succeeded chat runs before ``before``, in order."""
+        t = self._table
+        made = sa.select(t.c.created_at).where(t.c.workflow_uuid == before).scalar_subquery()
+        output = self._output()
+        query = (
+            sa.select(*self._columns())
+            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
+            .where(t.c.status == "SUCCESS", t.c.created_at <= made, t.c.workflow_uuid != before)
+            .where(output.like('%"reply"%'))
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+        )
+        found: list[tuple[str, str]] = []
+        for row in await self._rows(query, math.inf):
+            spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
+            if outcome.get("status") == "succeeded" and spec.get("prompt"):
+                found.append((spec["prompt"], outcome.get("reply", "")))
+        return found[::-1]
+
+    # ---- threads ----------------------------------------------------------------
+
+    async def threads(self, *, limit: int, offset: int, busy: bool = False) -> list[ThreadRow]:
+        """A page of threads with their latest runs, most recent activity first; costs what
+        is shown, not what is stored. ``busy``: only those on which a run is running or
+        queued."""
+        t, newer = self._table, self._table.alias()
+        thread = t.c.queue_partition_key
+        kept = [t.c.name == WORKFLOW]
+        if busy:  # what is live is found by the status, however many threads there are
+            live = sa.select(thread).where(t.c.name == WORKFLOW, t.c.status.in_(list(LIVE)))
+            kept.append(thread.in_(live))
+        later = sa.select(newer.c.workflow_uuid).where(
+            newer.c.queue_partition_key == thread,
+            newer.c.created_at >= t.c.created_at,
+            sa.tuple_(newer.c.created_at, newer.c.workflow_uuid)
+            > sa.tuple_(t.c.created_at, t.c.workflow_uuid),
+        )
+        page = (
+            sa.select(t.c.workflow_uuid)
+            .where(*kept, ~later.exists())
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        query = (
+            sa.select(*self._columns(), self._there("ENQUEUED", "DELAYED"), self._there("PENDING"))
+            .where(t.c.workflow_uuid.in_(page))
+            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+        )
+        return [read_thread(row, *row[-2:]) for row in await self._rows(query)]
+
+    def _there(self, *statuses: str) -> sa.ScalarSelect[int]:
+        """How many runs of the row's thread have these statuses."""
+        other = self._table.alias()
+        return (
+            sa.select(sa.func.count())
+            .where(
+                other.c.queue_name == QUEUE,
+                # Written out, so that SQLite sees that DBOS's index of what is live serves.
+                other.c.status.in_([sa.literal_column(f"'{status}'") for status in statuses]),
+                other.c.queue_partition_key == self._table.c.queue_partition_key,
+            )
+            .scalar_subquery()
+        )
+
+    async def live_threads(self, *, limit: int, offset: int) -> list[ThreadRow]:
+        """A page of the threads on which a run is running or queued, each with the running
+        run, else the next one. Running ones first, then the most recent first. Costs what
+        is live, not what is stored."""
+        t = self._table
+        running_first = sa.case((t.c.status == "PENDING", 0), else_=1)
+        part = t.c.queue_partition_key
+        shown = (running_first, t.c.priority, t.c.created_at, t.c.workflow_uuid)
+        rank = sa.func.row_number().over(partition_by=part, order_by=shown).label("rank")
+        count = sa.func.sum(sa.case((t.c.status.in_(["ENQUEUED", "DELAYED"]), 1), else_=0))
+        busy = sa.func.sum(sa.case((t.c.status == "PENDING", 1), else_=0))
+        inner = (
+            sa.select(
+                t.c.workflow_uuid.label("id"),
+                rank,
+                count.over(partition_by=part).label("queued"),
+                busy.over(partition_by=part).label("busy"),
+            )
+            .where(t.c.name == WORKFLOW, t.c.status.in_(list(LIVE)))
+            .subquery()
+        )
+        query = (
+            sa.select(*self._columns(), inner.c.queued, inner.c.busy)
+            .join(inner, inner.c.id == t.c.workflow_uuid)
+            .where(inner.c.rank == 1)
+            .order_by(running_first, t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        return [read_thread(row, row.queued, row.busy) for row in await self._rows(query)]
+
+    # ---- of all runs ------------------------------------------------------------
+
+    async def in_flight(self) -> set[str]:
+        """The runs that may have output and are not over: running, or to be replayed."""
+        t = self._table
+        query = sa.select(t.c.workflow_uuid).where(
+            t.c.name == WORKFLOW,
+            sa.or_(
+                t.c.status == "PENDING",
+                sa.and_(t.c.status.in_(list(LIVE)), t.c.recovery_attempts > 0),
+            ),
+        )
+        return {row.workflow_uuid for row in await self._rows(query)}
+
+    async def ends(self, runs: Sequence[str]) -> dict[str, float]:
+        """When those of ``runs`` that are over ended, in Unix seconds."""
+        t = self._table
+        found: dict[str, float] = {}
+        for start in range(0, len(runs), 500):
+            query = sa.select(t.c.workflow_uuid, t.c.completed_at, t.c.updated_at).where(
+                t.c.workflow_uuid.in_(runs[start : start + 500]),
+                t.c.status.not_in(list(LIVE)),
+            )
+            for row in await self._rows(query):
+                found[row.workflow_uuid] = (row.completed_at or row.updated_at) / 1000
+        return found
+
+    async def count(self, status: str, patience: float = PATIENCE) -> int:
+        t = self._table
+        query = sa.select(sa.func.count()).where(t.c.name == WORKFLOW, t.c.status == status)
+        return int(await trio.to_thread.run_sync(self._scalar, query, patience))
+
+    async def hooks_waiting(self, patience: float = PATIENCE) -> int:
+        """How many are not told yet, of all executors."""
+        t = self._table
+        query = sa.select(sa.func.count()).where(t.c.name == HOOK, t.c.status.in_(list(LIVE)))
+        return int(await trio.to_thread.run_sync(self._scalar, query, patience))
+
+    async def owners(self, *, hooks: bool = False) -> set[str]:
+        """The executors that runs are in flight on, as far as the database knows; with
+        ``hooks`` those that have only a hook in flight as well."""
+        t = self._table
+        query = (
+            sa.select(t.c.executor_id)
+            .where(t.c.name.in_([WORKFLOW, HOOK] if hooks else [WORKFLOW]))
+            .where(t.c.status == "PENDING")
+            .distinct()
+        )
+        return {row.executor_id for row in await self._rows(query)}
+
+    # ---- at the start -----------------------------------------------------------
+
+    def index(self) -> None:
+        """DBOS finds a thread's runs by an index while they are live only; lists, and the
+        turns of a conversation, need those that are over. Blocking."""
+        c = self._table.c
+        index = sa.Index("runctl_thread", c.queue_partition_key, c.created_at)
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+        except sa.exc.DBAPIError as error:  # another executor makes it just now
+            log.debug("index: %s", error)
+
+    def left_of(self, executor: str, version: str) -> int:
+        """How many of an executor's rows are not yet re-enqueued. Blocking."""
+        c = self._table.c
+        query = (
+            sa.select(sa.func.count())
+            .where(c.status == "PENDING")
+            .where(c.executor_id == executor)
+            .where(c.application_version == version)
+        )
+        return int(self._scalar(query))
+
+    def replayed(self) -> int:
+        """How many runs wait for another attempt. Blocking."""
+        c = self._table.c
+        query = sa.select(sa.func.count()).where(
+            c.name == WORKFLOW, c.status == "ENQUEUED", c.recovery_attempts > 0
+        )
+        return int(self._scalar(query))
+
+    # ---- attempts and ends ------------------------------------------------------
+
+    def attempts(self, run: str) -> tuple[int, float]:
+        """(which attempt this is, Unix seconds of the submit). Blocking."""
+        t = self._table
+        query = sa.select(t.c.recovery_attempts, t.c.created_at).where(t.c.workflow_uuid == run)
+        row = self._fetch(query, math.inf)[0]
+        return int(row.recovery_attempts or 1), row.created_at / 1000
+
+    async def count_on(self, run: str, attempt: int, found: int) -> int | None:
+        """What ``attempt`` is to be called, since attempt ``found`` is in the stream already:
+        the database was put back from a backup that is older than the output. None when
+        ``attempt`` is not the one that the run's row is about, so that ``found`` is newer."""
+        c = self._table.c
+        known = sa.func.coalesce(sa.func.nullif(c.recovery_attempts, 0), 1)
+        query = (
+            sa.update(self._table)
+            .where(c.workflow_uuid == run, c.status == "PENDING")
+            .where(c.executor_id == self._executor)
+            .where(known.in_([attempt, found + 1]))  # the latter: an answer was lost
+            .values(recovery_attempts=found + 1)
+        )
+        return found + 1 if await self._change(query) else None
+
+    async def in_the_way(self, spec: RunSpec) -> tuple[bool, list[Run]]:
+        """Before an attempt: whether the run was aborted after it was claimed, and the
+        aborted runs of its thread whose processes other executors may still be ending."""
+        t = self._table
+        recent = (time.time() - RECENT) * 1000
+        query = sa.select(*self._columns()).where(
+            t.c.name == WORKFLOW,
+            t.c.status == "CANCELLED",
+            t.c.queue_partition_key == spec.thread,
+            sa.or_(
+                t.c.workflow_uuid == spec.run,
+                sa.and_(
+                    t.c.executor_id != self._executor,
+                    t.c.recovery_attempts > 0,
+                    t.c.updated_at >= recent,
+                ),
+            ),
+        )
+        found = [read(row)[1] for row in await self._rows(query, math.inf)]
+        others = [run for run in found if run.run != spec.run]
+        return len(others) < len(found), others
+
+    async def note_ends(self, runs: Sequence[str]) -> None:
+        """The ends of these aborted runs are stored: an empty output says so, which nothing
+        else has of a run that is cancelled."""
+        made, c = self._tables.workflow_output, self._table.c
+        new = ~sa.exists().where(made.c.workflow_uuid == c.workflow_uuid)
+        ended = sa.select(c.workflow_uuid).where(
+            c.workflow_uuid.in_(runs), c.status == "CANCELLED", new
+        )
+        query = sa.insert(made).from_select(["workflow_uuid"], ended, include_defaults=False)
+        try:
+            await self._change(query)
+        except sa.exc.SQLAlchemyError as error:  # the next start looks at their streams
+            log.debug("ends: %s", error)
+
+    async def without_end(self, since: float) -> list[Run]:
+        """Runs aborted since Unix time ``since`` that ran here or nowhere, and whose end is
+        not known to be stored: a crash may have cut the abort."""
+        t, made = self._table, self._tables.workflow_output
+        query = sa.select(*self._columns()).where(
+            t.c.name == WORKFLOW,
+            t.c.status == "CANCELLED",
+            t.c.updated_at >= since * 1000,
+            sa.or_(t.c.executor_id == self._executor, t.c.recovery_attempts == 0),
+            ~sa.exists().where(made.c.workflow_uuid == t.c.workflow_uuid),
+        )
+        return [read(row)[1] for row in await self._rows(query)]
+
+    # ---- what may be forgotten --------------------------------------------------
+
+    async def count_finished(self) -> int:
+        query = sa.select(sa.func.count()).where(*self._finished())
+        return int(await trio.to_thread.run_sync(self._scalar, query))
+
+    async def oldest_finished(self, count: int) -> list[str]:
+        """The ``count`` finished runs that ended first."""
+        t = self._table
+        query = sa.select(t.c.workflow_uuid).where(*self._finished()).order_by(self._end())
+        return [row.workflow_uuid for row in await self._rows(query.limit(count))]
+
+    async def finished_before(self, when: float, context: int) -> list[str]:
+        """Those that ended before Unix time ``when``, without the ``context`` newest runs of
+        threads that were used since, or have a run to do."""
+        t = self._table
+        thread = t.c.queue_partition_key
+        newest = (t.c.created_at.desc(), t.c.workflow_uuid.desc())
+        rank = sa.func.row_number().over(partition_by=thread, order_by=newest)
+        live = sa.func.sum(sa.case((t.c.status.in_(list(LIVE)), 1), else_=0))
+        used = sa.func.max(self._end())
+        inner = (
+            sa.select(
+                t.c.workflow_uuid,
+                t.c.status,
+                t.c.updated_at,
+                self._end().label("ended"),
+                rank.label("rank"),
+                live.over(partition_by=thread).label("live"),
+                used.over(partition_by=thread).label("used"),
+            )
+            .where(t.c.name == WORKFLOW)
+            .subquery()
+        )
+        c = inner.c
+        query = sa.select(c.workflow_uuid).where(
+            c.status.not_in(list(LIVE)),
+            self._nobody_asks(c),
+            c.ended < when * 1000,
+            sa.or_(
+                c.rank - c.live > context,
+                sa.and_(c.live == 0, c.used < when * 1000),
+            ),
+        )
+        return [row.workflow_uuid for row in await self._rows(query.order_by(c.ended))]
+
+    async def oldest_end(self, since: float) -> float:
+        """When the first of the runs that ended after Unix time ``since`` did; infinite
+        when none has."""
+        query = sa.select(sa.func.min(self._end())).where(
+            *self._finished(), self._end() >= since * 1000
+        )
+        found = await trio.to_thread.run_sync(self._scalar, query)
+        return math.inf if found is None else found / 1000
+
+    def _finished(self) -> tuple[sa.ColumnElement[bool], ...]:
+        c = self._table.c
+        return (c.name == WORKFLOW, c.status.not_in(list(LIVE)), self._nobody_asks(c))
+
+    def _nobody_asks(self, c: Any) -> sa.ColumnElement[bool]:
+        """Of ``RECENT`` aborts other executors may still want to know (``in_the_way``)."""
+        if self._alone:
+            return sa.true()
+        recent = (time.time() - RECENT) * 1000
+        return sa.or_(c.status != "CANCELLED", c.updated_at < recent)
+
+    def _end(self) -> sa.ColumnElement[int]:
+        return sa.func.coalesce(self._table.c.completed_at, self._table.c.updated_at)
+
+    # ---- how --------------------------------------------------------------------
+
+    def _columns(self) -> list[sa.ColumnElement[Any]]:
+        # dbos keeps inputs and outputs in tables of their own, beside older columns.
+        given, c = self._tables.workflow_input, self._table.c
+        return [
+            c.workflow_uuid,
+            c.status,
+            c.queue_partition_key,
+            c.recovery_attempts,
+            c.executor_id,
+            c.created_at,
+            c.started_at_epoch_ms,
+            c.completed_at,
+            c.updated_at,
+            sa.select(sa.func.coalesce(given.c.inputs, c.inputs))
+            .where(given.c.workflow_uuid == c.workflow_uuid)
+            .scalar_subquery()
+            .label("inputs"),
+            self._output().label("output"),
+        ]
+
+    def _output(self) -> sa.ScalarSelect[Any]:
+        made, c = self._tables.workflow_output, self._table.c
+        return (
+            sa.select(sa.func.coalesce(made.c.output, c.output))
+            .where(made.c.workflow_uuid == c.workflow_uuid)
+            .scalar_subquery()
+        )
+
+    def _scalar(self, query: sa.Select[Any], patience: float = PATIENCE) -> Any:
+        row = self._fetch(query, patience)
+        return row[0][0] if row else None
+
+    async def _rows(self, query: sa.Select[Any], patience: float = PATIENCE) -> Sequence[Any]:
+        return await trio.to_thread.run_sync(self._fetch, query, patience)
+
+    def _fetch(self, query: sa.Select[Any], patience: float = PATIENCE) -> Sequence[Any]:
+        def fetch() -> Sequence[Any]:
+            with self._engine.connect() as c:
+                return c.execute(query).fetchall()
+
+        return self._patiently(fetch, patience)
+
+    async def _change(self, query: sa.Insert | sa.Update) -> int:
+        """How many rows it changed. Tried until the database serves it."""
+
+        def write() -> int:
+            with self._engine.begin() as connection:
+                return connection.execute(query).rowcount
+
+        return await trio.to_thread.run_sync(self._patiently, write, math.inf)
+
+    def _patiently(self, work: Callable[[], T], patience: float) -> T:
+        """``work``, tried again for ``patience`` seconds when the database cannot serve it: its
+        connection broke, no file could be opened."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return work()
+            except sa.exc.OperationalError:
+                if time.monotonic() > deadline or self._stopping.is_set():
+                    raise
+                time.sleep(0.2)
