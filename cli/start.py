@@ -13,4 +13,8 @@ def main() -> None:
 
     if ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    runctl()
+    try:
+        runctl()
+    finally:
+        if ours:  # what it ends with is decided: Ctrl-C while Python ends is no other
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

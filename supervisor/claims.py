@@ -10,6 +10,8 @@ import contextlib
 import logging
 import random
 import threading
+import time
+from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -32,6 +34,8 @@ POLL = 1.0
 FEW = 4
 #: After executors were in each other's way, seconds at most.
 CONFLICT = 0.1
+#: A claim whose answer was lost may be committed this long after, seconds.
+LOST = 60.0
 
 
 class Worker:
@@ -49,6 +53,8 @@ class Worker:
         #: Claimed, but not yet read: workflow id -> the claim's token. Its rows are ours
         #: until the next start, so they are read until that succeeds.
         self._found: dict[str, str] = {}
+        #: Tokens of claims without an answer, and when it is too late for them.
+        self._unsure: dict[str, float] = {}
         self._heads: Heads | None = None
         if queue._has_partition_limits() and dbos._sys_db.engine.dialect.name == "sqlite":
             self._heads = Heads(dbos._sys_db, queue.name, executor, version)
@@ -59,7 +65,7 @@ class Worker:
         #: workflow id -> (which dispatch of it this is, Unix seconds of the submit), of what
         #: was claimed; until whoever executes it takes it out, or it is over.
         self.claimed: dict[str, tuple[int, float]] = {}
-        table = dbos._sys_db.tables.workflow_status
+        self._table = table = dbos._sys_db.tables.workflow_status
         self._waiting = (
             sa.select(sa.literal(1))
             .where(table.c.queue_name == queue.name, table.c.status == "ENQUEUED")
@@ -105,8 +111,9 @@ class Worker:
                 keys.add(None)
             wait, again = POLL, False
             try:
-                if keys or self._found or self._anything():
-                    self._claim(keys)
+                if keys or self._found or self._unsure or self._anything():
+                    again = self._claim(keys)
+                    wait = random.uniform(0, CONFLICT) if again else POLL
             except Exception as error:
                 if isinstance(error, sa.exc.DBAPIError) and self._conflict(error):
                     wait, again = random.uniform(0, CONFLICT), True
@@ -127,9 +134,13 @@ class Worker:
         with self._dbos._sys_db.engine.connect() as c:
             return c.execute(self._waiting).first() is not None
 
-    def _claim(self, keys: set[str | None]) -> None:
+    def _claim(self, keys: set[str | None]) -> bool:
+        """Whether to look again soon."""
         queue = self._queue
-        busy = self._dbos._active_workflows_set.count_for_queue(queue.name) + len(self._coming)
+        self._find_lost()
+        # Before what is executed: what comes to be executed meanwhile counts twice, not never.
+        coming = len(self._coming) + len(self._found)
+        busy = self._dbos._active_workflows_set.count_for_queue(queue.name) + coming
         free = queue._worker_concurrency - busy
         if free <= 0:
             self._short = True
@@ -137,11 +148,13 @@ class Worker:
             self._short = self._look(free, busy) >= free
         else:
             for key in keys:
-                token = generate_uuid()
-                if (found := self._heads.claim(str(key), token)) is not None:
-                    self._found[found] = token
+                with self._asking() as token:
+                    if (found := self._heads.claim(str(key), token)) is not None:
+                        self._found[found] = token
+        again = bool(self._found) and self._give_back()
         if self._found:
             self._begin()
+        return again
 
     def _few(self, keys: set[str | None], free: int) -> bool:
         return 0 < len(keys) <= min(free, FEW)
@@ -149,30 +162,89 @@ class Worker:
     def _look(self, free: int, busy: int) -> int:
         """Claim as many as there are, in all partitions; how many."""
         system, queue = self._dbos._sys_db, self._queue
-        token = generate_uuid()
-        # No workflow of ours is without a version: whether this one is the newest, which
-        # DBOS would look up each time, decides nothing.
-        if queue._has_partition_limits():
-            found = system.start_queued_partitioned_workflows(
-                *(queue, self._executor, self._version, free),
-                owner_xid=token,
-                is_latest_version=False,
-            )
-        else:
-            found, _ = system.start_queued_workflows(
-                *(queue, self._executor, self._version, None, busy),
-                owner_xid=token,
-                is_latest_version=False,
-            )
-        self._found |= dict.fromkeys(found, token)
+        with self._asking() as token:
+            # No workflow of ours is without a version: whether this one is the newest, which
+            # DBOS would look up each time, decides nothing.
+            if queue._has_partition_limits():
+                found = system.start_queued_partitioned_workflows(
+                    *(queue, self._executor, self._version, free),
+                    owner_xid=token,
+                    is_latest_version=False,
+                )
+            else:
+                found, _ = system.start_queued_workflows(
+                    *(queue, self._executor, self._version, None, busy),
+                    owner_xid=token,
+                    is_latest_version=False,
+                )
+            self._found |= dict.fromkeys(found, token)
         return len(found)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[str]:
+        """A claim's token, which is kept when its answer is lost."""
+        token = generate_uuid()
+        try:
+            yield token
+        except sa.exc.DBAPIError as error:
+            if error.connection_invalidated:
+                self._unsure[token] = time.monotonic() + LOST
+            raise
+
+    def _find_lost(self) -> None:
+        """What claims without an answer have got: the connection broke when they were
+        stored, and nobody else would begin it."""
+        if not self._unsure:
+            return
+        c, now = self._table.c, time.monotonic()
+        query = sa.select(c.workflow_uuid, c.owner_xid).where(
+            c.queue_name == self._queue.name,
+            c.status == "PENDING",
+            c.owner_xid.in_(list(self._unsure)),
+        )
+        with self._dbos._sys_db.engine.connect() as connection:
+            lost = {workflow: token for workflow, token in connection.execute(query)}
+        self._found |= lost
+        over = set(lost.values())
+        self._unsure = {t: end for t, end in self._unsure.items() if end > now and t not in over}
+
+    def _give_back(self) -> bool:
+        """Two executors that claim at once may each find a head on one thread: a run that goes
+        before has been stored between their looks. Each looks again after its claim is stored,
+        so that one of them, or both, see the other and put their own back."""
+        if self._heads is not None or not self._queue._has_partition_limits():
+            return False
+        t, other = self._table, self._table.alias()
+        beside = sa.select(sa.literal(1)).where(
+            other.c.queue_name == self._queue.name,
+            other.c.status == "PENDING",
+            other.c.queue_partition_key == t.c.queue_partition_key,
+            other.c.workflow_uuid != t.c.workflow_uuid,
+        )
+        query = (
+            t.update()
+            .where(t.c.queue_name == self._queue.name, t.c.status == "PENDING")
+            .where(t.c.owner_xid.in_(set(self._found.values())), beside.exists())
+            .values(
+                status="ENQUEUED",
+                owner_xid=None,
+                started_at_epoch_ms=None,
+                recovery_attempts=t.c.recovery_attempts - 1,
+            )
+            .returning(t.c.workflow_uuid)
+        )
+        with self._dbos._sys_db.engine.begin() as connection:
+            given = list(connection.scalars(query))
+        for workflow in given:
+            del self._found[workflow]
+        return bool(given)
 
     def _begin(self) -> None:
         rows = self._dbos._sys_db.get_workflow_statuses(list(self._found))
         tokens, self._found = self._found, {}
         for status in rows:
-            if status["status"] != "PENDING":  # aborted since
-                continue
+            if status["status"] != "PENDING" or status["executor_id"] != self._executor:
+                continue  # aborted since, or given back
             workflow = status["workflow_uuid"]
             self.claimed[workflow] = status["recovery_attempts"], status["created_at"] / 1000
             self._coming.add(workflow)

@@ -253,6 +253,8 @@ class Control:
     async def _enqueue(self, spec: RunSpec, *, fresh: bool) -> wire.Reply:
         """``fresh``: nobody else can have its id."""
         found = None if fresh else await self._durable.rows.get(spec.run)
+        if found is None and not fresh:
+            found = await self._forgotten(spec)
         if found is None:
             await self._backlog.admit()
             await self._durable.enqueue(spec)
@@ -269,6 +271,19 @@ class Control:
                 " choose another --id"
             )
         return wire.Submitted(run.thread, run.run, run.status)
+
+    async def _forgotten(self, spec: RunSpec) -> tuple[RunSpec, Run] | None:
+        """An id may be used again once its run is forgotten: what that run wrote goes, or it
+        would be taken for this one's. The run that has the id by now, if one has."""
+        subject = wire.out_subject(spec.thread, spec.run)
+        last = await self._streams.last(subject)
+        if not last:
+            return None
+        # A run that had the id when this was read is there now; else nobody writes before it.
+        found = await self._durable.rows.get(spec.run)
+        if found is None:
+            await self._stored.drop_until(subject, last)
+        return found
 
     def _default_runner(self, has_argv: bool) -> str:
         names = set(self._settings.runners)
@@ -415,7 +430,9 @@ class Control:
     async def _abort_one(self, run: Run) -> bool:
         began = time.monotonic()
         if self._others.owns(run):
-            return await self._others.abort(run)
+            aborted = await self._others.abort(run)
+            found = None if aborted is not None else await self._durable.rows.get(run.run)
+            return bool(aborted) if found is None else await self._abort_one(found[1])
         live = self._registry.get(run.run)
         if live is not None and not live.wish_abort():
             return False
@@ -465,7 +482,8 @@ class Control:
             live = await self._durable.rows.live_runs(thread)
             if not live and not await self._durable.rows.runs(thread, limit=1):
                 raise NotFound(f"no thread {thread!r}; see: runctl list")
-            busy = [x for x in live if x.status is Status.RUNNING]
+            # Of one that waits to be replayed, perhaps only the stream knows that it has ended.
+            busy = [x for x in live if x.status is Status.RUNNING or x.attempt]
             if busy and not r.force and r.older_than is None:
                 raise Refused(
                     f"thread {thread!r} has run {busy[0].run} in flight;"

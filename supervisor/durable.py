@@ -36,7 +36,7 @@ from .claims import Active, Worker, reason
 from .errors import Unavailable
 from .metrics import Meters
 from .model import Outcome, Run, RunSpec, Status, made_at
-from .rows import HOOK, QUEUE, RECENT, WORKFLOW, Rows
+from .rows import HOOK, QUEUE, RECENT, WORKFLOW, Rows, hook_id
 
 log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
@@ -61,10 +61,6 @@ class Hook(Protocol):
         """One try, in trio. Raises what went wrong; must not return when the daemon stops."""
 
     def given_up(self, run: str, error: BaseException) -> None: ...
-
-
-def hook_id(run: str) -> str:
-    return f"{run}.hook"
 
 
 class Durable:
@@ -336,8 +332,10 @@ class Durable:
         return await self.rows.in_the_way(spec)
 
     async def forget(self, runs: list[str]) -> None:
-        """Delete finished runs' rows."""
+        """Delete finished runs' rows: their ids count as new from here on."""
         await aio(DBOS.delete_workflows_async)([*runs, *map(hook_id, runs)])
+        for run in runs:
+            self._cancelled.pop(run, None)
 
     async def reenqueue(self, executor: str) -> int:
         """Put a dead executor's unfinished runs back at the head of their threads, for

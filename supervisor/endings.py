@@ -7,20 +7,25 @@ next start, as an end with nothing before it.
 
 from __future__ import annotations
 
+import logging
 import time
 
 import trio
 
 from .durable import Durable
 from .model import ABORTED
+from .registry import Registry
 from .stream import Streams
+
+log = logging.getLogger("runctld.endings")
 
 
 class Endings:
     """``run`` in a nursery."""
 
-    def __init__(self, streams: Streams, durable: Durable) -> None:
+    def __init__(self, streams: Streams, durable: Durable, registry: Registry) -> None:
         self._streams = streams
+        self._registry = registry
         self._durable = durable
         self._stored: list[str] = []
         self._some = trio.Event()
@@ -44,5 +49,12 @@ class Endings:
 
     async def mend(self, max_age: float) -> None:
         """Of runs that were aborted in the last ``max_age`` seconds, which output lasts."""
-        for run in await self._durable.rows.without_end(time.time() - max_age):
-            await self.write(run.thread, run.run, run.attempt)
+        try:
+            found = await self._durable.rows.without_end(time.time() - max_age)
+        except Exception as error:  # no run depends on it; the next start looks again
+            log.warning("ends of aborted runs are not looked for: %s", error)
+            return
+        for run in found:
+            # One that was aborted just now gets its end when its processes are gone.
+            if self._registry.get(run.run) is None:
+                await self.write(run.thread, run.run, run.attempt)

@@ -64,15 +64,18 @@ class Others:
             and run.status in (Status.RUNNING, Status.ABORTED)
         )
 
-    async def abort(self, run: Run) -> bool:
+    async def abort(self, run: Run) -> bool | None:
         """Have the owner abort it; when the owner is dead, make the abort durable, so
-        that its restart does not replay the run. False when it ended by itself.
+        that its restart does not replay the run. False when it ended by itself, None when
+        it waits in the queue again: a takeover came first.
 
         Raises: Refused, when the owner is alive and does not answer."""
         assert self._members is not None
         deadline = trio.current_time() + DEAF
         while True:
             found = await self._durable.rows.get(run.run)
+            if found is not None and found[1].status is Status.QUEUED:
+                return None
             if found is None or found[1].status is not Status.RUNNING:
                 return found is not None and found[1].status is Status.ABORTED
             run = found[1]

@@ -33,6 +33,11 @@ PATIENCE = 10.0
 T = TypeVar("T")
 
 
+def hook_id(run: str) -> str:
+    """The workflow that tells of the run's end. No run's id has a dot."""
+    return f"{run}.hook"
+
+
 class Rows:
     """Methods raise SQLAlchemyError when the database cannot be used for PATIENCE.
     Times are Unix seconds."""
@@ -68,7 +73,7 @@ class Rows:
         query = (
             sa.select(*self._columns())
             .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
-            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .order_by(*(column.desc() for column in self._age(t)))
             .limit(limit)
             .offset(offset)
         )
@@ -124,7 +129,7 @@ class Rows:
             .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .where(t.c.status == "SUCCESS", t.c.created_at <= made, t.c.workflow_uuid != before)
             .where(output.like('%"reply"%'))
-            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            .order_by(*(column.desc() for column in self._age(t)))
             .limit(limit)
         )
         found: list[tuple[str, str]] = []
@@ -140,7 +145,7 @@ class Rows:
         """A page of threads with their latest runs, most recent activity first; costs what
         is shown, not what is stored. ``busy``: only those on which a run is running or
         queued."""
-        t, newer = self._table, self._table.alias()
+        t, newer = self._table, self._table.alias("newer")
         thread = t.c.queue_partition_key
         kept = [t.c.name == WORKFLOW]
         if busy:  # what is live is found by the status, however many threads there are
@@ -149,8 +154,7 @@ class Rows:
         later = sa.select(newer.c.workflow_uuid).where(
             newer.c.queue_partition_key == thread,
             newer.c.created_at >= t.c.created_at,
-            sa.tuple_(newer.c.created_at, newer.c.workflow_uuid)
-            > sa.tuple_(t.c.created_at, t.c.workflow_uuid),
+            sa.tuple_(*self._age(newer)) > sa.tuple_(*self._age(t)),
         )
         page = (
             sa.select(t.c.workflow_uuid)
@@ -404,6 +408,7 @@ class Rows:
         query = sa.select(c.workflow_uuid).where(
             c.status.not_in(list(LIVE)),
             self._nobody_asks(c),
+            self._told(c),
             c.ended < when * 1000,
             sa.or_(
                 c.rank - c.live > context,
@@ -423,7 +428,8 @@ class Rows:
 
     def _finished(self) -> tuple[sa.ColumnElement[bool], ...]:
         c = self._table.c
-        return (c.name == WORKFLOW, c.status.not_in(list(LIVE)), self._nobody_asks(c))
+        over = c.status.not_in(list(LIVE))
+        return (c.name == WORKFLOW, over, self._nobody_asks(c), self._told(c))
 
     def _nobody_asks(self, c: Any) -> sa.ColumnElement[bool]:
         """Of ``RECENT`` aborts other executors may still want to know (``in_the_way``)."""
@@ -432,10 +438,26 @@ class Rows:
         recent = (time.time() - RECENT) * 1000
         return sa.or_(c.status != "CANCELLED", c.updated_at < recent)
 
+    def _told(self, c: Any) -> sa.ColumnElement[bool]:
+        """No hook of the run waits for its next try: it would be forgotten with the run."""
+        hook = self._table.alias()
+        length = sa.func.length(hook.c.workflow_uuid) - len(hook_id(""))
+        run = sa.func.substr(hook.c.workflow_uuid, 1, length)
+        waiting = sa.select(run).where(hook.c.name == HOOK, hook.c.status.in_(list(LIVE)))
+        told: sa.ColumnElement[bool] = c.workflow_uuid.not_in(waiting)
+        return told
+
     def _end(self) -> sa.ColumnElement[int]:
         return sa.func.coalesce(self._table.c.completed_at, self._table.c.updated_at)
 
     # ---- how --------------------------------------------------------------------
+
+    def _age(self, t: Any) -> tuple[sa.ColumnElement[Any], ...]:
+        """What rises with each submit on a thread. created_at is in whole seconds on SQLite,
+        and ids that users choose do not rise."""
+        if self._engine.dialect.name == "sqlite":
+            return t.c.created_at, sa.literal_column(f"{t.name}.rowid")
+        return t.c.created_at, t.c.priority, t.c.workflow_uuid
 
     def _columns(self) -> list[sa.ColumnElement[Any]]:
         # dbos keeps inputs and outputs in tables of their own, beside older columns.

@@ -138,7 +138,7 @@ class Service:
                 self._retention = Retention(
                     self._config.stream, stored, self._durable, self._registry, room
                 )
-                self._endings = Endings(self._streams, self._durable)
+                self._endings = Endings(self._streams, self._durable, self._registry)
                 self._order = Order(
                     self._durable,
                     self._streams,

@@ -96,6 +96,10 @@ class Stored:
         """Delete all that is stored under each of ``subjects``."""
         await self._purge([{"filter": subject} for subject in subjects])
 
+    async def drop_until(self, subject: str, sequence: int) -> None:
+        """Delete what is stored under ``subject`` up to stream sequence ``sequence``."""
+        await self._purge([{"filter": subject, "seq": sequence + 1}])
+
     async def keep(self, subject: str, records: int) -> None:
         """Delete all but the last ``records`` (at least 1) of ``subject``."""
         await self._purge([{"filter": subject, "keep": records}])

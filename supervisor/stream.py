@@ -223,6 +223,14 @@ class Streams:
                     await self._stuck()
                 return found
 
+    async def last(self, subject: str) -> int:
+        """The stream sequence of what is stored last under ``subject``; 0 when nothing is, or
+        a newer runctl wrote it. Waits while NATS is away."""
+        try:
+            return (await self.tail(subject)).sequence
+        except Fenced:
+            return 0
+
     async def _stuck(self) -> None:
         self._unanswered = 0
         if self._renew is not None:

@@ -44,6 +44,11 @@ class Takeover:
                     await self._take(executor)
             except Unavailable as error:
                 log.debug("%s", error)  # the lease decides whether we go on
+            except Exception as error:
+                why = self._durable.explain(error)
+                if why is None:
+                    raise
+                log.warning("takeover: %s", why)
             await trio.sleep(POLL)
 
     async def _overdue(self) -> list[str]:

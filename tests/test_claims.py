@@ -1,0 +1,163 @@
+"""Executors that claim from one PostgreSQL at the same moment, or whose answers are lost:
+one run of a thread at a time, and none is stranded."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from house import House
+from pgserver import Postgres
+
+pytestmark = pytest.mark.long
+
+#: What is stored is committed up to 20 ms later: a disk, or a standby that is waited for.
+SLOW_COMMITS = (
+    """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN PERFORM pg_sleep(random() * 0.02); RETURN NULL; END $$
+""",
+    """
+CREATE CONSTRAINT TRIGGER slow AFTER INSERT OR UPDATE OF owner_xid ON dbos.workflow_status
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()
+""",
+)
+ROUNDS, THREADS = 12, 2
+
+
+@pytest.fixture
+def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[House]:
+    made = House(tmp_path, postgres, nats_server)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_submits_through_two_executors_at_once(house: House) -> None:
+    """They may get the same place on their thread; each executor then finds another head."""
+    for name in "ab":
+        house.box(name)
+    for text in SLOW_COMMITS:
+        house.sql(text)
+    code = (
+        "import os, sys, time\n"
+        "fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
+        "def note(what):\n"
+        "    thread, run = os.environ['RUNCTL_THREAD'], os.environ['RUNCTL_RUN']\n"
+        "    line = f'{thread} {run} {what} {os.getpid()} {time.monotonic()}\\n'\n"
+        "    os.write(fd, line.encode())\n"
+        "note('begin'); time.sleep(0.3); note('end')\n"
+    )
+    notes = house.path / "journal"
+    argv = [sys.executable, "-S", "-c", code, str(notes)]
+
+    def submit(place: tuple[str, str]) -> str:
+        return house.bus.submit(place[0], argv, place[1])
+
+    with ThreadPoolExecutor(2 * THREADS) as pool:
+        for n in range(ROUNDS):
+            places = [(f"t{n}-{t}", executor) for t in range(THREADS) for executor in "ab"]
+            runs = list(pool.map(submit, places))
+            for (thread, _), run in zip(places, runs, strict=True):
+                house.bus.wait_end(thread, run)
+    times: dict[str, list[tuple[float, str]]] = {}
+    for line in notes.read_text().splitlines():
+        thread, _, what, _, at = line.split()
+        times.setdefault(thread, []).append((float(at), what))
+    assert len(times) == ROUNDS * THREADS
+    for thread, found in times.items():
+        assert [what for _, what in sorted(found)] == ["begin", "end"] * 2, thread
+    for (thread, _), run in zip(places, runs, strict=True):
+        assert house.bus.run(run).attempt == 1, f"{thread}: what was put back is no attempt"
+
+
+class Cutter:
+    """Passes on to a PostgreSQL. Once ``armed``, a client that commits a claim gets its
+    connection cut instead of the answer."""
+
+    def __init__(self, target: int) -> None:
+        self.armed, self.cuts = False, 0
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.SelectorEventLoop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server = self._do(asyncio.start_server(self._session, "127.0.0.1", 0))
+        self.port: int = self._server.sockets[0].getsockname()[1]
+
+    def _do(self, work: Any) -> Any:
+        async def run() -> Any:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+
+    async def _session(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        server, on = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {back, on}
+        claims = cut = False
+
+        async def up() -> None:
+            nonlocal claims, cut
+            while data := await client.read(65536):
+                claims = claims or (b"rate_limited" in data and b"SET status" in data)
+                if claims and b"COMMIT" in data:
+                    claims = False
+                    if self.armed:
+                        self.armed, cut = False, True
+                        self.cuts += 1
+                on.write(data)
+                await on.drain()
+
+        async def down() -> None:
+            while data := await server.read(65536):
+                if cut:
+                    back.transport.abort()
+                    on.transport.abort()
+                    return
+                back.write(data)
+                await back.drain()
+
+        await asyncio.gather(up(), down(), return_exceptions=True)
+        for writer in (back, on):
+            writer.close()
+
+    def close(self) -> None:
+        async def quit() -> None:
+            self._server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # what was aborted is closed then
+
+        self._do(quit())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def test_a_claim_whose_answer_is_lost(house: House) -> None:
+    cutter = Cutter(house.postgres.port)
+    try:
+        house.box("a", url=house.url.replace(f":{house.postgres.port}/", f":{cutter.port}/"))
+        house.bus.wait_end("t", house.bus.submit("t", ["true"]))
+        cutter.armed = True
+        run, later = (house.bus.submit("t", ["true"]) for _ in range(2))
+        wait_until(lambda: cutter.cuts, "the answer is lost")
+        for one in (run, later):
+            tail = house.bus.wait_end("t", one)
+            assert tail.attempt == 1
+            assert house.bus.run(one).status == "succeeded"
+    finally:
+        house.close()
+        cutter.close()
