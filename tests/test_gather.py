@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import nats
 import pytest
 import trio_asyncio
@@ -237,3 +239,62 @@ def test_few_rights_in_the_database_are_enough(home: House) -> None:
     home.postgres.sql(f"REVOKE CREATE ON DATABASE {name} FROM {role}")
     box.start()
     assert box.runctl("wait", box.submit("t", "true")).strip() == "succeeded"
+
+
+TAKING = "[takeover]\nenabled = true\nafter = '2s'\n[queue]\nmax_running = 1\nstop_grace = '1s'\n"
+
+
+def test_an_abort_that_meets_a_takeover(home: House) -> None:
+    """The owner has vanished: PostgreSQL has let it go, NATS has not yet. The peer that is
+    asked has no place, so that what it takes over waits."""
+    boxes = [home.box(name, TAKING) for name in "ab"]
+    runs = [home.bus.submit(thread, ["sleep", "600"]) for thread in ("x", "y")]
+    wait_until(lambda: {home.bus.run(run).status for run in runs} == {"running"}, "both run")
+    run = runs[0]
+    (owner,) = (box for box in boxes if box.name == home.bus.run(run).executor)
+    (other,) = (box for box in boxes if box is not owner)
+    os.kill(owner.pid, signal.SIGSTOP)
+    home.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1",
+        f"runctld pid {owner.pid} %",
+    )
+    time.sleep(1.6)  # the takeover comes while the abort waits for the owner's answer
+    row = "SELECT status FROM dbos.workflow_status WHERE workflow_uuid = $1"
+    reply = None
+    for _ in range(100):  # until the abort is answered: before, at, or after the takeover
+        reply = through(home, other.name, wire.Abort("x", run))
+        if isinstance(reply, wire.Aborted):
+            break
+        assert reply.code == "refused", reply
+        assert "ended by itself" not in reply.message
+    assert isinstance(reply, wire.Aborted)
+    assert home.sql(row, run)[0]["status"] == "CANCELLED"
+    owner.kill()
+
+
+def test_a_database_that_refuses_a_read_ends_nobody(home: House) -> None:
+    name = home.url.rpartition("/")[2]
+    home.sql(f"ALTER DATABASE {name} SET lock_timeout = '300ms'")
+    boxes = [home.box(name, TAKING) for name in "ab"]
+    run = home.bus.submit("t", ["sleep", "600"])
+    wait_until(lambda: home.bus.run(run).status == "running", "it runs")
+    (owner,) = (box for box in boxes if box.name == home.bus.run(run).executor)
+    (other,) = (box for box in boxes if box is not owner)
+
+    async def lock() -> None:
+        """As ALTER TABLE, VACUUM FULL or REINDEX do."""
+        connection = await asyncpg.connect(home.url, ssl=False)
+        try:
+            async with connection.transaction():
+                table = "dbos.workflow_status"
+                await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+                owner.kill()
+                while "takeover: the database cannot be used now" not in other.log.read_text():
+                    assert other.daemon is not None
+                    assert other.daemon.poll() is None, other.log.read_text()
+                    await asyncio.sleep(0.05)
+        finally:
+            await connection.close()
+
+    asyncio.run(asyncio.wait_for(lock(), 60 * SLACK))
+    wait_until(lambda: home.bus.run(run).executor == other.name, "taken over at last")

@@ -90,3 +90,49 @@ def test_what_the_next_turn_refers_to_stays(stopped_box: Box) -> None:
     box.term()
     box.start()
     assert sorted(listed(box, "used")) == sorted([live, *used[-2:]])
+
+
+def forget(box: Box, run: str) -> None:
+    """With max_runs = 1: more runs, until this one is not known any more."""
+
+    def gone() -> bool:
+        finish(box, "others")
+        box.runctl("show", run, code=None)
+        return f"no run '{run}'" in box.stderr
+
+    wait_until(gone, f"{run} is forgotten")
+
+
+def test_the_id_of_a_forgotten_run_counts_as_new(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure("[history]\nmax_runs = 1\n")
+    box.start()
+    box.submit("aborted", "sleep", "1000", run="again")
+    wait_until(lambda: box.show("again")["status"] == "running", "it runs")
+    box.runctl("abort", "aborted")
+    forget(box, "again")
+    box.submit("finished", "echo", "first", run="again")
+    assert box.runctl("wait", "again").strip() == "succeeded", "not what became of the first"
+    forget(box, "again")
+    box.submit("finished", "echo", "second", run="again")
+    assert box.runctl("wait", "again").strip() == "succeeded"
+    assert box.runctl("attach", "finished", "--run", "again") == "second\n"
+
+
+def test_a_run_whose_hook_waits_for_its_next_try_stays(stopped_box: Box) -> None:
+    box = stopped_box
+    told, up = box.path / "told", box.path / "up"
+    script = f"test -e {up} && echo $RUNCTL_RUN >> {told}"
+    hook = f'on = ["failed"]\ntries = 100\nbackoff = "100ms"\non_end = ["sh", "-c", "{script}"]'
+    box.configure(f"[history]\nmax_runs = 1\n[hooks]\n{hook}\n")
+    box.start()
+    run = box.submit("t", "false")
+    box.runctl("wait", run, code=None)
+    for _ in range(3):
+        finish(box, "others", 2)
+        time.sleep(1.2)  # longer than the housekeeping waits after an end
+    assert len(listed(box, "others")) <= 3, "others are forgotten"
+    up.touch()
+    wait_until(told.exists, "the hook is told")
+    forget(box, run)
+    assert told.read_text().split() == [run]

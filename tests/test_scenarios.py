@@ -8,16 +8,19 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from conftest import Box, Watch, alive, children, wait_until
 from runctl.supervisor import wire
 from runctl.supervisor.model import Status
+from test_chat import Scripted, delta, serving
 
 #: The first attempt stays in the middle, whenever it is that it is cut.
 TWENTY = """
@@ -169,6 +172,57 @@ def test_abort(stopped_box: Box) -> None:
     assert box.show(run)["status"] == "aborted"
     box.runctl("wait", box.submit("other", "true"))
     assert box.json("status")["nats"]["stream_messages"] == 2, "what was purged came back"
+
+
+def test_purge_leaves_an_end_that_the_database_does_not_know(stopped_box: Box) -> None:
+    """Its row was not written when the daemon died: the run waits, and must not run twice."""
+    box = stopped_box
+    box.configure("[queue]\nmax_running = 1\n")
+    box.start()
+    done = box.path / "done"
+    run = box.submit("cut", "sh", "-c", f"echo once >> {done}")
+    assert box.runctl("wait", run).strip() == "succeeded"
+    box.submit("busy", "sleep", "600")
+    wait_until(lambda: box.json("status")["running"] == 1, "the only place is taken")
+    with closing(sqlite3.connect(box.state / "runctl.sqlite")) as database, database:
+        database.execute("DELETE FROM workflow_output WHERE workflow_uuid = ?", (run,))
+        database.execute(
+            "UPDATE workflow_status SET status = 'ENQUEUED', completed_at = NULL"
+            " WHERE workflow_uuid = ?",
+            (run,),
+        )
+    assert box.show(run)["status"] == "queued"
+    box.runctl("purge", "cut", "--yes", code=6)
+    assert f"run {run} in flight" in box.stderr
+    box.runctl("abort", "busy")
+    assert box.runctl("wait", run).strip() == "succeeded"
+    assert box.show(run)["attempt"] == 2
+    assert done.read_text() == "once\n"
+
+
+def test_turns_follow_their_submits(stopped_box: Box) -> None:
+    """Within one second, and under ids that do not rise."""
+
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event(delta("yes"))
+        to.event("[DONE]")
+
+    with serving(answer) as server:
+        box = stopped_box
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        box.configure(f'[runners.c]\nkind = "chat"\nbase_url = "{url}"\nmodel = "m"\n')
+        box.start()
+        time.sleep(1 - time.time() % 1)
+        turns = [wire.Submit("talk", run=f"n{n}", runner="c", prompt=f"{n}") for n in range(8, 13)]
+        box.ask(*turns)
+        for turn in turns:
+            box.runctl("wait", str(turn.run))
+        said = [m["content"] for m in server.requests[-1][2]["messages"] if m["role"] == "user"]
+    assert said == [turn.prompt for turn in turns]
+    assert [row["run"] for row in box.json("list", "talk")] == [t.run for t in turns[::-1]]
+    (row,) = box.json("list")
+    assert row["run"]["run"] == "n12"
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.4])

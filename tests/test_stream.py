@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -23,9 +24,11 @@ from runctl.config.load import load
 from runctl.config.schema import Config, Nats
 from runctl.supervisor import wire
 from runctl.supervisor.connect import connect
+from runctl.supervisor.endings import Endings
 from runctl.supervisor.errors import Fenced
 from runctl.supervisor.metrics import Prometheus
-from runctl.supervisor.model import Outcome, Status
+from runctl.supervisor.model import Outcome, Run, RunSpec, Status
+from runctl.supervisor.registry import Registry
 from runctl.supervisor.room import Room
 from runctl.supervisor.stream import Attempt, Streams, Tail
 
@@ -147,6 +150,30 @@ async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_ser
         (watch.Chunk, 1),
         (watch.End, 1),
     ]
+
+
+async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
+    """Aborted between the start and the look for aborts that a crash cut: its processes are
+    still being ended, and it writes its end itself."""
+
+    class Rows:
+        async def without_end(self, since: float) -> list[Run]:
+            return [Run(run, THREAD, Status.ABORTED, 1, "r", "e", "") for run in ("cut", "live")]
+
+        async def note_ends(self, runs: list[str]) -> None:
+            pass
+
+    class Durable:
+        rows = Rows()
+
+    async with _streams(nats_server) as streams:
+        registry, durable = Registry(), cast("Any", Durable())
+        spec = RunSpec("live", THREAD, "r", None, (), None)
+        with registry.start(spec, 1):
+            await Endings(streams, durable, registry).mend(60.0)
+        assert (await streams.tail(wire.out_subject(THREAD, "live"))).record is None
+        ended = (await streams.tail(wire.out_subject(THREAD, "cut"))).record
+        assert isinstance(ended, wire.End)
 
 
 BROKEN = """
