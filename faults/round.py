@@ -141,6 +141,12 @@ async def _facts(
                 works[row.run] = dataclasses.replace(source, run=row.run)
     stored = {row.run: await load.client.records(row.thread, row.run) for row in rows}
     kinds = {fault.kind for fault in plan.faults}
+    logs = {
+        e.config.stem: _log(e.log, offsets[e.config.stem]).decode(errors="replace")
+        for e in stage.executors
+    }
+    # A daemon that starts on a full disk keeps as much output as there is room for.
+    full = any("output is kept up to that" in log for log in logs.values())
     return Facts(
         works=works,
         accepted=load.accepted,
@@ -154,12 +160,9 @@ async def _facts(
         pauses=list(stage.pauses),
         processes=stage.runs_alive(set(works)),
         brokers=stage.brokers_alive() if stage.nats is None else None,
-        logs={
-            e.config.stem: _log(e.log, offsets[e.config.stem]).decode(errors="replace")
-            for e in stage.executors
-        },
+        logs=logs,
         histories=dict(stage.endpoint.histories),
-        thin=bool(plan.small),
+        thin=bool(plan.small) or full,
         poor=bool(kinds & {"disk full", "no file descriptors"}),
     )
 
