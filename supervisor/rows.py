@@ -65,9 +65,7 @@ class Rows:
         rows = await self._rows(query)
         return read(rows[0]) if rows else None
 
-    async def runs(
-        self, thread: str, *, statuses: Sequence[Status] = (), limit: int = 100, offset: int = 0
-    ) -> list[Run]:
+    async def runs(self, thread: str, *, limit: int = 100, offset: int = 0) -> list[Run]:
         """A page of the thread's runs, newest first."""
         t = self._table
         query = (
@@ -77,8 +75,7 @@ class Rows:
             .limit(limit)
             .offset(offset)
         )
-        runs = [read(row)[1] for row in await self._rows(query)]
-        return [run for run in runs if not statuses or run.status in statuses]
+        return [read(row)[1] for row in await self._rows(query)]
 
     async def live_runs(self, thread: str) -> list[Run]:
         """Running first, then queued in their order."""
