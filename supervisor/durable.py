@@ -167,10 +167,13 @@ class Durable:
             *(system.engine, system.tables, self._executor, self._stopping),
             alone=self._config.database.embedded,
         )
-        await trio.to_thread.run_sync(self.rows.index)
-        self._fenced = True
-        await trio.to_thread.run_sync(self._settle_recovery)
-        await trio.to_thread.run_sync(self._start_workers)
+        try:
+            await trio.to_thread.run_sync(self.rows.index)
+            self._fenced = True
+            await trio.to_thread.run_sync(self._settle_recovery)
+            await trio.to_thread.run_sync(self._start_workers)
+        except sa.exc.DBAPIError as error:
+            raise Unavailable(f"the database cannot be used: {reason(error)}") from error
 
     def _committing(self, _: sa.Connection) -> None:
         if self._fenced:
@@ -198,8 +201,11 @@ class Durable:
         self._hooks_worker = active.workers.get(HOOKS_QUEUE)
 
     def _register(self, name: str, **limits: Any) -> Any:
-        # The stored settings are those of the executor that started last: these are ours.
-        return DBOS.register_queue(name, on_conflict="always_update", **limits)
+        def register() -> Any:
+            # What is stored is of the executor that started last: these settings are ours.
+            return DBOS.register_queue(name, on_conflict="always_update", **limits)
+
+        return self.rows.patiently(register, self._config.start_timeout)
 
     def _settle_recovery(self) -> None:
         """Wait until DBOS's start-up thread has re-enqueued every row of ours. Starting

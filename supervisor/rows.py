@@ -496,7 +496,7 @@ class Rows:
             with self._engine.connect() as c:
                 return c.execute(query).fetchall()
 
-        return self._patiently(fetch, patience)
+        return self.patiently(fetch, patience)
 
     async def _change(self, query: sa.Insert | sa.Update) -> int:
         """How many rows it changed. Tried until the database serves it."""
@@ -505,11 +505,11 @@ class Rows:
             with self._engine.begin() as connection:
                 return connection.execute(query).rowcount
 
-        return await trio.to_thread.run_sync(self._patiently, write, math.inf)
+        return await trio.to_thread.run_sync(self.patiently, write, math.inf)
 
-    def _patiently(self, work: Callable[[], T], patience: float) -> T:
+    def patiently(self, work: Callable[[], T], patience: float) -> T:
         """``work``, tried again for ``patience`` seconds when the database cannot serve it: its
-        connection broke, no file could be opened."""
+        connection broke, no file could be opened. Blocking."""
         deadline = time.monotonic() + patience
         while True:
             try:

@@ -1,5 +1,5 @@
 """Executors that claim from one PostgreSQL at the same moment, or whose answers are lost:
-one run of a thread at a time, and none is stranded."""
+one run of a thread at a time, none is stranded, and a start goes on."""
 
 from __future__ import annotations
 
@@ -80,11 +80,12 @@ def test_submits_through_two_executors_at_once(house: House) -> None:
 
 
 class Cutter:
-    """Passes on to a PostgreSQL. Once ``armed``, a client that commits a claim gets its
-    connection cut instead of the answer."""
+    """Passes on to a PostgreSQL. Once ``armed``, a client that commits a statement with all
+    of these ``words`` gets its connection cut instead of the answer."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *words: bytes) -> None:
         self.armed, self.cuts = False, 0
+        self._words = words
         self._target = target
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.SelectorEventLoop()
@@ -102,14 +103,14 @@ class Cutter:
     async def _session(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         server, on = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {back, on}
-        claims = cut = False
+        there = cut = False
 
         async def up() -> None:
-            nonlocal claims, cut
+            nonlocal there, cut
             while data := await client.read(65536):
-                claims = claims or (b"rate_limited" in data and b"SET status" in data)
-                if claims and b"COMMIT" in data:
-                    claims = False
+                there = there or all(word in data for word in self._words)
+                if there and b"COMMIT" in data:
+                    there = False
                     if self.armed:
                         self.armed, cut = False, True
                         self.cuts += 1
@@ -129,6 +130,9 @@ class Cutter:
         for writer in (back, on):
             writer.close()
 
+    def before(self, house: House) -> str:
+        return house.url.replace(f":{house.postgres.port}/", f":{self.port}/")
+
     def close(self) -> None:
         async def quit() -> None:
             self._server.close()
@@ -147,9 +151,9 @@ class Cutter:
 
 
 def test_a_claim_whose_answer_is_lost(house: House) -> None:
-    cutter = Cutter(house.postgres.port)
+    cutter = Cutter(house.postgres.port, b"rate_limited", b"SET status")
     try:
-        house.box("a", url=house.url.replace(f":{house.postgres.port}/", f":{cutter.port}/"))
+        house.box("a", url=cutter.before(house))
         house.bus.wait_end("t", house.bus.submit("t", ["true"]))
         cutter.armed = True
         run, later = (house.bus.submit("t", ["true"]) for _ in range(2))
@@ -158,6 +162,19 @@ def test_a_claim_whose_answer_is_lost(house: House) -> None:
             tail = house.bus.wait_end("t", one)
             assert tail.attempt == 1
             assert house.bus.run(one).status == "succeeded"
+    finally:
+        house.close()
+        cutter.close()
+
+
+def test_a_start_whose_connection_breaks_while_it_looks_at_its_queue(house: House) -> None:
+    words = (b"queues.polling_interval_sec", b"WHERE dbos.queues.name")
+    cutter = Cutter(house.postgres.port, *words)
+    cutter.armed = True
+    try:
+        box = house.box("a", url=cutter.before(house))
+        assert cutter.cuts == 1
+        assert box.runctl("wait", box.submit("t", "true")).strip() == "succeeded"
     finally:
         house.close()
         cutter.close()
