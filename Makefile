@@ -1,6 +1,7 @@
 # Everything happens in an environment of the project's own: .venv, made on first use.
 #   make demo    a daemon, a few runs, a watcher: the whole thing in a minute
 #   make test    all tests; with CI set, the short ones on the newest Python as well
+#   make test-long  the same with the long versions of those that have one, and 20 fault rounds: nightly
 #   make check   ruff, mypy, import-linter
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
@@ -19,15 +20,19 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-newest check man bench fuzz faults clean
+.PHONY: demo test test-long test-newest check man bench fuzz faults clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
 	$(BIN)/runctl demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -rs -n $(JOBS)
+	$(BIN)/python -m pytest -q -n $(JOBS)
 	@if [ -n "$${CI:-}" ]; then $(MAKE) --no-print-directory test-newest; fi
+
+test-long: $(READY)
+	RUNCTL_LONG=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	$(MAKE) --no-print-directory faults SEED=1 ROUNDS=20
 
 # The newest Python there is, unless it is the one that `make test` has just used.
 # A candidate must run (a pyenv shim may not) and be able to make environments.

@@ -46,10 +46,11 @@ class Notifier:
         except OSError as error:
             log.debug("%s: %s", lines[0], error)
 
-    async def ready(self) -> None:
-        """Everything is up."""
+    async def ready(self, words: str) -> None:
+        """Everything is up. ``words``: what is going on, told in the same message, so that
+        whoever waited for the start finds them there."""
         self._ready.set()
-        await self.tell("READY=1")
+        await self.tell("READY=1", f"STATUS={words}")
 
     @asynccontextmanager
     async def reloading(self) -> AsyncIterator[None]:

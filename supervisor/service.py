@@ -193,7 +193,7 @@ class Service:
                     )
                     gc.freeze()  # no pause of a run's output for a look at all that was imported
                     gc.enable()
-                    await self._notifier.ready()
+                    await self._notifier.ready(await self._words())
                     nursery.start_soon(self._notifier.show, self._registry.changed, self._words)
                 await wishes.stop.wait()
                 with trio.CancelScope(shield=True):

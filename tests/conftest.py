@@ -76,10 +76,10 @@ class Box:
         self.prefix: list[str] = []
         #: More of its command line, such as -v.
         self.options: list[str] = []
+        #: How long the log was when the daemon was started last.
+        self._begun = 0
         #: What a test calls it: its executor ID, where there are several.
         self.name = ""
-        #: Seconds that a start which was refused took.
-        self.took = 0.0
         self.configure("")
 
     def configure(self, text: str) -> None:
@@ -87,7 +87,7 @@ class Box:
         self.config.write_text(body)
 
     def start(self, *, ready: bool = True) -> subprocess.Popen[bytes]:
-        offset = self.log.stat().st_size if self.log.exists() else 0
+        self._begun = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
                 [
@@ -100,14 +100,19 @@ class Box:
                 cwd=self.path,
             )
         if ready:
-            daemon = self.daemon
-
-            def is_ready() -> bool:
-                assert daemon.poll() is None, self.log.read_text()
-                return b"ready: " in self.log.read_bytes()[offset:]
-
-            wait_until(is_ready, "daemon ready")
+            self.wait_ready()
         return self.daemon
+
+    def wait_ready(self) -> None:
+        """The daemon that was started last answers from here on."""
+        daemon = self.daemon
+        assert daemon is not None
+
+        def is_ready() -> bool:
+            assert daemon.poll() is None, self.log.read_text()
+            return b"ready: " in self.log.read_bytes()[self._begun :]
+
+        wait_until(is_ready, "daemon ready")
 
     @property
     def pid(self) -> int:
@@ -123,7 +128,7 @@ class Box:
     def term(self) -> int:
         assert self.daemon is not None
         self.daemon.send_signal(signal.SIGTERM)
-        return self.daemon.wait(30)
+        return self.daemon.wait(DEADLINE)
 
     def popen(
         self, *args: str, through: Sequence[str] = (), **kwargs: Any
@@ -233,6 +238,17 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left, "these were left running:\n" + "\n".join(left.values())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was not tested, and what would have it tested, in one line."""
+    why: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        why[reason] = why.get(reason, 0) + 1
+    if why:
+        said = "; ".join(f"{reason} ({count})" for reason, count in sorted(why.items()))
+        terminalreporter.write_line(f"Not tested here: {said}", yellow=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import Box, Watch, alive, wait_until
 from runctl.cli.client import dial
 from runctl.cli.follow import Options, Target, follow
 from runctl.cli.output import JsonOutput
@@ -292,7 +292,7 @@ def test_a_report_replaces_the_figures_alone(tmp_path: Path) -> None:
 #: Says something, waits for a file, and says so much that no block has room for it.
 TALKS = """
 import os, sys, time
-print("before", flush=True)
+print("before", os.getpid(), flush=True)
 while not os.path.exists(sys.argv[1]):
     time.sleep(0.02)
 print("after" + "x" * 100000)
@@ -337,11 +337,14 @@ def test_a_full_disk_loses_nothing(stopped_box: Box, disk: SmallDisk, full: str)
     assert "disk is full" in box.stderr
     assert box.stderr.count("\n") == 1, box.stderr
     go.touch()
-    time.sleep(3)  # the runs end meanwhile
+    pids = [int(watch.text().split()[1]) for watch in watches]
+    wait_until(lambda: not any(map(alive, pids)), "the runs end meanwhile")
     disk.empty()
     for watch in watches:
         assert watch.wait() == 0
-        assert watch.text() == "before\nafter" + "x" * 100000 + "\n"
+        first, _, rest = watch.text().partition("\n")
+        assert first.startswith("before ")
+        assert rest == "after" + "x" * 100000 + "\n"
     for run in runs.values():
         wait_until(lambda run=run: box.show(run)["ended_at"], "it is recorded")
         assert box.show(run)["status"] == "succeeded"

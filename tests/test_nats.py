@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, SLACK, Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import Node
 from runctl.cli.client import Link, NotReady, dial
 from runctl.config.connection import new_client
@@ -42,8 +42,12 @@ def cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
         one.close()
 
 
+#: Longer than any test waits: a start that is refused was refused at once.
+PATIENT = 'start_timeout = "10m"\n'
+
+
 def configure(box: Box, cluster: Cluster, nats: str = "", more: str = "") -> None:
-    box.configure(f'start_timeout = "90s"\n{more}[nats]\nurl = "{cluster.url}"\n{nats}')
+    box.configure(f'{PATIENT}{more}[nats]\nurl = "{cluster.url}"\n{nats}')
 
 
 def operator_file(path: Path, text: str) -> Path:
@@ -68,14 +72,12 @@ def runctl(file: Path, *args: str, code: int, **env: str) -> tuple[str, str]:
 def refused(box: Box, code: int, secret: str = "") -> str:
     """The one line with which a daemon that cannot start ends."""
     offset = box.log.stat().st_size if box.log.exists() else 0
-    began = time.monotonic()
-    assert box.start(ready=False).wait(120) == code, box.log.read_text()
+    assert box.start(ready=False).wait(DEADLINE) == code, box.log.read_text()
     text = box.log.read_text()[offset:]
     line = text.strip().splitlines()[-1]
     assert line.startswith("runctld: "), text
     assert "Traceback" not in text
     assert not secret or secret not in text
-    box.took = (time.monotonic() - began) / SLACK
     return line
 
 
@@ -136,7 +138,6 @@ def test_credentials_files(
     line = refused(box, 78, re.findall(r"^SU\w+$", other.read_text(), re.M)[0])
     assert "refused the credentials: correct nats.credentials" in line
     assert str(other) in line
-    assert box.took < 10
     box.runctl("list", code=4)
     assert "refused the credentials: correct nats.credentials" in box.stderr
 
@@ -166,10 +167,14 @@ def test_credentials_that_expire_end_the_daemon(
 ) -> None:
     box, operator = stopped_box, Operator()
     server = cluster(conf=operator.conf)
-    file = operator.credentials(tmp_path / "user.creds", exp=int(time.time()) + 6)
-    configure(box, server, f'credentials = "{file}"\n')
-    daemon = box.start()
-    assert daemon.wait(30) == 69
+    for life in (6, 20, 60):  # on a busy machine a start takes longer than on others
+        file = operator.credentials(tmp_path / "user.creds", exp=int(time.time()) + life)
+        configure(box, server, f'credentials = "{file}"\n')
+        daemon = box.start(ready=False)
+        code = daemon.wait(DEADLINE)
+        if "ready: " in box.log.read_text():
+            break
+    assert code == 69
     assert "NATS closed the connection" in box.log.read_text()
     assert "expired" in box.log.read_text()
 
@@ -244,7 +249,6 @@ def test_unreachable_is_said_within_start_timeout(stopped_box: Box) -> None:
     stopped_box.configure('start_timeout = "1s"\n[nats]\nurl = "nats://u:sesame@127.0.0.1:9"\n')
     line = refused(stopped_box, 69, "sesame")
     assert "cannot be reached within 1 s" in line
-    assert stopped_box.took < 20
 
 
 def test_context_files(
@@ -310,7 +314,6 @@ def test_replicas_on_a_single_server(stopped_box: Box, cluster: Callable[..., Cl
     configure(stopped_box, cluster(), "replicas = 3\n")
     line = refused(stopped_box, 78)
     assert "nats.replicas = 3 needs a NATS cluster" in line
-    assert stopped_box.took < 15
 
 
 STREAM: dict[str, Any] = {
@@ -480,13 +483,11 @@ def test_a_watcher_may_watch_and_not_act(permitted: Permitted) -> None:
         ("retry", run),
         ("purge", "t", "--yes"),
     ):
-        began = time.monotonic()
         _, err = runctl(bob, verb, *args, code=6)
         assert err == (
             f"runctl: NATS does not allow this user to {verb};"
             f" ask for publish permission on runctl.ctl.any.{verb}\n"
         )
-        assert time.monotonic() - began < 10 * SLACK
     assert [r["thread"] for r in json.loads(runctl(bob, "list", "--json", code=0)[0])] == ["t"]
     runctl(bob, "show", run, code=0)
     runctl(bob, "status", code=0)
@@ -516,21 +517,18 @@ def test_a_verb_counts_on_its_own_subject_only(permitted: Permitted) -> None:
 def test_an_inbox_that_is_not_ours_is_named(permitted: Permitted) -> None:
     for file, prefix in ((permitted.nosy, "_INBOX.alice"), (permitted.lost, "_INBOX")):
         for args in (("list",), ("attach", "t")):
-            began = time.monotonic()
             _, err = runctl(file, *args, code=6)
             assert f"hear answers below {prefix}: set nats.inbox_prefix" in err
             assert err.count("\n") == 1
-            assert time.monotonic() - began < 10 * SLACK
 
 
 def test_a_daemon_without_its_permissions_says_so(permitted: Permitted) -> None:
     box = permitted.box
     assert box.term() == 0
-    box.configure(permitted.alice.read_text())
+    box.configure(PATIENT + permitted.alice.read_text())
     line = refused(box, 78)
     assert "does not allow this user to" in line
     assert "docs/nats.md" in line
-    assert box.took < 15
 
 
 # ---- acks --------------------------------------------------------------------------------

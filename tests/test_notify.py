@@ -80,7 +80,7 @@ def test_the_life_of_a_daemon(stopped_box: Box, manager: Manager, monkeypatch: p
 @pytest.mark.short
 async def test_to_either_kind_of_socket(manager: Manager):
     async with open_notifier(trio.Event(), 0, 0, {"NOTIFY_SOCKET": manager.address}) as notifier:
-        await notifier.ready()
+        await notifier.ready("idle")
     wait_until(lambda: manager.count("READY=1"), "ready was heard")
 
 
@@ -95,7 +95,7 @@ async def test_no_watchdog(manager: Manager, env: dict[str, str]):
     env = {**env, "NOTIFY_SOCKET": manager.address}
     async with open_notifier(trio.Event(), 0, 0, env) as notifier:
         await trio.sleep(0.05)
-        await notifier.ready()
+        await notifier.ready("idle")
     assert not manager.count("WATCHDOG=1")
 
 
@@ -103,4 +103,4 @@ async def test_no_watchdog(manager: Manager, env: dict[str, str]):
 async def test_a_manager_that_is_gone_is_no_fault(tmp_path: Path):
     env = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000"}
     async with open_notifier(trio.Event(), 0, 0, env) as notifier:
-        await notifier.ready()
+        await notifier.ready("idle")

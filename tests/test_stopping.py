@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, alive, wait_until
+from conftest import DEADLINE, Box, alive, wait_until
 from house import Bus
 from runctl.supervisor import wire
 
@@ -93,21 +93,29 @@ def _hears(pid: int, number: int) -> bool:
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
+def _has_open(pid: int, path: Path) -> bool:
+    found = Path(f"/proc/{pid}/fd").iterdir()
+    return any(os.path.realpath(fd) == str(path) for fd in found)
+
+
 @pytest.fixture
-def nobody() -> Iterator[int]:
-    """A port that takes connections and says nothing."""
+def nobody() -> Iterator[socket.socket]:
+    """Listens; who connects is told nothing."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
-        yield sock.getsockname()[1]
+        yield sock
 
 
 @pytest.mark.parametrize("what", ["nats", "postgres", "keeper"])
-def test_while_it_waits_for_what_it_needs(stopped_box: Box, nobody: int, what: str) -> None:
+def test_while_it_waits_for_what_it_needs(
+    stopped_box: Box, nobody: socket.socket, what: str
+) -> None:
     box = stopped_box
+    port = nobody.getsockname()[1]
     where = {
-        "nats": f'[nats]\nurl = "nats://127.0.0.1:{nobody}"\n',
-        "postgres": f'[database]\nurl = "postgresql://u@127.0.0.1:{nobody}/x"\n',
+        "nats": f'[nats]\nurl = "nats://127.0.0.1:{port}"\n',
+        "postgres": f'[database]\nurl = "postgresql://u@127.0.0.1:{port}/x"\n',
         "keeper": "",
     }[what]
     box.configure(f'executor_id = "x"\nstart_timeout = "10m"\n{where}')
@@ -115,13 +123,19 @@ def test_while_it_waits_for_what_it_needs(stopped_box: Box, nobody: int, what: s
     lock = os.open(box.state / "keeper.lock", os.O_RDWR | os.O_CREAT, 0o600)
     if what == "keeper":
         fcntl.flock(lock, fcntl.LOCK_EX)
+    asked: socket.socket | None = None
     try:
         daemon = box.start(ready=False)
-        wait_until(lambda: (box.state / "lock").exists(), "it has begun")
-        time.sleep(0.3)
+        if what == "keeper":
+            wait_until(lambda: _has_open(daemon.pid, box.state / "keeper.lock"), "it waits")
+        else:
+            nobody.settimeout(DEADLINE)
+            asked, _ = nobody.accept()
         daemon.terminate()
-        assert daemon.wait(60) == 0
+        assert daemon.wait(DEADLINE) == 0
     finally:
+        if asked is not None:
+            asked.close()
         os.close(lock)
     assert "SIGTERM: stopping" in box.log.read_text()
     assert "Traceback" not in box.log.read_text()

@@ -345,11 +345,9 @@ def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> No
                             break
                         except Exception:
                             await asyncio.sleep(0.02)
-                began = time.monotonic()
                 seq += 1
                 await w.chunks(1, seq, str(seq))
                 await seen.until(lambda n=seq: len(seen.texts()) >= n)
-                assert time.monotonic() - began < 3 * SLACK
             await w.end(1, seq)
             await seen.until(lambda: bool(seen.of(watch.End)))
             await w.link.close()
@@ -386,14 +384,10 @@ def test_twenty_thousand_chunks_arrive_and_leave_no_consumer(server: Server) -> 
             await w.link.nc.publish(SUBJECT, wire.encode_record(record))
         await w.link.nc.flush()
         await w.end(1, count)
-        began = time.monotonic()
         async with Seen(server) as seen:
             await seen.until(lambda: bool(seen.of(watch.End)))
-        took = time.monotonic() - began
         assert seen.texts() == [f"{i}\n" for i in range(1, count + 1)]
-        assert took < 5 * SLACK, f"{took:.2f} s"  # a shared machine; see bench/ for the target
-        print(f"{count} records in {took * 1e3:.0f} ms")
-        async with asyncio.timeout(2 * SLACK):
+        async with asyncio.timeout(DEADLINE):
             while await w.js.consumers_info(wire.STREAM):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
