@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
 import random
@@ -54,8 +55,12 @@ class Postgres:
         self.path = Path(tempfile.mkdtemp(prefix="runctl-pg-"))
         self.data = self.path / "data"
         self.data.mkdir()
-        self._made = PostgresServer(self.data)
-        self._made.ensure_pgdata_inited()  # makes a user for it when we are root
+        # When we are root this makes a user for it: one test process at a time, since two calls
+        # of useradd at once lose one of the users.
+        with (Path(tempfile.gettempdir()) / f"runctl-pg-{os.getuid()}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._made = PostgresServer(self.data)
+            self._made.ensure_pgdata_inited()
         if network:
             with (self.data / "pg_hba.conf").open("a") as file:
                 file.write(f"\nhost all all {network} trust\n")
