@@ -186,7 +186,10 @@ async def settle(config: Config, name: str, watcher: watch.Watcher) -> None:
 
 
 def end_of(found: Run) -> watch.End:
-    return watch.End(found.run, found.attempt, found.status.value, found.exit_code, found.error)
+    return watch.End(
+        *(found.run, found.attempt, found.status.value),
+        *(found.exit_code, found.error, found.note),
+    )
 
 
 async def _confirm(config: Config, watcher: watch.Watcher, name: str) -> None:

@@ -95,6 +95,8 @@ class JsonOutput(Output):
                 "exit_code": event.exit_code,
                 "error": event.error,
             }
+            if event.note is not None:
+                value["note"] = event.note
         else:
             return
         self._lines.append(_encode(value | self._extra))
@@ -222,7 +224,7 @@ class HumanOutput(Output):
             self._leave(event.run)
             self._finish_lines(event.run)
             self._header(event.run)
-            self.ended(event.run, event.status, event.error)
+            self.ended(event.run, event.status, event.error, event.note)
 
     def _dress(self, event: watch.Chunk) -> bytes:
         screen = self._screens.get(event.run)
@@ -253,7 +255,9 @@ class HumanOutput(Output):
             self.remark(f"── runctl: run {run} ──")
         self._run = run
 
-    def ended(self, run: str, status: str, error: str | None) -> None:
+    def ended(self, run: str, status: str, error: str | None, note: str | None = None) -> None:
+        if note:
+            self.remark(f"runctl: run {run}: {note}")
         why = f": {error}" if error else ""
         if status == "failed":
             self.remark(f"runctl: run {run} failed{why}")

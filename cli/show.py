@@ -55,6 +55,7 @@ def show(app: App, run_id: str) -> None:
         ("duration", render.since(row.started_at, row.ended_at) if row.started_at else None),
         ("exit code", None if row.exit_code is None else str(row.exit_code)),
         ("error", row.error),
+        ("note", row.note),
         ("output", _OUTPUT.get(details.output or "")),
     ]
     render.fields((key, value) for key, value in pairs if value is not None)

@@ -59,6 +59,8 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
         render.out(ended.status)
         if ended.error:
             render.note(f"run {run_id}: {ended.error}")
+        if ended.note:
+            render.note(f"run {run_id}: {ended.note}")
     return STATUS_EXIT[ended.status]
 
 
@@ -116,4 +118,5 @@ async def _row(app: App, watcher: watch.Watcher, found: Run, end: watch.End) -> 
         attempt=end.attempt,
         exit_code=end.exit_code,
         error=end.error,
+        note=end.note,
     )

@@ -78,6 +78,7 @@ class End(msgspec.Struct, frozen=True, gc=False):
     status: str
     exit_code: int | None
     error: str | None
+    note: str | None = None
 
 
 class CaughtUp(msgspec.Struct, frozen=True, gc=False):
@@ -166,6 +167,7 @@ class RunState:
                 outcome.status.value,
                 outcome.exit_code,
                 outcome.error,
+                outcome.note,
             )
         )
 

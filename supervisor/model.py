@@ -73,12 +73,14 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a run ended. ``exit_code``: the process's, 128 + n for signal n.
-    ``reply``: a chat run's whole text, later turns' history."""
+    ``reply``: a chat run's whole text, later turns' history. ``note``: one line on an end
+    that is no failure and yet not quite what was asked for."""
 
     status: Status
     exit_code: int | None = None
     error: str | None = None
     reply: str | None = None
+    note: str | None = None
 
 
 #: Every aborted run's outcome, wherever its end is written.
@@ -99,6 +101,7 @@ class Run(msgspec.Struct, frozen=True):
     ended_at: str | None = None
     exit_code: int | None = None
     error: str | None = None
+    note: str | None = None
 
 
 def unix_time(stamp: str) -> float:

@@ -46,6 +46,7 @@ def read(row: Any) -> tuple[RunSpec, Run]:
         ended_at=_time(row.completed_at or row.updated_at) if status.terminal else None,
         exit_code=outcome.exit_code if outcome else None,
         error=error,
+        note=outcome.note if outcome else None,
     )
     return spec, run
 

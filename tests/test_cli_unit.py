@@ -126,6 +126,7 @@ def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes])
         Gap("r", 3, 4),
         watch.CaughtUp(),
         End("r", 1, "failed", 3, "no"),
+        End("r", 1, "succeeded", 0, None, "cut"),
     ):
         output.show(event)
     output.flush()
@@ -136,6 +137,8 @@ def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes])
         '"encoding":"base64"}',
         '{"type":"gap","from":3,"to":4}',
         '{"type":"end","run":"r","attempt":1,"status":"failed","exit_code":3,"error":"no"}',
+        '{"type":"end","run":"r","attempt":1,"status":"succeeded","exit_code":0,"error":null,'
+        '"note":"cut"}',
     ]
 
 
