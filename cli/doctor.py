@@ -8,6 +8,7 @@ from dataclasses import replace
 import click
 import msgspec
 
+from ..config import prompts
 from ..config.load import load
 from ..config.schema import Config, ConfigError
 from ..config.secrets import masker
@@ -65,6 +66,8 @@ def _look(app: App) -> Iterator[Finding]:
             yield warn("config", said, "run doctor with the daemon's environment to check the rest")
         else:
             yield split("config", "fail", str(error))
+    for name, said, fix in prompts.warnings(config):
+        yield warn(f"runner {name}", said, fix)
     if config.executor_id is None and config.nats.embedded:
         config = replace(config, executor_id=_kept(config))
     yield from local.programs(config)

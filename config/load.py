@@ -345,17 +345,21 @@ def _with_shell(runners: dict[str, Runner], allow_shell: bool) -> dict[str, Runn
 
 def _read_runner(name: str, table: _Table) -> Runner:
     kind = table.choice("kind", tuple(_RUNNER_KINDS))
-    if kind == "chat" and "tty" in table.values:
-        table.fail("tty", 'is for kind = "command" only: remove it')
+    if kind == "chat":
+        for key in ("tty", "args"):
+            if key in table.values:
+                table.fail(key, 'is for kind = "command" only: remove it')
     table.only(_keys(_RUNNER_KINDS[kind]))
     return _read_command(name, table) if kind == "command" else _read_chat(name, table)
 
 
 def _read_command(name: str, table: _Table) -> CommandRunner:
+    argv = table.texts("argv")
     return CommandRunner(
         name,
-        argv=table.texts("argv"),
-        cwd=table.path("cwd"),
+        argv=argv,
+        args=table.flag("args", False) and bool(argv),  # without argv it goes without saying
+        cwd=None if table.values.get("cwd") == "submitter" else table.path("cwd"),
         env=table.environment(_RUN_VARIABLES, "run"),
         tty=table.flag("tty", False),
     )
@@ -447,6 +451,7 @@ def _describe_runner(runner: Runner, hide: Callable[[str], str]) -> dict[str, ob
         return {
             "kind": runner.kind,
             "argv": list(map(hide, runner.argv)),
+            "args": runner.args if runner.argv else None,
             "cwd": runner.cwd,
             "env": dict.fromkeys(runner.env, HIDDEN),
             "tty": runner.tty,

@@ -173,12 +173,14 @@ class Hooks:
 @dataclass(frozen=True, slots=True)
 class CommandRunner:
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
-    replaced by the prompt; without it the prompt goes to stdin. ``tty``: it runs on a
-    terminal of its own."""
+    replaced by the prompt; without it the prompt goes to stdin. ``args``: submitters may add
+    arguments to ``argv``. ``cwd`` None: the submitter's. ``tty``: it runs on a terminal of
+    its own."""
 
     name: str
     kind: Literal["command"] = "command"
     argv: tuple[str, ...] = ()
+    args: bool = False
     cwd: Path | None = None
     env: dict[str, str] = field(default_factory=dict, repr=False)
     tty: bool = False

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..config.load import describe, load
+from ..config.prompts import warnings
 from ..config.schema import Config
 from ..config.secrets import masker
 from . import __version__
@@ -62,6 +63,8 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         except ConfigError as error:
             _fail(error)
         click.echo(describe(config))
+        for name, said, fix in warnings(config):
+            last_words(f"runctld: warning: runner {name}: {said}; {fix}")
         return
     hide = masker(config)
     mask_tracebacks(hide)

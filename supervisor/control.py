@@ -7,13 +7,14 @@ import builtins
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
 import trio_asyncio
 
+from ..config.prompts import refusal
 from ..config.secrets import masker
 from . import __version__, wire
 from .backlog import Backlog
@@ -45,7 +46,7 @@ from .windows import checked
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-    from ..config.schema import Config
+    from ..config.schema import Config, Runner
     from .members import Members
 
 log = logging.getLogger("runctld.control")
@@ -232,12 +233,11 @@ class Control:
             raise BadRequest(f"runner {name!r} is a chat: submit a prompt, not a command")
         if runner.kind == "chat" and not (r.prompt or "").strip():
             raise BadRequest(f"runner {name!r} is a chat and needs a prompt")
-        if runner.kind == "command" and not runner.argv and not r.argv:
-            raise BadRequest(
-                f"runner {name!r} needs a command: runctl submit THREAD -- COMMAND ARG..."
-            )
+        self._check(runner, r.prompt, r.argv)
         if len((r.cwd or "").encode(errors="replace")) > MAX_CWD_BYTES:
             raise BadRequest(f"cwd is longer than {MAX_CWD_BYTES} bytes; submit from elsewhere")
+        if r.cwd is not None and not r.cwd.startswith("/"):
+            raise BadRequest("cwd must be a whole path, which begins with /")
         if any("\0" in a for a in [*r.argv, r.prompt or "", r.cwd or ""]):
             raise BadRequest("a NUL character cannot be passed to a command; remove it")
         spec = RunSpec(run, thread, name, r.prompt, tuple(r.argv), r.cwd)
@@ -249,6 +249,10 @@ class Control:
                 " submit its path, or raise max_payload of nats-server"
             )
         return await self._enqueue(spec, fresh=fresh)
+
+    def _check(self, runner: Runner, prompt: str | None, argv: Sequence[str]) -> None:
+        if runner.kind == "command" and (reason := refusal(runner, prompt, argv)) is not None:
+            raise BadRequest(reason)
 
     async def _enqueue(self, spec: RunSpec, *, fresh: bool) -> wire.Reply:
         """``fresh``: nobody else can have its id."""
@@ -391,6 +395,8 @@ class Control:
             raise Refused(
                 f"run {r.run} is {run.status}; only failed, aborted or dead runs can be retried"
             )
+        if (runner := self._settings.runners.get(spec.runner)) is not None:
+            self._check(runner, spec.prompt, spec.argv)
         return await self._enqueue(
             msgspec.structs.replace(spec, run=self._ids.new(), retry_of=spec.run), fresh=True
         )

@@ -165,7 +165,6 @@ class Hooks:
     async def _command(self, run: Run, body: bytes, hook: str) -> None:
         runner = CommandRunner(
             "hook",
-            argv=self._config.on_end if isinstance(self._config.on_end, tuple) else (),
             env={**self._config.env, "RUNCTL_STATUS": run.status, "RUNCTL_HOOK": hook},
         )
         said = b""
@@ -174,7 +173,9 @@ class Hooks:
             nonlocal said
             said = (said + data)[-QUOTED:]
 
-        spec = RunSpec(run.run, run.thread, "hook", prompt=body.decode())
+        # As a submitter's: "{prompt}" has no meaning in it.
+        argv = self._config.on_end if isinstance(self._config.on_end, tuple) else ()
+        spec = RunSpec(run.run, run.thread, "hook", prompt=body.decode(), argv=argv)
         outcome = await Command(runner, self._keeper, self._grace).run(spec, run.attempt, emit, [])
         if outcome.status is not Status.SUCCEEDED:
             words = said.decode(errors="replace").strip().rpartition("\n")[2]

@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from ..config.load import load
+from ..config.prompts import warnings
 from ..config.schema import Config, ConfigError, Queue, Runner
 from .runners import protocol
 
@@ -59,6 +60,8 @@ class Settings:
         return None if made is None else (self._config.runners[name], made)
 
     def replace(self, config: Config) -> None:
+        for name, said, fix in warnings(config):
+            log.warning("runner %s: %s; %s", name, said, fix)
         self._runners = {n: self._make(r, config.queue) for n, r in config.runners.items()}
         self._config = config
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import trio
 
+from ...config.prompts import PROMPT, refusal, takes_prompt
 from ...config.schema import CommandRunner
 from ..errors import RunFailed, shortened
-from ..model import Outcome, RunSpec, Status
+from ..model import Outcome, RunSpec, Status, one_line
 from ..processes import Keeper
 from ..windows import DEFAULT, Window
 from ..wire import StreamName
@@ -145,15 +146,16 @@ class Command:
         return env
 
     def _argv(self, spec: RunSpec) -> tuple[list[str], bytes | None]:
-        """(argv, stdin): the prompt goes where "{prompt}" stands, else to stdin."""
-        argv = [*self._config.argv, *spec.argv]
-        if not argv:
-            raise RunFailed("no command was given; submit one: runctl submit THREAD -- ARGV")
-        if spec.prompt is None:
-            return argv, None
-        if any("{prompt}" in part for part in self._config.argv):
-            return [part.replace("{prompt}", spec.prompt) for part in argv], None
-        return argv, spec.prompt.encode()
+        """(argv, stdin): the prompt goes where "{prompt}" stands in the runner's argv, else to
+        stdin. What is refused at submit time is refused here too: the run may have been queued
+        under another configuration. Raises RunFailed."""
+        ours = list(self._config.argv)
+        if (reason := refusal(self._config, spec.prompt, spec.argv)) is not None:
+            raise RunFailed(reason)
+        if spec.prompt is not None and takes_prompt(ours):
+            ours = [part.replace(PROMPT, spec.prompt) for part in ours]
+            return [*ours, *spec.argv], None
+        return [*ours, *spec.argv], None if spec.prompt is None else spec.prompt.encode()
 
 
 async def _feed(fd: int, data: bytes, scope: trio.CancelScope) -> None:
@@ -194,7 +196,7 @@ def _incomplete_tail(data: bytes) -> int:
 
 
 def _outcome(command: str, status: int) -> Outcome:
-    name = shortened(command, 200)
+    name = one_line(shortened(command, 200))
     if status == 0:
         return Outcome(Status.SUCCEEDED, exit_code=0)
     if status > 0:

@@ -1,0 +1,123 @@
+"""What a submitter may give to a command: where a prompt stands in its argv, and what it
+could become there.
+
+A prompt is a text of somebody else's. In an argument of its own a program takes one that
+begins with a dash for an option (``--settings=...``, ``--version``), unless a ``--`` stands
+before it: "Guideline 10" of
+https://pubs.opengroup.org/onlinepubs/9799919799/basedefs/V1_chap12.html
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+
+from .schema import CommandRunner, Config
+
+PROMPT = "{prompt}"
+#: What a runner's argv should hold instead.
+SAFE = 'write "--", "{prompt}" or "--NAME={prompt}", or leave {prompt} out: it then goes to stdin'
+
+#: The prompt behind one of these is an option's name, or the rest of it.
+_NAME = re.compile(r"-|--[A-Za-z0-9_-]*")
+#: Programs that run an argument as code, and after which options.
+_INTERPRETERS = tuple(
+    (re.compile(program), re.compile(option))
+    for program, option in (
+        ("(ba|da|z|k|mk|a|fi)?sh|busybox|su|runuser", "-[A-Za-z]*c|--command"),
+        ("(python|pypy)[0-9.]*", "-[A-Za-z]*c"),
+        ("perl|ruby|node|nodejs|bun|php|lua", "-[A-Za-z]*[eEpr]|--eval|--print"),
+        ("deno", "eval"),
+    )
+)
+
+
+def takes_prompt(argv: Sequence[str]) -> bool:
+    """Whether the prompt goes into ``argv``, rather than to stdin."""
+    return any(PROMPT in part for part in argv)
+
+
+def refusal(runner: CommandRunner, prompt: str | None, args: Sequence[str]) -> str | None:
+    """Why ``runner`` is not given ``prompt`` and the arguments ``args``, both a submitter's, in
+    one line; None if it is."""
+    name = runner.name
+    if not runner.argv and not args:
+        return f"runner {name!r} needs a command: runctl submit THREAD -- COMMAND ARG..."
+    if runner.argv and args and not runner.args:
+        return (
+            f"runner {name!r} takes no arguments: submit a prompt, or set args = true for it"
+            " where every submitter may use every option of its command"
+        )
+    if not takes_prompt(runner.argv):
+        return None
+    if prompt is None:
+        return f"runner {name!r} needs a prompt: runctl submit THREAD --runner {name} PROMPT"
+    if not prompt.strip():
+        return f"the prompt is empty, and runner {name!r} passes it as an argument: write one"
+    for index, lead in _leads(runner.argv):
+        if lead:
+            return (
+                f"argv[{index}] of runner {name!r} makes an option's name of the prompt;"
+                f" change it: {SAFE}"
+            )
+        if prompt.startswith("-"):
+            return (
+                'the prompt begins with "-", which the command would take for an option: begin'
+                f' it with something else, or have "--", "{PROMPT}" in the argv of runner {name!r}'
+            )
+    return None
+
+
+def warnings(config: Config) -> Iterator[tuple[str, str, str]]:
+    """(runner's name, what a prompt could become in its argv, what to do about it)."""
+    for name, runner in config.runners.items():
+        if isinstance(runner, CommandRunner):
+            for said, fix in _warnings(runner.argv):
+                yield name, said, fix
+
+
+def _warnings(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if argv and PROMPT in argv[0]:
+        yield "a prompt chooses the program", "name the program in argv[0]"
+    for index, lead in _leads(argv):
+        yield (
+            (
+                f"argv[{index}] makes an option's name of the prompt: all prompts are refused"
+                if lead
+                else f'argv[{index}] is the prompt alone: one that begins with "-" is refused'
+            ),
+            SAFE,
+        )
+    for index, program in _code(argv):
+        yield (
+            f"argv[{index}] has a prompt run as code by {program}",
+            'pass it as an argument: ["sh", "-c", "my-agent -- \\"$1\\"", "--", "{prompt}"],'
+            " or on stdin",
+        )
+
+
+def _leads(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(index, what stands before the prompt) where a prompt could become an option."""
+    for index, part in enumerate(argv):
+        lead, found, _ = part.partition(PROMPT)
+        if index and part == "--":
+            return
+        if index and found and (not lead or _NAME.fullmatch(lead)):
+            yield index, lead
+
+
+def _code(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(index, program) where a prompt becomes program text."""
+    names = [PurePath(part).name for part in argv]
+    for index, part in enumerate(argv):
+        if PROMPT not in part:
+            continue
+        if "ssh" in names[:index]:  # it makes one text of its arguments
+            yield index, "the remote shell"
+            continue
+        for program, option in _INTERPRETERS:
+            found = next((x for x in names[: index - 1] if program.fullmatch(x)), None)
+            if found is not None and option.fullmatch(argv[index - 1]):
+                yield index, found
+                break
