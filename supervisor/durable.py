@@ -33,6 +33,7 @@ from dbos import (
 from ..config.schema import Config
 from . import calm, recovery, sqlite
 from .claims import Active, Worker, reason
+from .dbfiles import database_path
 from .errors import Unavailable
 from .metrics import Meters
 from .model import Outcome, Run, RunSpec, Status, made_at
@@ -182,7 +183,7 @@ class Durable:
     def _url(self) -> str:
         if not self._config.database.embedded:
             return self._config.database.url
-        path = self._config.state_dir / "runctl.sqlite"
+        path = database_path(self._config)
         sqlite.prepare(path)
         return f"sqlite:///{path}"
 

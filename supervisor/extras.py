@@ -1,15 +1,23 @@
-"""Packages that only some configurations need: named before anything is started."""
+"""Packages that only some configurations need, or that must be of one version: named before
+anything is started."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ..config.schema import Config
 from .errors import ConfigError
 
+#: Of these we use what is private to them: another minor version may have it no more.
+PINNED = {"dbos": "3.4"}
+
 
 def require(config: Config) -> None:
-    """Raises ConfigError, when ``config`` asks for what is not installed."""
+    """Raises ConfigError, when ``config`` asks for what is not installed, or what is
+    installed cannot be used."""
+    for package, wanted in PINNED.items():
+        _require_version(package, wanted)
     if config.metrics.listen is not None and not _there("prometheus_client"):
         raise ConfigError(
             f"{config.source}: metrics.listen: needs a package that is not installed:"
@@ -22,6 +30,18 @@ def require(config: Config) -> None:
             f"{config.source}: traces.endpoint: needs packages that are not installed:"
             " pip install 'runctl[traces]', or remove the key"
         )
+
+
+def _require_version(package: str, wanted: str) -> None:
+    fix = (
+        f"pip install '{package}~={wanted}.0', or install runctl anew in an environment of its own"
+    )
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        raise ConfigError(f"{package} is not installed: {fix}") from None
+    if found.split(".")[:2] != wanted.split("."):
+        raise ConfigError(f"{package} {found} is installed, and runctl needs {wanted}: {fix}")
 
 
 def _there(module: str) -> bool:

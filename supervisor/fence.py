@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import trio
 
+from .dbfiles import DatabaseFiles
 from .errors import LeaseLost
 from .lease import FileLease, Lease
 
@@ -34,6 +35,11 @@ class Fence:
     def __init__(self, file: FileLease, lease: Lease | None) -> None:
         self._file = file
         self._lease = lease
+        self._database: DatabaseFiles | None = None
+
+    def guard(self, database: DatabaseFiles | None) -> None:
+        """From here on its files are looked at as well; None: no more."""
+        self._database = database
 
     async def wait_clear(self) -> None:
         """Before a publish: returns when the executor ID is surely ours."""
@@ -62,9 +68,11 @@ class Fence:
             await trio.sleep(LOOK)
 
     def look(self) -> None:
-        """End the process if the lock file is not ours any more."""
+        """End the process if the lock file, or the database, is not ours any more."""
         try:
             self._file.check()
+            if (database := self._database) is not None:
+                database.check()
         except LeaseLost as error:
             _end(error)
 

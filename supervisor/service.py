@@ -12,6 +12,7 @@ import errno
 import gc
 import logging
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ..config.secrets import masker
 from .broker import Broker
 from .connect import connect
 from .control import Control
+from .dbfiles import DatabaseFiles, database_path
 from .disk import fitted
 from .durable import Durable
 from .endings import Endings
@@ -100,6 +102,7 @@ class Service:
         self._order: Order
         self._alive: Alive
         self._members = None if config.database.embedded else Members(config, executor)
+        self._database: DatabaseFiles | None = None
 
     def _make(self, runner: RunnerConfig, queue: Queue) -> Runner:
         if isinstance(runner, ChatRunner):
@@ -150,6 +153,8 @@ class Service:
                     await self._members.announce()
                 wishes.keep(start)
                 await self._durable.launch(self._loop)
+                if self._config.database.embedded:
+                    self._database = self._guard_database()
                 control = Control(
                     self._config,
                     self._executor,
@@ -232,8 +237,20 @@ class Service:
             await self._leave(takeover)
         if self._members is not None:
             self._members.close()
+        self._fence.guard(None)  # SQLite removes the log itself when all is closed
         with trio.move_on_after(1):
             await self._durable.close()
+        if self._database is not None:
+            self._database.close()
+
+    def _guard_database(self) -> DatabaseFiles:
+        """Raises Unavailable."""
+        try:
+            database = DatabaseFiles(database_path(self._config))
+        except (OSError, sqlite3.Error) as error:
+            raise Unavailable(f"the database cannot be opened: {error}") from None
+        self._fence.guard(database)
+        return database
 
     async def _hurry(self, wishes: Wishes, limit: trio.CancelScope) -> None:
         await wishes.hurry.wait()

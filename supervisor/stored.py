@@ -271,9 +271,7 @@ def _last(msg: Msg) -> Last:
     fields = msg.reply.split(".")
     nanoseconds = int(fields[7 if len(fields) == 9 else 9])
     size = headers.get("Nats-Msg-Size", "")
-    return Last(
-        msg.subject, nanoseconds / 1e9, int(size) if _SIZE.fullmatch(size) else 0, summary
-    )
+    return Last(msg.subject, nanoseconds / 1e9, int(size) if _SIZE.fullmatch(size) else 0, summary)
 
 
 def _output(first: Record | None) -> Output:

@@ -278,6 +278,70 @@ def test_nothing_is_committed_once_the_lock_is_another(box: Box) -> None:
     assert rows == [("early",)]
 
 
+def _count_rows(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return int(db.execute("SELECT count(*) FROM workflow_status").fetchone()[0])
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        "-wal",
+        "moved",
+        *(pytest.param(x, marks=pytest.mark.long) for x in ("-shm", "-wal -shm", "-wal replaced")),
+        *(pytest.param(x, marks=pytest.mark.long) for x in ("", "replaced", "both")),
+    ],
+)
+def test_the_files_of_the_database_are_removed(box: Box, tmp_path: Path, which: str) -> None:
+    """What was answered is there after the restart, or in a copy that the last line names."""
+    main = box.state / "runctl.sqlite"
+    wal, shm = Path(f"{main}-wal"), Path(f"{main}-shm")
+    box.submit("busy", "sleep", "600")
+    wait_until(lambda: box.json("list", "busy")[0]["status"] == "running", "it runs")
+    answered = [box.submit("busy", "true") for _ in range(3)]
+    if which == "-wal":
+        wal.unlink()
+    elif which == "-shm":
+        shm.unlink()
+    elif which == "-wal -shm":
+        wal.unlink()
+        shm.unlink()
+    elif which == "-wal replaced":
+        wal.rename(tmp_path / "old")
+        shutil.copy(tmp_path / "old", wal)
+    elif which == "replaced":
+        shutil.copy(main, tmp_path / "new")
+        (tmp_path / "new").rename(main)
+    elif which == "moved":
+        for path in (main, wal, shm):
+            path.rename(tmp_path / path.name)
+    else:
+        main.unlink()
+        if which == "both":
+            wal.unlink()
+    assert box.daemon is not None
+    assert box.daemon.wait(60) == 75
+    line = box.log.read_text().splitlines()[-1]
+    assert "Traceback" not in box.log.read_text()
+    assert str(main) in line
+    if which in ("-wal", "-shm", "-wal -shm"):
+        assert "Nothing is lost" in line
+    else:
+        saved = main.with_name("runctl.sqlite.saved")
+        assert str(saved) in line
+        assert saved.stat().st_mode & 0o777 == 0o600
+        assert _count_rows(saved) == 4
+        for path in (main, wal, shm):
+            path.unlink(missing_ok=True)
+        saved.rename(main)
+    box.start()
+    box.runctl("abort", "busy")
+    for run in answered:
+        assert box.runctl("wait", run).strip() == "succeeded"
+    assert box.term() == 0
+    assert not wal.exists(), "an orderly end takes it along, and is not disturbed by that"
+
+
 @pytest.mark.short
 def test_the_lock_file(tmp_path: Path) -> None:
     lock = tmp_path / "lock"

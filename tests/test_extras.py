@@ -1,0 +1,51 @@
+"""Packages that are not there, or of a version that does not serve: one line, exit 78."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli
+from runctl.supervisor.extras import PINNED
+
+pytestmark = pytest.mark.short
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]], ids=["start", "check"])
+@pytest.mark.parametrize("version", ["3.3.0", "3.5.1", "4.0"])
+def test_a_package_of_another_version_was_forced_in(
+    tmp_path: Path, version: str, check: list[str]
+) -> None:
+    forced = tmp_path / "forced"
+    info = forced / f"dbos-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dbos\nVersion: {version}\n")
+    (forced / "dbos").mkdir()
+    (forced / "dbos/__init__.py").write_text("")  # has nothing of what we import
+    config = tmp_path / "runctld.toml"
+    config.write_text(f'state_dir = "{tmp_path / "state"}"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "runctl.supervisor.main", "-c", str(config), *check],
+        env={**os.environ, "PYTHONPATH": str(forced)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 78, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"dbos {version} is installed, and runctl needs 3.4: pip install" in done.stderr
+    assert not done.stdout
+
+
+def test_the_pins_are_those_of_the_package() -> None:
+    project = tomli.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    pinned = {
+        found[1]: found[2]
+        for line in project["dependencies"]
+        if (found := re.fullmatch(r"([a-z-]+)~=(\d+\.\d+)\.0", line))
+    }
+    assert pinned == PINNED
