@@ -26,13 +26,11 @@ class Cgroup:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def open(self) -> int:
-        """Make it; a descriptor to which whoever enters writes "0". -1: it cannot be."""
-        try:
+    def enter(self) -> None:
+        """Make it, and move this process there, if that can be."""
+        with contextlib.suppress(OSError):
             os.makedirs(self.path, exist_ok=True)
-            return os.open(os.path.join(self.path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
-        except OSError:
-            return -1
+            _write(self.path, "cgroup.procs", "0")
 
     def folders(self) -> list[str]:
         """It and those that were made below it, deepest first."""

@@ -12,6 +12,9 @@ Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)
     -> {op: end, id, tree, grace}               <- {id}       once the tree is empty
                                                 <- {exit: tree, status}
 
+A spawn is answered when the child has executed ``argv``, or cannot. An ``end`` may come
+before: then its answer is ``{id, step, hung}``, with the step that did not end.
+
 ``tree`` is the id of the spawn that made it: unlike a pid it is never used twice. With
 ``tty`` stdout is a terminal, which becomes the child's controlling one. ``CGROUPS`` is what
 the paths of runs' cgroups begin with, "" for none (``cgroups.py``); ``group`` is added to it.
@@ -46,6 +49,9 @@ else:  # as the process that it is, it belongs to no package
 LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+#: A process that never became its command and does not die within so many seconds of KILL
+#: hangs in a system call. It is waited for no longer: the kernel ends it when that returns.
+STUCK = 1.0
 TICK = 0.03  # while a tree is being ended: what no SIGCHLD announces is seen by then
 MIN_PAUSE = 0.002  # between two scans, however many children die
 HEADER = struct.Struct(">I")
@@ -128,6 +134,17 @@ def environment(pid: int) -> list[bytes]:
         return []
 
 
+def doomed(pid: int) -> bool:
+    """Whether KILL is on its way to ``pid``: it executes nothing of its own any more."""
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            lines = dict(line.split(b":", 1) for line in file.readall().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    pending = int(lines[b"SigPnd"], 16) | int(lines[b"ShdPnd"], 16)
+    return bool(pending >> (signal.SIGKILL - 1) & 1)
+
+
 def strike(pid: int, start: int, number: int) -> None:
     """Signal the process that a scan saw, and no other that has its pid by now."""
     fd = -1
@@ -173,11 +190,26 @@ class Tree:
         self.pid = pid
         self.start = start
         self.mark = mark
+        #: Where its root says how it starts; -1 once that is known.
+        self.report = -1
+        self.said = b""
+        #: Its root never became the command: that failed, or was given up.
+        self.void = False
         self.reaped = False
         self.waiting: list[int] = []
         self.kill_at = float("inf")
         self.killed = False
         self.termed: set[tuple[int, int]] = set()
+
+    @property
+    def step(self) -> str:
+        """What its root was about to do when it was last heard."""
+        return self.said.decode().split()[-1] if self.said else "start"
+
+    def lingers(self, alive: Iterable[int]) -> bool:
+        """Whether nothing of it is ``alive`` but a root that never was the command, and that
+        KILL cannot reach."""
+        return self.void and time.monotonic() >= self.kill_at + STUCK and set(alive) <= {self.pid}
 
     def occupied(self) -> bool:
         """Whether its cgroup says that something of it is alive."""
@@ -191,6 +223,8 @@ class Forest:
         self.trees: dict[int, Tree] = {}
         self.roots: dict[int, Tree] = {}  # by pid; the latest, should a pid come again
         self.seen: dict[tuple[int, int], Tree] = {}
+        #: Roots that lingered on when their trees were over.
+        self.lost: set[int] = set()
 
     def add(self, tree: Tree) -> None:
         self.trees[tree.number] = self.roots[tree.pid] = tree
@@ -199,6 +233,8 @@ class Forest:
         del self.trees[tree.number]
         if self.roots.get(tree.pid) is tree:
             del self.roots[tree.pid]
+        if tree.void and not tree.reaped:
+            self.lost.add(tree.pid)
         if tree.group is not None:
             tree.group.remove()
 
@@ -223,6 +259,8 @@ class Forest:
         me = os.getpid()
         for pid in self.below(table):
             row = table[pid]
+            if pid in self.lost:
+                continue
             tree = (
                 self.seen.get((pid, row.start))
                 or self.by_session(table, row.session)
@@ -262,6 +300,8 @@ class Keeper:
         self.groups = groups
         self.forest = Forest()
         self.buffer = bytearray()
+        self.out = bytearray()  # what the daemon has not taken yet
+        self.selector = selectors.DefaultSelector()
         self.fds: deque[list[int]] = deque()  # what came with spawn messages, in their order
         self.dirty = False  # something happened since the last scan
         self.scanned = 0.0  # when that was over
@@ -274,29 +314,39 @@ class Keeper:
         os.set_blocking(wake_w, False)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        selector = selectors.DefaultSelector()
-        selector.register(self.sock, selectors.EVENT_READ)
-        selector.register(wake_r, selectors.EVENT_READ)
+        self.sock.setblocking(False)
+        self.selector.register(self.sock, selectors.EVENT_READ)
+        self.selector.register(wake_r, selectors.EVENT_READ)
+        fault = ""
         try:
             while True:
                 due = self.due()
                 pause = None if due == math.inf else max(0.0, due - time.monotonic())
-                for key, _ in selector.select(pause):
+                for key, events in self.selector.select(pause):
                     if key.fileobj is self.sock:
-                        self.receive()
-                    else:
+                        if events & selectors.EVENT_READ:
+                            self.receive()
+                        self.flush()
+                    elif key.fileobj == wake_r:
                         with contextlib.suppress(BlockingIOError):
                             os.read(wake_r, 65536)
                         self.dirty = True
+                    else:
+                        self.hear(key.data)
                 self.reap()
                 if time.monotonic() >= self.due():
                     self.step()
         except EOFError:
             pass
         except Exception:
-            traceback.print_exc()
+            fault = traceback.format_exc()
         finally:
+            with contextlib.suppress(EOFError):
+                for tree in list(self.forest.trees.values()):
+                    self.hear(tree)
             kill_all(self.forest)
+        if fault:  # last: stderr may be a pipe that nobody reads
+            sys.stderr.write(fault)
 
     def due(self) -> float:
         """When to scan next; never, unless a tree is being ended."""
@@ -310,14 +360,27 @@ class Keeper:
 
     def send(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode()
+        self.out += HEADER.pack(len(data)) + data
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the socket takes. The daemon may be stopped: the rest waits."""
         try:
-            self.sock.sendall(HEADER.pack(len(data)) + data)
+            while self.out:
+                del self.out[: self.sock.send(self.out)]
+        except BlockingIOError:
+            pass
         except OSError as error:
             raise EOFError from error
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.out else 0)
+        if self.selector.get_key(self.sock).events != events:
+            self.selector.modify(self.sock, events)
 
     def receive(self) -> None:
         try:
             data, ancillary, flags, _ = self.sock.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
+        except BlockingIOError:
+            return
         except OSError as error:
             raise EOFError from error
         # The kernel ends a receive at the first bytes that carry descriptors: one set at most.
@@ -342,69 +405,85 @@ class Keeper:
         if message["op"] == "spawn":
             fds = self.fds.popleft()
             try:
-                self.send({"id": message["id"], **self.spawn(message, fds)})
+                self.spawn(message, fds)
+            except OSError as error:
+                self.send({"id": message["id"], "step": "fork", "errno": error.errno})
             finally:
                 for fd in fds:
                     os.close(fd)
         else:
             self.end(message)
 
-    def spawn(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Fork, wait for the exec, and say how it went."""
+    def spawn(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Fork. The tree is known from here on; ``hear`` answers. Raises OSError."""
         if len(fds) != 3:
-            return {"step": "fork", "errno": errno.EMFILE}
+            raise OSError(errno.EMFILE, "descriptors were lost on the way")
         env = {**message["env"], "RUNCTL_RUN": message["mark"], "RUNCTL_STATE": self.state}
-        try:
-            report_r, report_w = os.pipe()
-        except OSError as error:
-            return {"step": "fork", "errno": error.errno}
-        group, entry = None, -1
+        group = None
         if self.groups and message["group"] is not None:
             group = Cgroup(self.groups + message["group"])
-            entry = group.open()
+        report_r, report_w = os.pipe()
         try:
+            os.set_blocking(report_r, False)
             keeper = os.getpid()
             pid = os.fork()
             if pid == 0:
-                tty = bool(message["tty"])
-                if message["umask"] is not None:
-                    os.umask(message["umask"])
-                become(message["argv"], env, message["cwd"], fds, report_w, keeper, tty, entry)
-        except OSError as error:
-            os.close(report_w)
+                become(message, env, fds, report_w, keeper, group)
+        except OSError:
             os.close(report_r)
-            if group is not None:
-                group.remove()
-            return {"step": "fork", "errno": error.errno}
+            raise
         finally:
-            if entry >= 0:
-                os.close(entry)
-        os.close(report_w)
-        failure = os.read(report_r, 100).decode()  # closed by a successful exec
-        os.close(report_r)
-        if failure:
-            os.waitpid(pid, 0)
-            if group is not None:
-                group.remove()
-            step, number = failure.split()
-            return {"step": step, "errno": int(number)}
+            os.close(report_w)
         try:
             row = read_row(pid) if LINUX else None  # not reaped yet, hence still there
-        except OSError as error:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return {"step": "fork", "errno": error.errno}
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.close(report_r)
+            raise
         mark = b"RUNCTL_RUN=" + os.fsencode(message["mark"])
-        self.forest.add(Tree(message["id"], pid, row.start if row else 0, mark, group))
-        return {"pid": pid}
+        tree = Tree(message["id"], pid, row.start if row else 0, mark, group)
+        tree.report = report_r
+        self.forest.add(tree)
+        self.selector.register(report_r, selectors.EVENT_READ, tree)
+
+    def hear(self, tree: Tree) -> None:
+        """How its root starts: the steps that it begins, "!" and the error that ended them.
+        A successful exec closes the pipe."""
+        while tree.report >= 0:
+            try:
+                data = os.read(tree.report, 100)
+            except BlockingIOError:
+                return
+            if data:
+                tree.said += data
+                continue
+            steps, failed, number = tree.said.partition(b"!")
+            tree.said, tree.void = steps, bool(failed)
+            if failed:
+                self.answer(tree, {"step": tree.step, "errno": int(number)})
+            else:
+                self.answer(tree, {"pid": tree.pid})
+
+    def answer(self, tree: Tree, what: dict[str, Any]) -> None:
+        """Answer its spawn."""
+        self.selector.unregister(tree.report)
+        os.close(tree.report)
+        tree.report = -1
+        self.send({"id": tree.number, **what})
 
     def end(self, message: dict[str, Any]) -> None:
         tree = self.forest.trees.get(message["tree"])
         if tree is None:
             self.send({"id": message["id"]})
             return
+        self.hear(tree)
+        if tree.report >= 0:
+            tree.void = True
+            self.answer(tree, {"step": tree.step, "hung": True})
         tree.waiting.append(message["id"])
-        tree.kill_at = min(tree.kill_at, time.monotonic() + message["grace"])
+        # Before its exec it ignores TERM, as we do.
+        grace = 0 if tree.void else message["grace"]
+        tree.kill_at = min(tree.kill_at, time.monotonic() + grace)
         self.dirty = True
 
     def reap(self) -> None:
@@ -416,11 +495,17 @@ class Keeper:
                 return
             if pid == 0:
                 return
+            self.forest.lost.discard(pid)
             tree = self.forest.roots.get(pid)
-            if tree is not None and not tree.reaped:
-                tree.reaped = True
+            if tree is None or tree.reaped:
+                continue
+            tree.reaped = True
+            self.hear(tree)
+            if not tree.void:
                 code = os.waitstatus_to_exitcode(status)
                 self.send({"exit": tree.number, "status": code})
+            elif not tree.waiting:
+                self.forest.remove(tree)
 
     def step(self) -> None:
         """One scan, and what follows from it for each tree that is being ended."""
@@ -431,13 +516,14 @@ class Keeper:
             members, proven = self.forest.look(table)
             self.dirty = not proven
             for tree in self.forest.ending():
-                pids = members.get(tree.number)
-                if pids or tree.occupied():
-                    self.press(tree, table, pids or set())
-                elif proven and tree.reaped:
+                pids = members.get(tree.number, set())
+                over = proven and tree.reaped and not pids and not tree.occupied()
+                if over or tree.lingers(pid for pid in pids if not table[pid].zombie):
                     self.forest.remove(tree)
                     for waiter in tree.waiting:
                         self.send({"id": waiter})
+                elif pids or tree.occupied():
+                    self.press(tree, table, pids)
         self.scanned = time.monotonic()
         # Many deaths must not mean as many scans.
         self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
@@ -460,21 +546,18 @@ class Keeper:
 
 
 def become(
-    argv: list[str],
+    message: dict[str, Any],
     env: dict[str, str],
-    cwd: str | None,
     fds: list[int],
     report: int,
     keeper: int,
-    tty: bool,
-    entry: int = -1,
+    group: Cgroup | None,
 ) -> None:
-    """In the child: turn into ``argv``. Never returns; what went wrong goes to ``report``."""
-    step = "start"
+    """In the child: turn into what ``message`` asks for. Never returns; each step, and what
+    went wrong, goes to ``report``."""
     try:
-        if entry >= 0:  # first of all, so that nothing of it is ever outside
-            with contextlib.suppress(OSError):
-                os.write(entry, b"0")
+        if message["umask"] is not None:
+            os.umask(message["umask"])
         os.setsid()
         # For the day the keeper itself is killed. Safe, as the keeper has one thread: the
         # signal comes when the *thread* ends that forked.
@@ -486,46 +569,60 @@ def become(
             with contextlib.suppress(OSError):  # libc keeps some for itself
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if tty:
+        if message["tty"]:
             fcntl.ioctl(fds[1], termios.TIOCSCTTY, 0)
-        step = "chdir"
-        if cwd is not None:
-            os.chdir(cwd)
-        step = "exec"
         for target, fd in enumerate(fds):
             os.dup2(fd, target)
+        # Before whatever may hang: the lock that the next daemon waits for is among them.
         os.closerange(3, report)
         os.closerange(report + 1, os.sysconf("SC_OPEN_MAX"))
-        os.execvpe(argv[0], argv, env)
+        if group is not None:  # nothing of it is ever outside
+            group.enter()
+        if message["cwd"] is not None:
+            os.write(report, b" chdir")
+            os.chdir(message["cwd"])
+        os.write(report, b" exec")
+        os.execvpe(message["argv"][0], message["argv"], env)
     except OSError as error:
-        os.write(report, f"{step} {error.errno or 0}".encode())
+        os.write(report, b"!%d" % (error.errno or 0))
     except BaseException:
-        os.write(report, f"{step} {errno.EINVAL}".encode())
+        os.write(report, b"!%d" % errno.EINVAL)
     finally:
         os._exit(127)
 
 
 def kill_all(forest: Forest) -> None:
-    """Kill whatever is below, until no child is left: orphans come to us."""
+    """Kill whatever is below, until no child is left: orphans come to us. A child that hangs
+    on the way to its command, and that KILL does not reach, is left to the kernel."""
     rest = 0.001
-    groups = [tree.group for tree in forest.trees.values() if tree.group is not None]
+    trees = list(forest.trees.values())
+    groups = [tree.group for tree in trees if tree.group is not None]
+    unborn = forest.lost | {tree.pid for tree in trees if tree.void or tree.report >= 0}
     for group in groups:
         group.kill()
     kill_children()  # before the first scan, which takes long on a machine that they keep busy
+    stuck = time.monotonic() + STUCK
     while True:
+        alive = set()
         with contextlib.suppress(OSError):
             table = scan()
-            kill_rows(table, forest.below(table))
+            below = list(forest.below(table))
+            alive = {pid for pid in below if not table[pid].zombie}
+            kill_rows(table, below)
+        if not alive or not alive <= unborn:
+            stuck = time.monotonic() + STUCK
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            for group in groups:
-                group.remove()
-            return
+            break
+        if time.monotonic() >= stuck:
+            break
         kill_children()
         time.sleep(rest)
         rest = min(rest * 1.1, 0.05)  # some may take long: in a system call, or another user's
+    for group in groups:
+        group.remove()
 
 
 def kill_children() -> None:

@@ -7,6 +7,7 @@ long enough to end them. ``keeper.lock`` is held while any of them may be alive.
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import fcntl
 import json
@@ -30,6 +31,7 @@ from .keeper import (
     PR_SET_CHILD_SUBREAPER,
     Table,
     descent,
+    doomed,
     environment,
     prctl,
     scan,
@@ -40,6 +42,9 @@ from .private import Inherited, inherited
 log = logging.getLogger("runctld.processes")
 
 CLOSE_WAIT = 10.0  # for the keeper to kill all and leave
+#: What a command may take until it is executed, seconds. A directory on a server that is gone,
+#: or a virus scanner that does not answer, may hold it for ever.
+SPAWN_LIMIT = 30.0
 
 
 class KeeperLost(Unavailable):
@@ -89,7 +94,6 @@ class Keeper:
         self._next = 0
         self._waiting: dict[int, trio.Event] = {}
         self._replies: dict[int, dict[str, Any]] = {}
-        self._unwanted: set[int] = set()
         self._processes: dict[int, Process] = {}
         self._ending: Counter[Process] = Counter()
         self._hasty = False
@@ -112,9 +116,9 @@ class Keeper:
         """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. With ``tty``
         ``stdout``, a terminal, controls that session. ``umask``: None for ours.
         ``group``: what its cgroup is called, where there are cgroups. What a cancelled spawn
-        may have started is killed.
+        has started is killed, and gone when this returns.
 
-        Raises: RunFailed when it cannot be executed, KeeperLost."""
+        Raises: RunFailed when it cannot be executed within SPAWN_LIMIT, KeeperLost."""
         message = {
             "op": "spawn",
             "argv": [_portable(part) for part in argv],
@@ -125,9 +129,22 @@ class Keeper:
             "umask": umask,
             "group": group,
         }
-        reply = await self._request(message, (stdin, stdout, stderr))
+        number = self._number()
+        answered = await self._post(number, message, (stdin, stdout, stderr))
+        try:
+            with trio.move_on_after(SPAWN_LIMIT):
+                await answered.wait()
+            if not answered.is_set():
+                await self._end_tree(number, 0)  # the keeper answers both
+            reply = self._answer(number)
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True), contextlib.suppress(KeeperLost):
+                await self._end_tree(number, 0)
+            raise
+        finally:
+            self._forget(number)
         if "pid" not in reply:
-            raise _failure(argv[0], cwd, reply["step"], reply["errno"])
+            raise _failure(argv[0], cwd, reply)
         process: Process = reply["process"]
         return process
 
@@ -141,43 +158,52 @@ class Keeper:
         self._ending[process] += 1
         try:
             grace = 0 if self._hasty else grace
-            await self._request({"op": "end", "tree": tree, "grace": grace})
+            await self._end_tree(tree, grace)
         finally:
             self._ending[process] -= 1
             if not self._ending[process]:
                 del self._ending[process]
 
-    async def _request(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
-        """Send ``message`` and wait for its reply. Raises KeeperLost."""
+    async def _end_tree(self, tree: int, grace: float) -> None:
+        """Raises KeeperLost."""
+        number = self._number()
+        try:
+            await (
+                await self._post(number, {"op": "end", "tree": tree, "grace": grace})
+            ).wait()
+            self._answer(number)
+        finally:
+            self._forget(number)
+
+    def _number(self) -> int:
         self._next += 1
-        number = self._next
+        return self._next
+
+    async def _post(
+        self, number: int, message: dict[str, Any], fds: tuple[int, ...] = ()
+    ) -> trio.Event:
+        """Send ``message``; what is set when its answer is there. When this is cancelled
+        nothing was sent. Raises KeeperLost."""
         data = json.dumps({**message, "id": number}).encode()
         event = self._waiting[number] = trio.Event()
-        sent = False
         try:
             async with self._lock:
                 with trio.CancelScope(shield=True):  # half a message would garble the next
                     await self._send(HEADER.pack(len(data)) + data, fds)
-                    sent = True
-            await event.wait()
-            if number not in self._replies:
-                raise KeeperLost
-            return self._replies[number]
-        except trio.Cancelled:
-            if sent and fds:
-                self._disown(number)
+        except BaseException:
+            self._forget(number)
             raise
-        finally:
-            self._waiting.pop(number, None)
-            self._replies.pop(number, None)
+        return event
 
-    def _disown(self, spawn: int) -> None:
-        """A cancelled spawn: nobody will ever end what it starts or has started."""
-        reply = self._replies.get(spawn)
-        if reply is None:
-            self._unwanted.add(spawn)
-        elif "process" in reply:
-            self._nursery.start_soon(_discard, reply["process"])
+    def _answer(self, number: int) -> dict[str, Any]:
+        """Raises KeeperLost."""
+        if number not in self._replies:
+            raise KeeperLost
+        return self._replies[number]
+
+    def _forget(self, number: int) -> None:
+        self._waiting.pop(number, None)
+        self._replies.pop(number, None)
 
     async def _send(self, data: bytes, fds: tuple[int, ...]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -236,9 +262,6 @@ class Keeper:
         if "pid" in message:  # known before its exit can be reported
             process = Process(self, number, message["pid"])
             message["process"] = self._processes[number] = process
-            if number in self._unwanted:
-                self._nursery.start_soon(_discard, process)
-        self._unwanted.discard(number)
         if number in self._waiting:
             self._replies[number] = message
             self._waiting[number].set()
@@ -267,9 +290,23 @@ def _portable(text: str) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _failure(name: str, cwd: str | None, step: str, number: int) -> RunFailed:
+def _failure(name: str, cwd: str | None, reply: Mapping[str, Any]) -> RunFailed:
     """Why a spawn failed, as the operator can understand it."""
-    name, cwd = shortened(name, 200), shortened(cwd or "", 200)
+    name, cwd, step = shortened(name, 200), shortened(cwd or "", 200), reply["step"]
+    if reply.get("hung"):
+        time = f"has hung for {SPAWN_LIMIT:g} s"
+        if step == "chdir":
+            return RunFailed(
+                f"directory {cwd!r} cannot be entered: that {time};"
+                " see whether its file system answers",
+                126,
+            )
+        return RunFailed(
+            f"{name!r} cannot be started: {step} {time}; see whether its file system answers,"
+            " and whether a virus scanner holds it",
+            126,
+        )
+    number = reply["errno"]
     why = os.strerror(number)
     if step == "chdir":
         if number in (errno.ENOENT, errno.ENOTDIR):
@@ -440,7 +477,8 @@ def _strike_left(state: bytes, adopt: bool) -> list[int]:
         found = environment(pid)
         if b"RUNCTL_STATE=" + state in found:
             marked.add(pid)
-        elif b"RUNCTL_KEEPER=" + state in found:
+        # A child of it that hangs on the way to its command looks like it.
+        elif b"RUNCTL_KEEPER=" + state in found and not doomed(pid):
             keepers.add(pid)
     roots = keepers | ({os.getpid()} if adopt else set())
     below = {pid for root in roots for pid in descent(table, root) if not table[pid].zombie}

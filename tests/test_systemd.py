@@ -262,21 +262,18 @@ def test_what_an_earlier_daemon_left_is_killed(tmp_path: Path):
     root = own_cgroup() / f"runctl-left-{tmp_path.parent.name}-{time.time_ns()}"
     start = str(root / cgroups.prefix(str(tmp_path)))
     group = cgroups.Cgroup(start + "run.1")
-    entry = group.open()
     try:
         sleeper = subprocess.Popen(
-            ["sh", "-c", f"echo 0 > /proc/self/fd/{entry}; sleep 600 & exec sleep 600"],
-            pass_fds=[entry],
+            ["sh", "-c", "sleep 600 & exec sleep 600"], preexec_fn=group.enter
         )
         wait_until(lambda: len(group.pids()) == 2, "both are inside")
         other = cgroups.Cgroup(str(root / "run-other-1"))
-        os.close(other.open())
+        os.mkdir(other.path)
         assert cgroups.clear(start, 30) == []
         assert sleeper.wait(30) == -signal.SIGKILL
         assert not Path(group.path).exists()
         assert Path(other.path).exists()
     finally:
-        os.close(entry)
         remove_cgroup(root)
 
 

@@ -61,20 +61,18 @@ class Command:
         async with AsyncExitStack() as stack:
             ends = await self._open(stack, prompt is not None, window)
             try:
-                # Shielded: a cancelled spawn would leave a process that nobody knows.
-                with trio.CancelScope(shield=True):
-                    process = await self._keeper.spawn(
-                        argv,
-                        mark=spec.run,
-                        env=self._environment(spec, attempt),
-                        cwd=str(self._config.cwd) if self._config.cwd else spec.cwd,
-                        stdin=ends.given[0],
-                        stdout=ends.given[1],
-                        stderr=ends.given[2],
-                        tty=ends.terminal is not None,
-                        umask=self._keeper.inherited.umask,
-                        group=f"{spec.run}.{attempt}",
-                    )
+                process = await self._keeper.spawn(
+                    argv,
+                    mark=spec.run,
+                    env=self._environment(spec, attempt),
+                    cwd=str(self._config.cwd) if self._config.cwd else spec.cwd,
+                    stdin=ends.given[0],
+                    stdout=ends.given[1],
+                    stderr=ends.given[2],
+                    tty=ends.terminal is not None,
+                    umask=self._keeper.inherited.umask,
+                    group=f"{spec.run}.{attempt}",
+                )
             except BaseException:
                 if ends.feed >= 0:
                     os.close(ends.feed)

@@ -1,0 +1,170 @@
+"""A command that hangs on its way, in exec or in chdir, is in nobody's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from conftest import Box, alive, wait_until
+from hanging import dead_directory, hanging_command
+from runctl.supervisor import processes
+from runctl.supervisor.errors import RunFailed
+from runctl.supervisor.keeper import HEADER, scan
+from runctl.supervisor.private import inherited
+from runctl.supervisor.processes import open_keeper
+from test_processes import keeper, spawn, until
+
+__all__ = ["keeper"]  # a fixture
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs leases and /proc")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[str]:
+    with hanging_command(tmp_path / "hangs") as path:
+        yield path
+
+
+def _children(parent: int) -> set[int]:
+    return {pid for pid, row in scan().items() if row.parent == parent and not row.zombie}
+
+
+async def _hung(keeper: processes.Keeper, known: processes.Process) -> int:
+    """The child that the keeper has made for a spawn that hangs, beside ``known``."""
+    served = scan()[known.pid].parent
+    found: set[int] = set()
+
+    def there() -> bool:
+        found.update(_children(served) - {known.pid})
+        return bool(found)
+
+    await until(there, "it is there")
+    (pid,) = found
+    return pid
+
+
+def _hangs(pid: int) -> bool:
+    """Whether it waits for the file system that never answers."""
+    return b"request_wait_answer" in Path(f"/proc/{pid}/wchan").read_bytes()
+
+
+async def test_others_start_and_end_meanwhile(keeper: processes.Keeper, command: str) -> None:
+    """And a cancelled one is gone when its spawn says so."""
+    first = await spawn(keeper, "sleep", "60")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(spawn, keeper, command)
+        hung = await _hung(keeper, first)
+        second = await spawn(keeper, "sleep", "60")
+        await second.end(5)
+        await first.end(5)
+        assert not alive(first.pid)
+        assert alive(hung)
+        nursery.cancel_scope.cancel()
+    assert not alive(hung)
+
+
+async def test_it_has_a_limit(
+    keeper: processes.Keeper, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await spawn(keeper, "sleep", "60")
+    monkeypatch.setattr(processes, "SPAWN_LIMIT", 0.3)
+    with pytest.raises(RunFailed, match=r"hangs' cannot be started: exec has hung for 0\.3 s"):
+        await spawn(keeper, command)
+    assert _children(scan()[first.pid].parent) == {first.pid}
+    await first.end(0)
+
+
+async def test_a_directory_where_no_signal_reaches(
+    keeper: processes.Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits for it, and it ends as soon as the kernel lets it."""
+    first = await spawn(keeper, "sleep", "60")
+    with dead_directory(tmp_path / "dead") as cwd:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: spawn(keeper, "true", cwd=cwd))
+            hung = await _hung(keeper, first)
+            await until(lambda: _hangs(hung), "it hangs")
+            nursery.cancel_scope.cancel()
+        assert scan()[hung].state == "D", "KILL does not reach it"
+        monkeypatch.setattr(processes, "SPAWN_LIMIT", 0.3)
+        with pytest.raises(RunFailed, match=r"anything' cannot be entered: that has hung for 0\.3"):
+            await spawn(keeper, "true", cwd=cwd)
+        await first.end(5)
+        assert not alive(first.pid)
+        assert alive(hung)
+    await until(lambda: not alive(hung), "it is gone")
+
+
+async def test_the_end_of_all_does_not_wait_for_it(tmp_path: Path) -> None:
+    """Nor does the next start."""
+    with dead_directory(tmp_path / "dead") as cwd:
+        with trio.fail_after(60):
+            async with open_keeper(tmp_path, wait=30) as keeper, trio.open_nursery() as nursery:
+                first = await spawn(keeper, "sleep", "60")
+                nursery.start_soon(lambda: spawn(keeper, "true", cwd=cwd))
+                hung = await _hung(keeper, first)
+                await until(lambda: _hangs(hung), "it hangs")
+                nursery.cancel_scope.cancel()
+        assert not alive(first.pid)
+        assert alive(hung)
+        with trio.fail_after(60):
+            async with open_keeper(tmp_path, wait=30) as keeper:
+                assert await (await spawn(keeper, "true")).wait() == 0
+        assert alive(hung)
+
+
+def test_a_thread_goes_on_after_one_that_hung(box: Box, command: str) -> None:
+    """Its abort gets through, and meanwhile other threads have their runs and aborts."""
+    hung = box.submit("t", command)
+    after = box.submit("t", "true")
+    wait_until(lambda: box.show(hung)["status"] == "running", "it is under way")
+    box.submit("other", "sleep", "600")
+    box.runctl("wait", box.submit("third", "true"))
+    box.runctl("abort", "other")
+    assert box.show(hung)["status"] == "running"
+    box.runctl("abort", "t")
+    assert box.show(hung)["status"] == "aborted"
+    box.runctl("wait", after)
+
+
+def test_all_ends_with_the_daemon(box: Box, command: str) -> None:
+    box.submit("t", "sleep", "600")
+    wait_until(lambda: box.json("list")[0]["status"] == "running", "it runs")
+    (keeper,) = _children(box.pid)
+    before = _children(keeper)
+    box.submit("hung", command)
+    wait_until(lambda: len(_children(keeper)) == len(before) + 1, "it is under way")
+    pids = _children(keeper)
+    box.kill()
+    wait_until(lambda: not any(map(alive, [keeper, *pids])), "all are gone")
+    assert not Path(f"{command}.ran").exists()
+
+
+async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None:
+    """What the keeper has to say waits; it does not."""
+    state, lock = processes._open_lock(tmp_path)
+    popen, ours = processes._start(lock, state, inherited(), "")
+    os.close(lock)
+    env = {"PATH": os.environ["PATH"]}
+    mark = tmp_path / "touched"
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        ours.settimeout(60)
+        for number in range(1, 502):
+            argv = ["true"] if number <= 500 else ["touch", str(mark)]
+            message = {"op": "spawn", "id": number, "argv": argv, "mark": "x", "env": env}
+            message |= {"cwd": None, "tty": False, "umask": None, "group": None}
+            data = json.dumps(message).encode()
+            whole = HEADER.pack(len(data)) + data
+            await trio.to_thread.run_sync(socket.send_fds, ours, [whole], [null] * 3)
+        await until(mark.exists, "the last one has run")
+    finally:
+        os.close(null)
+        ours.close()
+        assert await trio.to_thread.run_sync(popen.wait, 60) == 0
