@@ -286,7 +286,7 @@ class Control:
         # A run that had the id when this was read is there now; else nobody writes before it.
         found = await self._durable.rows.get(spec.run)
         if found is None:
-            await self._stored.drop_until(subject, last)
+            await self._stored.drop([(subject, last)])
         return found
 
     def _default_runner(self, has_argv: bool) -> str:
@@ -334,7 +334,7 @@ class Control:
     async def _with_output(
         self, thread: str, runs: builtins.list[Run]
     ) -> builtins.list[wire.RunRow]:
-        _, counts = await self._stored.counts(wire.thread_subjects(thread))
+        counts = (await self._stored.counts(wire.thread_subjects(thread))).records
         subjects = [wire.out_subject(thread, x.run) for x in runs]
         stored = [subject for subject in subjects if subject in counts]
         found = dict(zip(stored, await self._stored.outputs(stored), strict=True))
@@ -446,10 +446,12 @@ class Control:
             return False  # only its row does not say so yet
         try:
             # The row first: a crash from here on does not replay the run.
-            await self._durable.cancel(run.run)
+            with self._registry.dooming(run.run):
+                await self._durable.cancel(run.run)
             await self._tell_if_full()
             await self._tell_changed(run.thread)
         except BaseException:
+            live = self._registry.get(run.run) or live
             if live is not None:
                 live.aborting = False
             raise
@@ -481,30 +483,32 @@ class Control:
             raise BadRequest("name at least one thread")
         if r.older_than is not None and r.older_than < 0:
             raise BadRequest("older_than must be 0 or more")
-        drop: builtins.list[str] = []
-        whole: builtins.list[str] = []
+        drop: builtins.list[tuple[str, int]] = []
         runs = 0
         for thread in dict.fromkeys(map(check_thread, r.threads)):
+            # Before all else is looked at: what is written from here on stays.
+            there = await self._stored.counts(wire.thread_subjects(thread))
             live = await self._durable.rows.live_runs(thread)
             if not live and not await self._durable.rows.runs(thread, limit=1):
                 raise NotFound(f"no thread {thread!r}; see: runctl list")
             # Of one that waits to be replayed, perhaps only the stream knows that it has ended.
-            busy = [x for x in live if x.status is Status.RUNNING or x.attempt]
+            busy = [x.run for x in live if x.status is Status.RUNNING or x.attempt]
+            # One that was aborted writes until its processes are gone.
+            busy += [x.spec.run for x in self._registry.of(thread)]
             if busy and not r.force and r.older_than is None:
                 raise Refused(
-                    f"thread {thread!r} has run {busy[0].run} in flight;"
+                    f"thread {thread!r} has run {busy[0]} in flight;"
                     " wait, abort it, or add --force"
                 )
-            _, counts = await self._stored.counts(wire.thread_subjects(thread))
             if r.older_than is None:
-                whole.append(wire.thread_subjects(thread))
-                runs += len(counts)
+                drop.append((wire.thread_subjects(thread), there.last))
+                runs += len(there.records)
             else:
-                old = await self._old(counts, time.time() - r.older_than)
-                drop += old
+                old = await self._old(there.records, time.time() - r.older_than)
+                drop += [(subject, there.last) for subject in old]
                 runs += len(old)
         if not r.check:
-            await self._stored.drop([*whole, *drop])
+            await self._stored.drop(drop)
         return wire.Purged(runs)
 
     async def _old(self, subjects: Iterable[str], limit: float) -> builtins.list[str]:

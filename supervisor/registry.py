@@ -59,6 +59,7 @@ class Registry:
         self._live: dict[str, Live] = {}
         #: Of each thread in the order in which they came.
         self._threads: dict[str, list[Live]] = {}
+        self._doomed: set[str] = set()
         self._stopping = False
 
     def __len__(self) -> int:
@@ -78,6 +79,10 @@ class Registry:
     def get(self, run: str) -> Live | None:
         return self._live.get(run)
 
+    def of(self, thread: str) -> list[Live]:
+        """The runs of ``thread`` that are here, in the order in which they came."""
+        return list(self._threads.get(thread, []))
+
     def before(self, live: Live) -> list[Live]:
         """The runs of the same thread that came before ``live`` and are still here. A
         row that was aborted frees its thread before its process tree is gone."""
@@ -85,9 +90,21 @@ class Registry:
         return there[: there.index(live)]
 
     @contextmanager
+    def dooming(self, run: str) -> Iterator[None]:
+        """While its row is made terminal a run that is not here can only end as aborted,
+        should it begin in that moment."""
+        self._doomed.add(run)
+        try:
+            yield
+        finally:
+            self._doomed.discard(run)
+
+    @contextmanager
     def start(self, spec: RunSpec, attempt: int) -> Iterator[Live]:
         """Enter a run for as long as its work lasts."""
-        live = Live(spec, attempt, stopping=self._stopping)
+        live = Live(
+            spec, attempt, stopping=self._stopping, aborting=spec.run in self._doomed
+        )
         if self._stopping:
             live.scope.cancel()
         self._live[spec.run] = live

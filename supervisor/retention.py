@@ -12,7 +12,7 @@ run. So the stream has no age limit and refuses what does not fit, and this deci
 
 A run is finished when the database says so: one whose end is stored and whose row is not
 terminal yet would run again without it. Several executors may do all this at the same
-time: purges of what is gone already do nothing.
+time: purges of what is gone already do nothing, and none takes more than what was seen.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Retention:
         done, began, count = 0, size, 1
         while done < len(runs) and size > target:
             part = runs[done : done + count]
-            await self._stored.drop(x.subject for x in part)
+            await self._stored.drop(x.seen for x in part)
             done += len(part)
             size = await self._stored.size()
             each = max(1.0, (began - size) / done)
@@ -151,7 +151,7 @@ class Retention:
     async def _cut(self, running: Sequence[Last], size: int, target: int, enough: int) -> int:
         """Running runs lose their heads, whoever has most stored, until the stream has
         ``target`` bytes. Their last records stay: attempts are fenced by them."""
-        _, counts = await self._stored.counts(EVERYTHING)
+        counts = (await self._stored.counts(EVERYTHING)).records
         average = size / max(1, sum(counts.values()))
         running = list({x.subject: x for x in running}.values())
         heads = {x.subject: self._estimate(x, counts, average) for x in running}
@@ -159,13 +159,17 @@ class Retention:
         measured: set[str] = set()
         while size > target and heads:
             subject = max(heads, key=lambda s: heads[s])
-            count = counts.get(subject, 0)
-            if count <= 1:
+            if counts.get(subject, 0) <= 1:
                 del heads[subject]
                 continue
             if subject not in measured:
                 measured.add(subject)
                 heads[subject] = await self._measure(lasts[subject], heads[subject])
+                continue
+            # Another attempt may have begun since: what it has is counted, not what was there.
+            now = await self._stored.counts(subject)
+            counts[subject] = count = now.records.get(subject, 0)
+            if count <= 1:
                 continue
             share = min(0.5, (size - target) / max(1.0, heads[subject]))
             counts[subject] = max(1, count - math.ceil(count * share))
@@ -207,11 +211,11 @@ class Retention:
 
     async def _trim(self, thread: str) -> None:
         subjects = thread_subjects(thread)
-        size, counts = await self._stored.counts(subjects)
-        if size > self._limits.max_bytes * HIGH:
+        there = await self._stored.counts(subjects)
+        if there.size > self._limits.max_bytes * HIGH:
             self._room.ask()
         most = self._limits.max_runs
-        if not most or len(counts) <= most + int(most * COUNT_SLACK):
+        if not most or len(there.records) <= most + int(most * COUNT_SLACK):
             return
         found: dict[str, Last] = {}
         async with self._stored.lasts(subjects) as lasts:
@@ -219,7 +223,7 @@ class Retention:
                 found |= {x.subject: x for x in batch if x.ended}
         live = await self._live(found.values())
         excess = list(found.values())[: max(0, len(found) - most)]
-        await self._stored.drop(x.subject for x in excess if x.run not in live)
+        await self._stored.drop(x.seen for x in excess if x.run not in live)
 
     # ---- age --------------------------------------------------------------------
 
@@ -244,8 +248,7 @@ class Retention:
             while batch := await lasts.next():
                 live = await self._live(batch)
                 finished = [x for x in batch if x.run not in live]
-                old = [x.subject for x in finished if x.at < before]
-                await self._stored.drop(old)
+                await self._stored.drop(x.seen for x in finished if x.at < before)
                 young = [x.at for x in finished if x.at >= before]
                 if young:
                     return min(young)

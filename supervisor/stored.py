@@ -48,10 +48,11 @@ _SIZE = re.compile(r"[0-9]{1,18}")
 
 
 class Last(msgspec.Struct, frozen=True):
-    """A subject's last record: when it was stored (Unix seconds), its bytes, and what it
-    says of itself; None when that cannot be read."""
+    """A subject's last record: its stream sequence, when it was stored (Unix seconds), its
+    bytes, and what it says of itself; None when that cannot be read."""
 
     subject: str
+    sequence: int
     at: float
     size: int
     summary: Summary | None
@@ -61,8 +62,22 @@ class Last(msgspec.Struct, frozen=True):
         return self.subject.rpartition(".")[2]
 
     @property
+    def seen(self) -> tuple[str, int]:
+        """What may be dropped of it, for ``Stored.drop``."""
+        return self.subject, self.sequence
+
+    @property
     def ended(self) -> bool:
         return self.summary is not None and self.summary.kind == "end"
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """``size``: bytes over all threads. ``last``: the stream's last sequence, before what
+    was written while this was read. ``records``: how many each subject has."""
+
+    size: int
+    last: int
+    records: dict[str, int]
 
 
 class Stored:
@@ -76,32 +91,37 @@ class Stored:
         info = await aio(self._api)(f"STREAM.INFO.{STREAM}")
         return int(info["state"]["bytes"])
 
-    async def counts(self, subjects: str) -> tuple[int, dict[str, int]]:
-        """(bytes over all threads, records of each subject that matches ``subjects``)."""
+    async def counts(self, subjects: str) -> Counts:
+        """What is stored under ``subjects``, which may hold wildcards."""
 
-        async def pages() -> tuple[int, dict[str, int]]:
+        async def pages() -> Counts:
             found: dict[str, int] = {}
+            last: int | None = None
             while True:
                 asked = {"subjects_filter": subjects, "offset": len(found)}
                 info = await self._api(f"STREAM.INFO.{STREAM}", asked)
-                page = info["state"].get("subjects") or {}
+                state = info["state"]
+                last = int(state["last_seq"]) if last is None else last
+                page = state.get("subjects") or {}
                 found |= page
                 if not page or len(found) >= int(info.get("total", 0)):
-                    return int(info["state"]["bytes"]), found
+                    return Counts(int(state["bytes"]), last, found)
 
-        answer: tuple[int, dict[str, int]] = await aio(pages)()
+        answer: Counts = await aio(pages)()
         return answer
 
-    async def drop(self, subjects: Iterable[str]) -> None:
-        """Delete all that is stored under each of ``subjects``."""
-        await self._purge([{"filter": subject} for subject in subjects])
+    async def drop(self, seen: Iterable[tuple[str, int]]) -> None:
+        """Of each (subject, stream sequence), where the subject may hold wildcards, delete
+        what is stored up to that sequence.
 
-    async def drop_until(self, subject: str, sequence: int) -> None:
-        """Delete what is stored under ``subject`` up to stream sequence ``sequence``."""
-        await self._purge([{"filter": subject, "seq": sequence + 1}])
+        Whoever decides that something may go has looked before, and a run may begin, or an
+        id be used again, until the server does it. What is written after the look has a
+        higher sequence, and stays. So there is no way to delete without one."""
+        await self._purge([{"filter": subject, "seq": last + 1} for subject, last in seen])
 
     async def keep(self, subject: str, records: int) -> None:
-        """Delete all but the last ``records`` (at least 1) of ``subject``."""
+        """Delete all but the last ``records`` (at least 1) of ``subject``, counted when the
+        server does it."""
         await self._purge([{"filter": subject, "keep": records}])
 
     async def _purge(self, bodies: Sequence[dict[str, Any]]) -> None:
@@ -269,9 +289,16 @@ def _last(msg: Msg) -> Last:
     # $JS.ACK.stream.consumer.delivered.sseq.cseq.time.pending; servers with domains put
     # the domain and an account hash before the stream.
     fields = msg.reply.split(".")
-    nanoseconds = int(fields[7 if len(fields) == 9 else 9])
+    at = 5 if len(fields) == 9 else 7
     size = headers.get("Nats-Msg-Size", "")
     return Last(msg.subject, nanoseconds / 1e9, int(size) if _SIZE.fullmatch(size) else 0, summary)
+    return Last(
+        msg.subject,
+        int(fields[at]),
+        int(fields[at + 2]) / 1e9,
+        int(size) if _SIZE.fullmatch(size) else 0,
+        summary,
+    )
 
 
 def _output(first: Record | None) -> Output:

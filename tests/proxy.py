@@ -12,8 +12,12 @@ from collections.abc import Callable
 class Proxy:
     """Listens on ``port`` and passes on to ``target``, a port of 127.0.0.1."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, messages: bool = False) -> None:
+        """``messages``: what clients send is NATS's protocol, so that ``hold`` works."""
         self.target = target
+        self._messages = messages
+        self._word, self._most = b"", 0
+        self._held: list[tuple[asyncio.StreamWriter, bytes]] = []
         self._pairs: set[_Pair] = set()
         self._delay = 0.0
         self._refusing = False
@@ -48,6 +52,24 @@ class Proxy:
     def delay(self, seconds: float) -> None:
         """Every piece of data, in both directions, takes that long."""
         self._delay = seconds
+
+    def hold(self, word: str, most: int = 1_000_000) -> None:
+        """The next ``most`` messages of clients to subjects that hold ``word`` wait until
+        ``release``; all others pass them by."""
+        self._word, self._most = word.encode(), most
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
+
+    def release(self) -> None:
+        async def send() -> None:
+            self._most = 0
+            held, self._held = self._held, []
+            for writer, message in held:
+                writer.write(message)
+
+        self._do(send)
 
     def half_close(self) -> None:
         """The clients' ends of the connections stay; the server sees them finished."""
@@ -102,8 +124,10 @@ class Proxy:
         pair = _Pair(w, back_w)
         self._pairs.add(pair)
         try:
-            await asyncio.gather(self._pipe(r, back_w), self._pipe(back_r, w))
-        except (OSError, asyncio.CancelledError):
+            back = self._pipe(back_r, w)
+            there = self._pipe_messages if self._messages else self._pipe
+            await asyncio.gather(there(r, back_w), back)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._pairs.discard(pair)
@@ -117,6 +141,22 @@ class Proxy:
             w.write(data)
             await w.drain()
         await self._flow.wait()
+        if w.can_write_eof() and not w.is_closing():
+            w.write_eof()
+
+
+    async def _pipe_messages(self, r: asyncio.StreamReader, w: asyncio.StreamWriter) -> None:
+        while line := await r.readline():
+            words = line.split()
+            message = line
+            if words and words[0].upper() in (b"PUB", b"HPUB"):
+                message += await r.readexactly(int(words[-1]) + 2)
+            if self._most and len(words) > 1 and self._word in words[1]:
+                self._most -= 1
+                self._held.append((w, message))
+            else:
+                w.write(message)
+                await w.drain()
         if w.can_write_eof() and not w.is_closing():
             w.write_eof()
 

@@ -7,17 +7,19 @@ import json
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from typing import Any
 
 import msgspec
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
+from proxy import Proxy
 from runctl.cli.output import lost
 from runctl.cli.watch import Gap
 from runctl.supervisor import wire
 from runctl.supervisor.model import Run, Status
+from test_housekeeping import forget
 from test_terminal import Terminal
 
 # Writes numbered lines of 1,000 bytes: argv is how many, and a file to wait for after them.
@@ -239,6 +241,85 @@ def test_an_older_stream_is_taken_over(stopped_box: Box) -> None:
     assert outputs(box, "t")[done[3]] == "stored"
     found = nats_api(box, config)
     assert (found.discard, found.max_age, found.max_bytes) == ("new", 0, 1024**2)
+
+
+@pytest.fixture
+def held(stopped_box: Box, nats_server: str) -> Iterator[Callable[[str], tuple[Box, Proxy]]]:
+    """A daemon whose NATS is another program, and a proxy between them."""
+    made: list[Proxy] = []
+
+    def start(text: str) -> tuple[Box, Proxy]:
+        proxy = Proxy(int(nats_server.rpartition(":")[2]), messages=True)
+        made.append(proxy)
+        stopped_box.configure(f'{text}[nats]\nurl = "{proxy.url}"\n')
+        stopped_box.start()
+        return stopped_box, proxy
+
+    yield start
+    stopped_box.close()
+    for proxy in made:
+        proxy.close()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_purge_spares_what_begins_after_its_look(
+    held: Callable[[str], tuple[Box, Proxy]], force: bool
+) -> None:
+    """The request to JetStream is under way for so long that a whole run comes and goes."""
+    box, proxy = held("")
+    thread = f"purged-{force}"
+    old = finish(box, thread, 3)
+    proxy.hold("STREAM.PURGE")
+    purge = box.popen("purge", thread, "--yes", *(["--force"] if force else []))
+    wait_until(lambda: proxy.held, "the purge is on its way")
+    new = finish(box, thread, 4)
+    proxy.release()
+    out, err = purge.communicate(timeout=DEADLINE)
+    assert (purge.returncode, out) == (0, b"purged the output of 1 run\n"), err
+    assert outputs(box, thread) == {old: "none", new: "stored"}
+    assert numbers(box.runctl("attach", thread, "--no-follow")) == [0, 1, 2, 3]
+
+
+def test_a_run_that_is_being_aborted_is_in_flight(box: Box) -> None:
+    """Its row is aborted at once, and its processes still write."""
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1); time.sleep(600)"
+    run = box.submit_py("t", code)
+    Watch(box, "t").wait_chunks(1)
+    abort = box.popen("abort", "t")
+    wait_until(lambda: box.show(run)["status"] == "aborted", "its row says so")
+    assert abort.poll() is None, "its processes are there"
+    box.runctl("purge", "t", "--yes", code=6)
+    assert f"has run {run} in flight" in box.stderr
+    assert abort.wait(DEADLINE) == 0
+    box.runctl("purge", "t", "--yes")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["its age", "their number"])
+def test_what_may_go_is_not_the_output_of_the_next_run_with_its_id(
+    held: Callable[[str], tuple[Box, Proxy]], way: str
+) -> None:
+    """Between a look and its purge the run is forgotten, and its id used again."""
+    thread = f"again-{way.split()[-1]}"
+    limits = "[stream]\nmax_runs = 1\n" if way == "their number" else ""
+    box, proxy = held(f"[history]\nmax_runs = 1\n{limits}")
+    run = finish(box, thread, 3, run=f"{thread}-x")
+    proxy.hold("STREAM.PURGE", 1)
+    if way == "their number":
+        finish(box, thread, 3)
+    else:
+        time.sleep(1)  # SQLite's rows know whole seconds
+        purge = box.popen("purge", thread, "--older-than", "0s", "--yes")
+    wait_until(lambda: proxy.held, "what is left of it is about to go")
+    forget(box, run)
+    finish(box, thread, 4, run=run)
+    proxy.release()
+    if way == "their number":
+        wait_until(lambda: list(outputs(box, thread).values()).count("stored") == 1, "one stays")
+    else:
+        purge.wait(DEADLINE)  # which it may have given up meanwhile
+    assert outputs(box, thread)[run] == "stored"
+    assert numbers(box.runctl("attach", thread, "--run", run, "--no-follow")) == [0, 1, 2, 3]
 
 
 def test_progress_of_a_purge_of_many_threads(box: Box) -> None:

@@ -176,6 +176,14 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
         assert isinstance(ended, wire.End)
 
 
+def test_a_run_that_begins_while_its_row_turns_aborted_ends_as_aborted() -> None:
+    registry, spec = Registry(), RunSpec("r", THREAD, "shell")
+    with registry.dooming("r"), registry.start(spec, 1) as live:
+        assert live.decide(Outcome(Status.SUCCEEDED)).status is Status.ABORTED
+    with registry.start(spec, 1) as live:
+        assert live.decide(Outcome(Status.SUCCEEDED)).status is Status.SUCCEEDED
+
+
 BROKEN = """
 import sys
 from runctl.supervisor import arguments, order
