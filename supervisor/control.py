@@ -497,8 +497,7 @@ class Control:
             busy += [x.spec.run for x in self._registry.of(thread)]
             if busy and not r.force and r.older_than is None:
                 raise Refused(
-                    f"thread {thread!r} has run {busy[0]} in flight;"
-                    " wait, abort it, or add --force"
+                    f"thread {thread!r} has run {busy[0]} in flight; wait, abort it, or add --force"
                 )
             if r.older_than is None:
                 drop.append((wire.thread_subjects(thread), there.last))

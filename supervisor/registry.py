@@ -102,9 +102,7 @@ class Registry:
     @contextmanager
     def start(self, spec: RunSpec, attempt: int) -> Iterator[Live]:
         """Enter a run for as long as its work lasts."""
-        live = Live(
-            spec, attempt, stopping=self._stopping, aborting=spec.run in self._doomed
-        )
+        live = Live(spec, attempt, stopping=self._stopping, aborting=spec.run in self._doomed)
         if self._stopping:
             live.scope.cancel()
         self._live[spec.run] = live

@@ -291,7 +291,6 @@ def _last(msg: Msg) -> Last:
     fields = msg.reply.split(".")
     at = 5 if len(fields) == 9 else 7
     size = headers.get("Nats-Msg-Size", "")
-    return Last(msg.subject, nanoseconds / 1e9, int(size) if _SIZE.fullmatch(size) else 0, summary)
     return Last(
         msg.subject,
         int(fields[at]),
