@@ -51,7 +51,8 @@ class Meter:
 @dataclass(frozen=True)
 class Line:
     """One thread as shown. ``age``: seconds in this status. ``chunks`` and ``rate`` None:
-    there are none. ``live``: a run is running or queued."""
+    there are none. ``live``: a run is running or queued. ``work``: the run's command or
+    prompt."""
 
     thread: str
     status: str
@@ -64,6 +65,7 @@ class Line:
     queued: int
     live: bool
     error: str
+    work: str = ""
 
 
 class Board:
@@ -120,14 +122,16 @@ class Board:
         return running, sum(row.queued for row in self._live)
 
     def lines(self, text: str, now: float, wall: float) -> list[Line]:
-        """Those whose thread, run, status or executor holds ``text``. ``wall``: Unix time."""
+        """Those whose thread, run, status, executor or work holds ``text``. ``wall``: Unix
+        time."""
         made = [self._line(row, True, now, wall) for row in self._live]
         made += [self._line(row, False, now, wall) for row in self._idle]
         wanted = text.casefold()
         return [
             line
             for line in made
-            if wanted in f"{line.thread} {line.run} {line.status} {line.executor}".casefold()
+            if wanted
+            in f"{line.thread} {line.run} {line.status} {line.executor} {line.work}".casefold()
         ]
 
     def _ended(self, run: Run) -> str | None:
@@ -162,6 +166,7 @@ class Board:
             queued=row.queued,
             live=live,
             error=run.error or "",
+            work=run.command or run.prompt or "",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..supervisor import wire
-from ..supervisor.model import Status, ThreadRow, check_thread
+from ..supervisor.model import Run, Status, ThreadRow, check_thread
 from . import render
 from .client import ask, dial
 from .common import STATUSES, App, Verb, pass_app, run
@@ -36,7 +36,12 @@ Examples:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows.")
 @pass_app
 def list_(app: App, thread: str | None, status: str | None, limit: int | None) -> None:
-    """List all threads, a row each; with THREAD, that thread's runs, latest first."""
+    """List all threads, a row each; with THREAD, that thread's runs, latest first.
+
+    A thread's row is about its running run, else its next one, else its last. WORK is the
+    run's command or prompt. A narrow terminal shows fewer columns; a pipe gets them all,
+    uncut.
+    """
     if thread is not None:
         check_thread(thread)
     threads: list[ThreadRow] = []
@@ -89,7 +94,7 @@ def _print_threads(rows: list[ThreadRow], status: str | None) -> None:
         )
         return
     render.table(
-        ("THREAD", "STATUS", "RUN", "ATTEMPT", "RUNNER", "AGE", "QUEUED"),
+        ("THREAD", "STATUS", "RUN", "ATTEMPT", "RUNNER", "AGE", "QUEUED", "WORK", "ERROR"),
         (
             (
                 row.thread,
@@ -99,10 +104,22 @@ def _print_threads(rows: list[ThreadRow], status: str | None) -> None:
                 row.run.runner,
                 render.since(row.run.created_at),
                 str(row.queued),
+                _work(row.run),
+                _error(row.run),
             )
             for row in rows
         ),
+        least={"THREAD": 9, "WORK": 14, "ERROR": 18},
+        drop=("RUNNER", "RUN", "ATTEMPT", "AGE", "QUEUED", "WORK", "ERROR"),
     )
+
+
+def _work(run: Run) -> str:
+    return run.command or run.prompt or "-"
+
+
+def _error(run: Run) -> str:
+    return " ".join((run.error or "-").split())
 
 
 def _thread_status(row: ThreadRow) -> str:
@@ -118,7 +135,6 @@ def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
         return
     render.table(
         (
-            # A narrow terminal cuts lines: what matters least stands last.
             "RUN",
             "STATUS",
             "OUTPUT",
@@ -129,6 +145,7 @@ def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
             "EXECUTOR",
             "CREATED",
             "ERROR",
+            "WORK",
         ),
         (
             (
@@ -141,8 +158,21 @@ def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
                 row.runner,
                 row.executor or "-",
                 row.created_at,
-                render.short(row.error or ""),
+                _error(row),
+                _work(row),
             )
             for row in rows
+        ),
+        least={"ERROR": 16, "WORK": 14},
+        drop=(
+            "CREATED",
+            "EXECUTOR",
+            "RUNNER",
+            "OUTPUT",
+            "ATTEMPT",
+            "EXIT",
+            "DURATION",
+            "WORK",
+            "ERROR",
         ),
     )

@@ -10,7 +10,7 @@ import select
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -97,17 +97,64 @@ def cut(text: str, columns: int) -> str:
     return kept + "…" if columns > 0 else ""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns on stdout; at a terminal, lines no wider than it."""
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    least: Mapping[str, int] | None = None,
+    drop: Sequence[str] = (),
+) -> None:
+    """Aligned columns on stdout; nothing is cut, unless stdout is a terminal. There, those of
+    ``drop`` that hold nothing but "-" are left out, the columns in ``least`` are made narrower,
+    down to so many terminal columns, and when that is not enough, columns are left out in the
+    order of ``drop``."""
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(width(row[i]) for row in cells) for i in range(len(header))]
+    widths = {name: max(width(row[i]) for row in cells) for i, name in enumerate(header)}
+    if columns is not None:
+        for i, name in enumerate(header):
+            if name in drop and all(row[i] == "-" for row in cells[1:]):
+                del widths[name]
+        widths = fitted(widths, columns, least or {}, drop)
     lines = []
     for row in cells:
-        padded = (c + " " * (w - width(c)) for c, w in zip(row, widths, strict=True))
-        line = "  ".join(padded).rstrip()
+        kept = ((c, widths[n]) for c, n in zip(row, header, strict=True) if n in widths)
+        line = "  ".join(padded(cell, wide) for cell, wide in kept).rstrip()
         lines.append(line if columns is None else cut(line, columns))
     out("\n".join(lines))
+
+
+def padded(text: str, columns: int) -> str:
+    """``text`` in exactly ``columns`` terminal columns."""
+    shown = cut(text, columns)
+    return shown + " " * (columns - width(shown))
+
+
+def fitted(
+    widths: Mapping[str, int], columns: int, least: Mapping[str, int], drop: Sequence[str]
+) -> dict[str, int]:
+    """The columns of ``table`` that are shown in ``columns``, and how wide: what is left over
+    goes to the narrowed ones, evenly, until they hold their content."""
+    found = {name: min(wide, least.get(name, wide)) for name, wide in widths.items()}
+
+    def spare() -> int:
+        return columns - sum(found.values()) - 2 * (len(found) - 1)
+
+    for name in drop:
+        if spare() >= 0:
+            break
+        found.pop(name, None)
+    grow(found, widths, spare())
+    return found
+
+
+def grow(widths: dict[str, int], wanted: Mapping[str, int], spare: int) -> int:
+    """Give ``spare`` to those of ``widths`` that are below ``wanted``, evenly; what is left."""
+    while growing := [name for name in widths if widths[name] < wanted[name]][: max(0, spare)]:
+        for name in growing:
+            widths[name] += 1
+        spare -= len(growing)
+    return spare
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> None:

@@ -36,11 +36,12 @@ HELP = """\
   x                   abort the run that is shown, running or queued
   p                   purge: delete the stored output of the thread
   /                   show only threads that hold a text: their name, run,
-                      status or executor; escape shows all again
+                      status, executor or work; escape shows all again
   ?                   this help
   q, Ctrl-C           quit; runs go on
 
-  RUN is the thread's running run, else the next queued one, else the latest.
+  RUN is the thread's running run, else the next queued one, else the latest;
+  WORK is its command or prompt, ERROR why it did not succeed.
   AGE is the time in this status, TRY the attempt, CHUNKS what it has written
   so far, RATE chunks a second over the last 5 s, QUEUE how many runs wait."""
 
@@ -107,28 +108,34 @@ COLUMNS = {
     "rate": Column("RATE", lambda x: _or_dash(x.rate, pace), 6, right=True),
     "executor": Column("EXECUTOR", lambda x: x.executor or "-", 8, 20),
     "queue": Column("QUEUE", lambda x: str(x.queued) if x.queued else "-", 5, right=True),
+    "work": Column("WORK", lambda x: render.printable(x.work) or "-", 10, 60),
+    "error": Column("ERROR", lambda x: render.printable(" ".join(x.error.split())), 10, 60),
 }
 #: What a narrow terminal does without, first to last.
-DROP = ("executor", "run", "try", "rate", "age", "queue", "chunks", "status")
-#: What gets the room that is left, first to last.
-GROW = ("thread", "executor", "run")
+DROP = ("executor", "run", "try", "rate", "age", "queue", "chunks", "work", "error", "status")
+#: What gets the room that is left: the first one what it needs, then the others alike.
+GROW = ("thread", "work", "error", "executor", "run")
 
 
 def layout(lines: Sequence[Line], width: int) -> dict[str, int]:
     """The columns that fit and how wide they are; one blank lies between two."""
     widths = {name: column.least for name, column in COLUMNS.items()}
+    if not any(line.error for line in lines):
+        del widths["error"]
     for name in DROP:
         if sum(widths.values()) + len(widths) - 1 <= width:
             break
-        del widths[name]
+        widths.pop(name, None)
     spare = width - sum(widths.values()) - len(widths) + 1
+    wanted = dict(widths)
     for name in GROW:
-        if name in widths and spare > 0:
+        if name in widths:
             column = COLUMNS[name]
             need = max((cell_len(column.text(line)) for line in lines), default=0)
-            more = min(max(0, min(need, column.most) - widths[name]), spare)
-            widths[name] += more
-            spare -= more
+            wanted[name] = max(widths[name], min(need, column.most))
+    # Names first: two threads that look alike are the worst that can be shown.
+    spare = render.grow(widths, widths | {"thread": wanted["thread"]}, spare)
+    spare = render.grow(widths, wanted, spare)
     if set(widths) == {"thread"}:
         widths["thread"] = max(1, width)
     elif spare > 0 and widths["thread"] < COLUMNS["thread"].most:
@@ -247,7 +254,8 @@ def _status(view: View, away: tuple[str, float] | None, width: int) -> Text:
         return Text("")
     line = view.lines[view.selected]
     text = f"{line.thread}: run {line.run}"
-    text += f": {line.error}" if line.error else f" on {line.executor}" if line.executor else ""
+    text += f" on {line.executor}" if line.executor and not line.error else ""
+    text += f": {line.error or line.work}" if line.error or line.work else ""
     return _text(render.printable(" ".join(text.split())), width, "dim")
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import trio
@@ -31,6 +31,7 @@ from .model import (
     RunIds,
     RunSpec,
     Status,
+    ThreadRow,
     check_run_id,
     check_thread,
     is_run_id,
@@ -52,9 +53,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("runctld.control")
 aio = trio_asyncio.aio_as_trio
 
+Row = TypeVar("Row", Run, ThreadRow)
+
 PAGE = 500
 #: No database has so many rows; it counts them in 64 bits.
 MAX_AFTER = 2**53
+#: Bytes of an answer of ``list`` beside its rows, and of a row beside what is stored of it.
+AROUND_ROWS, AROUND_ROW = 64 * 1024, 32
 VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status", "resize")
 
 
@@ -240,7 +245,7 @@ class Control:
             raise BadRequest("cwd must be a whole path, which begins with /")
         if any("\0" in a for a in [*r.argv, r.prompt or "", r.cwd or ""]):
             raise BadRequest("a NUL character cannot be passed to a command; remove it")
-        spec = RunSpec(run, thread, name, r.prompt, tuple(r.argv), r.cwd)
+        spec = RunSpec(run, thread, name, tuple(r.argv), r.cwd, prompt=r.prompt)
         # Whoever asks for it gets it back in one answer, with what became of it.
         size, most = len(msgspec.json.encode(spec)) + wire.DETAILS_BYTES, self._nc.max_payload
         if size > most:
@@ -318,18 +323,26 @@ class Control:
             else:
                 busy = r.status in (Status.RUNNING, Status.QUEUED)
                 threads = await self._durable.rows.threads(limit=size, offset=r.after, busy=busy)
-            more = r.after + size if len(threads) == size else None
-            wanted = [t for t in threads if r.status in (None, t.status, t.run.status)]
+            threads, more = self._fitting_page(threads, r.after, size)
+            wanted = [t for t in threads if r.status is None or _has(t, r.status)]
             return wire.Threads(wanted, more, await self._unheard(r))
         thread = check_thread(r.thread)
         statuses = [Status(r.status)] if r.status in list(Status) else []
         runs = await self._durable.rows.runs(thread, limit=size, offset=r.after)
         if not runs and r.after == 0:
             raise NotFound(f"no thread {thread!r}; see: runctl list")
-        more = r.after + size if len(runs) == size else None
+        runs, more = self._fitting_page(runs, r.after, size)
         silent = await self._unheard(r, [x for x in runs if x.status is Status.RUNNING])
         wanted_runs = [x for x in runs if not statuses or x.status in statuses]
         return wire.Runs(await self._with_output(thread, wanted_runs), more, silent)
+
+    def _fitting_page(
+        self, rows: builtins.list[Row], after: int, size: int
+    ) -> tuple[builtins.list[Row], int | None]:
+        """Those of a page's rows that one answer of NATS holds, and where the next page
+        begins. ``size``: how many rows were asked for."""
+        count = how_many_fit(rows, self._nc.max_payload - AROUND_ROWS)
+        return rows[:count], after + count if count < len(rows) or count == size else None
 
     async def _with_output(
         self, thread: str, runs: builtins.list[Run]
@@ -581,3 +594,17 @@ class Control:
             time.monotonic() - self._began,
         )
         return sorted([me, *await self._others.status()], key=lambda x: x.executor_id)
+
+
+def how_many_fit(rows: Sequence[Run | ThreadRow], room: int) -> int:
+    """How many of the first of ``rows``, at least one, take up to ``room`` bytes as JSON."""
+    for count, row in enumerate(rows):
+        room -= len(msgspec.json.encode(row)) + AROUND_ROW
+        if room < 0:
+            return max(1, count)
+    return len(rows)
+
+
+def _has(row: ThreadRow, status: str) -> bool:
+    """Whether the thread or its current run has ``status``; "queued": whether a run waits."""
+    return status in (row.status, row.run.status) or (status == Status.QUEUED and row.queued > 0)

@@ -23,6 +23,8 @@ MAX_PROMPT_BYTES = 1024 * 1024
 MAX_ARGV_BYTES = 1024 * 1024
 #: The longest path that Linux takes.
 MAX_CWD_BYTES = 4096
+#: Of a command or a prompt, where runs are listed.
+MAX_WORK = 200
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -65,10 +67,10 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     run: str
     thread: str
     runner: str
-    prompt: str | None = None
     argv: tuple[str, ...] = ()
     cwd: str | None = None
     retry_of: str | None = None
+    prompt: str | None = None  # last: a list of runs reads only the beginning
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -79,8 +81,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     status: Status
     exit_code: int | None = None
     error: str | None = None
-    reply: str | None = None
     note: str | None = None
+    reply: str | None = None  # last: a list of runs reads only the beginning
 
 
 #: Every aborted run's outcome, wherever its end is written.
@@ -88,7 +90,8 @@ ABORTED = Outcome(Status.ABORTED, error="aborted by an operator")
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A run as listed. Times are RFC 3339 UTC. Field order is CONTRACT's."""
+    """A run as listed. Times are RFC 3339 UTC. ``command`` and ``prompt``: the work as it
+    was submitted, ``shortened``; None when there is none."""
 
     run: str
     thread: str
@@ -102,6 +105,16 @@ class Run(msgspec.Struct, frozen=True):
     exit_code: int | None = None
     error: str | None = None
     note: str | None = None
+    command: str | None = None
+    prompt: str | None = None
+
+
+def shortened(text: str) -> str:
+    """``text`` on one line of at most ``MAX_WORK`` characters; one that was cut ends in "…"."""
+    line = " ".join(text[: 4 * MAX_WORK].split())
+    if len(line) <= MAX_WORK and len(text) <= 4 * MAX_WORK:
+        return line
+    return line[: MAX_WORK - 1] + "…"
 
 
 def unix_time(stamp: str) -> float:
@@ -110,8 +123,8 @@ def unix_time(stamp: str) -> float:
 
 
 class ThreadRow(msgspec.Struct, frozen=True):
-    """A thread as listed: its latest run, and how many wait. ``status``: running,
-    queued or idle."""
+    """A thread as listed: its current run (the running one, else the next, else the last),
+    and how many wait. ``status``: running, queued or idle."""
 
     thread: str
     status: str

@@ -29,6 +29,10 @@ RECENT = 600.0
 #: A verb's read is tried again this long, seconds. What an attempt must know is read until
 #: it is there: no run fails by a database that is away.
 PATIENCE = 10.0
+#: Of a run's input and outcome, where many are listed: so many characters of their JSON. A
+#: character of a thread's name or an error may be six there.
+MOST_INPUT = 4 * 1024
+MOST_OUTPUT = 16 * 1024
 
 T = TypeVar("T")
 
@@ -69,7 +73,7 @@ class Rows:
         """A page of the thread's runs, newest first."""
         t = self._table
         query = (
-            sa.select(*self._columns())
+            sa.select(*self._columns(brief=True))
             .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .order_by(*(column.desc() for column in self._age(t)))
             .limit(limit)
@@ -81,7 +85,7 @@ class Rows:
         """Running first, then queued in their order."""
         t = self._table
         query = (
-            sa.select(*self._columns())
+            sa.select(*self._columns(brief=True))
             .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .where(t.c.status.in_(list(LIVE)))
             .order_by(t.c.priority, t.c.created_at, t.c.workflow_uuid)
@@ -139,9 +143,9 @@ class Rows:
     # ---- threads ----------------------------------------------------------------
 
     async def threads(self, *, limit: int, offset: int, busy: bool = False) -> list[ThreadRow]:
-        """A page of threads with their latest runs, most recent activity first; costs what
-        is shown, not what is stored. ``busy``: only those on which a run is running or
-        queued."""
+        """A page of threads, the one with the latest submit first, each with its current run:
+        the running one, else the next, else the last; costs what is shown, not what is
+        stored. ``busy``: only those on which a run is running or queued."""
         t, newer = self._table, self._table.alias("newer")
         thread = t.c.queue_partition_key
         kept = [t.c.name == WORKFLOW]
@@ -154,18 +158,44 @@ class Rows:
             sa.tuple_(*self._age(newer)) > sa.tuple_(*self._age(t)),
         )
         page = (
-            sa.select(t.c.workflow_uuid)
+            sa.select(t.c.workflow_uuid, thread, t.c.created_at)
             .where(*kept, ~later.exists())
             .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
             .limit(limit)
             .offset(offset)
+            .subquery("page")
+        )
+        current = sa.func.coalesce(
+            self._head("PENDING", page.c.queue_partition_key),
+            self._head("ENQUEUED", page.c.queue_partition_key),
+            page.c.workflow_uuid,
         )
         query = (
-            sa.select(*self._columns(), self._there("ENQUEUED", "DELAYED"), self._there("PENDING"))
-            .where(t.c.workflow_uuid.in_(page))
-            .order_by(t.c.created_at.desc(), t.c.workflow_uuid.desc())
+            sa.select(
+                *self._columns(brief=True),
+                self._there("ENQUEUED", "DELAYED"),
+                self._there("PENDING"),
+            )
+            .join(page, t.c.workflow_uuid == current)
+            .order_by(page.c.created_at.desc(), page.c.workflow_uuid.desc())
         )
         return [read_thread(row, *row[-2:]) for row in await self._rows(query)]
+
+    def _head(self, status: str, thread: sa.ColumnElement[str]) -> sa.ScalarSelect[str]:
+        """The run of ``thread`` that is first among those with this status."""
+        other = self._table.alias()
+        return (
+            sa.select(other.c.workflow_uuid)
+            .where(
+                other.c.queue_name == QUEUE,
+                # Written out, so that SQLite sees that DBOS's index of what is live serves.
+                other.c.status == sa.literal_column(f"'{status}'"),
+                other.c.queue_partition_key == thread,
+            )
+            .order_by(other.c.priority, other.c.created_at, other.c.workflow_uuid)
+            .limit(1)
+            .scalar_subquery()
+        )
 
     def _there(self, *statuses: str) -> sa.ScalarSelect[int]:
         """How many runs of the row's thread have these statuses."""
@@ -203,7 +233,7 @@ class Rows:
             .subquery()
         )
         query = (
-            sa.select(*self._columns(), inner.c.queued, inner.c.busy)
+            sa.select(*self._columns(brief=True), inner.c.queued, inner.c.busy)
             .join(inner, inner.c.id == t.c.workflow_uuid)
             .where(inner.c.rank == 1)
             .order_by(running_first, t.c.created_at.desc(), t.c.workflow_uuid.desc())
@@ -323,7 +353,7 @@ class Rows:
         aborted runs of its thread whose processes other executors may still be ending."""
         t = self._table
         recent = (time.time() - RECENT) * 1000
-        query = sa.select(*self._columns()).where(
+        query = sa.select(*self._columns(brief=True)).where(
             t.c.name == WORKFLOW,
             t.c.status == "CANCELLED",
             t.c.queue_partition_key == spec.thread,
@@ -358,7 +388,7 @@ class Rows:
         """Runs aborted since Unix time ``since`` that ran here or nowhere, and whose end is
         not known to be stored: a crash may have cut the abort."""
         t, made = self._table, self._tables.workflow_output
-        query = sa.select(*self._columns()).where(
+        query = sa.select(*self._columns(brief=True)).where(
             t.c.name == WORKFLOW,
             t.c.status == "CANCELLED",
             t.c.updated_at >= since * 1000,
@@ -456,9 +486,16 @@ class Rows:
             return t.c.created_at, sa.literal_column(f"{t.name}.rowid")
         return t.c.created_at, t.c.priority, t.c.workflow_uuid
 
-    def _columns(self) -> list[sa.ColumnElement[Any]]:
+    def _columns(self, *, brief: bool = False) -> list[sa.ColumnElement[Any]]:
+        """What ``read`` needs. ``brief``: of what may be long, prompts and replies, only the
+        beginning."""
         # dbos keeps inputs and outputs in tables of their own, beside older columns.
         given, c = self._tables.workflow_input, self._table.c
+        inputs: sa.ColumnElement[Any] = sa.func.coalesce(given.c.inputs, c.inputs)
+        output: sa.ColumnElement[Any] = self._output()
+        if brief:
+            inputs = sa.func.substr(inputs, 1, MOST_INPUT)
+            output = sa.func.substr(output, 1, MOST_OUTPUT)
         return [
             c.workflow_uuid,
             c.status,
@@ -469,11 +506,11 @@ class Rows:
             c.started_at_epoch_ms,
             c.completed_at,
             c.updated_at,
-            sa.select(sa.func.coalesce(given.c.inputs, c.inputs))
+            sa.select(inputs)
             .where(given.c.workflow_uuid == c.workflow_uuid)
             .scalar_subquery()
             .label("inputs"),
-            self._output().label("output"),
+            output.label("output"),
         ]
 
     def _output(self) -> sa.ScalarSelect[Any]:

@@ -6,12 +6,13 @@ used up, whoever finds that out."""
 from __future__ import annotations
 
 import datetime
-import json
+import shlex
 from typing import Any
 
 import msgspec
 
-from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow
+from .beginnings import parse_beginning
+from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, shortened
 
 #: DBOS's statuses of what is not over, and ours.
 LIVE = {"ENQUEUED": Status.QUEUED, "DELAYED": Status.QUEUED, "PENDING": Status.RUNNING}
@@ -23,11 +24,11 @@ _ENDED = {
 
 
 def read(row: Any) -> tuple[RunSpec, Run]:
-    """Of a row with the columns that ``Rows`` asks for."""
-    spec = msgspec.convert(json.loads(row.inputs)["positionalArgs"][0], RunSpec)
+    """Of a row with the columns that ``Rows`` asks for, whose input and output may be cut."""
+    spec = msgspec.convert(parse_beginning(row.inputs)["positionalArgs"][0], RunSpec)
     outcome = None
     if row.status == "SUCCESS" and row.output:
-        outcome = msgspec.convert(json.loads(row.output), Outcome)
+        outcome = msgspec.convert(parse_beginning(row.output), Outcome)
     status = _status(row.status, outcome)
     error = outcome.error if outcome else None
     if row.status == "CANCELLED":
@@ -47,6 +48,8 @@ def read(row: Any) -> tuple[RunSpec, Run]:
         exit_code=outcome.exit_code if outcome else None,
         error=error,
         note=outcome.note if outcome else None,
+        command=shortened(shlex.join(spec.argv)) if spec.argv else None,
+        prompt=None if spec.prompt is None else shortened(spec.prompt),
     )
     return spec, run
 

@@ -233,8 +233,7 @@ class Submit(msgspec.Struct, tag="submit", tag_field="verb", forbid_unknown_fiel
 
 class List(msgspec.Struct, tag="list", tag_field="verb", forbid_unknown_fields=True):
     """One page. ``thread`` None lists threads. ``after``: the previous page's ``next``.
-    ``live``: only threads on which a run is running or queued, running ones first, each
-    with the running run, else the next one, in place of the latest."""
+    ``live``: only threads on which a run is running or queued, running ones first."""
 
     thread: str | None = None
     status: str | None = None

@@ -168,7 +168,7 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
 
     async with _streams(nats_server) as streams:
         registry, durable = Registry(), cast("Any", Durable())
-        spec = RunSpec("live", THREAD, "r", None, (), None)
+        spec = RunSpec("live", THREAD, "r")
         with registry.start(spec, 1):
             await Endings(streams, durable, registry).mend(60.0)
         assert (await streams.tail(wire.out_subject(THREAD, "live"))).record is None
