@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -36,6 +37,8 @@ FEW = 4
 CONFLICT = 0.1
 #: A claim whose answer was lost may be committed this long after, seconds.
 LOST = 60.0
+#: What cannot be started is mentioned again after so many seconds.
+SAY_AGAIN = 60.0
 
 
 class Worker:
@@ -53,6 +56,10 @@ class Worker:
         #: Claimed, but not yet read: workflow id -> the claim's token. Its rows are ours
         #: until the next start, so they are read until that succeeds.
         self._found: dict[str, str] = {}
+        #: Claimed, but could not be started, and not back in the queue yet: as ``_found``.
+        self._back: dict[str, str] = {}
+        #: When it was last said of such a run that it could not be started.
+        self._said: dict[str, float] = {}
         #: Tokens of claims without an answer, and when it is too late for them.
         self._unsure: dict[str, float] = {}
         self._heads: Heads | None = None
@@ -111,6 +118,8 @@ class Worker:
                 keys.add(None)
             wait, again = POLL, False
             try:
+                if self._back:
+                    self._put_back()
                 if keys or self._found or self._unsure or self._anything():
                     again = self._claim(keys)
                     wait = random.uniform(0, CONFLICT) if again else POLL
@@ -221,10 +230,24 @@ class Worker:
             other.c.queue_partition_key == t.c.queue_partition_key,
             other.c.workflow_uuid != t.c.workflow_uuid,
         )
+        given = self._unclaim(t.c.owner_xid.in_(set(self._found.values())), beside.exists())
+        for workflow in given:
+            del self._found[workflow]
+        return bool(given)
+
+    def _put_back(self) -> None:
+        """What could not be started: it is first in its queue again, for any executor. Its
+        token says that it is still what was claimed; what has ended meanwhile has none."""
+        c, tokens = self._table.c, list(self._back.values())
+        self._unclaim(c.workflow_uuid.in_(list(self._back)), c.owner_xid.in_(tokens))
+        self._back.clear()
+
+    def _unclaim(self, *which: sa.ColumnElement[bool]) -> list[str]:
+        """Back to the queue, as if it had not been claimed; the ids."""
+        t = self._table
         query = (
             t.update()
-            .where(t.c.queue_name == self._queue.name, t.c.status == "PENDING")
-            .where(t.c.owner_xid.in_(set(self._found.values())), beside.exists())
+            .where(t.c.queue_name == self._queue.name, t.c.status == "PENDING", *which)
             .values(
                 status="ENQUEUED",
                 owner_xid=None,
@@ -234,10 +257,7 @@ class Worker:
             .returning(t.c.workflow_uuid)
         )
         with self._dbos._sys_db.engine.begin() as connection:
-            given = list(connection.scalars(query))
-        for workflow in given:
-            del self._found[workflow]
-        return bool(given)
+            return list(connection.scalars(query))
 
     def _begin(self) -> None:
         rows = self._dbos._sys_db.get_workflow_statuses(list(self._found))
@@ -250,9 +270,27 @@ class Worker:
             self._coming.add(workflow)
             try:
                 execute_dequeued_workflow(self._dbos, status, tokens[workflow])
-            except Exception:
-                log.exception("run %s cannot be started", workflow)
+            except Exception as error:
+                self._say(workflow, error)
                 self._coming.discard(workflow)
+                self.claimed.pop(workflow, None)
+                self._back[workflow] = tokens[workflow]
+        if self._back:
+            self._put_back()
+
+    def _say(self, workflow: str, error: Exception) -> None:
+        """That it could not be started. It is tried again each second: said each minute."""
+        now = time.monotonic()
+        if now - self._said.get(workflow, -math.inf) < SAY_AGAIN:
+            return
+        self._said = {w: at for w, at in self._said.items() if now - at < SAY_AGAIN}
+        self._said[workflow] = now
+        log.error(
+            "run %s cannot be started (%s); it goes back to its queue, and is tried again",
+            workflow,
+            reason(error),
+            exc_info=error,
+        )
 
     def _conflict(self, error: sa.exc.DBAPIError) -> bool:
         """Whether another executor was claiming at the same moment."""

@@ -83,6 +83,31 @@ reenqueue(system, "e", "v")
 found["without queue"] = [row(run)["queue_name"] for run in ("a1", "b1")]
 """
 
+START = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from runctl.supervisor.claims import Active, Worker
+
+dbos = _get_dbos_instance()
+active = dbos._active_workflows_set = Active()
+worker = active.workers["q"] = Worker(dbos, queue, "e", "v")
+full = dbos._executor_field
+full.shutdown()
+enqueue("a", "a1", 1)
+worker.start()
+deadline = time.monotonic() + 40
+while not worker._said and time.monotonic() < deadline:
+    time.sleep(0.01)
+# Between two of its tries.
+while (refused := row("a1"))["status"] != "ENQUEUED" and time.monotonic() < deadline:
+    time.sleep(0.01)
+dbos._executor_field = ThreadPoolExecutor(2)
+while (done := row("a1"))["status"] != "SUCCESS" and time.monotonic() < deadline:
+    time.sleep(0.01)
+found = {"refused": refused, "done": done}
+found |= {"coming": list(worker._coming), "claimed": worker.claimed}
+"""
+
 SAVE = """
 with open(sys.argv[2], "w") as file:
     json.dump(found, file, default=str)
@@ -132,3 +157,12 @@ def test_a_recovery_writes_what_dbos_writes(tmp_path: Path) -> None:
     assert all((theirs[name] is None) == (ours[name] is None) for name in TIMES)
     assert found["others"] == ["ENQUEUED", "PENDING", "PENDING"]
     assert found["without queue"] == ["_dbos_internal_queue"] * 2
+
+
+def test_what_cannot_be_started_goes_back_to_its_queue(tmp_path: Path) -> None:
+    """DBOS has no thread for it at first: no attempt is counted, and nobody else need wait."""
+    found = run(tmp_path, START)
+    assert (found["refused"]["status"], found["refused"]["recovery_attempts"]) == ("ENQUEUED", 0)
+    assert found["refused"]["owner_xid"] is None
+    assert (found["done"]["status"], found["done"]["recovery_attempts"]) == ("SUCCESS", 1)
+    assert (found["coming"], found["claimed"]) == ([], {})
