@@ -7,6 +7,7 @@ removed, only when that is wished for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -93,7 +94,8 @@ def take(
 
 
 def _write(file: File) -> None:
-    """In one step, so that nobody reads half of it; with its mode from the first byte."""
+    """In one step, so that nobody reads half of it, after a power cut neither; with its mode
+    from the first byte."""
     file.path.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.path.with_name(f".{file.path.name}.new")
     temporary.unlink(missing_ok=True)
@@ -101,4 +103,10 @@ def _write(file: File) -> None:
     with os.fdopen(fd, "wb") as out:
         out.write(file.content)
         os.fchmod(out.fileno(), file.mode)
+        out.flush()
+        os.fsync(out.fileno())
     temporary.replace(file.path)
+    folder = os.open(file.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # not every file system can
+        os.fsync(folder)
+    os.close(folder)

@@ -25,6 +25,7 @@ from .outside import (
     read_traces,
 )
 from .schema import (
+    MAX_ID_BYTES,
     ChatRunner,
     CommandRunner,
     Config,
@@ -225,8 +226,8 @@ def _read_executor_id(
         top.fail(key, f"is empty{origin}: {EXECUTOR_ID_FIX}")
     if not value.isprintable():
         top.fail(key, f"holds characters that cannot be printed: {EXECUTOR_ID_FIX}")
-    if len(value.encode()) > 128:
-        top.fail(key, f"expected at most 128 bytes, got {len(value.encode())}: shorten it")
+    if len(value.encode()) > MAX_ID_BYTES:
+        top.fail(key, f"expected at most {MAX_ID_BYTES} bytes, got {len(value.encode())}: shorten it")
     return value
 
 

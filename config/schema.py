@@ -150,6 +150,8 @@ class Traces:
 
 
 #: How a run may end, in the words of its status.
+#: Of an executor ID, in UTF-8.
+MAX_ID_BYTES = 128
 ENDED = ("succeeded", "failed", "aborted", "dead")
 
 

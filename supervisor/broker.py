@@ -93,9 +93,10 @@ class Broker:
             await self._process.end(2.0)
 
     def _load_endpoint(self) -> Endpoint:
-        path = self._config.state_dir / ENDPOINT_FILE
+        path, written = self._config.state_dir / ENDPOINT_FILE, b""
         try:
-            endpoint = msgspec.json.decode(path.read_bytes(), type=Endpoint)
+            written = path.read_bytes()
+            endpoint = msgspec.json.decode(written, type=Endpoint)
         except (OSError, msgspec.DecodeError):
             endpoint = Endpoint(
                 f"nats://127.0.0.1:{_free_port()}", "runctl", secrets.token_urlsafe(32)
@@ -103,7 +104,10 @@ class Broker:
         if not _can_bind(_port(endpoint)):
             log.warning("port %d was taken by another program; moving", _port(endpoint))
             endpoint = msgspec.structs.replace(endpoint, url=f"nats://127.0.0.1:{_free_port()}")
-        write_private(path, msgspec.json.encode(endpoint))
+        # A full disk has room for nothing: then what is there already must do.
+        wanted = msgspec.json.encode(endpoint)
+        if wanted != written or path.stat().st_mode & 0o077:
+            write_private(path, wanted)
         return endpoint
 
     async def _spawn(self) -> None:

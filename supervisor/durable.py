@@ -130,7 +130,8 @@ class Durable:
         calm.poll_seldom(self._dbos)
         sqlite.wait_out(self._stopping)
         sqlite.no_messages(self._stopping)
-        recovery.at_launch(self._executor, APP_VERSION)
+        alone = self._config.database.embedded
+        recovery.at_launch(self._executor, APP_VERSION, alone=alone)
         dispatch = self._dispatch
         durable = self
 
@@ -166,7 +167,7 @@ class Durable:
         system = self._dbos._sys_db
         self.rows = Rows(
             *(system.engine, system.tables, self._executor, self._stopping),
-            alone=self._config.database.embedded,
+            alone=alone,
         )
         try:
             await trio.to_thread.run_sync(self.rows.index)
@@ -213,7 +214,7 @@ class Durable:
         the worker before would let it re-enqueue a row that is already claimed again."""
         deadline = time.monotonic() + self._config.start_timeout
         # DBOS gives no event for its end.
-        while left := self.rows.left_of(self._executor, APP_VERSION):
+        while left := self.rows.left(APP_VERSION):
             if time.monotonic() > deadline:
                 raise Unavailable(f"{left} unfinished runs could not be recovered in time")
             time.sleep(0.003)

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import trio
 import trio_asyncio
 
-from ..config.schema import Config
+from ..config.schema import MAX_ID_BYTES, Config, ConfigError
 from .errors import LeaseHeld, LeaseLost, Unavailable
 from .postgres import application_name, connection
 from .private import write_private
@@ -29,12 +29,23 @@ aio = trio_asyncio.aio_as_trio
 
 
 def executor_id(config: Config) -> str:
-    """The configured ID, or one generated once and kept in the state directory."""
+    """The configured ID, or one generated once and kept in the state directory. A new one is
+    made where none can be read: the directory's lock, not the ID, says whose runs are in it."""
     if config.executor_id:
         return config.executor_id
     path = config.state_dir / "executor-id"
-    if path.exists() and (kept := path.read_text().strip()):
+    try:
+        kept = path.read_bytes().decode(errors="replace").strip()
+    except FileNotFoundError:
+        kept = ""
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}; let runctld's user read it, or remove it"
+        ) from None
+    if kept and kept.isprintable() and "\ufffd" not in kept and len(kept.encode()) <= MAX_ID_BYTES:
         return kept
+    if kept:
+        log.warning("%s does not hold an executor ID; a new one is made", path)
     made = f"{socket.gethostname().split('.')[0][:40] or 'local'}-{uuid.uuid4().hex[:8]}"
     write_private(path, f"{made}\n".encode())
     return made

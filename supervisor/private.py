@@ -4,6 +4,7 @@ others cannot look into, and what commands inherit of it."""
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import stat
@@ -48,13 +49,29 @@ def close_process() -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace ``path`` atomically; 0600 from the first byte."""
+    """Replace ``path`` in one step; 0600 from the first byte. On disk when this returns: a
+    power cut leaves the old file or the new one, whole."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(fd)
     temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """See that the names in it are on disk. A file system that cannot is left alone."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
 
 
 def prepare_state_dir(path: Path) -> None:

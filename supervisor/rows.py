@@ -305,13 +305,12 @@ class Rows:
         except sa.exc.DBAPIError as error:  # another executor makes it just now
             log.debug("index: %s", error)
 
-    def left_of(self, executor: str, version: str) -> int:
-        """How many of an executor's rows are not yet re-enqueued. Blocking."""
+    def left(self, version: str) -> int:
+        """How many of our rows are not yet re-enqueued. Blocking."""
         c = self._table.c
         query = (
             sa.select(sa.func.count())
-            .where(c.status == "PENDING")
-            .where(c.executor_id == executor)
+            .where(c.status == "PENDING", self._ours(c))
             .where(c.application_version == version)
         )
         return int(self._scalar(query))
@@ -392,7 +391,7 @@ class Rows:
             t.c.name == WORKFLOW,
             t.c.status == "CANCELLED",
             t.c.updated_at >= since * 1000,
-            sa.or_(t.c.executor_id == self._executor, t.c.recovery_attempts == 0),
+            sa.or_(self._ours(t.c), t.c.recovery_attempts == 0),
             ~sa.exists().where(made.c.workflow_uuid == t.c.workflow_uuid),
         )
         return [read(row)[1] for row in await self._rows(query)]
@@ -478,6 +477,14 @@ class Rows:
         return sa.func.coalesce(self._table.c.completed_at, self._table.c.updated_at)
 
     # ---- how --------------------------------------------------------------------
+
+    def _ours(self, c: Any) -> sa.ColumnElement[bool]:
+        """Whether this executor is the one to care for a row that was begun. The embedded
+        database is ours by its lock: all of them, whatever ID an earlier daemon had."""
+        if self._alone:
+            return sa.true()
+        ours: sa.ColumnElement[bool] = c.executor_id == self._executor
+        return ours
 
     def _age(self, t: Any) -> tuple[sa.ColumnElement[Any], ...]:
         """What rises with each submit on a thread. created_at is in whole seconds on SQLite,

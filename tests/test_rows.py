@@ -73,8 +73,8 @@ def change(run, **values):
 change("c1", executor_id="another")
 change("d1", application_version="another")
 found = {"theirs": system.reenqueue_for_recovery("a1", ["e"], "_internal")}
-found["ours"] = reenqueue(system, "e", "v")
-found["again"] = reenqueue(system, "e", "v")
+found["ours"] = list(reenqueue(system, "e", "v"))
+found["again"] = list(reenqueue(system, "e", "v"))
 found["rows"] = [row("a1"), row("b1")]
 found["others"] = [row(run)["status"] for run in ("b2", "c1", "d1")]
 change("b1", status="PENDING", queue_name=None)
