@@ -227,7 +227,10 @@ def _read_executor_id(
     if not value.isprintable():
         top.fail(key, f"holds characters that cannot be printed: {EXECUTOR_ID_FIX}")
     if len(value.encode()) > MAX_ID_BYTES:
-        top.fail(key, f"expected at most {MAX_ID_BYTES} bytes, got {len(value.encode())}: shorten it")
+        top.fail(
+            key,
+            f"expected at most {MAX_ID_BYTES} bytes, got {len(value.encode())}: shorten it",
+        )
     return value
 
 
