@@ -179,6 +179,20 @@ def kill_rows(table: Table, pids: Iterable[int]) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
+def term_rows(table: Table, pids: Iterable[int]) -> None:
+    """TERM these by their process groups: what one of them forks just now gets it as well,
+    and nothing that it forks on hearing it. Stopped ones do not hear it before CONT."""
+    pids = list(pids)
+    groups = {table[pid].group for pid in pids} - {os.getpgrp(), 0}
+    for number in (signal.SIGTERM, signal.SIGCONT):
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, number)
+        for pid in pids:
+            if table[pid].group not in groups:
+                strike(pid, table[pid].start, number)
+
+
 class Tree:
     """One spawned root, and all that came of it."""
 
@@ -529,20 +543,35 @@ class Keeper:
         self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
 
     def press(self, tree: Tree, table: Table, pids: set[int]) -> None:
-        """TERM what has not had it yet, or KILL all."""
+        """TERM who is to hear it, or KILL all."""
         alive = [pid for pid in pids if not table[pid].zombie]
         if time.monotonic() >= tree.kill_at:
             tree.killed = True
             if tree.group is not None:
                 tree.group.kill()
             kill_rows(table, alive)
-            return
-        for pid in alive:
-            identity = (pid, table[pid].start)
-            if identity not in tree.termed:
+        elif not tree.termed:
+            term_rows(table, alive)
+            tree.termed.update((pid, table[pid].start) for pid in alive)
+        else:
+            for pid in [pid for pid in alive if self.strays(tree, table, pid)]:
+                identity = (pid, table[pid].start)
                 tree.termed.add(identity)
                 strike(*identity, signal.SIGTERM)
                 strike(*identity, signal.SIGCONT)  # a stopped process does not hear TERM
+
+    def strays(self, tree: Tree, table: Table, pid: int) -> bool:
+        """Whether nobody that had TERM answers for ``pid``, which had none. What a handler
+        starts to clean up has the grace, as long as the one that had TERM lives; what has
+        come loose from it, or from its like, gets a TERM of its own."""
+        me, at = os.getpid(), pid
+        while at in table and not table[at].zombie:
+            if (at, table[at].start) in tree.termed:
+                return False
+            at = table[at].parent
+            if at in (me, 1):  # who loses its parent is given to us
+                return True
+        return False  # it loses its parent just now: the next scan tells
 
 
 def become(

@@ -430,6 +430,48 @@ idle()
 
 
 @linux_only
+async def test_what_comes_loose_from_a_handler_hears_of_it(
+    keeper: Keeper, tmp_path: Path
+) -> None:
+    """A daemon that a handler has started, and one that was never told, get a TERM of their
+    own; what the handler waits for gets none."""
+    code = """
+def child(mark, seconds):
+    def heard(*_):
+        open(sys.argv[1] + "." + mark, "a").write("t")
+        os._exit(0)
+    signal.signal(signal.SIGTERM, heard)
+    note()
+    time.sleep(seconds)
+    open(sys.argv[1] + "." + mark, "a").write("done")
+    os._exit(0)
+def handler(*_):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            child("loose", 600)
+        os._exit(0)
+    os.wait()
+    waited = os.fork()
+    if waited == 0:
+        child("waited", 0.5)
+    os.waitpid(waited, 0)
+    os._exit(0)
+signal.signal(signal.SIGTERM, handler)
+note()
+idle()
+"""
+    log = tmp_path / "pids"
+    process, _ = await script(keeper, code, log, 1)
+    await process.end(60)
+    assert await process.wait() == 0
+    assert (tmp_path / "pids.loose").read_text() == "t"
+    assert (tmp_path / "pids.waited").read_text() == "done"
+    assert len(pids_in(log)) == 3
+    assert not [pid for pid in pids_in(log) if alive(pid)]
+
+
+@linux_only
 async def test_a_shorter_grace_hastens_all_who_wait(keeper: Keeper, tmp_path: Path) -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note(); idle()"
     process, pids = await script(keeper, code, tmp_path / "pids", 1)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, alive, wait_until
+from conftest import DEADLINE, Box, Watch, alive, wait_until
 from house import Bus
 from runctl.supervisor import wire
 
@@ -226,3 +226,52 @@ def test_its_terminal_is_closed_and_nohup_was_asked_for(stopped_box: Box) -> Non
     finally:
         os.kill(pid, signal.SIGTERM)
         assert wait_until(_code(pid), "it has ended") == 100
+
+
+# ---- handlers that clean up ------------------------------------------------------------------
+
+#: Its handler of TERM says, also in the file $1, whether what it runs could end.
+TIDY = """file=$1
+tidy() { { WHAT; } && r=done || r=KILLED; echo $r; echo $r > "$file"; exit; }
+trap tidy TERM
+echo up > "$file"
+echo up
+while :; do sleep 0.1; done"""
+HANDLERS = {
+    "command": "sleep 1",
+    "pipeline": "{ sleep 1 && echo piped; } | grep piped",
+    "tree": "sh -c 'sh -c \"sleep 1 && true\" && true'",
+    "several": "sleep 0.3 && sleep 0.3 && sh -c 'sleep 0.3 && true'",
+    "substitution": 'test -n "$(sleep 1 && echo x)"',
+    "session": "setsid -w sleep 1",
+    "background": "sleep 1 & wait $!",
+}
+
+
+def _tidy(folder: Path, name: str) -> list[str]:
+    return ["sh", "-c", TIDY.replace("WHAT", HANDLERS[name]), "sh", str(folder / name)]
+
+
+def test_handlers_may_clean_up(box: Box, tmp_path: Path) -> None:
+    """At an abort, at a natural end, at SIGTERM of the daemon; and what they say is stored."""
+    for thread in ("abort", "end"):
+        (tmp_path / thread).mkdir()
+        argv = _tidy(tmp_path / thread, "command")
+        if thread == "end":  # its main process leaves it behind
+            argv = ["sh", "-c", '"$@" & sleep 1; exit 3', "sh", *argv]
+        box.submit(thread, *argv)
+        watch = Watch(box, thread)
+        wait_until(lambda watch=watch: "up" in watch.text(), "it runs")
+        if thread == "abort":
+            box.runctl("abort", thread)
+        watch.wait()
+        assert watch.text().splitlines()[-1] == "done"
+    box.ask(*[wire.Submit(name, argv=_tidy(tmp_path, name)) for name in HANDLERS])
+    watch = Watch(box, "pipeline")
+    for name in HANDLERS:
+        wait_until((tmp_path / name).exists, f"{name} runs")
+    wait_until(lambda: "up" in watch.text(), "it is watched")
+    assert box.term() == 0
+    said = {name: (tmp_path / name).read_text() for name in HANDLERS}
+    assert said == dict.fromkeys(HANDLERS, "done\n")
+    wait_until(lambda: "piped\ndone\n" in watch.text(), "what it says is shown")
