@@ -34,6 +34,11 @@ class ReaderGone(Exception):
     BrokenPipeError, since a socket raises those as well."""
 
 
+class WriteFailed(Exception):
+    """What was asked for cannot be written: a full disk, a terminal that is gone. The text is
+    one line."""
+
+
 class App:
     """One invocation: what the global options said. ``config`` raises ConfigError."""
 

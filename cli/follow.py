@@ -136,7 +136,8 @@ async def follow(
         window,
     ):
         try:
-            async for events in watcher:
+            while True:
+                events = await _next(watcher, output)
                 presence.heard()
                 for event in events:
                     window.take(event)
@@ -163,7 +164,18 @@ async def follow(
         finally:
             if settling is not None:
                 settling.cancel()
-    raise AssertionError("a watcher ends only with an error")
+
+
+async def _next(watcher: watch.Watcher, output: outputs.Output) -> list[watch.Event]:
+    """What comes; meanwhile the output settles when it is due."""
+    while True:
+        try:
+            async with asyncio.timeout(output.due()) as quiet:
+                return await anext(watcher)
+        except TimeoutError:
+            if not quiet.expired():
+                raise
+            output.settle()
 
 
 async def settle(config: Config, name: str, watcher: watch.Watcher) -> None:

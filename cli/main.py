@@ -29,6 +29,7 @@ from .common import (
     App,
     ReaderGone,
     Verb,
+    WriteFailed,
 )
 
 #: Verb to (module, function), in the order of --help.
@@ -97,6 +98,8 @@ def _report(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, ReaderGone):
         return OK
+    if isinstance(error, WriteFailed):
+        return _say(str(error), FAILED)
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return _say("interrupted", DETACHED)
     if isinstance(error, click.ClickException):

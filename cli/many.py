@@ -16,6 +16,7 @@ from .client import Link, NotReady, ask, dial
 from .common import ABORTED, FAILED, OK, App, innermost
 from .follow import Options, Target, follow, locate
 from .lines import Style
+from .openlines import OpenLines
 from .statusline import StatusLine
 
 #: SGR codes of the names, in turn: bright enough on dark, dark enough on light.
@@ -57,6 +58,7 @@ class Many:
         self._deadline: float | None = None
         self._late = False
         self._line = StatusLine()
+        self._open = OpenLines()
         self._outputs: dict[str, outputs.Output] = {}
         self._codes: list[int] = []
         self._width = 0
@@ -75,8 +77,7 @@ class Many:
             self._width = max(widths, default=0)
             if threads is None and not targets:
                 render.note(
-                    "nothing is running"
-                    + (": waiting for what comes" if newcomers else "")
+                    "nothing is running" + (": waiting for what comes" if newcomers else "")
                 )
             if self._timeout is not None:
                 self._deadline = asyncio.get_running_loop().time() + self._timeout
@@ -144,6 +145,7 @@ class Many:
             style=self._style,
             label=outputs.Label(f"{name}{pad} | ", colour),
             line=self._line,
+            open_lines=self._open,
         )
 
     # What ``interruptible`` needs.
@@ -166,6 +168,7 @@ class Many:
 
     def remark(self, text: str) -> None:
         self._line.hide()
+        render.tell(self._open.end())
         render.say(text)
 
 

@@ -5,6 +5,7 @@ Tables are formatted here: importing rich takes longer than all the rest of ``li
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -14,21 +15,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from .common import ReaderGone
+from ..supervisor import jsontext
+from .common import ReaderGone, WriteFailed
+from .harmless import harmless
 
 if TYPE_CHECKING:
     from ..supervisor.wire import ExecutorStatus
 
 STDOUT = 1
 STDERR = 2
-_encode = msgspec.json.Encoder().encode
+_NAMES = {STDOUT: "standard output", STDERR: "standard error"}
 
 
 def write_all(fd: int, data: bytes) -> None:
     """Write without a buffer of our own: nothing may be left to flush at exit, where a
-    reader that went away or stopped reading would hold us. Raises ReaderGone, OSError."""
+    reader that went away or stopped reading would hold us. Raises ReaderGone, WriteFailed."""
     view = memoryview(data)
     while view:
         try:
@@ -37,11 +38,20 @@ def write_all(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
         except BrokenPipeError:
             raise ReaderGone from None
+        except OSError as error:
+            raise WriteFailed(f"cannot write to {_NAMES[fd]}: {error.strerror}") from None
+
+
+def tell(data: bytes) -> None:
+    """Write to stderr what is not part of any answer: where it cannot be written, what we do
+    and how it ends stay the same."""
+    with contextlib.suppress(ReaderGone, WriteFailed):
+        write_all(STDERR, data)
 
 
 def say(text: str) -> None:
     """One line to the operator, on stderr."""
-    write_all(STDERR, f"{printable(text)}\n".encode(errors="replace"))
+    tell(f"{printable(text)}\n".encode(errors="replace"))
 
 
 def note(text: str) -> None:
@@ -49,16 +59,15 @@ def note(text: str) -> None:
 
 
 def out(text: str) -> None:
-    """One line of the answer, on stdout."""
+    """Lines of the answer, on stdout. Raises ReaderGone, WriteFailed."""
+    if os.isatty(STDOUT):
+        text = harmless(text)
     write_all(STDOUT, f"{text}\n".encode(errors="replace"))
 
 
 def out_json(value: Any) -> None:
-    write_all(STDOUT, _encode(value) + b"\n")
-
-
-def out_json_pretty(value: Any) -> None:
-    write_all(STDOUT, msgspec.json.format(_encode(value), indent=2) + b"\n")
+    """Raises ReaderGone, WriteFailed."""
+    write_all(STDOUT, jsontext.encode(value) + b"\n")
 
 
 def printable(text: str) -> str:

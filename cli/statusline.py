@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 
-from .render import STDERR, colours, cut, printable, write_all
+from .render import STDERR, colours, cut, printable, tell
 
 #: What takes longer than this many seconds says what it is doing.
 PATIENCE = 1.0
@@ -24,7 +23,7 @@ class StatusLine:
     """Shows one text at a time: of all keys that have one, the one that came last."""
 
     def __init__(self) -> None:
-        self.enabled = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.enabled = os.isatty(STDERR) and os.environ.get("TERM") != "dumb"
         self._texts: dict[str, str] = {}
         self._shown = ""
         self._erase = b""
@@ -68,13 +67,13 @@ class StatusLine:
         else:
             self._erase = b"\r\x1b[K"
             line = f"\r{line}\x1b[K"
-        write_all(STDERR, line.encode(errors="replace"))
+        tell(line.encode(errors="replace"))
 
     def hide(self) -> None:
         """Take it off the screen, to print something else."""
         if self._shown:
             self._shown = ""
-            write_all(STDERR, self._erase)
+            tell(self._erase)
 
 
 @contextlib.asynccontextmanager

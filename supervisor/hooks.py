@@ -11,12 +11,11 @@ import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-import msgspec
 import trio
 
 from ..config.outside import shown_target
 from ..config.schema import CommandRunner, Config
-from . import __version__, wire
+from . import __version__, jsontext, wire
 from .durable import Durable
 from .errors import RunFailed
 from .metrics import Meters
@@ -151,7 +150,7 @@ class Hooks:
         return wire.RunDetails(row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of, output)
 
     async def _send(self, details: wire.RunDetails, hook: str) -> None:
-        body = msgspec.json.encode(wire.details_json(details) | {"hook": hook})
+        body = jsontext.encode(wire.details_json(details) | {"hook": hook})
         with trio.move_on_after(self._config.timeout) as limit:
             if isinstance(self._config.on_end, str):
                 await self._post(self._config.on_end, body, hook)
