@@ -118,7 +118,11 @@ class _Canvas:
                 self._colours.apply(parameters)
                 self._style = self._colours.text()
             return
-        numbers = [int(n) if n.isdecimal() and len(n) < 6 else 0 for n in parameters.split(";")]
+        numbers = [
+            min(int("0" + n[:9]), MAX_COLUMN)
+            for n in parameters.split(";")
+            if n[:9].isdecimal() or not n
+        ]
         first = numbers[0] if numbers else 0
         count = max(1, first)
         cells, column = self._cells, self._column

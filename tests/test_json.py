@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 from runctl.cli import output as outputs
 from runctl.cli import watch
-from runctl.supervisor import model, wire
+from runctl.supervisor import jsontext, model, wire
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schema"
 #: What CONTRACT lists: each must be required, where it is listed.
@@ -253,3 +254,49 @@ def test_detaching_leaves_whole_lines(house: Box) -> None:
     for event in watching.events:
         check("attach", event)
     house.runctl("abort", "d")
+
+
+# ---- one line, and text, to every reader -----------------------------------------------
+
+#: Where Python's splitlines, JavaScript or a terminal would do something.
+ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\x7fj\x9bk\u202el\u2066m\ufeffn\x00o"
+
+
+@pytest.mark.short
+def test_no_reader_of_lines_splits_a_line() -> None:
+    data = jsontext.encode({"text": ODD, "list": [ODD]}).decode()
+    assert json.loads(data) == {"text": ODD, "list": [ODD]}
+    assert data.splitlines() == [data]
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", data)
+    assert jsontext.encode("日本 é 😀").decode() == '"日本 é 😀"', "letters stay as they are"
+
+
+@pytest.mark.short
+def test_half_a_character_is_no_character() -> None:
+    halves = "\ud83d\ude00\ud83d"
+    row = model.Run("r", "t\udcff", model.Status.FAILED, 1, "x", None, "", error=halves)
+    found = json.loads(jsontext.encode([row, {"\udc80": 1}]))
+    assert (found[0]["thread"], found[0]["error"]) == ("t\ufffd", "😀\ufffd")
+    assert found[1] == {"\ufffd": 1}
+
+
+def test_json_is_one_line_to_everybody_whatever_a_run_says_and_is(box: Box) -> None:
+    thread = "t\u2028x\u2029y\u202ez"
+    odd = ODD.replace("\x00", "")
+    command = ["sh", "-c", "printf %s \"$0\" >&2; exit 3", odd]
+
+    def lines(*args: str) -> list[Any]:
+        out = box.popen(*args).communicate(timeout=60)[0].decode()
+        assert out.splitlines() == out.removesuffix("\n").split("\n")
+        return [json.loads(line) for line in out.splitlines()]
+
+    (submitted,) = lines("submit", "--json", thread, "--", *command)
+    run = submitted["run"]
+    (ended,) = lines("wait", "--json", run)
+    assert (ended["status"], ended["thread"]) == ("failed", thread)
+    assert lines("show", "--json", run)[0]["argv"] == command
+    assert lines("list", "--json")[0][0]["thread"] == thread
+    events = lines("attach", "--json", thread)
+    assert "".join(e["data"] for e in events if e["type"] == "chunk") == odd
+    box.submit("other", "true")
+    assert {e["thread"] for e in lines("attach", "--json", thread, "other")} == {thread, "other"}
