@@ -100,13 +100,13 @@ class Column:
 
 COLUMNS = {
     "thread": Column("THREAD", lambda x: render.printable(x.thread), 10, 40),
-    "status": Column("STATUS", lambda x: x.status, 9),
-    "run": Column("RUN", lambda x: x.run, 8, 26, tail=True),
+    "status": Column("STATUS", lambda x: render.printable(x.status), 9),
+    "run": Column("RUN", lambda x: render.printable(x.run), 8, 26, tail=True),
     "try": Column("TRY", lambda x: str(x.attempt) if x.attempt else "-", 3, right=True),
     "age": Column("AGE", lambda x: age(x.age), 6, right=True),
     "chunks": Column("CHUNKS", lambda x: _or_dash(x.chunks, number), 6, right=True),
     "rate": Column("RATE", lambda x: _or_dash(x.rate, pace), 6, right=True),
-    "executor": Column("EXECUTOR", lambda x: x.executor or "-", 8, 20),
+    "executor": Column("EXECUTOR", lambda x: render.printable(x.executor or "-"), 8, 20),
     "queue": Column("QUEUE", lambda x: str(x.queued) if x.queued else "-", 5, right=True),
     "work": Column("WORK", lambda x: render.printable(x.work) or "-", 10, 60),
     "error": Column("ERROR", lambda x: render.printable(" ".join(x.error.split())), 10, 60),

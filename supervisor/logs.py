@@ -27,7 +27,8 @@ _NOISY = ("nats", "httpx", "httpcore", "asyncio", "trio-asyncio", "sqlalchemy")
 #: syslog's, by logging's.
 _PRIORITY = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _PLAIN = re.compile(r"[^\s\"'=\\]+")
-_BREAK = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+#: What ends a line for some reader, or steers a terminal at which the log is read.
+_BREAK = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 _NOTHING: Mapping[str, str] = {}
 _subject: ContextVar[Mapping[str, str]] = ContextVar("runctl_log_subject", default=_NOTHING)
@@ -84,7 +85,10 @@ class Plain(logging.Formatter):
         return f"{when} {record.levelname} {record.name}:"
 
     def trace(self, record: logging.LogRecord) -> str:
-        return "\n" + self.formatException(record.exc_info) if record.exc_info else ""
+        if not record.exc_info:
+            return ""
+        lines = self.formatException(record.exc_info).split("\n")
+        return "".join("\n" + _one_line(line) for line in lines)
 
 
 class Short(Plain):

@@ -48,6 +48,20 @@ def test_one_line_whatever_the_message_holds():
 
 
 @short
+def test_no_message_steers_the_terminal_at_which_it_is_read():
+    text = "\x1b]0;title\x07 of\x9b2J\u202ean endpoint"
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        entry = record(f"it said {error}")
+        entry.exc_info = (type(error), error, error.__traceback__)
+        line = logs.Plain(str).format(entry)
+    assert line.count(r"\x1b]0;title\x07 of\x9b2J\u202ean endpoint") == 2
+    assert line.isascii()
+    assert "\nTraceback" in line
+
+
+@short
 def test_a_terminal_gets_short_lines():
     assert re.fullmatch(r"\d\d:\d\d:\d\d ready", logs.Short(str).format(record("ready")))
     warned = logs.Short(str).format(record("careful", logging.WARNING))
