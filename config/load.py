@@ -350,7 +350,7 @@ def _with_shell(runners: dict[str, Runner], allow_shell: bool) -> dict[str, Runn
 def _read_runner(name: str, table: _Table) -> Runner:
     kind = table.choice("kind", tuple(_RUNNER_KINDS))
     if kind == "chat":
-        for key in ("tty", "args"):
+        for key in ("tty", "args", "merge_output"):
             if key in table.values:
                 table.fail(key, 'is for kind = "command" only: remove it')
     table.only(_keys(_RUNNER_KINDS[kind]))
@@ -366,6 +366,7 @@ def _read_command(name: str, table: _Table) -> CommandRunner:
         cwd=None if table.values.get("cwd") == "submitter" else table.path("cwd"),
         env=table.environment(_RUN_VARIABLES, "run"),
         tty=table.flag("tty", False),
+        merge_output=table.flag("merge_output", False),
     )
 
 
@@ -459,6 +460,7 @@ def _describe_runner(runner: Runner, hide: Callable[[str], str]) -> dict[str, ob
             "cwd": runner.cwd,
             "env": dict.fromkeys(runner.env, HIDDEN),
             "tty": runner.tty,
+            "merge_output": runner.merge_output,
         }
     return {
         "kind": runner.kind,

@@ -177,7 +177,7 @@ class CommandRunner:
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
     replaced by the prompt; without it the prompt goes to stdin. ``args``: submitters may add
     arguments to ``argv``. ``cwd`` None: the submitter's. ``tty``: it runs on a terminal of
-    its own."""
+    its own. ``merge_output``: stdout and stderr are one pipe."""
 
     name: str
     kind: Literal["command"] = "command"
@@ -186,6 +186,7 @@ class CommandRunner:
     cwd: Path | None = None
     env: dict[str, str] = field(default_factory=dict, repr=False)
     tty: bool = False
+    merge_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -599,6 +599,9 @@ def become(
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if message["tty"]:
+            # At the command's end the kernel would send it to the rest of its group, and a
+            # filter would lose what it has not written yet.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             fcntl.ioctl(fds[1], termios.TIOCSCTTY, 0)
         for target, fd in enumerate(fds):
             os.dup2(fd, target)

@@ -96,7 +96,7 @@ KEYS: dict[str, list[str]] = {
     "stream": ["max_age", "max_bytes", "max_runs", "sync"],
     "queue": ["max_running", "max_attempts", "stop_grace"],
     "takeover": ["enabled", "group", "after"],
-    "runners.a": ["kind", "argv", "args", "cwd", "env", "tty"],
+    "runners.a": ["kind", "argv", "args", "cwd", "env", "tty", "merge_output"],
     "runners.b": ["kind", "base_url", "model", "api_key", "api_key_file", "system", "timeout",
                   "history"],
     'runners."\\u202e"': ["kind"],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from ...config.prompts import PROMPT, refusal, takes_prompt
@@ -19,29 +21,36 @@ from ..model import Outcome, RunSpec, Status, one_line
 from ..processes import Keeper
 from ..windows import DEFAULT, Window
 from ..wire import StreamName
+from .filters import Identity, filters_left, identity
+from .flow import Flow, Source, pipe_source
 from .protocol import Emit, Turn
 from .terminal import Terminal, terminal_environment
 
-READ_SIZE = 64 * 1024
+log = logging.getLogger("runctld.command")
 
-
-Receive = Callable[[int], Awaitable[bytes | bytearray]]
+#: So long nothing is written by what a command leaves behind: then nothing is waited for,
+#: seconds, unless a filter is among it.
+QUIET = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
     """``given``: the command's three descriptors; ``ours_no_more``: those to close once it
-    has them; ``feed``: where its stdin is written, or -1."""
+    has them; ``feed``: where its stdin is written, or -1. ``outputs`` and ``stdin``: what
+    the given ones are, ``stdin`` where it is a pipe of ours."""
 
     given: tuple[int, int, int]
     ours_no_more: tuple[int, ...]
     feed: int
-    sources: list[tuple[StreamName, Receive]]
+    sources: list[Source]
+    outputs: frozenset[Identity]
+    stdin: Identity | None
     terminal: Terminal | None = None
 
 
 class Command:
-    """Runs one process tree per run. ``grace``: seconds between TERM and KILL."""
+    """Runs one process tree per run. ``grace``: seconds between TERM and KILL, and the
+    longest that what is left behind may still write after the command's own end."""
 
     def __init__(self, config: CommandRunner, keeper: Keeper, grace: float) -> None:
         self._config = config
@@ -59,8 +68,10 @@ class Command:
         """Ends with the process's exit code; the whole tree is gone on every way out."""
         argv, prompt = self._argv(spec)
         async with AsyncExitStack() as stack:
-            ends = await self._open(stack, prompt is not None, window)
+            ends = self._open(stack, prompt is not None, window)
             try:
+                flow = Flow(ends.sources, emit)
+                stack.callback(flow.close)
                 process = await self._keeper.spawn(
                     argv,
                     mark=spec.run,
@@ -80,43 +91,88 @@ class Command:
             finally:
                 for fd in ends.ours_no_more:
                     os.close(fd)
-            scopes = []
+            # The reader outlives a cancellation, so that what the tree says while it is
+            # stopped is kept; after it is gone a second is plenty.
+            reading = trio.CancelScope(shield=True)
             feed = trio.CancelScope()
             async with trio.open_nursery() as nursery:
-                for name, receive in ends.sources:
-                    scope = trio.CancelScope(shield=True)
-                    scopes.append(scope)
-                    nursery.start_soon(_forward, receive, name, emit, scope)
+                nursery.start_soon(_read, flow, reading)
                 if ends.feed >= 0:
                     nursery.start_soon(_feed, ends.feed, prompt or b"", feed)
                 try:
                     status = await process.wait()
                     feed.cancel()
+                    if ends.terminal is not None:
+                        ends.terminal.release()
+                    late = await self._settle(flow, ends, process.pid)
+                    told = flow.total
                     # Children left behind would hold the pipes open, and outlive the run.
                     await process.end(self._grace)
                 finally:
-                    # The readers outlive a cancellation, so that what the tree says while
-                    # it is stopped is kept; after it is gone a second is plenty.
                     with trio.CancelScope(shield=True):
                         await process.end(self._grace)
                     if ends.terminal is not None:
-                        ends.terminal.finish()
+                        ends.terminal.release()
+                    flow.finish()
                     if trio.current_effective_deadline() == -math.inf:
-                        for scope in scopes:
-                            scope.deadline = trio.current_time() + 1
-        return _outcome(argv[0], status)
+                        reading.deadline = trio.current_time() + 1
+        outcome = _outcome(argv[0], status)
+        if not late and flow.total == told:
+            return outcome
+        when = f"not done {self._grace:g} s later" if late else "still writing when it was ended"
+        note = f"the end of the output was cut: what the command left behind was {when}"
+        log.warning("%s", note)
+        return msgspec.structs.replace(outcome, note=note)
 
-    async def _open(self, stack: AsyncExitStack, feed: bool, window: Window | None) -> _Ends:
+    async def _settle(self, flow: Flow, ends: _Ends, session: int) -> bool:
+        """The command itself has ended. Wait until what it left behind has closed its output,
+        or has been quiet for ``QUIET`` and is no filter; whether it was still at it after
+        ``grace``. Time in which the stream takes nothing does not count."""
+        left = max(self._grace, QUIET)
+        while flow.open:
+            if left <= 0:
+                return True
+            began, before = trio.current_time(), flow.total
+            with trio.move_on_after(min(QUIET, left)) as quiet:
+                await flow.moved()
+            left -= min(trio.current_time() - began, QUIET)
+            if not quiet.cancelled_caught:
+                continue
+            if flow.emitting:
+                await flow.moved()
+                continue
+            filters = await trio.to_thread.run_sync(
+                filters_left, session, ends.outputs, ends.stdin, abandon_on_cancel=True
+            )
+            # A loop that was held up meets the deadline and what came before it at once.
+            if not filters and flow.total == before:
+                return False
+        return False
+
+    def _open(self, stack: AsyncExitStack, feed: bool, window: Window | None) -> _Ends:
         """What the command reads and writes. What ``stack`` does not close is the caller's."""
         if not self._config.tty:
-            out_r, out_w = os.pipe()
-            err_r, err_w = os.pipe()
-            in_r, in_w = os.pipe() if feed else (os.open(os.devnull, os.O_RDONLY), -1)
-            out = await stack.enter_async_context(trio.lowlevel.FdStream(out_r))
-            err = await stack.enter_async_context(trio.lowlevel.FdStream(err_r))
-            given = (in_r, out_w, err_w)
+            sources = []
+            given: list[int] = []
+            names: tuple[StreamName, ...] = ("stdout", "stderr")
+            try:
+                for name in names[:1] if self._config.merge_output else names:
+                    read, write = os.pipe()
+                    stack.callback(os.close, read)
+                    given.append(write)
+                    sources.append(pipe_source(name, read))
+                in_r, in_w = os.pipe() if feed else (os.open(os.devnull, os.O_RDONLY), -1)
+            except OSError:
+                for fd in given:
+                    os.close(fd)
+                raise
             return _Ends(
-                given, given, in_w, [("stdout", out.receive_some), ("stderr", err.receive_some)]
+                (in_r, given[0], given[-1]),
+                (in_r, *given),
+                in_w,
+                sources,
+                frozenset(map(identity, given)),
+                identity(in_r) if feed else None,
             )
         terminal = Terminal(window.size if window else DEFAULT)
         stack.callback(terminal.close)
@@ -130,7 +186,9 @@ class Command:
             (in_r, slave, slave),
             (in_r,) if feed else (),
             in_w,
-            [("stdout", terminal.receive_some)],
+            [terminal.source()],
+            frozenset((identity(slave),)),
+            identity(in_r) if feed else None,
             terminal,
         )
 
@@ -164,33 +222,9 @@ async def _feed(fd: int, data: bytes, scope: trio.CancelScope) -> None:
                 await pipe.send_all(data)
 
 
-async def _forward(receive: Receive, name: StreamName, emit: Emit, scope: trio.CancelScope) -> None:
+async def _read(flow: Flow, scope: trio.CancelScope) -> None:
     with scope:
-        await _forward_all(receive, name, emit)
-
-
-async def _forward_all(receive: Receive, name: StreamName, emit: Emit) -> None:
-    """Each read is a chunk; a UTF-8 character that a read cut waits for its rest."""
-    held = b""
-    while data := await receive(READ_SIZE):
-        data = held + data
-        cut = _incomplete_tail(data)
-        held = data[len(data) - cut :] if cut else b""
-        if data := data[: len(data) - cut]:
-            await emit(name, data)
-    if held:
-        await emit(name, held)
-
-
-def _incomplete_tail(data: bytes) -> int:
-    """How many bytes at the end begin a UTF-8 character whose rest is missing (0 to 3)."""
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        need = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
-        return back if need > back and byte < 0xF8 else 0
-    return 0
+        await flow.run()
 
 
 def _outcome(command: str, status: int) -> Outcome:

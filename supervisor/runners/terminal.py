@@ -8,17 +8,17 @@ import struct
 import termios
 from collections.abc import Mapping
 
-import trio
-
 from ..errors import RunFailed
 from ..windows import Size
+from .flow import Source
 
 TERM = "xterm-256color"
 
 
 class Terminal:
-    """``slave`` is for the command. We hold it, too, until its tree is gone: otherwise a
-    program that closes it and opens /dev/tty later would have ended its output.
+    """``slave`` is for the command. We hold it, too, until the command has ended: otherwise a
+    program that closes it and opens /dev/tty later would have ended its output. What the
+    command leaves behind has no /dev/tty any more.
 
     Raises: RunFailed, when there is none left."""
 
@@ -31,8 +31,6 @@ class Terminal:
                 " limit of open files, or run less",
                 126,
             ) from None
-        self._finished = False
-        self._waiting = trio.CancelScope()
         try:
             os.set_blocking(self._master, False)
             _quieten(self.slave)
@@ -47,44 +45,34 @@ class Terminal:
             self._master, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0)
         )
 
-    async def receive_some(self, most: int) -> bytes:
-        """What was written, up to ``most`` bytes; b"" once all is read after ``finish``."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            data = self._read_nowait(most)
-            if data or self._finished:
-                return data
-            with trio.CancelScope() as self._waiting:
-                await trio.lowlevel.wait_readable(self._master)
+    def source(self) -> Source:
+        """Its output: stdout and stderr in one. It ends when nobody has ``slave``."""
+        return Source("stdout", self._master, self._read)
 
-    def _read_nowait(self, most: int) -> bytes:
+    def _read(self, most: int) -> bytes | None:
         """The kernel hands out 4 KiB at most: take several, for fewer chunks."""
         parts: list[bytes] = []
         while most > 0:
             try:
                 data = os.read(self._master, most)
             except BlockingIOError:
-                break
+                return b"".join(parts) or None
             except OSError:  # EIO on Linux: nobody has the other end any more
-                self._finished = True
                 break
             if not data:  # the same elsewhere
-                self._finished = True
                 break
             parts.append(data)
             most -= len(data)
         return b"".join(parts)
 
-    def finish(self) -> None:
-        """The command's tree is gone: what is in the buffer now is the rest."""
+    def release(self) -> None:
+        """The command has ended: only what it left behind has ``slave`` now."""
         if self.slave >= 0:
             os.close(self.slave)
             self.slave = -1
-        self._finished = True
-        self._waiting.cancel()
 
     def close(self) -> None:
-        self.finish()
+        self.release()
         os.close(self._master)
 
 
