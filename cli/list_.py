@@ -153,11 +153,11 @@ def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
                 row.status,
                 OUTPUT.get(row.output or "", "?"),
                 str(row.attempt),
-                render.since(row.started_at, row.ended_at),
+                render.duration(row.started_at, row.ended_at),
                 "-" if row.exit_code is None else str(row.exit_code),
                 row.runner,
                 row.executor or "-",
-                row.created_at,
+                render.moment(row.created_at),
                 _error(row),
                 _work(row),
             )

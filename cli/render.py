@@ -196,6 +196,25 @@ def since(time: str | None, until: str | None = None) -> str:
         return "-"
 
 
+def duration(started: str | None, ended: str | None) -> str:
+    """From one RFC 3339 time to another, or to now; "-" when it has not begun. Whole seconds
+    where the times have no more: those of runs that an older version stored."""
+    try:
+        begin = datetime.fromisoformat(started or "")
+        end = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
+        passed = (end - begin).total_seconds()
+    except (ValueError, TypeError):
+        return "-"
+    if ended and not begin.microsecond and not end.microsecond:
+        return seconds(passed).replace(".0s", "s") if passed else "<1s"
+    return f"{passed:.2f}s" if 0 <= passed < 1 else seconds(passed)
+
+
+def moment(stamp: str) -> str:
+    """An RFC 3339 time as it is shown: without milliseconds that it does not have."""
+    return stamp.replace(".000Z", "Z")
+
+
 def size(value: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

@@ -130,6 +130,7 @@ class Durable:
         calm.poll_seldom(self._dbos)
         sqlite.wait_out(self._stopping)
         sqlite.no_messages(self._stopping)
+        sqlite.exact_times()
         alone = self._config.database.embedded
         recovery.at_launch(self._executor, APP_VERSION, alone=alone)
         dispatch = self._dispatch
@@ -168,6 +169,7 @@ class Durable:
         self.rows = Rows(
             *(system.engine, system.tables, self._executor, self._stopping),
             alone=alone,
+            now=system._now_ms_sql,
         )
         try:
             await trio.to_thread.run_sync(self.rows.index)
@@ -321,16 +323,16 @@ class Durable:
 
     async def cancel(self, run: str) -> None:
         """Make the run terminal as aborted: it is not replayed from here on."""
-        await aio(self._cancel)(run)
+        await aio(self._hook_of_abort)(run)
+        await self.rows.cancel(run)
         now = time.monotonic()
         while self._cancelled and next(iter(self._cancelled.values())) < now - RECENT:
             del self._cancelled[next(iter(self._cancelled))]
         self._cancelled[run] = now
 
-    async def _cancel(self, run: str) -> None:
+    async def _hook_of_abort(self, run: str) -> None:
         sqlite.asked.set(True)
         await self._store_hook(run, Status.ABORTED)
-        await DBOS.cancel_workflow_async(run)
 
     async def in_the_way(self, spec: RunSpec) -> tuple[bool, list[Run]]:
         """Before an attempt: whether the run was aborted after it was claimed, and the

@@ -27,7 +27,7 @@ class Endings:
         self._streams = streams
         self._registry = registry
         self._durable = durable
-        self._stored: list[str] = []
+        self._stored: dict[str, int | None] = {}
         self._some = trio.Event()
 
     async def write(self, thread: str, run: str, attempt: int) -> None:
@@ -35,16 +35,17 @@ class Endings:
         await self._streams.end(thread, run, attempt, ABORTED)
         self.stored(run)
 
-    def stored(self, run: str) -> None:
-        """The end of an aborted run is in the stream."""
-        self._stored.append(run)
+    def stored(self, run: str, gone: int | None = None) -> None:
+        """The end of an aborted run is in the stream. ``gone``: when its processes were, in Unix
+        milliseconds, if that is known."""
+        self._stored[run] = gone
         self._some.set()
 
     async def run(self) -> None:
         while True:
             await self._some.wait()
             self._some = trio.Event()
-            runs, self._stored = self._stored, []
+            runs, self._stored = self._stored, {}
             await self._durable.rows.note_ends(runs)
 
     async def mend(self, max_age: float) -> None:

@@ -76,12 +76,16 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a run ended. ``exit_code``: the process's, 128 + n for signal n.
     ``reply``: a chat run's whole text, later turns' history. ``note``: one line on an end
-    that is no failure and yet not quite what was asked for."""
+    that is no failure and yet not quite what was asked for. ``started_ms``, ``ended_ms``: when
+    its last attempt's work began and was gone, in Unix milliseconds; None from an older
+    version."""
 
     status: Status
     exit_code: int | None = None
     error: str | None = None
     note: str | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
     reply: str | None = None  # last: a list of runs reads only the beginning
 
 
@@ -115,6 +119,10 @@ def shortened(text: str) -> str:
     if len(line) <= MAX_WORK and len(text) <= 4 * MAX_WORK:
         return line
     return line[: MAX_WORK - 1] + "…"
+
+
+def unix_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def unix_time(stamp: str) -> float:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
-from .model import ABORTED, Outcome, RunSpec, Status
+from .model import ABORTED, Outcome, RunSpec, Status, unix_ms
 from .windows import Window
 
 
@@ -31,6 +32,9 @@ class Live:
     #: Its work is gone, and the end of its stream says so.
     ended: bool = False
     began: float = field(default_factory=time.monotonic)
+    #: When its work began, and when it was gone, in Unix milliseconds.
+    started_ms: int | None = None
+    ended_ms: int | None = None
     #: Of a run on a terminal.
     window: Window | None = None
 
@@ -47,9 +51,13 @@ class Live:
         return self.ended and self.outcome is not None and self.outcome.status is Status.ABORTED
 
     def decide(self, outcome: Outcome) -> Outcome:
-        """How the run ended; an abort that was wished for before wins."""
+        """How the run ended, and when; an abort that was wished for before wins."""
         if self.outcome is None:
-            self.outcome = ABORTED if self.aborting else outcome
+            self.outcome = msgspec.structs.replace(
+                ABORTED if self.aborting else outcome,
+                started_ms=outcome.started_ms or self.started_ms,
+                ended_ms=outcome.ended_ms or self.ended_ms or unix_ms(),
+            )
         return self.outcome
 
 

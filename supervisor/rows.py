@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -54,8 +54,11 @@ class Rows:
         stopping: threading.Event,
         *,
         alone: bool,
+        now: Callable[[], Any],
     ) -> None:
-        """``tables``: DBOS's. ``alone``: there are no other executors."""
+        """``tables``: DBOS's. ``alone``: there are no other executors. ``now``: SQL for the time
+        of the database, in Unix milliseconds."""
+        self._now = now
         self._engine = engine
         self._tables = tables
         self._table: sa.Table = tables.workflow_status
@@ -369,17 +372,43 @@ class Rows:
         others = [run for run in found if run.run != spec.run]
         return len(others) < len(found), others
 
-    async def note_ends(self, runs: Sequence[str]) -> None:
+    async def cancel(self, run: str) -> None:
+        """The run is aborted, unless it has ended. What DBOS writes, but for when it was
+        started, which DBOS forgets."""
+        c = self._table.c
+        over = ["SUCCESS", "ERROR", "CANCELLED"]
+        now = self._now()
+        query = (
+            sa.update(self._table)
+            .where(c.workflow_uuid == run, c.status.not_in(over))
+            .values(
+                status="CANCELLED",
+                owner_xid=None,
+                queue_name=None,
+                deduplication_id=None,
+                updated_at=now,
+                completed_at=now,
+            )
+        )
+        await self._change(query, PATIENCE)
+
+    async def note_ends(self, runs: Mapping[str, int | None]) -> None:
         """The ends of these aborted runs are stored: an empty output says so, which nothing
-        else has of a run that is cancelled."""
+        else has of a run that is cancelled. With when their processes were gone, in Unix
+        milliseconds: until then the row has when it was aborted."""
         made, c = self._tables.workflow_output, self._table.c
         new = ~sa.exists().where(made.c.workflow_uuid == c.workflow_uuid)
         ended = sa.select(c.workflow_uuid).where(
             c.workflow_uuid.in_(runs), c.status == "CANCELLED", new
         )
         query = sa.insert(made).from_select(["workflow_uuid"], ended, include_defaults=False)
+        gone = {run: at for run, at in runs.items() if at is not None}
         try:
             await self._change(query)
+            if gone:
+                at = sa.case(gone, value=c.workflow_uuid)
+                ours = c.workflow_uuid.in_(gone), c.status == "CANCELLED", c.completed_at < at
+                await self._change(sa.update(self._table).where(*ours).values(completed_at=at))
         except sa.exc.SQLAlchemyError as error:  # the next start looks at their streams
             log.debug("ends: %s", error)
 
@@ -542,14 +571,15 @@ class Rows:
 
         return self.patiently(fetch, patience)
 
-    async def _change(self, query: sa.Insert | sa.Update) -> int:
-        """How many rows it changed. Tried until the database serves it."""
+    async def _change(self, query: sa.Insert | sa.Update, patience: float = math.inf) -> int:
+        """How many rows it changed. Tried for ``patience`` seconds until the database serves
+        it."""
 
         def write() -> int:
             with self._engine.begin() as connection:
                 return connection.execute(query).rowcount
 
-        return await trio.to_thread.run_sync(self.patiently, write, math.inf)
+        return await trio.to_thread.run_sync(self.patiently, write, patience)
 
     def patiently(self, work: Callable[[], T], patience: float) -> T:
         """``work``, tried again for ``patience`` seconds when the database cannot serve it: its

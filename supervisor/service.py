@@ -36,7 +36,7 @@ from .housekeeping import Housekeeping
 from .logs import about
 from .members import Members
 from .metrics import Meters, Prometheus
-from .model import Outcome, RunSpec, Status, one_line
+from .model import Outcome, RunSpec, Status, one_line, unix_ms
 from .notify import Notifier
 from .order import Order
 from .private import inherited
@@ -375,7 +375,7 @@ class Service:
             await stream.end(decided)
             live.ended = True
             if decided.status is Status.ABORTED:
-                self._endings.stored(spec.run)
+                self._endings.stored(spec.run, decided.ended_ms)
             self._retention.ended(spec.thread)
         log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
         return decided
@@ -393,6 +393,7 @@ class Service:
                 Status.FAILED,
                 error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
             )
+        live.started_ms = unix_ms()
         log.info("run started")
         self._meters.dispatched(time.monotonic() - live.began)
         try:
@@ -412,6 +413,8 @@ class Service:
                 return Outcome(Status.FAILED, error=text)
             log.exception("the runner failed by an internal error")
             return self._internal(error)
+        finally:
+            live.ended_ms = unix_ms()
 
     async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
         if not isinstance(config, ChatRunner):

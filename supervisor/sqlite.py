@@ -70,6 +70,20 @@ def wait_out(stopping: threading.Event) -> None:
     _system.retriable_sqlite_exception = passes
 
 
+def exact_times() -> None:
+    """Have DBOS store milliseconds, as with PostgreSQL: by itself it stores whole seconds where
+    Python is older than 3.12, and asks for a function of SQLite 3.42 where it is not."""
+    own: Callable[[Any], Any] = _system.SystemDatabase._now_ms_sql
+
+    def now_ms(system: Any) -> Any:
+        if system.engine.dialect.name != "sqlite":
+            return own(system)
+        days = sa.func.julianday("now") - sa.literal_column("2440587.5")  # since 1970
+        return sa.cast(sa.func.round(days * 86_400_000), sa.BigInteger)
+
+    _system.SystemDatabase._now_ms_sql = now_ms
+
+
 def no_messages(stopping: threading.Event) -> None:
     """Nobody sends messages to workflows. What DBOS polls SQLite for once a second, and
     has its end wait for, ends at once."""

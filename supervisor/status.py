@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from .beginnings import parse_beginning
-from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, shortened
+from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, made_at, shortened
 
 #: DBOS's statuses of what is not over, and ours.
 LIVE = {"ENQUEUED": Status.QUEUED, "DELAYED": Status.QUEUED, "PENDING": Status.RUNNING}
@@ -35,6 +35,7 @@ def read(row: Any) -> tuple[RunSpec, Run]:
         error = ABORTED.error
     elif row.status == "ERROR":
         error = "internal error; see the daemon's log"
+    created, started, ended = _moments(row, status, outcome)
     run = Run(
         run=row.workflow_uuid,
         thread=row.queue_partition_key,
@@ -42,9 +43,9 @@ def read(row: Any) -> tuple[RunSpec, Run]:
         attempt=row.recovery_attempts or 0,
         runner=spec.runner,
         executor=row.executor_id if row.recovery_attempts else None,
-        created_at=_time(row.created_at) or "",
-        started_at=_time(row.started_at_epoch_ms),
-        ended_at=_time(row.completed_at or row.updated_at) if status.terminal else None,
+        created_at=_time(created) or "",
+        started_at=_time(started),
+        ended_at=_time(ended),
         exit_code=outcome.exit_code if outcome else None,
         error=error,
         note=outcome.note if outcome else None,
@@ -67,6 +68,27 @@ def _status(row: str, outcome: Outcome | None) -> Status:
     if row == "SUCCESS" and outcome is not None:
         return outcome.status
     return _ENDED.get(row, Status.FAILED)
+
+
+def _moments(
+    row: Any, status: Status, outcome: Outcome | None
+) -> tuple[int, int | None, int | None]:
+    """When the run was submitted, its last attempt began, and it ended, in Unix milliseconds:
+    as we saw it, else by the row, which had whole seconds once. None goes before another, though
+    the clocks of executors and database differ."""
+    created: int = row.created_at
+    made = made_at(row.workflow_uuid)
+    if made is not None and created % 1000 == 0 and abs(made * 1000 - created) < 2000:
+        created = round(made * 1000)
+    started: int | None = row.started_at_epoch_ms
+    ended: int | None = (row.completed_at or row.updated_at) if status.terminal else None
+    if outcome is not None:
+        started, ended = outcome.started_ms or started, outcome.ended_ms or ended
+    if started is not None:
+        started = max(created, started)
+    if ended is not None:
+        ended = max(created, started or 0, ended)
+    return created, started, ended
 
 
 def _time(ms: int | None) -> str | None:

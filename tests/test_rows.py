@@ -17,6 +17,7 @@ from dbos._dbos import _get_dbos_instance
 from runctl.supervisor.heads import Heads
 from runctl.supervisor.recovery import reenqueue
 
+found = {}
 DBOS(config=DBOSConfig(
     name="heads", system_database_url="sqlite:///" + sys.argv[1], log_level="WARNING",
     application_version="v", executor_id="e",
@@ -108,6 +109,28 @@ found = {"refused": refused, "done": done}
 found |= {"coming": list(worker._coming), "claimed": worker.claimed}
 """
 
+CANCEL = """
+import threading
+import trio
+from runctl.supervisor.rows import Rows
+
+rows = Rows(*(system.engine, system.tables, "e", threading.Event()),
+            alone=True, now=system._now_ms_sql)
+for key in ("a", "b", "c"):
+    enqueue(key, key + "1", 1)
+theirs()
+system.cancel_workflows(["a1"])
+trio.run(rows.cancel, "b1")
+found["rows"] = [row("a1"), row("b1")]
+trio.run(rows.cancel, "b1")
+found["again"] = row("b1")
+with system.engine.begin() as c:
+    table = system.tables.workflow_status
+    c.execute(table.update().where(table.c.workflow_uuid == "c1").values(status="SUCCESS"))
+trio.run(rows.cancel, "c1")
+found["over"] = row("c1")["status"]
+"""
+
 SAVE = """
 with open(sys.argv[2], "w") as file:
     json.dump(found, file, default=str)
@@ -166,3 +189,17 @@ def test_what_cannot_be_started_goes_back_to_its_queue(tmp_path: Path) -> None:
     assert found["refused"]["owner_xid"] is None
     assert (found["done"]["status"], found["done"]["recovery_attempts"]) == ("SUCCESS", 1)
     assert (found["coming"], found["claimed"]) == ([], {})
+
+
+def test_an_abort_writes_what_dbos_writes_but_for_the_start(tmp_path: Path) -> None:
+    found = run(tmp_path, CANCEL)
+    theirs, ours = found["rows"]
+    assert ours["status"] == "CANCELLED"
+    differ = {name for name in theirs if theirs[name] != ours[name]}
+    times = {*TIMES, "completed_at"}
+    assert differ <= {"workflow_uuid", "queue_partition_key", "creator_xid", *times}
+    assert theirs["started_at_epoch_ms"] is None
+    assert ours["started_at_epoch_ms"] is not None
+    assert ours["completed_at"] is not None
+    assert found["again"] == ours
+    assert found["over"] == "SUCCESS"

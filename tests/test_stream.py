@@ -160,7 +160,7 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
         async def without_end(self, since: float) -> list[Run]:
             return [Run(run, THREAD, Status.ABORTED, 1, "r", "e", "") for run in ("cut", "live")]
 
-        async def note_ends(self, runs: list[str]) -> None:
+        async def note_ends(self, runs: dict[str, int | None]) -> None:
             pass
 
     class Durable:
