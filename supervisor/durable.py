@@ -142,7 +142,7 @@ class Durable:
             run = msgspec.convert(spec, RunSpec)
             attempt, created = await durable._claimed(run.run)
             if attempt == 1:
-                # Rows of SQLite have whole seconds; an id that we made is more exact.
+                # Older rows of SQLite have whole seconds; an id that we made is more exact.
                 durable._meters.waited(time.time() - (made_at(run.run) or created), run.runner)
             if traces is not None:
                 spans.describe(run, attempt)

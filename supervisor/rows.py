@@ -98,7 +98,7 @@ class Rows:
 
     async def next_place(self, thread: str, most: int) -> int:
         """The priority that puts a run behind all others of its thread. DBOS orders by
-        priority, created_at, id; on SQLite created_at is in whole seconds, ids that users
+        priority, created_at, id; created_at is in milliseconds, ids that users
         choose do not rise, and clocks of executors differ.
 
         Two submits at once, through two executors, may get the same place: then the rest
@@ -516,7 +516,7 @@ class Rows:
         return ours
 
     def _age(self, t: Any) -> tuple[sa.ColumnElement[Any], ...]:
-        """What rises with each submit on a thread. created_at is in whole seconds on SQLite,
+        """What rises with each submit on a thread. created_at is in milliseconds,
         and ids that users choose do not rise."""
         if self._engine.dialect.name == "sqlite":
             return t.c.created_at, sa.literal_column(f"{t.name}.rowid")
