@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ..config.outgoing import certificate_problems, proxy_problems
 from ..config.outside import split_listen
-from ..config.schema import Config
+from ..config.schema import ChatRunner, Config
 from ..supervisor import __version__, wire
 from .finding import Finding, fail, ok, warn
 from .render import size
@@ -196,6 +197,30 @@ def limits(config: Config, pid: int | None) -> Iterator[Finding]:
         )
     else:
         yield ok("processes", f"{where} {'none' if most is None else most} ({whose})")
+
+
+def outgoing(config: Config, pid: int | None) -> Iterator[Finding]:
+    """Whether chats can leave: what the environment of process ``pid``, the daemon's, or of
+    this one says of proxies and certificates."""
+    if not any(isinstance(runner, ChatRunner) for runner in config.runners.values()):
+        return
+    environ, whose = _environ(pid)
+    problems = [*proxy_problems(environ), *certificate_problems(environ)]
+    for problem in problems:
+        yield fail("chats", f"{problem.said} ({whose})", problem.fix)
+    if not problems:
+        yield ok("chats", f"proxies and certificates of the environment can be used ({whose})")
+
+
+def _environ(pid: int | None) -> tuple[Mapping[str, str], str]:
+    if pid is not None:
+        try:
+            parts = os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes()).split("\0")
+        except OSError:
+            pass
+        else:
+            return dict(part.split("=", 1) for part in parts if "=" in part), "of runctld"
+    return os.environ, "of this shell, which a service's may differ from"
 
 
 def _cgroup(pid: int | None) -> Path | None:

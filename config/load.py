@@ -384,7 +384,9 @@ def _read_chat(name: str, table: _Table) -> ChatRunner:
         api_key_file=api_key_file,
         system=table.text("system", empty=True),
         timeout=table.seconds("timeout", _CHAT.timeout, least=0.001),
+        retry=table.seconds("retry", _CHAT.retry),
         history=table.whole("history", _CHAT.history, 0, 1_000_000),
+        history_bytes=table.size("history_bytes", _CHAT.history_bytes, least=0),
     )
 
 
@@ -470,7 +472,9 @@ def _describe_runner(runner: Runner, hide: Callable[[str], str]) -> dict[str, ob
         "api_key_file": runner.api_key_file,
         "system": runner.system,
         "timeout": format_duration(runner.timeout),
+        "retry": format_duration(runner.retry),
         "history": runner.history,
+        "history_bytes": format_size(runner.history_bytes),
     }
 
 

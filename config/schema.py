@@ -193,7 +193,11 @@ class CommandRunner:
 class ChatRunner:
     """An OpenAI-compatible endpoint. ``timeout``: longest silence in seconds, before
     the first and between any two events. The key is ``api_key``, or the content of
-    ``api_key_file``, read at each run so that it may be rotated."""
+    ``api_key_file``, read at each run so that it may be rotated.
+
+    ``retry``: seconds from a turn's first failure in which it is tried again, as long as no
+    text has come. ``history``: earlier messages that are sent along, two a turn, and at most
+    ``history_bytes`` bytes of them, in whole turns."""
 
     name: str
     base_url: str = field(repr=False)
@@ -203,7 +207,9 @@ class ChatRunner:
     api_key_file: Path | None = None
     system: str | None = None
     timeout: float = 60.0
+    retry: float = 60.0
     history: int = 50
+    history_bytes: int = 256 * 1024
 
 
 Runner = CommandRunner | ChatRunner

@@ -94,6 +94,7 @@ class Stage:
         runners = (
             f"[stream]\nmax_age = '168h'\nmax_bytes = {self._small or ROOM}\n{QUEUE}"
             f'[runners.chat]\nkind = "chat"\nmodel = "m"\nbase_url = "{self.endpoint.url}"\n'
+            'history = 10000\nhistory_bytes = "64MiB"\n'
         )
         if self.postgres is None:
             self.executors[0].config.write_text(f'state_dir = "{self.state}"\n{runners}')

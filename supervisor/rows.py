@@ -4,6 +4,7 @@ Statuses are DBOS's here; ``status`` reads ours from a row."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -33,6 +34,11 @@ PATIENCE = 10.0
 #: character of a thread's name or an error may be six there.
 MOST_INPUT = 4 * 1024
 MOST_OUTPUT = 16 * 1024
+#: Of a conversation's turns, rows that are looked at in one query.
+PAGE = 100
+#: So many characters may JSON have made of one byte of a text, and so many may a row hold
+#: beside prompt and reply.
+ESCAPED, SPEC_BYTES = 6, 16 * 1024
 
 T = TypeVar("T")
 
@@ -123,25 +129,54 @@ class Rows:
             )
         return int(last or 0) + 1
 
-    async def turns(self, thread: str, before: str, limit: int) -> list[tuple[str, str]]:
-        """(prompt, reply) of the thread's succeeded chat runs before ``before``, in order."""
+    async def turns(
+        self, thread: str, before: str, limit: int, most: int
+    ) -> list[tuple[str, str]]:
+        """(prompt, reply) of the thread's succeeded chat runs before ``before``, in order: the
+        newest ``limit`` that have text, and at most ``most`` bytes of it. Empty replies are no
+        turns. What is longer is not read: a thread may hold far more than memory should."""
+        if limit < 1:
+            return []
+        return await trio.to_thread.run_sync(self._turns, thread, before, limit, most)
+
+    def _turns(self, thread: str, before: str, limit: int, most: int) -> list[tuple[str, str]]:
         t = self._table
         made = sa.select(t.c.created_at).where(t.c.workflow_uuid == before).scalar_subquery()
-        output = self._output()
+        given, output = self._input(), self._output()
+        length = sa.func.coalesce(sa.func.length(given), 0) + sa.func.length(output)
         query = (
-            sa.select(*self._columns())
+            sa.select(t.c.workflow_uuid, length.label("length"))
             .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
             .where(t.c.status == "SUCCESS", t.c.created_at <= made, t.c.workflow_uuid != before)
-            .where(output.like('%"reply"%'))
+            .where(output.like('%"reply"%'), output.not_like('%"reply": ""%'))
             .order_by(*(column.desc() for column in self._age(t)))
-            .limit(limit)
         )
         found: list[tuple[str, str]] = []
-        for row in await self._rows(query, math.inf):
-            spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
-            if outcome.get("status") == "succeeded" and spec.get("prompt"):
-                found.append((spec["prompt"], outcome.get("reply", "")))
+        for start in itertools.count(0, PAGE):
+            page = self._fetch(query.limit(PAGE).offset(start), math.inf)
+            for row in page:
+                if row.length > ESCAPED * most + SPEC_BYTES:
+                    return found[::-1]
+                if (turn := self._turn(row.workflow_uuid)) is None:
+                    continue
+                most -= sum(len(text.encode(errors="replace")) for text in turn)
+                if most < 0 or len(found) == limit:
+                    return found[::-1]
+                found.append(turn)
+            if len(page) < PAGE or len(found) == limit:
+                break
         return found[::-1]
+
+    def _turn(self, run: str) -> tuple[str, str] | None:
+        """(prompt, reply) of a chat run; None when one of them is blank, which endpoints may
+        refuse for ever. Blocking."""
+        query = sa.select(*self._columns()).where(self._table.c.workflow_uuid == run)
+        for row in self._fetch(query, math.inf):
+            spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
+            prompt, reply = spec.get("prompt") or "", outcome.get("reply") or ""
+            if outcome.get("status") == "succeeded" and prompt.strip() and reply.strip():
+                return prompt, reply
+        return None
 
     # ---- threads ----------------------------------------------------------------
 
@@ -526,8 +561,8 @@ class Rows:
         """What ``read`` needs. ``brief``: of what may be long, prompts and replies, only the
         beginning."""
         # dbos keeps inputs and outputs in tables of their own, beside older columns.
-        given, c = self._tables.workflow_input, self._table.c
-        inputs: sa.ColumnElement[Any] = sa.func.coalesce(given.c.inputs, c.inputs)
+        c = self._table.c
+        inputs: sa.ColumnElement[Any] = self._input()
         output: sa.ColumnElement[Any] = self._output()
         if brief:
             inputs = sa.func.substr(inputs, 1, MOST_INPUT)
@@ -542,12 +577,17 @@ class Rows:
             c.started_at_epoch_ms,
             c.completed_at,
             c.updated_at,
-            sa.select(inputs)
-            .where(given.c.workflow_uuid == c.workflow_uuid)
-            .scalar_subquery()
-            .label("inputs"),
+            inputs.label("inputs"),
             output.label("output"),
         ]
+
+    def _input(self) -> sa.ScalarSelect[Any]:
+        given, c = self._tables.workflow_input, self._table.c
+        return (
+            sa.select(sa.func.coalesce(given.c.inputs, c.inputs))
+            .where(given.c.workflow_uuid == c.workflow_uuid)
+            .scalar_subquery()
+        )
 
     def _output(self) -> sa.ScalarSelect[Any]:
         made, c = self._tables.workflow_output, self._table.c

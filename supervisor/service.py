@@ -419,7 +419,9 @@ class Service:
     async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
         if not isinstance(config, ChatRunner):
             return []
-        pairs = await self._durable.rows.turns(spec.thread, spec.run, config.history)
+        pairs = await self._durable.rows.turns(
+            spec.thread, spec.run, config.history // 2, config.history_bytes
+        )
         return [Turn(prompt, reply) for prompt, reply in pairs]
 
     def _internal(self, error: Exception) -> Outcome:
