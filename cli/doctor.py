@@ -34,8 +34,8 @@ Exit codes: 0 nothing failed, 1 something did; 2 usage.""",
 @pass_app
 def doctor(app: App, ctx: click.Context) -> None:
     """Look at the configuration, permissions, disk, limits, cgroups, ports, proxies,
-    NATS, the database, clocks and the daemon, whether it runs or not. Changes nothing. Each line says
-    ok, WARN or FAIL, and below it what to do. Run it as the user that runs runctld."""
+    NATS, the database, clocks and the daemon, whether it runs or not. Changes nothing. Each
+    line says ok, WARN or FAIL, and below it what to do. Run it as the user that runs runctld."""
     found = list(_look(app))
     failed = any(finding.state == "fail" for finding in found)
     if app.json:
