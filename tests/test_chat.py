@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,11 +16,14 @@ from typing import Any
 import pytest
 import trio
 from runctl.cli.mock import MockServer
+from runctl.config import outgoing
 from runctl.config.schema import ChatRunner
 from runctl.supervisor.errors import Fenced, RunFailed
 from runctl.supervisor.model import Outcome, RunSpec, Status
 from runctl.supervisor.runners.chat import Chat
+from runctl.supervisor.runners.chat import call as calls
 from runctl.supervisor.runners.protocol import Turn
+from securenats import Certificates
 
 KEY = "sk-very-secret-0123456789"
 SPEC = RunSpec(run="r1", thread="t", runner="chat", prompt="hello")
@@ -69,11 +74,11 @@ class Scripted(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, port: int = 0) -> None:
         self.answer = answer
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         self.over = threading.Event()
-        super().__init__(("127.0.0.1", 0), Scripted)
+        super().__init__(("127.0.0.1", port), Scripted)
 
 
 @contextmanager
@@ -90,8 +95,8 @@ def running(server: Any) -> Iterator[Any]:
         server.server_close()
 
 
-def serving(answer: Answer) -> AbstractContextManager[Server]:
-    return running(Server(answer))
+def serving(answer: Answer, port: int = 0) -> AbstractContextManager[Server]:
+    return running(Server(answer, port))
 
 
 def delta(text: str | None, finish: str | None = None) -> dict[str, Any]:
@@ -360,3 +365,233 @@ async def test_key_file_is_read_at_each_run(tmp_path: Path) -> None:
             file.write_text(key + "\n")
             assert (await call(runner))[0] == Outcome(Status.SUCCEEDED, reply="hi")
     assert [r[1]["Authorization"] for r in server.requests] == ["Bearer one", "Bearer two"]
+
+
+# ---- the end of an answer ---------------------------------------------------------------
+
+
+async def test_an_answer_that_stays_open_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finish_reason, and then neither [DONE] nor an end: it is not waited for ever."""
+    monkeypatch.setattr(calls, "AFTER_FINISH", 0.1)
+
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event(delta("Hello", "stop"))
+        while not to.server.over.wait(0.02):
+            to.wfile.write(b"8\r\n: ping\n\n\r\n")
+
+    with serving(answer) as server:
+        outcome, _ = await call(config(server, timeout=60.0))
+    assert outcome == Outcome(Status.SUCCEEDED, reply="Hello")
+
+
+async def test_text_after_a_finish_reason_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that says "stop" in every event is believed once only: a pause is no end then."""
+    monkeypatch.setattr(calls, "AFTER_FINISH", 0.3)
+
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event(delta("Hello", "stop"))
+        to.event(delta(" wide", "stop"))
+        to.server.over.wait(0.9)
+        to.event(delta(" world", "stop"))
+        to.event("[DONE]")
+
+    with serving(answer) as server:
+        outcome, _ = await call(config(server, timeout=60.0))
+    assert outcome.reply == "Hello wide world"
+
+
+@pytest.mark.parametrize("last", ["[DONE]", delta("", "stop")])
+async def test_the_answer_is_read_to_its_end(last: Any) -> None:
+    """A gateway stores usage, and logs a client that goes before it has sent all."""
+    whole = threading.Event()
+
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event(delta("Hello", "stop"))
+        to.event(last)
+        to.server.over.wait(0.1)
+        to.event({"choices": [], "usage": {"total_tokens": 3}})
+        to.wfile.write(b"0\r\n\r\n")
+        to.connection.settimeout(10)
+        # Closed before, there would be a reset, or nothing that was read of it.
+        if to.connection.recv(1) == b"":
+            whole.set()
+
+    with serving(answer) as server:
+        outcome, _ = await call(config(server))
+        assert outcome.reply == "Hello"
+        assert await trio.to_thread.run_sync(whole.wait, 10)
+
+
+async def test_comments_keep_a_slow_start_alive() -> None:
+    def answer(to: Scripted) -> None:
+        to.begin()
+        for _ in range(8):
+            to.server.over.wait(0.1)
+            to.wfile.write(b"8\r\n: ping\n\n\r\n")
+        to.event(delta("Hello", "stop"))
+        to.event("[DONE]")
+
+    with serving(answer) as server:
+        outcome, _ = await call(config(server, timeout=0.5))
+    assert outcome.reply == "Hello"
+
+
+async def test_comments_alone_have_a_bound() -> None:
+    def answer(to: Scripted) -> None:
+        to.begin()
+        while not to.server.over.wait(0.01):
+            to.wfile.write(b"8\r\n: ping\n\n\r\n")
+
+    with serving(answer) as server:
+        message = await failure(config(server, timeout=0.05))
+    assert "timed out" in message
+
+
+# ---- what keeps a call from leaving ------------------------------------------------------
+
+
+@pytest.fixture
+def no_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificates are read anew."""
+    monkeypatch.setattr(calls, "_context", None)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+ENVIRONMENT = [
+    ("ALL_PROXY", "socks5://user:hunter22@127.0.0.1:1080", "ALL_PROXY names a SOCKS proxy"),
+    ("all_proxy", "socks5h://127.0.0.1:1080", "all_proxy names a SOCKS proxy"),
+    ("HTTPS_PROXY", "socks4://hunter22@h", "HTTPS_PROXY names a proxy of a kind that is not"),
+    ("NO_PROXY", "localhost,[::1]", "NO_PROXY holds '[::1]', which cannot be read; write ::1"),
+    ("no_proxy", "fe80::/10", "no_proxy holds 'fe80::/10', which cannot be read; remove it"),
+    ("SSL_CERT_FILE", "/no/such.pem", "SSL_CERT_FILE: /no/such.pem: No such file or directory"),
+    ("SSL_CERT_FILE", "/etc/passwd", "SSL_CERT_FILE: /etc/passwd holds no certificates"),
+    ("SSLKEYLOGFILE", "/no/such/keys", "SSLKEYLOGFILE: /no/such/keys cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), ENVIRONMENT)
+async def test_an_environment_that_stops_every_chat(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, no_context: None
+) -> None:
+    if "socks5" in value:  # whether it is installed here or not
+        monkeypatch.setattr(outgoing, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RunFailed) as caught:
+        await call(config(1))
+    assert str(caught.value).startswith(f"runctld's environment: {said}")
+    assert "; " in str(caught.value)
+    assert "hunter22" not in str(caught.value)
+    problems = [*outgoing.proxy_problems({name: value})]
+    problems += outgoing.certificate_problems({name: value})
+    assert [p.said for p in problems if said.startswith(p.said[:20])]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "localhost,127.0.0.0/8,::1,.corp,x:80"},
+        {"HTTP_PROXY": "proxy:3128", "https_proxy": "https://u:p@proxy"},
+        {"ALL_PROXY": "socks4://x", "NO_PROXY": "*"},
+        {"SSL_CERT_DIR": "/etc"},
+    ],
+)
+def test_an_environment_that_is_fine(environ: dict[str, str]) -> None:
+    assert not [*outgoing.proxy_problems(environ), *outgoing.certificate_problems(environ)]
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"HTTP_PROXY": "http://"}, "HTTP_PROXY is no URL of a proxy"),
+        ({"HTTP_PROXY": "http://h:x"}, "HTTP_PROXY is no URL of a proxy"),
+        ({"http_proxy": "ftp://h", "HTTP_PROXY": "http://h"}, "http_proxy names a proxy"),
+        ({"SSL_CERT_DIR": "/no/such"}, "SSL_CERT_DIR: /no/such is no directory"),
+    ],
+)
+def test_an_environment_that_only_doctor_looks_at(environ: dict[str, str], said: str) -> None:
+    problems = [*outgoing.proxy_problems(environ), *outgoing.certificate_problems(environ)]
+    assert [p.said.startswith(said) for p in problems] == [True]
+
+
+@contextmanager
+def encrypted(folder: Path, *hosts: str) -> Iterator[Server]:
+    """An endpoint with TLS, whose CA is in ``folder``."""
+    certificates = Certificates(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.make("endpoint", *hosts))
+
+    def answer(to: Scripted) -> None:
+        to.begin()
+        to.event(delta("Hello", "stop"))
+
+    server = Server(answer)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda request, address: None  # type: ignore[method-assign]
+    with running(server):
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("hosts", "trusted", "said"),
+    [
+        (("127.0.0.1",), True, ""),
+        (("127.0.0.1",), False, "its certificate is not trusted (unable to get local issuer"),
+        (("elsewhere",), True, "its certificate is not trusted (IP address mismatch"),
+    ],
+)
+async def test_a_certificate_that_is_not_trusted(
+    hosts: tuple[str, ...],
+    trusted: bool,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_context: None,
+) -> None:
+    with encrypted(tmp_path, *hosts) as server:
+        if trusted:
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        url = f"https://127.0.0.1:{server.server_port}/v1"
+        runner = config(server, base_url=url, retry=60.0)
+        if not said:
+            assert (await call(runner))[0].reply == "Hello"
+            return
+        message = await failure(runner)  # at once: it does not heal
+    assert f"cannot connect: {said}" in message
+    assert "SSL_CERT_FILE in runctld's environment" in message
+
+
+async def test_tls_with_a_server_that_has_none() -> None:
+    with serving(lambda to: None) as server:
+        url = f"https://127.0.0.1:{server.server_port}/v1"
+        message = await failure(config(server, base_url=url, retry=60.0))
+    assert "cannot connect: TLS failed (" in message
+    assert "http:// and https://?" in message
+
+
+async def test_a_name_that_is_none() -> None:
+    message = await failure(config(1, base_url="http://no.such.invalid/v1"))
+    assert "cannot connect (" in message
+    assert "cannot connect ()" not in message
+
+
+async def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch, no_context: None) -> None:
+    class Proxy(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_response(407)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Proxy)) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://u:hunter22@127.0.0.1:{server.server_port}")
+        message = await failure(config(1, base_url="https://127.0.0.1:1/v1"))
+    assert "the proxy that runctld's environment names does not connect (407" in message
+    assert "hunter22" not in message
