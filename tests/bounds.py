@@ -216,6 +216,7 @@ def chat(data: bytes, *, whole: bool = False) -> RunFailed | Outcome:
         model="m",
         api_key=secret,
         timeout=5.0,
+        retry=0.0,
     )
     emitted: list[bytes] = []
 

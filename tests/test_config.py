@@ -487,6 +487,9 @@ SERVER = "[nats]\nurl = 'nats://h'\n"
         (CHAT + "api_key = 'a'\napi_key_file = 'b'", "runners.gpt.api_key: runners.gpt.api_key_fi"),
         (CHAT + "timeout = 0", "runners.gpt.timeout: expected at least 1ms"),
         (CHAT + "history = -1", "runners.gpt.history: expected at least 0"),
+        (CHAT + "history_bytes = -1", "runners.gpt.history_bytes: expected at least 0"),
+        (CHAT + 'history_bytes = "many"', "runners.gpt.history_bytes: "),
+        (CHAT + 'retry = "soon"', "runners.gpt.retry: "),
         # servers
         (
             "[database]\nurl = 'mysql://h'",

@@ -195,3 +195,23 @@ def test_a_database_file_without_wal(tmp_path: Path) -> None:
     database.close()
     finding: Any = remote.sqlite(load(file))
     assert finding.state == "warn"
+
+
+def test_an_environment_that_stops_every_chat(
+    stopped_box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this shell, and of a daemon that runs, whose environment is another one."""
+    box = stopped_box
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    assert "chats" not in looked(box)
+    box.configure('[runners.c]\nkind = "chat"\nbase_url = "http://127.0.0.1:1/v1"\nmodel = "m"\n')
+    assert looked(box)["chats"][0] == "ok"
+    monkeypatch.setenv("NO_PROXY", "[::1]")
+    state, said, fix = looked(box, 1)["chats"]
+    assert (state, fix) == ("fail", "write ::1 there")
+    assert said.startswith("NO_PROXY holds '[::1]', which cannot be read (of this shell")
+    box.start()
+    monkeypatch.delenv("NO_PROXY")
+    assert looked(box, 1)["chats"][1].endswith("cannot be read (of runctld)")

@@ -204,7 +204,7 @@ class Reply:
         if self.done:
             raise self.failed(f"the stream ended without {what}")
         # As from a server that was ended before its first word.
-        raise CallFailed(f"{self._target.shown}: the stream ended without {what}", passing=True)
+        raise CallFailed(f"{self._target.shown}: the stream ended without {what}", doubtful=True)
 
     # ---- one event --------------------------------------------------------------
 
