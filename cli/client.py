@@ -20,7 +20,7 @@ import msgspec
 from ..config import connection
 from ..config.schema import Config, ConfigError, Nats
 from ..supervisor import wire
-from ..supervisor.errors import BadRequest, Denied, RequestError, Unavailable
+from ..supervisor.errors import BadRequest, Denied, NotFound, RequestError, Unavailable
 from .hedge import first_answer
 
 if TYPE_CHECKING:
@@ -274,10 +274,16 @@ def _why(config: Config, nats: Nats, cause: Exception) -> str:
 
 
 async def ask(
-    link: Link, request: wire.Request, expect: type[R], *, executor: str | None = None
+    link: Link,
+    request: wire.Request,
+    expect: type[R],
+    *,
+    executor: str | None = None,
+    hint: bool = True,
 ) -> R:
     """The daemon's answer; any executor's, or the named one's. Raises Unavailable, and what
-    the daemon named: BadRequest, NotFound, Refused, RequestError."""
+    the daemon named: BadRequest, NotFound, Refused, RequestError. ``hint``: a NotFound says
+    what may have been meant."""
     from nats.errors import NoRespondersError
     from nats.errors import TimeoutError as NatsTimeout
 
@@ -318,7 +324,14 @@ async def ask(
     except LinkLost as error:
         raise LinkLost(f"runctld went away before it answered{unsure}") from error
     if isinstance(reply, wire.Problem):
-        wire.raise_problem(reply)
+        try:
+            wire.raise_problem(reply)
+        except NotFound as error:
+            if not hint:
+                raise
+            from .hints import explained
+
+            raise await explained(link, request, error) from None
     if not isinstance(reply, expect):
         raise RequestError(
             f"runctld answered {verb!r} with {type(reply).__name__};"

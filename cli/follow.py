@@ -17,6 +17,7 @@ from . import output as outputs
 from . import watch
 from .client import Link, LinkLost, NotReady, ask, ask_once
 from .common import FAILED, OK, STATUS_EXIT
+from .hints import begins, explained
 from .presence import Presence
 from .tail import Tail
 from .window import Window
@@ -55,7 +56,7 @@ async def locate(link: Link, thread: str, run: str | None, options: Options) -> 
     before = await _last(link, wire.thread_subjects(thread)) if options.follow_thread else None
     found: Run | None = None
     try:
-        found = (await ask(link, wire.Locate(thread, run), wire.RunDetails)).run
+        found = await _located(link, thread, run)
         name = found.run
     except LinkLost:
         raise
@@ -67,6 +68,20 @@ async def locate(link: Link, thread: str, run: str | None, options: Options) -> 
         if start is None:
             start = (before[0] if before else 0) + 1
     return Target(thread, name, found, start)
+
+
+async def _located(link: Link, thread: str, run: str | None) -> Run:
+    """The thread's current or latest run, or ``run``, of whose id the beginning is enough."""
+    request = wire.Locate(thread, run)
+    try:
+        return (await ask(link, request, wire.RunDetails, hint=run is None)).run
+    except NotFound as error:
+        if run is None:
+            raise
+        found = await begins(link, run)
+        if found is None or found.thread != thread:
+            raise await explained(link, request, error) from None
+        return found
 
 
 async def _last(link: Link, subject: str) -> tuple[int, str] | None:

@@ -72,6 +72,18 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if self.get_command(ctx, word) is None and not ctx.resilient_parsing:
+            from .hints import meant_verb
+
+            meant = meant_verb(word, VERBS)
+            said = "" if meant is None else f" (did you mean: runctl {meant}?)"
+            raise click.UsageError(f"no command {word[:80]!r}{said}", ctx)
+        return super().resolve_command(ctx, args)
+
     def main(
         self,
         args: Sequence[str] | None = None,

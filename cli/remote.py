@@ -21,8 +21,6 @@ from .render import seconds, size
 LIMIT = 8.0
 #: Clocks that differ by more make times in listings hard to compare; by much more, wrong.
 SKEW, BAD_SKEW = 2.0, 60.0
-#: A record and its headers.
-LEAST_PAYLOAD = wire.MAX_RECORD_BYTES + 64 * 1024
 LEAST_SERVER = (2, 10)
 
 
@@ -37,7 +35,7 @@ async def nats(
     except (Unavailable, TimeoutError) as error:
         text = str(error) or f"NATS did not answer within {LIMIT:g} s"
         if config.nats.embedded and holder is None:
-            return None, [warn("daemon", "not running, and so is its NATS", down)]
+            return None, [warn("daemon", "neither runctld nor its nats-server is running", down)]
         if config.nats.embedded:
             said = f"{holder} holds the lock of {config.state_dir}, and its NATS does not answer"
             return None, [fail("daemon", said, "see its log; restart it if it has just hung")]
@@ -90,12 +88,12 @@ async def _server(config: Config, link: Link) -> list[Finding]:
     if numbers < LEAST_SERVER:
         said = f"nats-server {number or 'of unknown version'}"
         found.append(fail("nats", said, "use 2.10 or newer; 2.11 is tested"))
-    elif link.nc.max_payload < LEAST_PAYLOAD:
+    elif link.nc.max_payload < wire.LEAST_PAYLOAD:
         found.append(
             fail(
                 "nats",
                 f"max_payload is {size(link.nc.max_payload)}",
-                f"set max_payload to {LEAST_PAYLOAD} or more in its configuration",
+                f"set max_payload to {wire.LEAST_PAYLOAD} or more in its configuration",
             )
         )
     else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from ..supervisor import wire
-from ..supervisor.model import check_run_id
 from . import render
-from .client import ask_once
+from .client import ask
 from .common import App, Verb, pass_app, run
+from .hints import dial_for, find_run
 from .names import RunName
 
 
@@ -24,8 +24,16 @@ Examples:
 @pass_app
 def retry(app: App, run_id: str) -> None:
     """Queue the work of RUN again, as a new run of its thread; prints the new run's id."""
-    check_run_id(run_id)
-    done = run(lambda: ask_once(app.config, wire.Retry(run_id), wire.Submitted))
+
+    async def main() -> wire.Submitted:
+        link = await dial_for(app.config, run_id)
+        try:
+            name = (await find_run(link, run_id, "retry")).run.run
+            return await ask(link, wire.Retry(name), wire.Submitted)
+        finally:
+            await link.close()
+
+    done = run(main)
     if app.json:
         render.out_json({"thread": done.thread, "run": done.run, "status": done.status})
     else:

@@ -7,10 +7,9 @@ import shlex
 import click
 
 from ..supervisor import wire
-from ..supervisor.model import check_run_id
 from . import render
-from .client import ask_once
 from .common import App, Verb, pass_app, run
+from .hints import dial_for, find_run
 from .names import RUN
 
 _OUTPUT = {
@@ -31,9 +30,17 @@ Examples:
 @click.argument("run_id", metavar="RUN", type=RUN)
 @pass_app
 def show(app: App, run_id: str) -> None:
-    """Show what RUN does, where it stands and how it ended."""
-    check_run_id(run_id)
-    details = run(lambda: ask_once(app.config, wire.Show(run_id), wire.RunDetails))
+    """Show what RUN does, where it stands and how it ended. Of a run's id the beginning is
+    enough, if no other run's begins so."""
+
+    async def main() -> wire.RunDetails:
+        link = await dial_for(app.config, run_id)
+        try:
+            return await find_run(link, run_id, "show")
+        finally:
+            await link.close()
+
+    details = run(main)
     row = details.run
     if app.json:
         render.out_json(wire.details_json(details))

@@ -8,11 +8,12 @@ import click
 import msgspec
 
 from ..supervisor import wire
-from ..supervisor.model import Run, Status, check_run_id
+from ..supervisor.model import Run, Status
 from . import render, watch
-from .client import ask, dial
+from .client import dial
 from .common import DETACHED, FAILED, STATUS_EXIT, App, Duration, Verb, pass_app, run
 from .follow import end_of, recorded, settle
+from .hints import dial_for, find_run
 from .names import RUN
 from .statusline import progress
 
@@ -39,8 +40,6 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
     Exits with 0 if it succeeded, 1 if it failed or is dead, 5 if it was aborted. Goes
     on waiting through restarts of the daemon.
     """
-    check_run_id(run_id)
-
     async def main() -> Run:
         async with asyncio.timeout(timeout):
             return await _wait(app, run_id)
@@ -65,9 +64,10 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
 
 
 async def _wait(app: App, name: str) -> Run:
-    link = await dial(app.config)
+    link = await dial_for(app.config, name)
     try:
-        found = (await ask(link, wire.Show(name), wire.RunDetails)).run
+        found = (await find_run(link, name, "wait")).run
+        name = found.run
     except BaseException:
         await link.close()
         raise

@@ -18,7 +18,7 @@ import trio_asyncio
 from ..config import connection
 from ..config.schema import Config, Nats
 from .errors import ConfigError, RunctlError, Unavailable
-from .wire import DETAILS_BYTES, MAX_RECORD_BYTES, Endpoint
+from .wire import LEAST_PAYLOAD, Endpoint
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -71,7 +71,7 @@ class Connection:
 
     def _check_size(self) -> None:
         """Raises ConfigError, when a record of output might not get through."""
-        least, most = MAX_RECORD_BYTES + DETAILS_BYTES, self.client.max_payload
+        least, most = LEAST_PAYLOAD, self.client.max_payload
         if most < least:
             raise ConfigError(
                 f"NATS at {connection.where(self._nats)} takes messages of {most} bytes at most,"

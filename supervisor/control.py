@@ -384,10 +384,22 @@ class Control:
         return latest[0].run
 
     async def show(self, r: wire.Show) -> wire.Reply:
-        details = await self._details(r.run)
-        subject = wire.out_subject(details.run.thread, r.run)
+        details = await self._details(await self._begun(r.run) if r.prefix else r.run)
+        subject = wire.out_subject(details.run.thread, details.run.run)
         (output,) = await self._stored.outputs([subject])
         return msgspec.structs.replace(details, output=output)
+
+    async def _begun(self, beginning: str) -> str:
+        """The only run whose id begins so."""
+        found = []
+        if is_run_id(beginning):
+            found = await self._durable.rows.beginning_with(beginning, 3)
+        if len(found) > 1:
+            some = ", ".join(found[:2]) + (", …" if len(found) > 2 else "")
+            raise NotFound(f"several runs begin with {beginning!r} ({some}); give more of its id")
+        if not found:
+            raise NotFound(f"no run {beginning!r}; see: runctl list THREAD")
+        return found[0]
 
     async def _find(self, run: str) -> tuple[RunSpec, Run] | None:
         return await self._durable.rows.get(run) if is_run_id(run) else None

@@ -78,6 +78,18 @@ class Rows:
         rows = await self._rows(query)
         return read(rows[0]) if rows else None
 
+    async def beginning_with(self, beginning: str, limit: int) -> list[str]:
+        """Runs whose ids begin so. ``beginning`` is a run's id, as far as it goes."""
+        c = self._table.c
+        begins: sa.ColumnElement[bool]
+        if self._engine.dialect.name == "sqlite":  # its LIKE knows no case, and no index then
+            begins = c.workflow_uuid.op("GLOB")(beginning + "*")
+        else:
+            begins = c.workflow_uuid.startswith(beginning, autoescape=True)
+        query = sa.select(c.workflow_uuid).where(c.name == WORKFLOW, begins)
+        rows = await self._rows(query.order_by(c.workflow_uuid).limit(limit))
+        return [row.workflow_uuid for row in rows]
+
     async def runs(self, thread: str, *, limit: int = 100, offset: int = 0) -> list[Run]:
         """A page of the thread's runs, newest first."""
         t = self._table

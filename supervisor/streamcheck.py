@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ..config import connection
 from ..config.schema import Config
 from .errors import ConfigError
-from .wire import MAX_RECORD_BYTES, STREAM
+from .wire import LEAST_PAYLOAD, STREAM
 
 if TYPE_CHECKING:
     from nats.js.api import StreamConfig
 
-#: Room for a record with its headers.
-_LEAST_MESSAGE = MAX_RECORD_BYTES + 64 * 1024
 _ANEW = f"it cannot be changed: remove the stream with its output (nats stream rm {STREAM})"
 
 #: JetStream's error codes.
@@ -66,9 +64,9 @@ def _broken(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, ob
         fix = _edit("--max-msgs-per-subject=-1")
         yield "max_msgs_per_subject", found.max_msgs_per_subject, "no limit", fix
     largest = _limit(found.max_msg_size)
-    if largest is not None and largest < _LEAST_MESSAGE:
+    if largest is not None and largest < LEAST_PAYLOAD:
         fix = _edit("--max-msg-size=-1")
-        yield "max_msg_size", largest, f"at least {_LEAST_MESSAGE}", fix
+        yield "max_msg_size", largest, f"at least {LEAST_PAYLOAD}", fix
 
 
 def _other(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, object, object, str]]:

@@ -42,6 +42,8 @@ SUMMARY_HEADER = "Runctl"
 MAX_RECORD_BYTES = 512 * 1024
 #: What an answer holds of a run beside its spec, at most, roughly.
 DETAILS_BYTES = 16 * 1024
+#: What NATS, and the stream, must take as one message: a record and its headers.
+LEAST_PAYLOAD = MAX_RECORD_BYTES + DETAILS_BYTES
 
 StreamName = Literal["stdout", "stderr", "text"]
 
@@ -274,8 +276,17 @@ class Purge(
     check: bool = False
 
 
-class Show(msgspec.Struct, tag="show", tag_field="verb", forbid_unknown_fields=True):
+class Show(
+    msgspec.Struct,
+    tag="show",
+    tag_field="verb",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
+    """``prefix``: of the only run whose id begins with ``run``."""
+
     run: str
+    prefix: bool = False
 
 
 class Retry(msgspec.Struct, tag="retry", tag_field="verb", forbid_unknown_fields=True):

@@ -189,6 +189,19 @@ def test_what_nats_does_not_carry_is_said_at_once(tmp_path: Path) -> None:
         node.start()
         assert box.start(ready=False).wait(30) == 78
         assert "takes messages of 65536 bytes at most" in box.log.read_text()
+        box.runctl("doctor", code=1)
+        least = wire.LEAST_PAYLOAD
+        node.kill()
+        node.configure(f"max_payload: {least - 1}")
+        node.start()
+        assert box.start(ready=False).wait(30) == 78
+        assert f"set max_payload to {least} or more" in box.runctl("doctor", code=1)
+        node.kill()
+        node.configure(f"max_payload: {least}")
+        node.start()
+        box.start()
+        assert "max_payload 528.0 KiB" in box.runctl("doctor"), "doctor asks for no more"
+        assert box.term() == 0
         node.kill()
         node.configure("max_payload: 600000")
         node.start()
