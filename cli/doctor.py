@@ -11,7 +11,7 @@ import msgspec
 from ..config import prompts
 from ..config.load import load
 from ..config.schema import Config, ConfigError
-from ..config.secrets import masker
+from ..config.secrets import Masker
 from ..supervisor import wire
 from . import local, remote, render
 from .common import FAILED, OK, App, Verb, pass_app, run
@@ -94,7 +94,7 @@ def _database(config: Config, status: wire.DaemonStatus | None) -> Iterator[Find
     elif config.database.embedded:
         yield remote.sqlite(config)
     else:
-        hide = masker(config)
+        hide = Masker(config)
         yield from remote.postgres(config, status is not None, hide)
 
 

@@ -43,7 +43,7 @@ from .schema import (
     Takeover,
     Traces,
 )
-from .secrets import HIDDEN, hide_in_urls, hide_secrets, masker, withheld
+from .secrets import HIDDEN, Masker, hide_in_urls, hide_secrets, withheld
 from .table import EXECUTOR_ID_FIX, check_url, quote, xdg_dir
 from .table import Table as _Table
 from .units import format_duration, format_size
@@ -445,7 +445,7 @@ def _describe(config: Config) -> Iterator[str]:
         after=format_duration(takeover.after),
     )
     yield from _lines("log", format=config.log.format, level=config.log.level)
-    hide = masker(config)
+    hide = Masker(config)
     yield from _lines("metrics", **describe_metrics(config.metrics))
     yield from _lines("traces", **describe_traces(config.traces))
     yield from _lines("hooks", **describe_hooks(config.hooks, hide))

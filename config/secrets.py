@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 from .schema import ChatRunner, CommandRunner, Config, Runner
@@ -45,18 +45,28 @@ def hide_in_urls(urls: str) -> str:
     return ",".join(map(hide_secrets, urls.split(",")))
 
 
-def masker(config: Config) -> Callable[[str], str]:
-    """Replaces the configuration's secrets in any text by ``***``: for texts that others
-    make, such as libraries' errors. Files of secrets are not read for it."""
-    found = {secret for secret in _secrets(config) if len(secret) >= _SHORTEST}
-    if not found:
-        return lambda text: text
-    forms = [
-        re.escape(secret) if len(secret) >= _LONG else rf"(?<!\w){re.escape(secret)}(?!\w)"
-        for secret in sorted(found, key=len, reverse=True)
-    ]
-    pattern = re.compile("|".join(forms))
-    return lambda text: pattern.sub(HIDDEN, text)
+class Masker:
+    """Replaces the secrets of each configuration that it was given in any text by ``***``: for
+    texts that others make, such as libraries' errors. Files of secrets are not read for it.
+    One serves a whole daemon, so that after a reload all mask the new secrets, and the old ones."""
+
+    def __init__(self, config: Config) -> None:
+        self._found: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
+        self.add(config)
+
+    def add(self, config: Config) -> None:
+        """``config`` is in force from now on; earlier ones' secrets stay hidden."""
+        self._found |= {secret for secret in _secrets(config) if len(secret) >= _SHORTEST}
+        if self._found:
+            forms = [
+                re.escape(secret) if len(secret) >= _LONG else rf"(?<!\w){re.escape(secret)}(?!\w)"
+                for secret in sorted(self._found, key=len, reverse=True)
+            ]
+            self._pattern = re.compile("|".join(forms))
+
+    def __call__(self, text: str) -> str:
+        return self._pattern.sub(HIDDEN, text) if self._pattern else text
 
 
 def _secrets(config: Config) -> Iterator[str]:

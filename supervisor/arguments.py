@@ -15,7 +15,7 @@ import click
 from ..config.load import describe, load
 from ..config.prompts import warnings
 from ..config.schema import Config
-from ..config.secrets import masker
+from ..config.secrets import Masker
 from . import __version__
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
@@ -66,12 +66,12 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         for name, said, fix in warnings(config):
             last_words(f"runctld: warning: runner {name}: {said}; {fix}")
         return
-    hide = masker(config)
+    hide = Masker(config)
     mask_tracebacks(hide)
     faulthandler.enable()  # a watchdog's SIGABRT then writes where each thread was, no values
     set_up(config.log, verbose=verbose, hide=hide)
     try:
-        _run(config, file, early)
+        _run(config, file, early, hide)
     except (BaseExceptionGroup, RunctlError, OSError) as error:
         # Not except*: that of Python before 3.11.4 wraps the SystemExit.
         group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
@@ -84,12 +84,12 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         _fail(Unavailable(text), hide)
 
 
-def _run(config: Config, file: Path | None, early: Early | None) -> None:
+def _run(config: Config, file: Path | None, early: Early | None, hide: Masker) -> None:
     import trio
 
     from .daemon import run
 
-    trio.run(run, config, file, early, strict_exception_groups=True)
+    trio.run(run, config, file, early, hide, strict_exception_groups=True)
 
 
 def _first(group: BaseExceptionGroup[Any]) -> Any:

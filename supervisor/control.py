@@ -15,7 +15,6 @@ import trio
 import trio_asyncio
 
 from ..config.prompts import refusal
-from ..config.secrets import masker
 from . import __version__, wire
 from .backlog import Backlog
 from .durable import Durable
@@ -79,6 +78,7 @@ class Control:
         cgroups: bool,
         meters: Meters,
         hooks: Hooks | None,
+        hide: Callable[[str], str],
     ) -> None:
         self._meters = meters
         self._hooks = hooks
@@ -94,8 +94,10 @@ class Control:
         self._stored = stored
         self._others = Others(executor, client, durable, streams, endings, members, meters)
         self._ids = RunIds()
-        self._hide = masker(config)
-        self._backlog = Backlog(config.queue.max_queued, lambda: durable.rows.count("ENQUEUED"))
+        self._hide = hide
+        self._backlog = Backlog(
+            lambda: settings.queue.max_queued, lambda: durable.rows.count("ENQUEUED")
+        )
         self._began = time.monotonic()
         self._service: Any = None
         self._verbs: dict[type, Callable[[Any], Awaitable[wire.Reply]]] = {

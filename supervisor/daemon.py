@@ -20,6 +20,7 @@ import trio
 import trio_asyncio
 
 from ..config.schema import Config
+from ..config.secrets import Masker
 from . import cgroups
 from .broker import Broker
 from .early import Early
@@ -30,9 +31,9 @@ from .lease import executor_id, hold_database_lease, hold_file_lease
 from .logs import name_executor
 from .notify import Notifier, open_notifier
 from .private import UMASK, inherited, prepare_state_dir
-from .processes import CLOSE_WAIT, open_keeper
+from .processes import open_keeper
 from .signals import Wishes, open_wishes
-from .times import LEFT, STOPPED
+from .times import longest_stop
 from .versions import check_format, mark_format
 
 if TYPE_CHECKING:
@@ -41,22 +42,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("runctld")
 
 
-async def run(config: Config, file: Path | None = None, early: Early | None = None) -> None:
+async def run(config: Config, file: Path | None, early: Early | None, hide: Masker) -> None:
     """Run the daemon until SIGTERM or SIGINT. ``config`` came from ``file``, or from a
-    default place.
+    default place. ``hide`` masks its secrets in what is logged.
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     umask = os.umask(UMASK)
     # The keeper, both leases, NATS, the database and its recovery have start_timeout each.
     begin = 6 * config.start_timeout
-    end = config.queue.stop_grace + STOPPED + LEFT + 2 * CLOSE_WAIT
+    end = longest_stop(config.queue.stop_grace)
     async with (
         open_wishes(early) as wishes,
         open_notifier(wishes.stop, begin, end) as notifier,
     ):
         # Until DBOS is launched there is nothing to stop in order.
         with wishes.until_stop() as start:
-            await _run(config, file, umask, wishes, start, notifier)
+            await _run(config, file, umask, wishes, start, notifier, hide)
     log.info("stopped; unfinished runs will be replayed")
 
 
@@ -67,6 +68,7 @@ async def _run(
     wishes: Wishes,
     start: trio.CancelScope,
     notifier: Notifier,
+    hide: Masker,
 ) -> None:
     require(config)
     prepare_state_dir(config.state_dir)
@@ -108,7 +110,7 @@ async def _run(
                     broker = Broker(config, keeper)
                     await broker.start()
                 service = (await imported())(
-                    config, file, executor, keeper, loop, fence, notifier, broker
+                    config, file, executor, keeper, loop, fence, notifier, broker, hide
                 )
                 await service.run(wishes, start, began, cgroups=groups is not None)
                 nursery.cancel_scope.cancel()

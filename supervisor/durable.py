@@ -81,6 +81,7 @@ class Durable:
         from is not committed."""
         self._config = config
         self._executor = executor
+        self.max_queued_per_thread = config.queue.max_queued_per_thread
         self._dispatch = dispatch
         self._clear = clear
         self._fenced = False
@@ -297,9 +298,7 @@ class Durable:
 
         Raises: QueueFull, when as many wait on its thread as may."""
         async with self._lane(spec.thread):
-            place = await self.rows.next_place(
-                spec.thread, self._config.queue.max_queued_per_thread
-            )
+            place = await self.rows.next_place(spec.thread, self.max_queued_per_thread)
             await aio(self._enqueue)(spec, place)
         self.kick(spec.thread)
 

@@ -53,7 +53,7 @@ class Hooks:
         meters: Meters,
     ) -> None:
         self._config = config.hooks
-        self._grace = config.queue.stop_grace
+        self.grace = config.queue.stop_grace
         self._keeper = keeper
         self._registry = registry
         self._meters = meters
@@ -175,7 +175,7 @@ class Hooks:
         # As a submitter's: "{prompt}" has no meaning in it.
         argv = self._config.on_end if isinstance(self._config.on_end, tuple) else ()
         spec = RunSpec(run.run, run.thread, "hook", prompt=body.decode(), argv=argv)
-        outcome = await Command(runner, self._keeper, self._grace).run(spec, run.attempt, emit, [])
+        outcome = await Command(runner, self._keeper, self.grace).run(spec, run.attempt, emit, [])
         if outcome.status is not Status.SUCCEEDED:
             words = said.decode(errors="replace").strip().rpartition("\n")[2]
             raise Failed(f"{outcome.error}{f' ({ascii(words)[1:-1]})' if words else ''}")

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping
 
 import trio
 
-from ..config.schema import ChatRunner, Config
+from ..config.schema import ChatRunner, History, Runner
 from .durable import Durable
 
 log = logging.getLogger("runctld.housekeeping")
@@ -33,14 +34,15 @@ PAUSE = 5.0
 
 
 class Housekeeping:
-    """``run`` in a nursery; ``ended`` after each run."""
+    """``run`` in a nursery; ``ended`` after each run. ``runners``: those that are configured
+    now."""
 
-    def __init__(self, config: Config, durable: Durable) -> None:
-        self._limits = config.history
+    def __init__(
+        self, limits: History, durable: Durable, runners: Callable[[], Mapping[str, Runner]]
+    ) -> None:
+        self._limits = limits
         self._durable = durable
-        self._context = max(
-            (r.history for r in config.runners.values() if isinstance(r, ChatRunner)), default=0
-        )
+        self._runners = runners
         self._ended = 0
         self._due = trio.Event()
 
@@ -54,6 +56,11 @@ class Housekeeping:
         self._ended += 1
         if self._ended > self._limits.max_runs * SLACK:
             self._due.set()
+
+    def _context(self) -> int:
+        """How many of a thread's runs its next chat turn may refer to."""
+        chats = (r for r in self._runners().values() if isinstance(r, ChatRunner))
+        return max((chat.history for chat in chats), default=0)
 
     async def _keep_count(self) -> None:
         most = self._limits.max_runs
@@ -78,7 +85,7 @@ class Housekeeping:
             now = time.time()
             try:
                 rows = self._durable.rows
-                await self._forget(await rows.finished_before(now - limit, self._context))
+                await self._forget(await rows.finished_before(now - limit, self._context()))
                 oldest = await rows.oldest_end(now - limit)
             except Exception as error:
                 log.debug("age was not looked at: %r", error)

@@ -26,11 +26,13 @@ PAUSE = 1.0
 
 class Notifier:
     """``address``: a path, or "@" and an abstract name. ``watchdog``: seconds within which
-    it is to hear of us, None for never."""
+    it is to hear of us, None for never. ``end``: the longest that the daemon's end may take
+    by the configuration in force, seconds."""
 
-    def __init__(self, address: str | None, watchdog: float | None) -> None:
+    def __init__(self, address: str | None, watchdog: float | None, end: float) -> None:
         self._address = _address(address) if address else None
         self._watchdog = watchdog
+        self.end = end
         self._socket: trio.socket.SocketType | None = None
         self._ready = trio.Event()
 
@@ -78,7 +80,7 @@ class Notifier:
             await self.tell("WATCHDOG=1")
             await trio.sleep(self._watchdog / 2)
 
-    async def _patience(self, stop: trio.Event, start: float, end: float) -> None:
+    async def _patience(self, stop: trio.Event, start: float) -> None:
         """Have the manager wait ``start`` seconds for ``ready``, and ``end`` seconds for our
         end once ``stop`` is set, as long as the loop turns."""
         async with trio.open_nursery() as nursery:
@@ -86,7 +88,7 @@ class Notifier:
             nursery.start_soon(_set_either, self._ready, stop, nursery.cancel_scope)
         await stop.wait()
         await self.tell("STOPPING=1", "STATUS=stopping; unfinished runs will be replayed")
-        await self._extend(end)
+        await self._extend(self.end)
 
     async def _extend(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
@@ -101,10 +103,10 @@ async def open_notifier(
 ) -> AsyncIterator[Notifier]:
     """``stop`` is set when the daemon is to end. ``start`` and ``end``: the longest that it
     may take to begin and to end, seconds."""
-    notifier = Notifier(env.get("NOTIFY_SOCKET"), _watchdog(env))
+    notifier = Notifier(env.get("NOTIFY_SOCKET"), _watchdog(env), end)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier._beat)
-        nursery.start_soon(notifier._patience, stop, start, end)
+        nursery.start_soon(notifier._patience, stop, start)
         try:
             yield notifier
         finally:

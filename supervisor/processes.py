@@ -38,10 +38,13 @@ from .keeper import (
     strike,
 )
 from .private import Inherited, inherited
+from .times import CLOSE_WAIT
 
 log = logging.getLogger("runctld.processes")
 
-CLOSE_WAIT = 10.0  # for the keeper to kill all and leave
+#: What an interpreter may need to start.
+_NEEDED = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES")
+
 #: What a command may take until it is executed, seconds. A directory on a server that is gone,
 #: or a virus scanner that does not answer, may hold it for ever.
 SPAWN_LIMIT = 30.0
@@ -395,8 +398,10 @@ def _start(
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
-                # Commands can look at it. RUNCTL_KEEPER: for ``_sweep``; not for children.
-                env={**given.env, "RUNCTL_KEEPER": state},
+                # Commands can look at it, also at what only a later configuration calls secret:
+                # no more than it takes to start. RUNCTL_KEEPER: for ``_sweep``; not for children.
+                env={k: v for k, v in given.env.items() if k in _NEEDED}
+                | {"RUNCTL_KEEPER": state},
             )
         except BaseException:
             ours.close()

@@ -18,6 +18,7 @@ import trio
 from ..config.load import load
 from ..config.prompts import warnings
 from ..config.schema import Config, ConfigError, Queue, Runner
+from ..config.secrets import Masker
 from .runners import protocol
 
 log = logging.getLogger("runctld.reload")
@@ -37,6 +38,8 @@ class Settings:
 
     def __init__(self, config: Config, make: Make) -> None:
         self._make = make
+        #: The longest that a live run may have been dispatched with.
+        self.longest_grace = 0.0
         self._runners: dict[str, protocol.Runner] = {}
         self._config = Config(state_dir=config.state_dir)
         self.replace(config)
@@ -64,12 +67,13 @@ class Settings:
             log.warning("runner %s: %s; %s", name, said, fix)
         self._runners = {n: self._make(r, config.queue) for n, r in config.runners.items()}
         self._config = config
+        self.longest_grace = max(self.longest_grace, config.queue.stop_grace)
 
 
 class Reload:
     """``run`` in a nursery. ``started``: the configuration that the daemon began with, from
-    ``file`` or a default place. ``apply`` is called with one that is right; each reload
-    happens inside ``around()``."""
+    ``file`` or a default place. ``apply`` is called with one that is right, once ``hide``
+    knows its secrets; each reload happens inside ``around()``."""
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class Reload:
         file: Path | None,
         settings: Settings,
         apply: Callable[[Config], None],
+        hide: Masker,
         around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._started = started
@@ -84,6 +89,7 @@ class Reload:
         self._file = file
         self._settings = settings
         self._apply = apply
+        self._hide = hide
         self._around = around
 
     async def run(self, wait_wish: Callable[[], Awaitable[None]]) -> None:
@@ -95,6 +101,7 @@ class Reload:
     async def _reload(self) -> None:
         try:
             config = await trio.to_thread.run_sync(load, self._file)
+            self._hide.add(config)
             self._settings.replace(config)
             self._apply(config)
         except ConfigError as error:

@@ -21,7 +21,7 @@ import trio_asyncio
 
 from ..config.schema import ChatRunner, CommandRunner, Config, Queue
 from ..config.schema import Runner as RunnerConfig
-from ..config.secrets import masker
+from ..config.secrets import Masker
 from .broker import Broker
 from .connect import connect
 from .control import Control
@@ -53,7 +53,7 @@ from .signals import Wishes
 from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
-from .times import LEFT, STOPPED
+from .times import LEFT, STOPPED, longest_stop
 from .windows import Alive, Window, asks
 
 log = logging.getLogger("runctld")
@@ -70,9 +70,11 @@ class Service:
         fence: Fence,
         notifier: Notifier,
         broker: Broker | None,
+        hide: Masker,
     ) -> None:
         """``broker``: the embedded nats-server, which runs; None for an external one."""
         self._config = fitted(config)
+        self._hide = hide
         self._notifier = notifier
         self._broker = broker
         self._executor = executor
@@ -95,7 +97,9 @@ class Service:
         )
         if isinstance(self._meters, Prometheus):
             self._scrape = Scrape(config, self._meters, self._registry, self._durable)
-        self._housekeeping = Housekeeping(config, self._durable)
+        self._housekeeping = Housekeeping(
+            config.history, self._durable, lambda: self._settings.runners
+        )
         self._streams: Streams
         self._endings: Endings
         self._retention: Retention
@@ -110,7 +114,12 @@ class Service:
         return Command(runner, self._keeper, queue.stop_grace)
 
     def _apply(self, config: Config) -> None:
-        self._order.grace = config.queue.stop_grace
+        """What is not asked for each time is told."""
+        self._order.grace = self._settings.longest_grace
+        self._notifier.end = longest_stop(self._settings.longest_grace)
+        if self._hooks is not None:
+            self._hooks.grace = config.queue.stop_grace
+        self._durable.max_queued_per_thread = config.queue.max_queued_per_thread
         self._durable.set_max_running(config.queue.max_running)
         self._keeper.inherited = inherited(config.withheld, self._keeper.inherited.umask)
 
@@ -169,6 +178,7 @@ class Service:
                     cgroups,
                     self._meters,
                     self._hooks,
+                    self._hide,
                 )
                 takeover = self._takeover(control)
                 with wishes.until_stop():
@@ -183,7 +193,7 @@ class Service:
                     nursery.start_soon(self._watch_keeper)
                     reload = Reload(
                         *(self._settings.config, self._file, self._settings, self._apply),
-                        self._notifier.reloading,
+                        *(self._hide, self._notifier.reloading),
                     )
                     nursery.start_soon(reload.run, wishes.wait_reload)
                     if self._scrape is not None:
@@ -222,7 +232,7 @@ class Service:
         )
 
     async def _stop(self, control: Control, takeover: Takeover | None, wishes: Wishes) -> None:
-        with trio.move_on_after(self._settings.queue.stop_grace + STOPPED) as limit:
+        with trio.move_on_after(self._settings.longest_grace + STOPPED) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hurry, wishes, limit)
                 if self._scrape is not None:
@@ -425,5 +435,5 @@ class Service:
         return [Turn(prompt, reply) for prompt, reply in pairs]
 
     def _internal(self, error: Exception) -> Outcome:
-        words = masker(self._settings.config)(f"{type(error).__name__}: {error}")
+        words = self._hide(f"{type(error).__name__}: {error}")
         return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))

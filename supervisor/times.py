@@ -4,3 +4,10 @@
 STOPPED = 3.0
 #: And in which the other executors and the database are told.
 LEFT = 3.0
+#: For the keeper to kill all and leave.
+CLOSE_WAIT = 10.0
+
+
+def longest_stop(grace: float) -> float:
+    """From the wish to stop to the end of the process. ``grace``: the runs'."""
+    return grace + STOPPED + LEFT + 2 * CLOSE_WAIT

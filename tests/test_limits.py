@@ -160,7 +160,7 @@ async def test_the_backlog_counts_anew_before_it_refuses() -> None:
         asked += 1
         return waiting
 
-    backlog = Backlog(3, count)
+    backlog = Backlog(lambda: 3, count)
     for _ in range(3):
         await backlog.admit()
     assert asked == 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import SLACK, Box, Watch, children, wait_until
 from runctl.config.schema import Config, Database, Nats, Queue, Stream
-from runctl.supervisor.reload import differences
+from runctl.config.secrets import Masker
+from runctl.supervisor.reload import Settings, differences
 
 WORK = 'echo "$1 $KIND"; while [ ! -e "$0/go" ]; do sleep 0.05; done; echo "$1 $KIND"'
 
@@ -128,3 +131,122 @@ def test_differences_are_keys_and_never_values() -> None:
         *("state_dir", "environment", "database.url", "nats.url", "nats.replicas"),
         *("stream.max_runs", "queue.stop_grace"),
     ]
+
+
+# ---- what was computed once from what may change -------------------------------------------
+
+OLD, NEW = "old-canary-5dd1", "new-canary-77aa"
+
+
+def _asks(secret: str) -> str:
+    return f'[runners.asks]\nkind = "command"\nargv = ["true"]\nenv = {{ A_TOKEN = "{secret}" }}\n'
+
+
+def test_the_secrets_of_both_configurations_are_masked(
+    stopped_box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = stopped_box
+    monkeypatch.setenv("LATER_TOKEN", NEW)
+    box.configure(_asks(OLD))
+    box.start()
+    box.configure(_asks("${LATER_TOKEN}"))
+    assert "runner asks" in _hup(box)
+    for secret in (OLD, NEW):
+        run = box.submit("t", f"/{secret}")
+        box.runctl("wait", run, code=1)
+        wait_until(
+            lambda run=run: f"run={run}" in box.log.read_text().split("failed")[-1], "it told"
+        )
+    log = box.log.read_text()
+    assert log.count("command not found: '/***'") == 2, log
+    assert OLD not in log
+    assert NEW not in log
+    assert _text(box, box.submit("t", "sh", "-c", "echo =$LATER_TOKEN=")) == "==\n"
+    (keeper,) = [
+        Path(f"/proc/{pid}/environ").read_bytes()
+        for pid in children(box.pid, "python") + children(box.pid, Path(sys.executable).name)
+        if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ][:1]
+    assert b"RUNCTL_KEEPER=" in keeper
+    assert NEW.encode() not in keeper
+
+
+@pytest.mark.short
+def test_a_masker_forgets_no_secret() -> None:
+    def holding(secret: str) -> Config:
+        return Config(Path("/x"), database=Database(f"postgresql://u:{secret}@h/d"))
+
+    hide = Masker(holding(OLD))
+    hide.add(holding(NEW))
+    hide.add(holding("short"))
+    assert hide(f"{OLD} {NEW} short shorter") == "*** *** *** shorter"
+
+
+def test_the_limits_of_the_queue_are_asked_for_each_time(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure("[queue]\nmax_running = 1\n")
+    box.start()
+    box.submit("t", "sleep", "600")
+    box.submit("t", "true")
+    box.configure("[queue]\nmax_running = 1\nmax_queued_per_thread = 1\n")
+    assert _hup(box).endswith("changed: queue.max_queued_per_thread")
+    box.runctl("submit", "t", "--", "true", code=6)
+    assert "queue.max_queued_per_thread" in box.stderr
+    box.configure("[queue]\nmax_running = 1\nmax_queued = 1\n")
+    assert "queue.max_queued," in _hup(box) + ","
+    box.runctl("submit", "u", "--", "true", code=6)
+    assert "queue.max_queued is 1" in box.stderr
+    box.configure("[queue]\nmax_running = 1\n")
+    _hup(box)
+    box.submit("t", "true")
+    box.submit("u", "true")
+
+
+def test_a_longer_history_keeps_what_it_refers_to(stopped_box: Box) -> None:
+    box = stopped_box
+
+    def chat(history: int) -> str:
+        where = 'kind = "chat"\nbase_url = "http://127.0.0.1:9"\nmodel = "m"'
+        return f'[history]\nmax_age = "2s"\n[runners.c]\n{where}\nhistory = {history}\n'
+
+    box.configure(chat(0))
+    box.start()
+    box.configure(chat(8))
+    assert _hup(box).endswith("changed: runner c")
+    go = box.path / "go"
+    used = [box.submit("used", "sh", "-c", f"while ! [ -e {go} ]; do sleep 0.05; done")]
+    used += [box.submit("used", "true") for _ in range(2)]
+    used += [box.submit("used", "sleep", "1000")]
+    go.touch()
+    box.runctl("wait", box.submit("unused", "true"))
+    wait_until(
+        lambda: box.runctl("list", "unused", code=None) == "", "of a thread without use none stays"
+    )
+    assert sorted(row["run"] for row in box.json("list", "used")) == sorted(used)
+
+
+@pytest.mark.long
+def test_a_run_has_the_grace_that_it_was_dispatched_with(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure('[queue]\nstop_grace = "60s"\n')
+    box.start()
+    ready, done = box.path / "ready", box.path / "done"
+    script = f"trap 'sleep 4; touch {done}; exit' TERM; touch {ready}; while :; do sleep 0.1; done"
+    box.submit("t", "sh", "-c", script)
+    wait_until(ready.exists, "it runs")
+    box.configure('[queue]\nstop_grace = "0s"\n')
+    assert _hup(box).endswith("changed: queue.stop_grace")
+    assert box.daemon is not None
+    box.daemon.send_signal(signal.SIGTERM)
+    assert box.daemon.wait(60 * SLACK) == 0
+    assert done.exists()
+
+
+@pytest.mark.short
+def test_the_longest_grace_is_remembered() -> None:
+    def with_grace(grace: float) -> Config:
+        return Config(Path("/x"), queue=Queue(stop_grace=grace))
+
+    settings = Settings(with_grace(7), lambda runner, queue: cast("Any", None))
+    settings.replace(with_grace(2))
+    assert (settings.queue.stop_grace, settings.longest_grace) == (2, 7)

@@ -19,7 +19,7 @@ from conftest import Box, children, wait_until
 from pgserver import free_port
 from runctl.config.load import describe, load
 from runctl.config.schema import FileError
-from runctl.config.secrets import masker
+from runctl.config.secrets import Masker
 from runctl.supervisor.logs import Plain
 from runctl.supervisor.wire import Endpoint
 from securenats import Cluster
@@ -301,7 +301,7 @@ def test_nothing_secret_is_in_a_repr(config: Any) -> None:
 
 @pytest.mark.short
 def test_texts_of_others_are_masked(config: Any) -> None:
-    hide = masker(config)
+    hide = Masker(config)
     for secret in ("canary%40db", "canary@db", NATS, TOKEN, API, BASE, ENV, "k3y-"):
         assert hide(f"cannot use '{secret}': bad") == "cannot use '***': bad"
     assert hide(f"x{NATS}y") == "x***y"
@@ -316,10 +316,10 @@ def test_tracebacks_are_masked(config: Any) -> None:
     code = (
         "import sys, threading\n"
         "from runctl.config.load import load\n"
-        "from runctl.config.secrets import masker\n"
+        "from runctl.config.secrets import Masker\n"
         "from runctl.supervisor.report import mask_tracebacks\n"
         "from pathlib import Path\n"
-        "mask_tracebacks(masker(load(Path(sys.argv[1]))))\n"
+        "mask_tracebacks(Masker(load(Path(sys.argv[1]))))\n"
         "def fail(): raise ValueError('cannot use ' + sys.argv[2])\n"
         "t = threading.Thread(target=fail); t.start(); t.join()\n"
         "fail()\n"
