@@ -21,6 +21,7 @@ from .errors import RunFailed
 from .metrics import Meters
 from .model import Run, RunSpec, Status
 from .processes import Keeper
+from .reasons import why
 from .registry import Registry
 from .runners.command import Command
 from .stored import Stored
@@ -193,7 +194,7 @@ class Hooks:
         try:
             async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
                 answer = await client.post(url, content=body, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Failed(f"{where}: {str(error) or type(error).__name__}") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise Failed(f"{where}: {why(error)}") from None
         if not answer.is_success:
             raise Failed(f"{where} answered {answer.status_code}")

@@ -327,3 +327,13 @@ def test_a_peer_tells_what_a_dead_executor_did_not(house: Any, hearer: Hearer) -
     assert [body["hook"] for body in hearer.of(run)] == [f"{run}.hook"] * 2
     assert [body["executor"] for body in hearer.of(run)] == ["first"] * 2
     assert peer.json("list", "lost")[0]["run"] == run
+
+
+def test_a_hook_that_cannot_connect_says_why(stopped_box: Box, hearer: Hearer) -> None:
+    """Without TLS at the other end: httpx's own words for that are none."""
+    url = hearer.url.replace("http:", "https:")
+    stopped_box.configure(f'[hooks]\non_end = "{url}"\ntries = 1\n')
+    stopped_box.start()
+    stopped_box.submit("t", "true")
+    wait_until(lambda: b"given up" in stopped_box.log.read_bytes(), "the hook is given up")
+    assert ": TLS failed (" in stopped_box.log.read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import socket
 import ssl
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
@@ -15,6 +14,7 @@ import trio
 
 from ....config.outgoing import Problem, certificate_problems, proxy_problems
 from ...errors import RunFailed
+from ...reasons import causes, tls_words, why
 from .body import Body, TooLong, unwinding
 from .failures import CallFailed, refused
 from .reply import Reply
@@ -119,9 +119,10 @@ class Call:
         except (httpx.HTTPError, httpx.InvalidURL) as error:  # of a redirect, though not followed
             if not answered:
                 raise self._unanswered(error) from None
-            self.cut = target.words.clean(_why(error))
+            self.cut = target.words.clean(why(error))
         except (OSError, ValueError, OverflowError) as error:  # an address that is none
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            none_left = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+            if answered or none_left:
                 raise
             raise self._unanswered(error) from None
 
@@ -215,28 +216,28 @@ class Call:
         """There was no answer."""
         import httpx
 
-        shown, why = self._target.shown, self._target.words.clean(_why(error))
-        failure = next((e for e in _causes(error) if isinstance(e, ssl.SSLError)), None)
+        shown, said = self._target.shown, self._target.words.clean(why(error))
+        failure = next((e for e in causes(error) if isinstance(e, ssl.SSLError)), None)
         cut = ssl.SSLEOFError | ssl.SSLZeroReturnError
         if failure is not None and not isinstance(failure, cut):
-            return CallFailed(f"{shown}: cannot connect: {_tls_words(failure)}")
+            return CallFailed(f"{shown}: cannot connect: {_distrusted(failure)}")
         if isinstance(error, httpx.ProxyError):
-            passing = why[:3] in ("429", "502", "503", "504")
+            passing = said[:3] in ("429", "502", "503", "504")
             return CallFailed(
-                f"{shown}: the proxy that runctld's environment names does not connect ({why})",
+                f"{shown}: the proxy that runctld's environment names does not connect ({said})",
                 passing=passing,
             )
         if isinstance(error, httpx.ConnectError):
             return CallFailed(
-                f"{shown}: cannot connect ({why}); is the server up, and base_url right?",
+                f"{shown}: cannot connect ({said}); is the server up, and base_url right?",
                 passing=True,
             )
         if isinstance(error, httpx.HTTPError):
-            garbled = isinstance(error, httpx.RemoteProtocolError) and "disconnect" not in why
+            garbled = isinstance(error, httpx.RemoteProtocolError) and "disconnect" not in said
             passing = isinstance(error, httpx.TransportError) and not garbled
             passing = passing and not isinstance(error, httpx.UnsupportedProtocol)
-            return CallFailed(f"{shown}: no usable answer ({why})", passing=passing)
-        return CallFailed(f"{shown}: cannot connect ({why}); is base_url right?")
+            return CallFailed(f"{shown}: no usable answer ({said})", passing=passing)
+        return CallFailed(f"{shown}: cannot connect ({said}); is base_url right?")
 
 
 def _redirected(response: httpx.Response) -> str:
@@ -248,41 +249,14 @@ def _redirected(response: httpx.Response) -> str:
         return "nowhere"
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and what it came from: trio and httpcore wrap what the system said."""
-    seen: list[BaseException] = []
-    todo: list[BaseException | None] = [error]
-    while todo:
-        found = todo.pop(0)
-        if found is None or found in seen:
-            continue
-        seen.append(found)
-        yield found
-        if isinstance(found, BaseExceptionGroup):
-            todo += found.exceptions
-        todo += [found.__cause__, found.__context__]
-
-
-def _why(error: Exception) -> str:
-    """What the system said, else what the library did."""
-    causes = list(_causes(error))
-    for found in causes:
-        if isinstance(found, socket.gaierror) and found.strerror:
-            return found.strerror
-    for found in causes:
-        if isinstance(found, OSError) and found.errno:
-            return os.strerror(found.errno)
-    return next((str(found) for found in causes if str(found)), type(error).__name__)
-
-
-def _tls_words(error: ssl.SSLError) -> str:
+def _distrusted(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
-            f"its certificate is not trusted ({error.verify_message}); name the CA's certificate"
-            " in SSL_CERT_FILE in runctld's environment, or mend the endpoint's"
+            f"{tls_words(error)}; name the CA's certificate in SSL_CERT_FILE in runctld's"
+            " environment, or mend the endpoint's"
         )
-    reason = (error.reason or str(error)).replace("_", " ").lower()
-    return f"TLS failed ({reason}); does base_url begin with the right one of http:// and https://?"
+    said = tls_words(error)
+    return f"{said}; does base_url begin with the right one of http:// and https://?"
 
 
 def _client(tls: ssl.SSLContext) -> httpx.AsyncClient:
