@@ -7,6 +7,7 @@ connects: start-up time is felt at every command.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import click
 
 from ..config.schema import ConfigError, FileError, RunctlError
-from ..supervisor import __version__
+from ..supervisor import __version__, descriptors
 from .common import (
     DETACHED,
     FAILED,
@@ -92,15 +93,21 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
+        descriptors.fill()
         if os.environ.get("_RUNCTL_COMPLETE"):
             importlib.import_module((__package__ or "runctl.cli") + ".shells")
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
+        stdout = sys.stdout
         try:
             code = super().main(args, prog_name or "runctl", complete_var, False, **extra)
             sys.stdout.flush()
         except BaseException as error:
             code = _report(error)
+        if sys.stdout is not stdout:  # click has replaced it: its reader has gone
+            sys.stdout, code = stdout, OK
+        if not descriptors.flushed():
+            descriptors.let_go_of_stdout()
         sys.exit(code or OK)
 
 
@@ -139,6 +146,8 @@ def _report(error: BaseException) -> int:
         raise error
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
+        if not where and error.errno == errno.ENOSPC:
+            where = "cannot write: "
         return _say(f"{where}{error.strerror}", FAILED)
     return _say(
         f"unexpected {type(error).__name__}: {error}; RUNCTL_DEBUG=1 shows the traceback", FAILED

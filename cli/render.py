@@ -20,7 +20,7 @@ from .common import ReaderGone, WriteFailed
 from .harmless import harmless
 
 if TYPE_CHECKING:
-    from ..supervisor.wire import ExecutorStatus
+    from ..supervisor.wire import ExecutorStatus, Submitted
 
 STDOUT = 1
 STDERR = 2
@@ -68,6 +68,17 @@ def out(text: str) -> None:
 def out_json(value: Any) -> None:
     """Raises ReaderGone, WriteFailed."""
     write_all(STDOUT, jsontext.encode(value) + b"\n")
+
+
+def submitted(done: Submitted, as_json: bool) -> None:
+    """The answer that a run is queued. Raises ReaderGone; WriteFailed, which names the run."""
+    try:
+        if as_json:
+            out_json({"thread": done.thread, "run": done.run, "status": done.status})
+        else:
+            out(done.run)
+    except WriteFailed as error:
+        raise WriteFailed(f"run {done.run} is queued, but {error}") from None
 
 
 def printable(text: str) -> str:

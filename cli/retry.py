@@ -34,7 +34,4 @@ def retry(app: App, run_id: str) -> None:
             await link.close()
 
     done = run(main)
-    if app.json:
-        render.out_json({"thread": done.thread, "run": done.run, "status": done.status})
-    else:
-        render.out(done.run)
+    render.submitted(done, app.json)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 
+from ..supervisor import descriptors
+
 
 def main() -> None:
+    descriptors.fill()
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:  # not ignored, as in a shell's background
         signal.signal(signal.SIGINT, signal.SIG_DFL)

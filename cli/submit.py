@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 import click
 
@@ -117,15 +116,7 @@ def submit(
         try:
             done = await ask(link, request, wire.Submitted)
             if not attach:
-                if app.json:
-                    value: dict[str, Any] = {
-                        "thread": done.thread,
-                        "run": done.run,
-                        "status": done.status,
-                    }
-                    render.out_json(value)
-                else:
-                    render.out(done.run)
+                render.submitted(done, app.json)
                 return None
             if not app.json:
                 render.note(f"run {done.run}")
@@ -151,7 +142,13 @@ def _directory() -> str:
 
 def _read_prompt() -> str:
     """The prompt on stdin. Raises BadRequest."""
-    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    try:
+        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    except OSError as error:
+        raise BadRequest(
+            f"no prompt can be read from standard input ({error.strerror});"
+            " give it a file or a pipe"
+        ) from None
     if len(data) > MAX_PROMPT_BYTES:
         raise BadRequest(
             "the prompt is larger than 1 MiB; put it in a file and submit the file's path"

@@ -11,7 +11,18 @@ from ..supervisor import wire
 from ..supervisor.model import Run, Status
 from . import render, watch
 from .client import dial
-from .common import DETACHED, FAILED, STATUS_EXIT, App, Duration, Verb, pass_app, run
+from .common import (
+    DETACHED,
+    FAILED,
+    STATUS_EXIT,
+    App,
+    Duration,
+    ReaderGone,
+    Verb,
+    WriteFailed,
+    pass_app,
+    run,
+)
 from .follow import end_of, recorded, settle
 from .hints import dial_for, find_run
 from .names import RUN
@@ -52,10 +63,13 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
     except KeyboardInterrupt:
         render.note(f"stopped waiting; the run goes on. Wait again: runctl wait {run_id}")
         return DETACHED
-    if app.json:
-        render.out_json(ended)
-    else:
-        render.out(ended.status)
+    try:
+        render.out_json(ended) if app.json else render.out(ended.status)
+    except ReaderGone:
+        pass  # how it ended is in the exit code as well
+    except WriteFailed as error:
+        render.note(str(error))
+    if not app.json:
         if ended.error:
             render.note(f"run {run_id}: {ended.error}")
         if ended.note:

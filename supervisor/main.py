@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 
+from . import descriptors
 from .early import Early
 
 
 def main() -> None:
+    descriptors.fill()
     early = Early()
     early.install()
     gc.disable()  # what is imported stays; ``service`` enables it
