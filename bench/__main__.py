@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 from .aborting import bench_abort
 from .attach import bench_attach
+from .batch import bench_batch
 from .beside import add_peers
 from .counts import bench_counts
 from .durability import bench_durability
@@ -47,6 +48,7 @@ DOCUMENTED: dict[str, Section] = {
     "counts": bench_counts,
 }
 SECTIONS: dict[str, Section] = DOCUMENTED | {
+    "batch": bench_batch,
     "latency": bench_latency,
     "resume": bench_resume,
     "stop": bench_stop,

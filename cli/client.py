@@ -280,10 +280,11 @@ async def ask(
     *,
     executor: str | None = None,
     hint: bool = True,
+    timeout: float | None = None,
 ) -> R:
     """The daemon's answer; any executor's, or the named one's. Raises Unavailable, and what
     the daemon named: BadRequest, NotFound, Refused, RequestError. ``hint``: a NotFound says
-    what may have been meant."""
+    what may have been meant. ``timeout``: seconds, in place of the verb's own."""
     from nats.errors import NoRespondersError
     from nats.errors import TimeoutError as NatsTimeout
 
@@ -298,7 +299,9 @@ async def ask(
             " put the data in a file and submit its path"
         )
     verb = wire.verb_of(request)
-    if isinstance(request, wire.Abort | wire.Purge):
+    if timeout is not None:
+        pass
+    elif isinstance(request, wire.Abort | wire.Purge):
         timeout = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     else:
         timeout = REQUEST_TIMEOUT

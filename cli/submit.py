@@ -55,7 +55,8 @@ Examples:
   runctl submit support-42 --runner chat 'Summarise the last ticket'
   git diff | runctl submit review --runner agent -
   runctl submit nightly --id nightly-2025-06-01 -- ./nightly.sh
-  runctl submit build -a -- make test        (and watch it)""",
+  runctl submit build -a -- make test        (and watch it)
+  runctl submit --batch work.jsonl | jq -r .run""",
 )
 @click.argument("thread", required=False, type=THREAD)
 @click.argument("words", nargs=-1, metavar="[PROMPT | - | -- ARGV...]", type=WORK)
@@ -75,6 +76,12 @@ Examples:
     metavar="D",
     help="With --attach: stop watching after D (exit 1); as in 90s, 5m.",
 )
+@click.option(
+    "--batch",
+    metavar="FILE|-",
+    type=click.Path(allow_dash=True),
+    help="Submit each line of FILE, a JSON object; the answers are JSON lines, in order.",
+)
 @click.pass_context
 @pass_app
 def submit(
@@ -86,13 +93,23 @@ def submit(
     run_id: str | None,
     attach: bool,
     timeout: float | None,
+    batch: str | None,
 ) -> int | None:
     """Queue a run on THREAD and print its id.
 
     The work is a PROMPT ("-" reads it from stdin), or a command after "--". Runs of one
     thread execute one at a time, in the order submitted; threads run in parallel. The
     command runs in the current directory, without a shell.
+
+    A line of a --batch has "thread" and, as far as wanted, "runner", "id", "prompt", "argv"
+    and "cwd". Each is answered by {"thread", "run", "status"}, or {"error", "code", "line",
+    "thread", "id"}; those after a bad line are submitted all the same. Exits with 1 if a line
+    was not submitted.
     """
+    if batch is not None:
+        if thread is not None or words or run_id or attach or timeout or ctx.meta.get(_ARGV):
+            raise click.UsageError("--batch has all in its lines: only --runner goes with it", ctx)
+        return _submit_batch(app, batch, runner)
     if thread is None:
         raise click.UsageError("Missing argument 'THREAD'.", ctx)
     if len(words) > 1:
@@ -130,6 +147,28 @@ def submit(
 
     if attach:
         return interruptible([thread], output, lambda: run(main) or 0)
+    return run(main)
+
+
+def _submit_batch(app: App, file: str, runner: str | None) -> int:
+    from .batch import Batch
+
+    cwd = _directory()
+    try:
+        fd = 0 if file == "-" else os.open(file, os.O_RDONLY)
+        os.fstat(fd)
+    except OSError as error:
+        raise BadRequest(f"--batch {file}: {error.strerror}; name a file, or -") from None
+
+    async def main() -> int:
+        link = await dial(app.config)
+        try:
+            # The embedded nats-server has one daemon.
+            batch = Batch(link, runner=runner, cwd=cwd, ordered=app.config.nats.embedded)
+            return await batch.submit(fd)
+        finally:
+            await link.close()
+
     return run(main)
 
 
