@@ -6,6 +6,7 @@ itself that the model had nothing to say."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,49 +32,21 @@ WHOLE = frozenset(
     ]
 )
 TOOLS = frozenset(["tool_calls", "tool_call", "function_call", "tool_use"])
-CUT = frozenset(
-    [
-        "length",
-        "max_tokens",
-        "max_length",
-        "model_length",
-        "max_output_tokens",
-        "token_limit",
-        "model_context_window_exceeded",
-        "finish_reason_max_tokens",
-    ]
-)
-BROKEN = frozenset(
-    [
-        "content_filter",
-        "error",
-        "insufficient_system_resource",
-        "abort",
-        "aborted",
-        "cancelled",
-        "canceled",
-        "safety",
-        "recitation",
-        "blocklist",
-        "prohibited_content",
-        "spii",
-        "malformed_function_call",
-        "refusal",
-        "other",
-        "image_safety",
-        "language",
-        "sensitive",
-        "network_error",
-        "timeout",
-        "internal_error",
-        "engine_overloaded",
-        "content_filtered",
-        "guardrail_intervened",
-        "error_toxic",
-    ]
+CUT = re.compile(r"length|max_\w*tokens|max_output|token_limit|truncated|context_window", re.I)
+#: Also what none of them says today, if it sounds like it.
+BROKEN = re.compile(
+    r"error|abort|cancel|fail|filter|safety|block|prohibited|recitation|spii|malformed|refus"
+    r"|insufficient|time_?out|interrupt|overload|incomplete|disconnect|exhaust|moderat|polic"
+    r"|sensitive|guardrail|^other$|^language$",
+    re.I,
 )
 _NONE = ("", "null", "none")
 _MEDIA = ("audio", "images", "image", "video")
+#: What a delta or a message may hold beside its content.
+_BESIDE = (
+    *("role", "content", "refusal", "tool_calls", "function_call", "name", "id", "index"),
+    *("type", "annotations", "logprobs", "token_ids"),
+)
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 
 
@@ -90,6 +63,7 @@ class Reply:
         self._choices = False
         self._refusal = ""
         self._found: set[str] = set()
+        self._odd: set[str] = set()  # what is not known, and may have been the reply
         #: Whether there was any event, be it one that is not understood.
         self.heard = False
         self.done = False
@@ -158,7 +132,7 @@ class Reply:
             )
         if self._refusal:
             raise self.failed(f"refused: {self._target.words.clean(self._refusal)}")
-        limited = self.finish is not None and self.finish.lower() in CUT
+        limited = self.finish is not None and CUT.search(self.finish) is not None
         if not self._pieces:
             return [self._nothing(limited)]
         if not self.done and self.finish is None and self._deltas:
@@ -193,6 +167,9 @@ class Reply:
                 f"the reply was cut at a length limit before its first word"
                 f" (finish_reason {self.finish})"
             )
+        if self._odd:
+            said = self._target.words.clean(", ".join(sorted(self._odd)))
+            raise self.failed(f"the reply holds no text, only what is not known: {said}")
         if self._choices and self.finish is not None:
             return "the reply is empty"
         if self._unknown is not None:
@@ -234,7 +211,7 @@ class Reply:
     def _is_error(self, value: dict[str, Any]) -> bool:
         if value.get("error") or value.get("error_code") or value.get("errors"):
             return True
-        if value.get("object") == "error" or value.get("type") == "error":
+        if "error" in (value.get("object"), value.get("type")) or value.get("success") is False:
             return True
         base = value.get("base_resp")
         if isinstance(base, dict) and base.get("status_code"):
@@ -242,8 +219,9 @@ class Reply:
         if value.get("choices"):
             return False
         said = any(value.get(name) for name in ("message", "msg", "error_msg"))
-        failed = value.get("code") not in (None, 0, "0", 200, "200", "") or _at_least(
-            value.get("status"), 400
+        status = value.get("status")
+        failed = value.get("code") not in (None, 0, "0", 200, "200", "") or (
+            status in ("error", "failed", "failure") or _at_least(status, 400)
         )
         return bool(value.get("detail")) or bool(value.get("error_msg")) or (said and failed)
 
@@ -272,6 +250,8 @@ class Reply:
             self._deltas = True
         elif delta is None and message is not None:
             raise self._malformed("message is no object", data)
+        elif isinstance(choice.get("content"), str) and choice["content"]:
+            self._odd.add("content outside of delta")
         finish = choice.get("finish_reason")
         if finish is not None and finish is not False:
             said = finish if isinstance(finish, str) else json.dumps(finish)
@@ -285,7 +265,7 @@ class Reply:
         if self.finish is not None and again:
             self._late = True
         self.finish = said
-        if said.lower() in BROKEN:
+        if BROKEN.search(said) and not CUT.search(said):
             self.broken = said
         if said.lower() in TOOLS:
             self._found.add("tool calls")
@@ -312,6 +292,7 @@ class Reply:
         if any(part.get(name) for name in _REASONING):
             self._found.add("reasoning")
         self._found.update(name for name in _MEDIA if part.get(name))
+        self._odd.update(k for k, v in part.items() if v and k not in _BESIDE)
         content = part.get("content")
         if content is None:
             return ""
@@ -327,6 +308,8 @@ class Reply:
         if not isinstance(part, dict):
             raise self._malformed("a part of the content is no object", data)
         kind, text = part.get("type"), part.get("text")
+        if isinstance(text, dict):
+            text = text.get("value")
         if isinstance(text, str) and kind in (None, "text", "output_text", "text_delta"):
             return text
         if kind == "refusal" and isinstance(part.get("refusal"), str):
