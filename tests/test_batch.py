@@ -166,6 +166,16 @@ def test_through_several_executors_a_thread_keeps_its_order(house: Any) -> None:
     for thread in ("t0", "t1"):
         listed = [row["run"] for row in boxes[1].json("list", thread)]
         assert listed[::-1] == [row["id"] for row in rows if row["thread"] == thread]
+    wait_until(lambda: boxes[0].show("r000")["started_at"], "one runs")
+    wait_until(lambda: boxes[0].show("r001")["started_at"], "the other runs")
+    for row in boxes[0].json("list"):
+        assert (row["status"], row["queued"]) == ("running", 59)
+        assert row["run"]["run"] == {"t0": "r000", "t1": "r001"}[row["thread"]], "the first runs"
+    boxes[1].runctl("abort", "t0")
+    aborted = boxes[0].show("r000")
+    assert aborted["status"] == "aborted"
+    assert None not in (aborted["started_at"], aborted["ended_at"])
+    assert boxes[0].runctl("show", "r00", code=3) == "", "several begin so"
 
 
 @pytest.mark.short

@@ -88,6 +88,7 @@ def test_a_daemon_that_hangs(well: Box) -> None:
 def test_a_daemon_that_is_down(stopped_box: Box) -> None:
     found = looked(stopped_box)
     assert found["daemon"][0] == "warn"
+    assert found["daemon"][1] == "neither runctld nor its nats-server is running"
     assert found["daemon"][2] == f"start it: runctld --config {stopped_box.config}"
     assert "made by the first start" in found["state_dir"][1]
     stopped_box.state.mkdir(mode=0o700)
