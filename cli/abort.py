@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from typing import NoReturn
+
 import click
 
 from ..supervisor import wire
+from ..supervisor.errors import RunctlError
 from ..supervisor.model import check_run_id, check_thread
 from . import render
 from .client import ask_once
 from .common import App, Verb, pass_app, run
 from .names import THREAD, RunName
-from .statusline import progress
+from .statusline import PATIENCE, StatusLine, progress
 
 
 @click.command(
@@ -44,11 +49,33 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
 
     async def main() -> wire.Aborted:
         what = f"runctl: ending the processes of {thread}"
-        async with progress(lambda passed: f"{what}; {render.seconds(passed)}"):
-            return await ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted)
+        async with progress(lambda passed: f"{what}; {render.seconds(passed)}") as line:
+            news = asyncio.create_task(_say_what_it_waits_for(app, thread, run_id, line))
+            try:
+                return await ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted)
+            finally:
+                news.cancel()
 
     done = run(main)
     if app.json:
         render.out_json({"runs": done.runs})
     else:
         render.out("\n".join(f"aborted {name}" for name in done.runs))
+
+
+async def _say_what_it_waits_for(
+    app: App, thread: str, run_id: str | None, line: StatusLine
+) -> NoReturn:
+    """Processes that cannot be ended, and why: the abort is answered when they are gone."""
+    said = None
+    while True:
+        await asyncio.sleep(PATIENCE)
+        with contextlib.suppress(RunctlError):  # the abort itself says what is wrong
+            found = await ask_once(app.config, wire.Locate(thread, run_id), wire.RunDetails)
+            reason = found.waits_for
+            # Without one, the run after it waits, and that is no news here.
+            if reason is not None and reason != said and "process" in reason:
+                said = reason
+                line.hide()
+                render.note(f"waits for {reason}")
+                line.back()

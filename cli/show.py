@@ -63,6 +63,7 @@ def show(app: App, run_id: str) -> None:
         ("exit code", None if row.exit_code is None else str(row.exit_code)),
         ("error", row.error),
         ("note", row.note),
+        ("waits for", details.waits_for),
         ("output", _OUTPUT.get(details.output or "")),
     ]
     render.fields((key, value) for key, value in pairs if value is not None)

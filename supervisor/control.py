@@ -41,6 +41,7 @@ from .registry import Registry
 from .reload import Settings
 from .stored import Stored
 from .stream import Streams
+from .waiting import Waiting
 from .windows import checked
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ class Control:
         meters: Meters,
         hooks: Hooks | None,
         hide: Callable[[str], str],
+        waiting: Waiting,
     ) -> None:
+        self._waiting = waiting
         self._meters = meters
         self._hooks = hooks
         self._config = config
@@ -112,10 +115,14 @@ class Control:
             wire.Resize: self.resize,
         }
 
-    async def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer requests from here on."""
+    async def start(self, loop: asyncio.AbstractEventLoop, nursery: trio.Nursery) -> None:
+        """Answer requests from here on: those of a verb one after the other, which keeps the
+        order of submits, and aborts, which may take long, at once and in ``nursery``."""
         import nats.micro
         from nats.micro.service import EndpointConfig, ServiceConfig
+
+        async def abort(request: Any) -> None:
+            nursery.start_soon(self._answer_later, request)
 
         async def handler(request: Any) -> None:
             reply = await loop.trio_as_future(self._answer, request.subject, request.data)  # type: ignore[attr-defined]
@@ -138,7 +145,7 @@ class Control:
                             name=f"{verb}-{kind}",
                             subject=wire.control_subject(verb, executor),
                             queue_group="runctl",
-                            handler=handler,
+                            handler=abort if verb == "abort" else handler,
                         )
                     )
             await self._nc.subscribe(wire.KICK_SUBJECT, cb=kicked)
@@ -207,6 +214,13 @@ class Control:
             log.exception("request failed")
             words = one_line(self._hide(f"{type(error).__name__}: {error}"))
             return wire.Problem("error", f"{words}; see the daemon's log")
+
+    async def _answer_later(self, request: Any) -> None:
+        reply = await self._answer(request.subject, request.data)
+        try:
+            await aio(request.respond)(self._fitting(wire.encode(reply)))
+        except Exception as error:  # the connection is closed, or too much waits for it
+            log.debug("%s was not answered: %r", request.subject, error)
 
     def _fitting(self, answer: bytes) -> bytes:
         """``answer``, or the news that NATS would not carry it: the client need not wait."""
@@ -326,6 +340,7 @@ class Control:
                 busy = r.status in (Status.RUNNING, Status.QUEUED)
                 threads = await self._durable.rows.threads(limit=size, offset=r.after, busy=busy)
             threads, more = self._fitting_page(threads, r.after, size)
+            threads = [*map(self._waiting.seen_thread, threads)]
             wanted = [t for t in threads if r.status is None or _has(t, r.status)]
             return wire.Threads(wanted, more, await self._unheard(r))
         thread = check_thread(r.thread)
@@ -334,6 +349,7 @@ class Control:
         if not runs and r.after == 0:
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         runs, more = self._fitting_page(runs, r.after, size)
+        runs = [*map(self._waiting.seen, runs)]
         silent = await self._unheard(r, [x for x in runs if x.status is Status.RUNNING])
         wanted_runs = [x for x in runs if not statuses or x.status in statuses]
         return wire.Runs(await self._with_output(thread, wanted_runs), more, silent)
@@ -411,7 +427,10 @@ class Control:
         if found is None:
             raise NotFound(f"no run {run!r}; see: runctl list THREAD")
         spec, row = found
-        return wire.RunDetails(row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of)
+        return wire.RunDetails(
+            *(self._waiting.seen(row), list(spec.argv), spec.prompt, spec.cwd, spec.retry_of),
+            waits_for=self._waiting.reason(run),
+        )
 
     async def retry(self, r: wire.Retry) -> wire.Reply:
         found = await self._find(r.run)
@@ -441,7 +460,12 @@ class Control:
             live = await self._durable.rows.live_runs(thread)
             if not live and not await self._durable.rows.runs(thread, limit=1):
                 raise NotFound(f"no thread {thread!r}; see: runctl list")
+            live = [*map(self._waiting.seen, live)]
             wanted = [x for x in live if x.status is Status.RUNNING or r.queued]
+            if not wanted and (ending := self._waiting.ending(thread)) is not None:
+                name = ending.spec.run
+                reason = self._waiting.reason(name) or "its processes have their grace"
+                raise Refused(f"run {name} is being aborted already: {reason}")
             if not wanted:
                 what = f"{len(live)} queued; add --queued" if live else "nothing is in flight"
                 raise Refused(f"thread {thread!r} has no running run ({what})")

@@ -11,9 +11,14 @@ Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)
                                                 <- {id, pid}  or  {id, step, errno}
     -> {op: end, id, tree, grace}               <- {id}       once the tree is empty
                                                 <- {exit: tree, status}
+                                                <- {held: tree, pids}
+    (the daemon sends no more)                  <- {left: pids}
 
 A spawn is answered when the child has executed ``argv``, or cannot. An ``end`` may come
 before: then its answer is ``{id, step, hung}``, with the step that did not end.
+``held`` says, whenever that changes, which processes of a tree that is being ended cannot be:
+``[pid, name, user id, why]``, as ``hindrance`` knows it. ``left``: the same at the end of all,
+when nothing else is left; the keeper stays until they are gone.
 
 ``tree`` is the id of the spawn that made it: unlike a pid it is never used twice. With
 ``tty`` stdout is a terminal, which becomes the child's controlling one. ``CGROUPS`` is what
@@ -37,7 +42,7 @@ import termios
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING or __package__:
@@ -134,15 +139,44 @@ def environment(pid: int) -> list[bytes]:
         return []
 
 
-def doomed(pid: int) -> bool:
-    """Whether KILL is on its way to ``pid``: it executes nothing of its own any more."""
+def status_of(pid: int) -> dict[str, str]:
+    """What the kernel says of ``pid``; nothing if it is gone. Needs no memory of that process,
+    so it does not wait for one that hangs."""
     try:
         with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-            lines = dict(line.split(b":", 1) for line in file.readall().splitlines())
+            text = file.readall().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return True
-    pending = int(lines[b"SigPnd"], 16) | int(lines[b"ShdPnd"], 16)
-    return bool(pending >> (signal.SIGKILL - 1) & 1)
+        return {}
+    return {key: value.strip() for key, _, value in (x.partition(":") for x in text.splitlines())}
+
+
+def doomed(pid: int) -> bool:
+    """Whether KILL is on its way to ``pid``: it executes nothing of its own any more."""
+    status = status_of(pid)
+    pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
+    return not status or bool(pending >> (signal.SIGKILL - 1) & 1)
+
+
+def hindrance(pid: int, state: str, *, killed: bool) -> str:
+    """Why ``pid`` cannot be ended: "forbidden", to us, or "asleep" in the kernel, where not even
+    KILL reaches it, if it was ``killed`` a while ago; "" when nothing is known to be in the way."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return "forbidden"
+    except ProcessLookupError:
+        return ""
+    return "asleep" if killed and state == "D" else ""
+
+
+def described(found: dict[int, str]) -> list[tuple[int, str, int, str]]:
+    """(pid, name, user id, why) of each of ``found``, pids with a ``hindrance``."""
+    said = []
+    for pid, why in sorted(found.items()):
+        status = status_of(pid)
+        users = status.get("Uid", "-1 -1").split()
+        said.append((pid, status.get("Name", "?"), int(users[1]), why))
+    return said
 
 
 def strike(pid: int, start: int, number: int) -> None:
@@ -214,6 +248,7 @@ class Tree:
         self.kill_at = float("inf")
         self.killed = False
         self.termed: set[tuple[int, int]] = set()
+        self.held: dict[int, str] = {}  # pids, and their hindrance
 
     @property
     def step(self) -> str:
@@ -358,7 +393,7 @@ class Keeper:
             with contextlib.suppress(EOFError):
                 for tree in list(self.forest.trees.values()):
                     self.hear(tree)
-            kill_all(self.forest)
+            kill_all(self.forest, self.leave)
         if fault:  # last: stderr may be a pipe that nobody reads
             sys.stderr.write(fault)
 
@@ -538,6 +573,7 @@ class Keeper:
                         self.send({"id": waiter})
                 elif pids or tree.occupied():
                     self.press(tree, table, pids)
+                    self.hold(tree, table, pids)
         self.scanned = time.monotonic()
         # Many deaths must not mean as many scans.
         self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
@@ -559,6 +595,21 @@ class Keeper:
                 tree.termed.add(identity)
                 strike(*identity, signal.SIGTERM)
                 strike(*identity, signal.SIGCONT)  # a stopped process does not hear TERM
+
+    def hold(self, tree: Tree, table: Table, pids: set[int]) -> None:
+        """Say who of it cannot be ended, if that is news."""
+        killed = time.monotonic() >= tree.kill_at + STUCK
+        alive = [pid for pid in pids if not table[pid].zombie and not tree.void]
+        why = {pid: hindrance(pid, table[pid].state, killed=killed) for pid in alive}
+        held = {pid: reason for pid, reason in why.items() if reason}
+        if held != tree.held:
+            tree.held = held
+            self.send({"held": tree.number, "pids": described(held)})
+
+    def leave(self, held: dict[int, str]) -> None:
+        """At the end of all: nothing but these is left, and they cannot be ended."""
+        with contextlib.suppress(EOFError):
+            self.send({"left": described(held)})
 
     def strays(self, tree: Tree, table: Table, pid: int) -> bool:
         """Whether nobody that had TERM answers for ``pid``, which had none. What a handler
@@ -623,36 +674,43 @@ def become(
         os._exit(127)
 
 
-def kill_all(forest: Forest) -> None:
+def kill_all(forest: Forest, leave: Callable[[dict[int, str]], None]) -> None:
     """Kill whatever is below, until no child is left: orphans come to us. A child that hangs
-    on the way to its command, and that KILL does not reach, is left to the kernel."""
-    rest = 0.001
+    on the way to its command, and that KILL does not reach, is left to the kernel. ``leave``
+    is told, once, when nothing is left but what cannot be ended."""
+    rest, longest = 0.001, 0.05  # some may take long: in a system call, or another user's
     trees = list(forest.trees.values())
     groups = [tree.group for tree in trees if tree.group is not None]
     unborn = forest.lost | {tree.pid for tree in trees if tree.void or tree.report >= 0}
     for group in groups:
         group.kill()
     kill_children()  # before the first scan, which takes long on a machine that they keep busy
-    stuck = time.monotonic() + STUCK
+    began = stuck = time.monotonic()
     while True:
-        alive = set()
+        now = time.monotonic()
+        alive: dict[int, str] = {}
         with contextlib.suppress(OSError):
             table = scan()
             below = list(forest.below(table))
-            alive = {pid for pid in below if not table[pid].zombie}
+            alive = {pid: table[pid].state for pid in below if not table[pid].zombie}
             kill_rows(table, below)
-        if not alive or not alive <= unborn:
-            stuck = time.monotonic() + STUCK
+        if not alive or not alive.keys() <= unborn:
+            stuck = now
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
             break
-        if time.monotonic() >= stuck:
+        if now >= stuck + STUCK:
             break
+        if longest < STUCK <= now - began and alive.keys() - unborn:
+            why = {pid: hindrance(pid, state, killed=True) for pid, state in alive.items()}
+            if all(why.values()):
+                longest = STUCK
+                leave(why)
         kill_children()
         time.sleep(rest)
-        rest = min(rest * 1.1, 0.05)  # some may take long: in a system call, or another user's
+        rest = min(rest * 1.1, longest)
     for group in groups:
         group.remove()
 

@@ -16,7 +16,8 @@ from .durable import Durable
 from .endings import Endings
 from .errors import Unavailable
 from .members import TREES_GONE, Members
-from .model import Run, RunSpec, unix_time
+from .model import Run, unix_time
+from .registry import Live
 from .rows import RECENT
 from .stream import Streams
 from .wire import End, out_subject
@@ -44,12 +45,13 @@ class Order:
         self._members = members
         self.grace = grace
 
-    async def clear(self, spec: RunSpec) -> bool:
+    async def clear(self, live: Live) -> bool:
         """Wait until nothing is in the way of an attempt; False when it is not to start,
         since the run was aborted after it was claimed."""
-        aborted, others = await self._durable.in_the_way(spec)
+        aborted, others = await self._durable.in_the_way(live.spec)
         if self._members is not None:
             for run in others:
+                live.behind = run.run
                 await self._processes_gone(run, self._members)
         return not aborted
 

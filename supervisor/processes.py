@@ -31,12 +31,14 @@ from .keeper import (
     PR_SET_CHILD_SUBREAPER,
     Table,
     descent,
+    described,
     doomed,
     environment,
     prctl,
     scan,
     strike,
 )
+from .model import one_line
 from .private import Inherited, inherited
 from .times import CLOSE_WAIT
 
@@ -45,6 +47,10 @@ log = logging.getLogger("runctld.processes")
 #: What an interpreter may need to start.
 _NEEDED = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES")
 
+#: Processes that a message names.
+MOST_NAMED = 5
+#: Keepers that stay on after us, with what cannot be ended: nobody waits for them.
+_LEFT: list[subprocess.Popen[bytes]] = []
 #: What a command may take until it is executed, seconds. A directory on a server that is gone,
 #: or a virus scanner that does not answer, may hold it for ever.
 SPAWN_LIMIT = 30.0
@@ -99,6 +105,10 @@ class Keeper:
         self._replies: dict[int, dict[str, Any]] = {}
         self._processes: dict[int, Process] = {}
         self._ending: Counter[Process] = Counter()
+        self._buffer = bytearray()
+        #: Of trees: their marks, and what says why processes of them cannot be ended.
+        self._marks: dict[int, str] = {}
+        self._held: dict[int, list[str]] = {}
         self._hasty = False
         self.dead = trio.Event()
 
@@ -133,6 +143,7 @@ class Keeper:
             "group": group,
         }
         number = self._number()
+        self._marks[number] = mark
         answered = await self._post(number, message, (stdin, stdout, stderr))
         try:
             with trio.move_on_after(SPAWN_LIMIT):
@@ -147,9 +158,16 @@ class Keeper:
         finally:
             self._forget(number)
         if "pid" not in reply:
+            self._marks.pop(number, None)
             raise _failure(argv[0], cwd, reply)
         process: Process = reply["process"]
         return process
+
+    def held(self, mark: str) -> str | None:
+        """Which processes of the trees with ``mark``, which are being ended, cannot be, and
+        why, in words; None when nothing is known to be in the way."""
+        trees = [tree for tree in self._held if self._marks.get(tree) == mark]
+        return "; ".join(words for tree in trees for words in self._held[tree]) or None
 
     def hasten(self) -> None:
         """From here on no tree that is being ended has any grace."""
@@ -175,6 +193,8 @@ class Keeper:
                 await self._post(number, {"op": "end", "tree": tree, "grace": grace})
             ).wait()
             self._answer(number)
+            self._marks.pop(tree, None)
+            self._held.pop(tree, None)
         finally:
             self._forget(number)
 
@@ -228,23 +248,39 @@ class Keeper:
 
     async def _read(self) -> None:
         """Dispatch what the keeper says, until it is gone."""
-        buffer = bytearray()
-        while True:
-            try:
-                data = await self._sock.recv(1 << 16)
-            except OSError:
-                data = b""
-            if not data:
-                break
-            buffer += data
-            while len(buffer) >= HEADER.size:
-                end = HEADER.size + HEADER.unpack_from(buffer)[0]
-                if len(buffer) < end:
-                    break
-                self._handle(json.loads(buffer[HEADER.size : end]))
-                del buffer[:end]
+        while (messages := await self._hear()) is not None:
+            for message in messages:
+                self._handle(message)
         self.dead.set()
         self._lose()
+
+    async def _hear(self) -> list[dict[str, Any]] | None:
+        """What has come since; None when the keeper is gone."""
+        try:
+            data = await self._sock.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            return None
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= HEADER.size:
+            end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                break
+            messages.append(json.loads(self._buffer[HEADER.size : end]))
+            del self._buffer[:end]
+        return messages
+
+    async def _dismiss(self) -> list[str]:
+        """Have it kill all; returns when it has, or with the words for what cannot be ended."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        while (messages := await self._hear()) is not None:
+            for message in messages:
+                if "left" in message:
+                    return [_hindered(*words) for words in message["left"]]
+        return []
 
     def _lose(self) -> None:
         """Let nobody wait for a keeper that is gone."""
@@ -261,6 +297,9 @@ class Keeper:
                 process._status = message["status"]
                 process._exited.set()
             return
+        if "held" in message:
+            self._hold(message["held"], [_hindered(*words) for words in message["pids"]])
+            return
         number = message["id"]
         if "pid" in message:  # known before its exit can be reported
             process = Process(self, number, message["pid"])
@@ -268,6 +307,26 @@ class Keeper:
         if number in self._waiting:
             self._replies[number] = message
             self._waiting[number].set()
+
+
+    def _hold(self, tree: int, words: list[str]) -> None:
+        if tree not in self._marks:
+            return
+        for new in words:
+            if new not in self._held.get(tree, ()):
+                log.warning("run %s cannot be ended: %s", self._marks[tree], new)
+        self._held[tree] = words
+
+
+def _hindered(pid: int, name: str, user: int, why: str) -> str:
+    """In words why a process cannot be ended, from what the keeper says."""
+    what = f"process {pid} ({one_line(name)})"
+    if why == "asleep":
+        return f"{what} waits in the kernel, as for a disk that does not answer, and hears no KILL"
+    if user in (-1, os.geteuid()):
+        return f"{what} may not be signalled by this daemon: the system forbids it"
+    owner = "root" if user == 0 else f"user id {user}"
+    return f"{what} belongs to {owner}, and this daemon may not signal it"
 
 
 async def _discard(process: Process) -> None:
@@ -357,7 +416,7 @@ async def open_keeper(
     if adopt:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
-        await _take(lock, wait)
+        await _take(lock, state, wait)
         await _sweep(state, wait)
         given = given or inherited()
         popen, sock = _start(lock, state, given, cgroups or "")
@@ -373,9 +432,15 @@ async def open_keeper(
                 nursery.cancel_scope.cancel()
     finally:
         keeper._lose()
-        keeper._sock.close()
-        with trio.CancelScope(shield=True):
-            await _close(popen, state, adopt, held)
+        with trio.CancelScope(shield=True), keeper._sock:
+            left: list[str] = []
+            with trio.move_on_after(CLOSE_WAIT):
+                left = await keeper._dismiss()
+            if left:
+                _LEFT.append(popen)
+                log.error("the next start waits until these are gone: %s", "; ".join(left))
+            else:
+                await _close(popen, state, adopt, held)
 
 
 def _start(
@@ -435,7 +500,7 @@ def _open_lock(state_dir: Path) -> tuple[str, int]:
     return state, os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-async def _take(lock: int, wait: float) -> None:
+async def _take(lock: int, state: str, wait: float) -> None:
     """Lock ``lock``. Raises Unavailable."""
     with trio.move_on_after(wait):
         while True:
@@ -444,10 +509,22 @@ async def _take(lock: int, wait: float) -> None:
                 return
             except BlockingIOError:
                 await trio.sleep(0.005)  # flock has no event that can be cancelled
+    left = await trio.to_thread.run_sync(_named_left, os.fsencode(state), abandon_on_cancel=True)
     raise Unavailable(
-        f"processes of an earlier daemon are still alive after {wait:g} s; end them,"
-        " or that daemon, and start again"
+        f"processes of an earlier daemon are still alive after {wait:g} s"
+        f"{f' ({left})' if left else ''}; end them, or that daemon, and start again"
     )
+
+
+def _named_left(state: bytes) -> str:
+    """What lives below the keeper of an earlier daemon of ``state``, in words."""
+    table = scan()
+    mark = b"RUNCTL_KEEPER=" + state
+    keepers = [pid for pid in table if _ours(pid) and mark in environment(pid)]
+    below = [pid for keeper in keepers for pid in descent(table, keeper)]
+    found = described({pid: "" for pid in below if not table[pid].zombie})
+    words = [f"process {pid} ({one_line(name)})" for pid, name, _, _ in found]
+    return ", ".join([*words[:MOST_NAMED], *(["..."] if len(words) > MOST_NAMED else [])])
 
 
 async def _sweep(state: str, wait: float, *, adopt: bool = False) -> None:

@@ -35,6 +35,8 @@ class Live:
     #: When its work began, and when it was gone, in Unix milliseconds.
     started_ms: int | None = None
     ended_ms: int | None = None
+    #: The run of its thread whose processes have to be gone before this one begins.
+    behind: str | None = None
     #: Of a run on a terminal.
     window: Window | None = None
 

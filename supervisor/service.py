@@ -54,6 +54,7 @@ from .stored import Stored
 from .stream import Attempt, Streams
 from .takeover import Takeover
 from .times import LEFT, STOPPED, longest_stop
+from .waiting import Waiting
 from .windows import Alive, Window, asks
 
 log = logging.getLogger("runctld")
@@ -179,10 +180,11 @@ class Service:
                     self._meters,
                     self._hooks,
                     self._hide,
+                    Waiting(self._registry, self._keeper.held),
                 )
                 takeover = self._takeover(control)
                 with wishes.until_stop():
-                    await control.start(self._loop)
+                    await control.start(self._loop, nursery)
                     connection.started()
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
@@ -362,10 +364,12 @@ class Service:
         async with trio.open_nursery() as nursery:
             with live.scope:
                 for other in self._registry.before(live):
+                    live.behind = other.spec.run
                     await other.gone.wait()
-                if not await self._order.clear(spec):
+                if not await self._order.clear(live):
                     live.wish_abort()
                     live.scope.cancel()
+                live.behind = None
                 adopted = await stream.open()
                 if adopted is None:
                     opened = True

@@ -369,7 +369,8 @@ class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
 
 class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
     """``spec`` holds argv or prompt, cwd and retry_of as submitted. ``output``: see
-    ``RunRow``; only of ``Show``."""
+    ``RunRow``; only of ``Show``. ``waits_for``: in words, the run before it, or processes of
+    its own that cannot be ended."""
 
     run: Run
     argv: list[str] = []
@@ -377,6 +378,7 @@ class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
     cwd: str | None = None
     retry_of: str | None = None
     output: Output | None = None
+    waits_for: str | None = None
 
 
 def details_json(details: RunDetails) -> dict[str, object]:
@@ -388,6 +390,7 @@ def details_json(details: RunDetails) -> dict[str, object]:
         "prompt": details.prompt,
         "cwd": details.cwd,
         "retry_of": details.retry_of,
+        "waits_for": details.waits_for,
     }
 
 

@@ -1,0 +1,133 @@
+"""Processes that the daemon may not signal: said at once, waited for, and in nobody else's way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Box, alive, wait_until
+from runctl.supervisor.keeper import scan
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0,
+    reason="only root can have a process that the daemon may not signal",
+)
+
+NOBODY = 65534
+#: CAP_KILL is what lets root signal everybody: who has it not may signal its own user's.
+WITHOUT_CAP_KILL = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+data = (ctypes.c_uint32 * 6)()
+assert libc.capget(header, data) == 0
+for at in (0, 1, 2):
+    data[at] &= ~(1 << 5)
+assert libc.prctl(24, 5, 0, 0, 0) == 0
+assert libc.capset(header, data) == 0
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+#: A child of another user, whose pid is noted; it ends when $2 is there.
+FOREIGN = f"""
+import os, sys, time
+if os.fork() == 0:
+    os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+    print("up", os.getpid(), flush=True)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.02)
+    os._exit(0)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def bound() -> Iterator[Box]:
+    """A daemon, run by root, that may not signal other users."""
+    path = Path(tempfile.mkdtemp(prefix="runctl-held-"))
+    path.chmod(0o755)
+    box = Box(path)
+    box.prefix = [sys.executable, "-c", WITHOUT_CAP_KILL]
+    box.configure('start_timeout = "1s"\n[queue]\nstop_grace = "200ms"\n')
+    box.start()
+    try:
+        yield box
+    finally:
+        (path / "go").touch()
+        box.close()
+        shutil.rmtree(path)
+
+
+def _foreign(box: Box, thread: str) -> tuple[str, int]:
+    """(a run with a process that the daemon may not signal, that process)"""
+    run = box.submit(thread, sys.executable, "-c", FOREIGN, str(box.path / "go"))
+    wait_until(lambda: "up" in box.runctl("attach", thread, "--no-follow"), "it is there")
+    return run, int(box.runctl("attach", thread, "--no-follow").split()[1])
+
+
+def test_an_abort_says_whom_it_waits_for(bound: Box) -> None:
+    box = bound
+    run, pid = _foreign(box, "t")
+    after = box.submit("t", "true")
+    abort = box.popen("abort", "t", "--run", run)
+    assert abort.stderr is not None
+    said = abort.stderr.readline().decode()
+    assert said.startswith(f"runctl: waits for process {pid} (")
+    assert said.endswith(f") belongs to user id {NOBODY}, and this daemon may not signal it\n")
+    words = said.removeprefix("runctl: waits for ").strip()
+    assert abort.poll() is None
+
+    assert box.show(run)["waits_for"] == words
+    assert f"waits for: {words}\n" in box.runctl("show", run)
+    waiting = box.show(after)
+    assert waiting["status"] == "queued"
+    assert waiting["started_at"] is None
+    assert waiting["waits_for"] == f"run {run}, which has not ended yet: {words}"
+    assert [x["status"] for x in box.json("list", "t")] == ["queued", "aborted"]
+    (thread,) = box.json("list")
+    assert (thread["status"], thread["queued"]) == ("queued", 1)
+    assert f"run {run} cannot be ended: {words}" in box.log.read_text()
+    box.runctl("abort", "t", code=6)
+    assert f"run {run} is being aborted already: {words}" in box.stderr
+
+    box.runctl("wait", box.submit("other", "true"))
+    assert alive(pid)
+    (box.path / "go").touch()
+    assert abort.wait(60) == 0
+    box.runctl("wait", after)
+    assert box.show(run)["waits_for"] is None
+    assert box.log.read_text().count("cannot be ended") == 1
+
+
+def test_the_daemon_stops_and_the_next_one_waits(bound: Box) -> None:
+    """Nothing of an earlier attempt is alive when one starts."""
+    box = bound
+    _, pid = _foreign(box, "t")
+    assert box.term() == 0
+    assert "the next start waits until these are gone: process " in box.log.read_text()
+    assert "of an earlier daemon" not in box.log.read_text()
+    assert alive(pid)
+    assert box.start(ready=False).wait(60) == 69
+    assert f"process {pid} (" in box.log.read_text().splitlines()[-1]
+    keeper = scan()[pid].parent
+    (box.path / "go").touch()
+    wait_until(lambda: not alive(keeper), "the keeper is done")
+    box.start()
+
+
+def test_one_that_is_stopped_meanwhile_is_ended_when_it_may(bound: Box) -> None:
+    """Killed by its own user, it is gone for the abort as well."""
+    box = bound
+    run, pid = _foreign(box, "t")
+    abort = box.popen("abort", "t", stderr=subprocess.PIPE)
+    assert abort.stderr is not None
+    assert f"process {pid} (" in abort.stderr.readline().decode()
+    os.kill(pid, signal.SIGKILL)
+    assert abort.wait(60) == 0
+    assert box.show(run)["status"] == "aborted"
