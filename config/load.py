@@ -350,11 +350,15 @@ def _with_shell(runners: dict[str, Runner], allow_shell: bool) -> dict[str, Runn
 def _read_runner(name: str, table: _Table) -> Runner:
     kind = table.choice("kind", tuple(_RUNNER_KINDS))
     if kind == "chat":
-        for key in ("tty", "args", "merge_output"):
+        for key in ("tty", "args", "merge_output", "leftovers"):
             if key in table.values:
                 table.fail(key, 'is for kind = "command" only: remove it')
     table.only(_keys(_RUNNER_KINDS[kind]))
     return _read_command(name, table) if kind == "command" else _read_chat(name, table)
+
+
+#: What becomes of processes that have left a run's session, when it ends.
+LEFTOVERS = ("end", "keep-until-daemon")
 
 
 def _read_command(name: str, table: _Table) -> CommandRunner:
@@ -367,6 +371,7 @@ def _read_command(name: str, table: _Table) -> CommandRunner:
         env=table.environment(_RUN_VARIABLES, "run"),
         tty=table.flag("tty", False),
         merge_output=table.flag("merge_output", False),
+        leftovers=table.choice("leftovers", LEFTOVERS, "end"),
     )
 
 
@@ -463,6 +468,7 @@ def _describe_runner(runner: Runner, hide: Callable[[str], str]) -> dict[str, ob
             "env": dict.fromkeys(runner.env, HIDDEN),
             "tty": runner.tty,
             "merge_output": runner.merge_output,
+            "leftovers": runner.leftovers,
         }
     return {
         "kind": runner.kind,

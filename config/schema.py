@@ -177,7 +177,8 @@ class CommandRunner:
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
     replaced by the prompt; without it the prompt goes to stdin. ``args``: submitters may add
     arguments to ``argv``. ``cwd`` None: the submitter's. ``tty``: it runs on a terminal of
-    its own. ``merge_output``: stdout and stderr are one pipe."""
+    its own. ``merge_output``: stdout and stderr are one pipe. ``leftovers``: whether what has
+    left a run's session ends with it, or goes on until the daemon ends."""
 
     name: str
     kind: Literal["command"] = "command"
@@ -187,6 +188,7 @@ class CommandRunner:
     env: dict[str, str] = field(default_factory=dict, repr=False)
     tty: bool = False
     merge_output: bool = False
+    leftovers: Literal["end", "keep-until-daemon"] = "end"
 
 
 @dataclass(frozen=True, slots=True)

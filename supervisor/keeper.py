@@ -9,13 +9,16 @@ Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)
 
     -> {op: spawn, id, argv, mark, env, cwd, tty, umask, group}
                                                 <- {id, pid}  or  {id, step, errno}
-    -> {op: end, id, tree, grace}               <- {id}       once the tree is empty
+    -> {op: end, id, tree, grace, keep}         <- {id, ended, kept}  once the tree is empty
                                                 <- {exit: tree, status}
                                                 <- {held: tree, pids}
     (the daemon sends no more)                  <- {left: pids}
 
 A spawn is answered when the child has executed ``argv``, or cannot. An ``end`` may come
 before: then its answer is ``{id, step, hung}``, with the step that did not end.
+With ``keep`` only what is in the root's session is ended; the rest is ``kept``, and the tree
+goes on until all ends, or another ``end`` comes. ``ended``: what was there besides a root that
+had ended before. Both are ``[pid, name, ...]``, as in ``held``.
 ``held`` says, whenever that changes, which processes of a tree that is being ended cannot be:
 ``[pid, name, user id, why]``, as ``hindrance`` knows it. ``left``: the same at the end of all,
 when nothing else is left; the keeper stays until they are gone.
@@ -249,6 +252,10 @@ class Tree:
         self.killed = False
         self.termed: set[tuple[int, int]] = set()
         self.held: dict[int, str] = {}  # pids, and their hindrance
+        #: Only its root's session is to be ended.
+        self.keep = False
+        #: What the end found, and its root not among it.
+        self.leftovers: list[tuple[int, str, int, str]] = []
 
     @property
     def step(self) -> str:
@@ -261,8 +268,12 @@ class Tree:
         return self.void and time.monotonic() >= self.kill_at + STUCK and set(alive) <= {self.pid}
 
     def occupied(self) -> bool:
-        """Whether its cgroup says that something of it is alive."""
-        return self.group is not None and self.group.populated()
+        """Whether its cgroup says that something is alive of what is to be ended."""
+        return self.group is not None and not self.keep and self.group.populated()
+
+    def wanted(self, table: Table, pids: set[int]) -> set[int]:
+        """Those of ``pids`` that are to be ended."""
+        return {pid for pid in pids if table[pid].session == self.pid} if self.keep else pids
 
 
 class Forest:
@@ -289,6 +300,10 @@ class Forest:
 
     def ending(self) -> list[Tree]:
         return [tree for tree in self.trees.values() if tree.waiting]
+
+    def kept(self) -> list[Tree]:
+        """Those whose root has ended, and whose rest goes on unasked."""
+        return [t for t in self.trees.values() if t.reaped and not t.waiting and not t.void]
 
     def look(self, table: Table) -> tuple[dict[int, set[int]], bool]:
         """({tree number: its pids}, whether absence from it proves that a tree is empty).
@@ -529,6 +544,7 @@ class Keeper:
         if tree.report >= 0:
             tree.void = True
             self.answer(tree, {"step": tree.step, "hung": True})
+        tree.keep = message["keep"] and (tree.keep or not tree.waiting)
         tree.waiting.append(message["id"])
         # Before its exec it ignores TERM, as we do.
         grace = 0 if tree.void else message["grace"]
@@ -565,28 +581,46 @@ class Keeper:
             members, proven = self.forest.look(table)
             self.dirty = not proven
             for tree in self.forest.ending():
-                pids = members.get(tree.number, set())
+                mine = members.get(tree.number, set())
+                pids = tree.wanted(table, mine)
                 over = proven and tree.reaped and not pids and not tree.occupied()
                 if over or tree.lingers(pid for pid in pids if not table[pid].zombie):
-                    self.forest.remove(tree)
-                    for waiter in tree.waiting:
-                        self.send({"id": waiter})
+                    self.finish(tree, table, mine - pids)
                 elif pids or tree.occupied():
                     self.press(tree, table, pids)
                     self.hold(tree, table, pids)
+            for tree in self.forest.kept():
+                if proven and tree.number not in members and not tree.occupied():
+                    self.forest.remove(tree)
         self.scanned = time.monotonic()
         # Many deaths must not mean as many scans.
         self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
+
+    def finish(self, tree: Tree, table: Table, rest: set[int]) -> None:
+        """What was to be ended of it is gone; ``rest`` goes on."""
+        kept = {pid: "" for pid in rest if not table[pid].zombie}
+        if kept:
+            waiters, tree.waiting = tree.waiting, []
+            tree.kill_at, tree.killed, tree.keep = math.inf, False, False
+            tree.termed.clear()
+        else:
+            waiters = tree.waiting
+            self.forest.remove(tree)
+        for waiter in waiters:
+            self.send({"id": waiter, "ended": tree.leftovers, "kept": described(kept)})
+        tree.leftovers = []
 
     def press(self, tree: Tree, table: Table, pids: set[int]) -> None:
         """TERM who is to hear it, or KILL all."""
         alive = [pid for pid in pids if not table[pid].zombie]
         if time.monotonic() >= tree.kill_at:
             tree.killed = True
-            if tree.group is not None:
+            if tree.group is not None and not tree.keep:
                 tree.group.kill()
             kill_rows(table, alive)
         elif not tree.termed:
+            if tree.reaped:
+                tree.leftovers = described(dict.fromkeys(alive, ""))
             term_rows(table, alive)
             tree.termed.update((pid, table[pid].start) for pid in alive)
         else:

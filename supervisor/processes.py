@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -63,6 +63,14 @@ class KeeperLost(Unavailable):
         super().__init__("the process keeper is gone; restart runctld, which clears up after it")
 
 
+class Left(NamedTuple):
+    """What a root left behind: each as "name (pid)", ``MOST_NAMED`` at most and then "...".
+    ``ended``: what was ended with its tree; ``kept``: what goes on."""
+
+    ended: list[str]
+    kept: list[str]
+
+
 class Process:
     """The root of a tree. ``pid``: its process id, which is also its session."""
 
@@ -80,12 +88,13 @@ class Process:
             raise KeeperLost
         return self._status
 
-    async def end(self, grace: float) -> None:
+    async def end(self, grace: float, *, keep: bool = False) -> Left:
         """TERM the whole tree, KILL it after ``grace`` seconds; returns when it is
         verified empty, however long that takes. May be called again, also at the same
         time: a shorter grace then hastens all. Cancelling the call does not cancel what
-        it began. Raises KeeperLost."""
-        await self._keeper._end(self, self._tree, grace)
+        it began. With ``keep`` what has left the root's session goes on, until it is ended
+        by another call, by ``end_kept``, or with the keeper. Raises KeeperLost."""
+        return await self._keeper._end(self, self._tree, grace, keep)
 
 
 class Keeper:
@@ -108,6 +117,7 @@ class Keeper:
         self._buffer = bytearray()
         #: Of trees: their marks, and what says why processes of them cannot be ended.
         self._marks: dict[int, str] = {}
+        self._kept: set[int] = set()
         self._held: dict[int, list[str]] = {}
         self._hasty = False
         self.dead = trio.Event()
@@ -175,26 +185,40 @@ class Keeper:
         for process in self._ending:
             self._nursery.start_soon(_discard, process)
 
-    async def _end(self, process: Process, tree: int, grace: float) -> None:
+    async def end_kept(self, grace: float) -> None:
+        """End what goes on of runs that have ended."""
+        async with trio.open_nursery() as nursery:
+            for tree in list(self._kept):
+                nursery.start_soon(self._end_one_kept, tree, grace)
+
+    async def _end_one_kept(self, tree: int, grace: float) -> None:
+        with contextlib.suppress(KeeperLost):
+            await self._end_tree(tree, grace)
+
+    async def _end(self, process: Process, tree: int, grace: float, keep: bool) -> Left:
         self._ending[process] += 1
         try:
             grace = 0 if self._hasty else grace
-            await self._end_tree(tree, grace)
+            return await self._end_tree(tree, grace, keep=keep)
         finally:
             self._ending[process] -= 1
             if not self._ending[process]:
                 del self._ending[process]
 
-    async def _end_tree(self, tree: int, grace: float) -> None:
+    async def _end_tree(self, tree: int, grace: float, *, keep: bool = False) -> Left:
         """Raises KeeperLost."""
         number = self._number()
+        message = {"op": "end", "tree": tree, "grace": grace, "keep": keep}
         try:
-            await (
-                await self._post(number, {"op": "end", "tree": tree, "grace": grace})
-            ).wait()
-            self._answer(number)
-            self._marks.pop(tree, None)
+            await (await self._post(number, message)).wait()
+            reply = self._answer(number)
             self._held.pop(tree, None)
+            if kept := reply.get("kept"):
+                self._kept.add(tree)
+            else:
+                self._kept.discard(tree)
+                self._marks.pop(tree, None)
+            return Left(_names(reply.get("ended", [])), _names(kept or []))
         finally:
             self._forget(number)
 
@@ -316,6 +340,12 @@ class Keeper:
             if new not in self._held.get(tree, ()):
                 log.warning("run %s cannot be ended: %s", self._marks[tree], new)
         self._held[tree] = words
+
+
+def _names(processes: list[Any]) -> list[str]:
+    """Of what the keeper says of processes."""
+    names = [f"{one_line(name)} ({pid})" for pid, name, *_ in processes]
+    return [*names[:MOST_NAMED], *(["..."] if len(names) > MOST_NAMED else [])]
 
 
 def _hindered(pid: int, name: str, user: int, why: str) -> str:
@@ -523,8 +553,7 @@ def _named_left(state: bytes) -> str:
     keepers = [pid for pid in table if _ours(pid) and mark in environment(pid)]
     below = [pid for keeper in keepers for pid in descent(table, keeper)]
     found = described({pid: "" for pid in below if not table[pid].zombie})
-    words = [f"process {pid} ({one_line(name)})" for pid, name, _, _ in found]
-    return ", ".join([*words[:MOST_NAMED], *(["..."] if len(words) > MOST_NAMED else [])])
+    return ", ".join(_names(found))
 
 
 async def _sweep(state: str, wait: float, *, adopt: bool = False) -> None:

@@ -241,7 +241,9 @@ class Service:
                     self._scrape.stopping()
                 await control.stop()
                 await self._durable.stop_claiming()
-                await self._registry.stop_all()
+                async with trio.open_nursery() as ending:
+                    ending.start_soon(self._registry.stop_all)
+                    ending.start_soon(self._keeper.end_kept, self._settings.queue.stop_grace)
                 if self._hooks is not None:
                     await self._hooks.stop()
                 nursery.cancel_scope.cancel()

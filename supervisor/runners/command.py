@@ -18,7 +18,7 @@ from ...config.prompts import PROMPT, refusal, takes_prompt
 from ...config.schema import CommandRunner
 from ..errors import RunFailed, shortened
 from ..model import Outcome, RunSpec, Status, one_line
-from ..processes import Keeper
+from ..processes import Keeper, Left
 from ..windows import DEFAULT, Window
 from ..wire import StreamName
 from .filters import Identity, filters_left, identity
@@ -56,6 +56,7 @@ class Command:
         self._config = config
         self._keeper = keeper
         self._grace = grace
+        self._keep = config.leftovers == "keep-until-daemon"
 
     async def run(
         self,
@@ -95,6 +96,7 @@ class Command:
             # stopped is kept; after it is gone a second is plenty.
             reading = trio.CancelScope(shield=True)
             feed = trio.CancelScope()
+            left: Left | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_read, flow, reading)
                 if ends.feed >= 0:
@@ -107,15 +109,26 @@ class Command:
                     late = await self._settle(flow, ends, process.pid)
                     told = flow.total
                     # Children left behind would hold the pipes open, and outlive the run.
-                    await process.end(self._grace)
+                    left = await process.end(self._grace, keep=self._keep)
                 finally:
-                    with trio.CancelScope(shield=True):
-                        await process.end(self._grace)
-                    if ends.terminal is not None:
-                        ends.terminal.release()
-                    flow.finish()
-                    if trio.current_effective_deadline() == -math.inf:
-                        reading.deadline = trio.current_time() + 1
+                    gone = left is not None
+                    try:
+                        if left is None:
+                            with trio.CancelScope(shield=True):
+                                await process.end(self._grace)
+                        gone = True
+                    finally:
+                        if ends.terminal is not None:
+                            ends.terminal.release()
+                        flow.finish()
+                        # Some may live on and have our pipes: what is kept, or all when the
+                        # keeper is lost.
+                        if self._keep or not gone or trio.current_effective_deadline() == -math.inf:
+                            reading.deadline = trio.current_time() + 1
+        if left.ended:
+            log.info("ended with the run, which had left it behind: %s", ", ".join(left.ended))
+        if left.kept:
+            log.info("goes on until this daemon ends: %s", ", ".join(left.kept))
         outcome = _outcome(argv[0], status)
         if not late and flow.total == told:
             return outcome
