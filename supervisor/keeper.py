@@ -327,6 +327,7 @@ class Forest:
                 continue
             tree = (
                 self.seen.get((pid, row.start))
+                or self.by_root(pid, row)
                 or self.by_session(table, row.session)
                 or inside.get(pid)
                 or owners.get(row.parent)
@@ -347,6 +348,11 @@ class Forest:
             known = set(pids)
             pids += [p for p, row in table.items() if row.group in self.roots and p not in known]
         return pids
+
+    def by_root(self, pid: int, row: Row) -> Tree | None:
+        """The tree whose root it is: that is in our session until it makes its own."""
+        tree = self.roots.get(pid)
+        return tree if tree is not None and tree.start == row.start else None
 
     def by_session(self, table: Table, session: int) -> Tree | None:
         """The tree whose root made ``session``; not one whose root merely had that pid."""
@@ -543,6 +549,8 @@ class Keeper:
         self.hear(tree)
         if tree.report >= 0:
             tree.void = True
+            if not tree.reaped:
+                os.kill(tree.pid, signal.SIGKILL)
             self.answer(tree, {"step": tree.step, "hung": True})
         tree.keep = message["keep"] and (tree.keep or not tree.waiting)
         tree.waiting.append(message["id"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Box, alive, wait_until
-from runctl.supervisor.keeper import scan
+from runctl.supervisor.keeper import environment, scan
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0,
@@ -61,6 +61,8 @@ def bound() -> Iterator[Box]:
     finally:
         (path / "go").touch()
         box.close()
+        mark = b"RUNCTL_STATE=" + os.fsencode(box.state)
+        wait_until(lambda: not [x for x in scan() if mark in environment(x)], "all are gone")
         shutil.rmtree(path)
 
 
@@ -114,7 +116,7 @@ def test_the_daemon_stops_and_the_next_one_waits(bound: Box) -> None:
     assert "of an earlier daemon" not in box.log.read_text()
     assert alive(pid)
     assert box.start(ready=False).wait(60) == 69
-    assert f"process {pid} (" in box.log.read_text().splitlines()[-1]
+    assert f" ({pid})); end them" in box.log.read_text().splitlines()[-1]
     keeper = scan()[pid].parent
     (box.path / "go").touch()
     wait_until(lambda: not alive(keeper), "the keeper is done")

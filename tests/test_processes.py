@@ -304,10 +304,16 @@ async def test_a_keeper_out_of_descriptors_stays(keeper: Keeper, tmp_path: Path)
 async def test_a_cancelled_spawn_leaves_nothing(keeper: Keeper, tmp_path: Path) -> None:
     """Neither when the keeper has not answered yet, nor when it just has."""
     log = tmp_path / "pids"
+
+    async def one() -> None:
+        process = await spawn(keeper, *PYTHON, NOTE + "note(); idle()", str(log))
+        with trio.CancelScope(shield=True):  # it was not cancelled in time
+            await process.end(0)
+
     for number in range(30):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(spawn, keeper, *PYTHON, NOTE + "note(); idle()", str(log))
+                nursery.start_soon(one)
                 for _ in range(2):
                     await trio.lowlevel.checkpoint()
                 await trio.sleep(number / 10_000)
@@ -747,6 +753,13 @@ def test_a_pid_that_comes_again_is_another_process() -> None:
     assert forest.look({100: row(me, 100, start=2)}) == ({2: {100}}, True)
     forest.remove(forest.trees[1])
     assert forest.look({100: row(me, 100, start=2)}) == ({2: {100}}, True)
+
+
+@linux_only
+def test_a_root_is_known_before_it_has_a_session_of_its_own() -> None:
+    forest = Forest()
+    forest.add(Tree(1, 100, 1, b"RUNCTL_RUN=x"))
+    assert forest.look({100: row(os.getpid(), os.getsid(0))}) == ({1: {100}}, True)
 
 
 @linux_only
