@@ -99,7 +99,8 @@ class Feed:
         elif isinstance(event, watch.Connection):
             if not event.up:
                 self._online.clear()
-                self._gone("connection lost; waiting for runctld to come back")
+                what = "the stored output is gone" if event.stream else "connection lost"
+                self._gone(f"{what}; waiting for runctld to come back")
                 return
             try:
                 if watcher.link is not None and watcher.link is not self._link:

@@ -22,9 +22,8 @@ from .presence import Presence
 from .tail import Tail
 from .window import Window
 
-#: JetStream's error codes for "no message found" and "stream not found".
+#: JetStream's "no message found".
 NO_MESSAGE = 10037
-NO_STREAM = 10059
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ async def _stored(link: Link, query: dict[str, object]) -> tuple[int, str] | Non
     try:
         message = (await link.api(f"STREAM.MSG.GET.{wire.STREAM}", query))["message"]
     except NotReady as problem:
-        if problem.code in (NO_MESSAGE, NO_STREAM):
+        if problem.code in (NO_MESSAGE, wire.NO_STREAM):
             return None
         raise Unavailable(f"neither runctld nor JetStream answers ({problem})") from None
     return int(message["seq"]), str(message["subject"])
@@ -141,7 +140,7 @@ async def follow(
     presence = Presence(config, output, None if found is None else found.executor)
     settling: asyncio.Task[None] | None = None
     # Without the daemon nobody has told whether the run is over: its end may be purged.
-    reconnected = found is None
+    reconnected, caught_up = found is None, False
     watcher = watch.Watcher(dial, subject, link=link, start=target.start, shared=shared)
     window = Window(watcher, options.follow and output.has_screen)
     async with (
@@ -169,8 +168,12 @@ async def follow(
                         presence.moved("")
                     elif isinstance(event, watch.Connection):
                         reconnected = event.up
-                    elif isinstance(event, watch.CaughtUp) and reconnected:
-                        reconnected = False
+                    elif isinstance(event, watch.CaughtUp):
+                        # A consumer that is not the first: the stream may be another one.
+                        again = reconnected or caught_up
+                        reconnected, caught_up = False, True
+                        if not again:
+                            continue
                         if not options.follow_thread and settling is None:
                             settling = asyncio.create_task(settle(config, name, watcher))
                 output.flush()
@@ -208,6 +211,7 @@ async def settle(config: Config, name: str, watcher: watch.Watcher) -> None:
             return
         if found.status.terminal:
             await asyncio.sleep(1.0)  # the record itself comes first, if it is there
+            watcher.push(watch.Lost(name))
             watcher.push(end_of(found))
         return
 
@@ -286,8 +290,14 @@ class _Follower:
                 "connection",
                 None
                 if event.up
+                else "runctl: the stored output is gone; waiting for runctld to write again what"
+                " it has (Ctrl-C detaches)"
+                if event.stream
                 else "runctl: connection lost; waiting for runctld to come back (Ctrl-C detaches)",
             )
+            return None
+        if isinstance(event, watch.Lost):
+            self._output.remark(f"runctl: the end of run {event.run} is no longer stored")
             return None
         if isinstance(event, watch.Malformed):
             self._output.remark(f"runctl: {event.why}")

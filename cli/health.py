@@ -49,4 +49,6 @@ async def _probe(config: Config, live: bool) -> str:
         return f"executor {found.executor_id} is alive, {found.running} running"
     if not found.nats.connected:
         raise Unavailable(f"executor {found.executor_id} is not connected to NATS; it tries again")
+    if found.nats.unfit is not None:
+        raise Unavailable(f"executor {found.executor_id} stores no output: {found.nats.unfit}")
     return f"executor {found.executor_id} is ready, {found.running} running"

@@ -44,7 +44,7 @@ async def nats(
         status, found = await _daemon(config, link, holder, down)
         try:
             async with asyncio.timeout(LIMIT):
-                found += await _server(config, link)
+                found += await _server(config, link, up=status is not None)
         except (NotReady, TimeoutError) as error:
             text = str(error) or f"no answer within {LIMIT:g} s"
             found.append(fail("jetstream", text, "enable JetStream in the server's configuration"))
@@ -74,14 +74,21 @@ async def _daemon(
         found = [warn("daemon", said, f"restart it: installed is {__version__}")]
     else:
         found = [ok("daemon", f"{said}, {status.running} running, {status.queued} queued")]
-    found += [warn("stream", line, "see docs/nats.md") for line in status.nats.warnings]
+    found += _warnings(status.nats)
     if status.hooks is not None and status.hooks.failed:
         said = f"{status.hooks.failed} given up since the daemon started"
         found.append(warn("hooks", said, "see the daemon's log for why"))
     return status, found
 
 
-async def _server(config: Config, link: Link) -> list[Finding]:
+def _warnings(nats: wire.NatsStatus) -> list[Finding]:
+    """What the daemon knows of its stream that the stream itself does not show."""
+    lines = [line for line in nats.warnings if " has lost " in line or " was deleted" in line]
+    return [warn("stream", line, "see the daemon's log, and docs/nats.md") for line in lines]
+
+
+async def _server(config: Config, link: Link, *, up: bool) -> list[Finding]:
+    """``up``: whether the daemon answers."""
     found = []
     number = str(getattr(link.nc, "_server_info", {}).get("version", ""))
     numbers = tuple(int(x) for x in number.split("-")[0].split(".") if x.isdigit())
@@ -104,15 +111,15 @@ async def _server(config: Config, link: Link) -> list[Finding]:
     try:
         stream = await link.api(f"STREAM.INFO.{wire.STREAM}")
     except NotReady as error:
-        if error.code == 0:
+        if error.code != wire.NO_STREAM:
             raise
-        found.append(ok("stream", "none yet; the first start makes it"))
+        found.append(_none(config, up))
         stored = 0
     else:
         if "ts" in stream:
             found.append(_clock("clock of nats", _unix(stream["ts"]), began, time.time()))
         stored = int(stream["state"]["bytes"])
-        found.append(_stream(config, stream["config"], stored))
+        found += _stream(config, stream["config"], stored)
     if limit >= 0 and limit - used < config.stream.max_bytes - stored:
         found.append(
             warn(
@@ -125,27 +132,52 @@ async def _server(config: Config, link: Link) -> list[Finding]:
     return found
 
 
-def _stream(config: Config, settings: dict[str, Any], stored: int) -> Finding:
-    wrong = [
-        f"{key} is {settings.get(key)}"
-        for key, wanted in (("allow_rollup_hdrs", True), ("allow_direct", True), ("discard", "new"))
-        if settings.get(key) != wanted
-    ]
-    most = int(settings.get("max_bytes", -1))
-    if wrong:
-        return fail(
-            "stream",
-            f"{wire.STREAM}: {', '.join(wrong)}",
-            "delete it and let the daemon make it, or see docs/nats.md",
-        )
+def _none(config: Config, up: bool) -> Finding:
+    from ..supervisor.streamcheck import adding
+
+    if not up:
+        return ok("stream", "none yet; the first start makes it")
+    return fail(
+        "stream",
+        f"{wire.STREAM} is gone under a running daemon, and all stored output with it",
+        "the daemon makes it again within seconds, if it may; else: " + adding(config),
+    )
+
+
+def _stream(config: Config, settings: dict[str, Any], stored: int) -> list[Finding]:
+    from nats.js.api import StreamConfig
+
+    from ..supervisor.streamcheck import broken, differences, wanted
+
+    found, needed = StreamConfig.from_response(dict(settings)), wanted(config)
+    embedded = config.nats.embedded
+    findings = [fail("stream", *_parted(x)) for x in broken(found, needed, embedded=embedded)]
+    most = found.max_bytes or -1
+    for line in differences(found, needed, embedded=embedded):
+        if " max_bytes = " in line:
+            continue
+        # Without these output is cut, or what is stored cannot be told.
+        bad = " discard = " in line or " allow_direct = " in line
+        findings.append((fail if bad else warn)("stream", *_parted(line)))
     if most != config.stream.max_bytes:
-        return warn(
-            "stream",
-            f"{wire.STREAM}: max_bytes is {size(most) if most >= 0 else 'none'}, configured is"
-            f" {size(config.stream.max_bytes)}",
-            "restart the daemon, or edit the stream",
+        findings.append(
+            warn(
+                "stream",
+                f"{wire.STREAM}: max_bytes is {size(most) if most >= 0 else 'none'}, configured is"
+                f" {size(config.stream.max_bytes)}",
+                "restart the daemon, or edit the stream",
+            )
         )
-    return ok("stream", f"{size(stored)} of {size(most)} used")
+    return findings or [ok("stream", f"{size(stored)} of {size(most)} used")]
+
+
+def _parted(line: str) -> tuple[str, str]:
+    """What is said of a setting, and what to do."""
+    for words in ("; it was not changed. Put it right: ", "; it was not changed. To change it: "):
+        said, found, fix = line.partition(words)
+        if found:
+            return said, fix
+    return line, "see docs/nats.md"
 
 
 def _unix(stamp: str) -> float:

@@ -87,9 +87,18 @@ class CaughtUp(msgspec.Struct, frozen=True, gc=False):
 
 
 class Connection(msgspec.Struct, frozen=True, gc=False):
-    """The connection broke (``up`` False), or is there again."""
+    """The connection broke (``up`` False), or is there again. ``stream``: it is not the
+    connection, but the stream that is gone."""
 
     up: bool
+    stream: bool = False
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """The run has ended, and its end is not stored any more: what was not seen of its
+    output until then is lost."""
+
+    run: str
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False):
@@ -106,7 +115,7 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
     subject: str = ""
 
 
-Event = Reset | Chunk | Gap | End | CaughtUp | Connection | Malformed | Progress
+Event = Reset | Chunk | Gap | End | CaughtUp | Connection | Lost | Malformed | Progress
 
 
 # ---- records to events ------------------------------------------------------------
@@ -125,8 +134,9 @@ class RunState:
         if isinstance(record, wire.Chunks):
             self._chunks(record, out)
         elif isinstance(record, wire.Reset):
-            # The one that was seen already comes again when we start over in the stream.
-            again = record.attempt == self.attempt and self.expected > 1
+            # The one that was seen already comes again when we start over in the stream, and
+            # one that was not stored when we began is written again when that is lost.
+            again = record.attempt == self.attempt and self.expected > 1 and self._began > 0
             if record.attempt > self.attempt or (again and record.at != self._began):
                 self._begin(record.attempt, out, record.executor, record.tty)
             if record.attempt == self.attempt:
@@ -137,6 +147,7 @@ class RunState:
     def _begin(self, attempt: int, out: list[Event], executor: str = "", tty: bool = False) -> None:
         self.attempt = attempt
         self.expected = 1
+        self._began = 0.0
         out.append(Reset(self.run, attempt, executor, tty))
 
     def _chunks(self, record: wire.Chunks, out: list[Event]) -> None:
@@ -231,6 +242,8 @@ class Watcher:
         )
         self._summaries = summaries
         self._last = 0
+        #: When the stream was made that we read: another one has another time.
+        self._made = ""
         #: Subject and time, in ns, of the message at ``_last``.
         self._seen = "", 0
         self._started = False
@@ -284,10 +297,10 @@ class Watcher:
         self._events.append(event)
         self._wake.set()
 
-    def _went_down(self) -> None:
+    def _went_down(self, *, stream: bool = False) -> None:
         if not self._down:
             self._down = True
-            self._emit(Connection(False))
+            self._emit(Connection(False, stream))
 
     async def _watch(self) -> None:
         delay = BACKOFF[0]
@@ -317,11 +330,10 @@ class Watcher:
             inbox = link.nc.new_inbox()
             subscription = None
             try:
-                if self._started:
-                    await self._check_stream(link)
-                    if self._down:
-                        self._down = False
-                        self._emit(Connection(True))
+                await self._check_stream(link)
+                if self._down:
+                    self._down = False
+                    self._emit(Connection(True))
                 subscription = await self._subscribe(link, consumer, inbox)
                 await self._create(link, consumer, inbox)
                 self._started = True
@@ -336,6 +348,8 @@ class Watcher:
                         f"JetStream does not serve the stream {wire.STREAM} ({problem});"
                         " is runctld running?"
                     ) from None
+                if self._started and problem.code == wire.NO_STREAM:
+                    self._went_down(stream=True)
                 if problem.code == 0 and waited > 2 * API_TIMEOUT:
                     return  # perhaps the connection is dead and TCP does not know
                 await asyncio.sleep(delay)
@@ -360,10 +374,14 @@ class Watcher:
             raise LinkLost("the connection to NATS broke") from None
 
     async def _check_stream(self, link: Link) -> None:
-        """A stream that ends before what we have seen, or has something else there, is a new
-        one, or has lost what we have seen: start over in it."""
+        """A stream that was made at another time, ends before what we have seen, or has
+        something else there, is a new one, or has lost what we have seen: start over in it."""
         info = await link.api(f"STREAM.INFO.{wire.STREAM}")
-        if int(info["state"]["last_seq"]) < self._last or await self._other_there(link):
+        before, self._made = self._made, str(info["created"])
+        if not self._started:
+            return
+        ends_before = int(info["state"]["last_seq"]) < self._last
+        if before != self._made or ends_before or await self._other_there(link):
             self._last = 0
             self._start = None
 

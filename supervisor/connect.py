@@ -18,7 +18,7 @@ import trio_asyncio
 from ..config import connection
 from ..config.schema import Config, Nats
 from .errors import ConfigError, RunctlError, Unavailable
-from .wire import LEAST_PAYLOAD, Endpoint
+from .wire import ADVISORIES, LEAST_PAYLOAD, Endpoint
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -39,10 +39,13 @@ class Connection:
         executor: str,
         endpoint: Endpoint | None,
         disconnected: Callable[[], Awaitable[None]],
+        reconnected: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """``endpoint``: the embedded server's, None for an external one. ``disconnected``
-        is called, in asyncio, each time the connection breaks."""
+        is called, in asyncio, each time the connection breaks, ``reconnected`` when it is
+        there again."""
         self._disconnected = disconnected
+        self._reconnected = reconnected
         self._config = config
         self._embedded = endpoint is not None
         self._nats = config.nats if endpoint is None else Nats(endpoint.url)
@@ -94,6 +97,7 @@ class Connection:
                     error_cb=self._on_error,
                     closed_cb=self._on_closed,
                     disconnected_cb=self._disconnected,
+                    reconnected_cb=self._reconnected,
                     allow_reconnect=True,
                     max_reconnect_attempts=1,  # of each server, until we are connected
                     reconnect_time_wait=0.05,
@@ -146,7 +150,9 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         log.debug("nats: %r", error)
         refused = connection.denied(error)
-        if refused is not None:
+        if refused == ("subscribe", ADVISORIES.lower()):  # without them one looks now and then
+            log.debug("JetStream's advisories are not for this user")
+        elif refused is not None:
             words = (
                 f"NATS at {connection.where(self._nats)} does not allow this user to"
                 f" {refused[0]} on {refused[1]}: give it the daemon's permissions, see docs/nats.md"
@@ -180,9 +186,10 @@ async def connect(
     executor: str,
     endpoint: Endpoint | None,
     disconnected: Callable[[], Awaitable[None]],
+    reconnected: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Connection]:
     """A connection, closed at the end. Raises ConfigError, Unavailable."""
-    made = Connection(config, executor, endpoint, disconnected)
+    made = Connection(config, executor, endpoint, disconnected, reconnected)
     await made.open()
     try:
         yield made

@@ -602,7 +602,8 @@ class Control:
                 version=str(info.get("version", "")),
                 stream_bytes=size,
                 stream_messages=messages,
-                warnings=self._streams.differences,
+                warnings=self._streams.life.warnings,
+                unfit=self._streams.life.unfit,
             ),
             database=wire.DatabaseStatus(
                 url="sqlite" if self._config.database.embedded else "postgresql",

@@ -13,6 +13,7 @@ import time
 import trio
 
 from .durable import Durable
+from .errors import StreamUnfit
 from .model import ABORTED
 from .registry import Registry
 from .stream import Streams
@@ -31,9 +32,14 @@ class Endings:
         self._some = trio.Event()
 
     async def write(self, thread: str, run: str, attempt: int) -> None:
-        """The end of a run that was aborted and has no live attempt here, unless it has one."""
-        await self._streams.end(thread, run, attempt, ABORTED)
-        self.stored(run)
+        """The end of a run that was aborted and has no live attempt here, unless it has one.
+        A stream that takes no records gets it later (``mend``)."""
+        try:
+            await self._streams.end(thread, run, attempt, ABORTED)
+        except StreamUnfit as unfit:
+            log.warning("the end of run %s is not stored yet: %s", run, unfit)
+        else:
+            self.stored(run)
 
     def stored(self, run: str, gone: int | None = None) -> None:
         """The end of an aborted run is in the stream. ``gone``: when its processes were, in Unix

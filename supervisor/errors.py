@@ -14,6 +14,7 @@
     |     +- Denied           NATS does not permit this user to ask for it
     |     +- QueueFull        as many runs wait as may
     +- Fenced                 a newer attempt owns the run's stream
+    +- StreamUnfit            nothing can be stored until somebody has mended the stream
     +- RunFailed              a runner's work failed; the message is the run's error
 """
 
@@ -80,6 +81,11 @@ class Fenced(RunctlError):
         self.found = found
 
 
+class StreamUnfit(RunctlError):
+    """The stream is gone and may not be made again, or was edited so that it takes no
+    records: nothing can be stored until somebody has mended that."""
+
+
 class RunFailed(RunctlError):
     """A runner's work failed. ``exit_code`` is the process's, where there was one
     (128 + signal number when a signal ended it)."""
@@ -102,6 +108,7 @@ __all__ = [
     "RequestError",
     "RunFailed",
     "RunctlError",
+    "StreamUnfit",
     "Unavailable",
     "shortened",
 ]

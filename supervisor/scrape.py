@@ -65,7 +65,7 @@ class Scrape:
 
     async def _read(self, hooks: bool) -> dict[str, float]:
         """What could be read in time. Ready: started, not stopping, and both NATS and the
-        database answer."""
+        database answer, and the stream takes records."""
         found: dict[str, float] = {
             "ready": 0,
             "nats_connected": 0,
@@ -95,6 +95,7 @@ class Scrape:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream)
             nursery.start_soon(database)
-        if found["nats_connected"] and {"stream_bytes", "runs_queued"} <= found.keys():
+        stores = found["nats_connected"] and streams.life.unfit is None
+        if stores and {"stream_bytes", "runs_queued"} <= found.keys():
             found["ready"] = 1
         return found

@@ -29,7 +29,7 @@ from .dbfiles import DatabaseFiles, database_path
 from .disk import fitted
 from .durable import Durable
 from .endings import Endings
-from .errors import Fenced, RunFailed, Unavailable
+from .errors import Fenced, RunFailed, StreamUnfit, Unavailable
 from .fence import Fence
 from .hooks import Hooks
 from .housekeeping import Housekeeping
@@ -138,7 +138,8 @@ class Service:
             if self._scrape is not None:
                 await nursery.start(self._scrape.run)
             async with connect(
-                self._config, self._executor, endpoint, self._disconnected
+                *(self._config, self._executor, endpoint),
+                *(self._disconnected, self._reconnected),
             ) as connection:
                 nursery.start_soon(connection.watch)
                 client = connection.client
@@ -191,6 +192,8 @@ class Service:
                     nursery.start_soon(self._retention.run)
                     nursery.start_soon(self._housekeeping.run)
                     nursery.start_soon(self._endings.run)
+                    nursery.start_soon(self._streams.life.run)
+                    nursery.start_soon(self._mend_stream)
                     nursery.start_soon(self._endings.mend, self._config.stream.max_age)
                     nursery.start_soon(self._watch_keeper)
                     reload = Reload(
@@ -289,6 +292,23 @@ class Service:
         if hasattr(self, "_streams"):  # not before they are opened
             self._streams.lost()
 
+    async def _reconnected(self) -> None:
+        """The server may have come back without what it had."""
+        if hasattr(self, "_streams"):
+            self._streams.life.suspect()
+
+    async def _mend_stream(self) -> None:
+        """What others than the running runs are to write after a loss of the stream."""
+        life, number = self._streams.life, self._streams.life.number
+        while True:
+            await life.news()
+            if life.unfit is not None:
+                continue
+            await self._streams.pay()
+            if life.number != number:
+                number = life.number
+                await self._endings.mend(self._config.stream.max_age)
+
     async def _watch_keeper(self) -> None:
         await self._keeper.dead.wait()
         raise Unavailable("the process keeper was killed; restarting is the way to a known state")
@@ -349,6 +369,8 @@ class Service:
         except Fenced as fenced:
             log.warning("%s", fenced)
             return None
+        except StreamUnfit as unfit:
+            log.warning("its end is not stored: %s", unfit)
         self._retention.ended(spec.thread)
         return decided
 
@@ -388,13 +410,21 @@ class Service:
             return None
         decided = live.decide(outcome or Outcome(Status.ABORTED))
         if opened:
-            await stream.end(decided)
-            live.ended = True
-            if decided.status is Status.ABORTED:
-                self._endings.stored(spec.run, decided.ended_ms)
+            await self._end(live, stream, decided)
             self._retention.ended(spec.thread)
         log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
         return decided
+
+    async def _end(self, live: Live, stream: Attempt, decided: Outcome) -> None:
+        try:
+            await stream.end(decided)
+        except StreamUnfit as unfit:  # the row says how it ended, and the stream later on
+            log.warning("its end is not stored yet: %s", unfit)
+            self._streams.owe(stream, decided)
+        else:
+            if decided.status is Status.ABORTED:
+                self._endings.stored(live.spec.run, decided.ended_ms)
+        live.ended = True
 
     async def _work(
         self, live: Live, stream: Attempt, runner: tuple[RunnerConfig, Runner] | None

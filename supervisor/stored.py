@@ -19,6 +19,7 @@ import trio_asyncio
 
 from .errors import Unavailable
 from .wire import (
+    NO_STREAM,
     STREAM,
     SUBJECT_PREFIX,
     SUMMARY_HEADER,
@@ -43,7 +44,7 @@ EVERYTHING = SUBJECT_PREFIX + ".*.*"
 BATCH = 1000
 #: Requests in flight at once.
 AT_ONCE = 256
-NO_MESSAGE = "404"
+NO_MESSAGE, NO_RESPONDERS = "404", "503"
 _SIZE = re.compile(r"[0-9]{1,18}")
 
 
@@ -80,8 +81,13 @@ class Counts(msgspec.Struct, frozen=True):
     records: dict[str, int]
 
 
+class _NoStream(Unavailable):
+    """There is no stream at all."""
+
+
 class Stored:
-    """Every method raises Unavailable when JetStream does not answer, or refuses."""
+    """Every method raises Unavailable when JetStream does not answer, or refuses. Nothing is
+    stored in a stream that does not exist."""
 
     def __init__(self, client: Client) -> None:
         self._nc = client
@@ -107,7 +113,10 @@ class Stored:
                 if not page or len(found) >= int(info.get("total", 0)):
                     return Counts(int(state["bytes"]), last, found)
 
-        answer: Counts = await aio(pages)()
+        try:
+            answer: Counts = await aio(pages)()
+        except _NoStream:
+            return Counts(0, 0, {})
         return answer
 
     async def drop(self, seen: Iterable[tuple[str, int]]) -> None:
@@ -127,7 +136,7 @@ class Stored:
     async def _purge(self, bodies: Sequence[dict[str, Any]]) -> None:
         for msg in await aio(self._many)(f"STREAM.PURGE.{STREAM}", bodies):
             reply = json.loads(msg.data)
-            if "error" in reply:
+            if "error" in reply and reply["error"].get("err_code") != NO_STREAM:
                 raise Unavailable(f"JetStream refused to purge: {reply['error']}")
 
     async def first(self, subject: str) -> Record | None:
@@ -146,6 +155,8 @@ class Stored:
             headers = msg.headers or {}
             # A stored message says where it is stored, and may say anything else.
             status = None if "Nats-Sequence" in headers else headers.get("Status")
+            if status == NO_RESPONDERS and await self._is_missing():
+                status = NO_MESSAGE
             if status not in (None, NO_MESSAGE):
                 raise Unavailable(f"JetStream does not read the stream: {msg.headers}")
             try:
@@ -153,6 +164,13 @@ class Stored:
             except ValueError:
                 found.append(None)
         return found
+
+    async def _is_missing(self) -> bool:
+        try:
+            await self.size()
+        except _NoStream:
+            return True
+        return False
 
     @asynccontextmanager
     async def lasts(self, subjects: str = EVERYTHING) -> AsyncIterator[Lasts]:
@@ -216,7 +234,8 @@ class Stored:
         msg = await self._request(operation, json.dumps(body or {}).encode())
         reply: dict[str, Any] = json.loads(msg.data)
         if "error" in reply:
-            raise Unavailable(f"JetStream refused {operation}: {reply['error']}")
+            kind = _NoStream if reply["error"].get("err_code") == NO_STREAM else Unavailable
+            raise kind(f"JetStream refused {operation}: {reply['error']}")
         return reply
 
     async def _request(self, operation: str, body: bytes) -> Msg:

@@ -22,18 +22,15 @@ import msgspec
 import trio
 import trio_asyncio
 
-from ..config.connection import where
-from .errors import ConfigError, Fenced, Unavailable
+from .errors import Fenced, StreamUnfit, Unavailable
 from .kept import Kept
+from .life import Life
 from .metrics import Meters
 from .model import Outcome
 from .room import Room
-from .streamcheck import differences, refusal
 from .tails import Tail, read_tail
 from .wire import (
     MAX_RECORD_BYTES,
-    STREAM,
-    SUBJECT_PREFIX,
     SUMMARY_HEADER,
     Chunk,
     Chunks,
@@ -112,27 +109,48 @@ class Streams:
         self._unanswered = 0
         self.max_record = MAX_RECORD_BYTES
         self.max_end = 2**62
-        self._js = client.jetstream(timeout=ACK_TIMEOUT)
+        self.life = Life(client)
+        self.life.told = self._poke
         self._inbox = client.new_inbox()
         self._waiting: dict[str, _Ack] = {}
         self._token = 0
-        self._writers = 0
-        #: What an external stream has other than configured, a line each.
-        self.differences: list[str] = []
+        self._writers: set[Attempt] = set()
+        #: Attempts whose work has ended, and how; their output is not stored yet.
+        self._owed: dict[Attempt, Outcome] = {}
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, attempt: Attempt) -> Iterator[None]:
         """One run more has output to store."""
-        self._writers += 1
+        self._writers.add(attempt)
         try:
             yield
         finally:
-            self._writers -= 1
+            self._writers.discard(attempt)
+
+    def _poke(self) -> None:
+        for attempt in self._writers:
+            attempt.look()
+
+    def owe(self, attempt: Attempt, outcome: Outcome) -> None:
+        """The attempt's work has ended so, and the stream takes no records: what is left of
+        its output, and the end, are stored when it does (``pay``)."""
+        self._owed[attempt] = outcome
+
+    async def pay(self) -> None:
+        """Store what is owed, as far as the stream lets us."""
+        for attempt, outcome in list(self._owed.items()):
+            try:
+                await attempt.finish(outcome)
+            except StreamUnfit:
+                return
+            except Fenced as fenced:
+                log.warning("%s", fenced)
+            del self._owed[attempt]
 
     @property
     def most_buffered(self) -> int:
         """Bytes that may wait for their publish, of each run."""
-        share = ALL_BUFFERED // max(1, self._writers)
+        share = ALL_BUFFERED // max(1, len(self._writers))
         return min(MAX_BUFFERED, max(LEAST_BUFFERED, share))
 
     async def open(self, config: Config) -> None:
@@ -143,78 +161,36 @@ class Streams:
         self.max_record = min(MAX_RECORD_BYTES, max(LEAST_RECORD, share))
         self.max_end = min(MAX_RECORD_BYTES, config.stream.max_bytes // END_SHARE)
         await aio(self._nc.subscribe)(self._inbox + ".*", cb=self._on_ack)
-        from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-        from nats.js.errors import NotFoundError
-
-        wanted = StreamConfig(
-            name=STREAM,
-            subjects=[SUBJECT_PREFIX + ".*.*"],
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.NEW,
-            storage=StorageType.FILE,
-            max_age=0,  # counts from each record: it would take the head of a long run
-            max_bytes=config.stream.max_bytes,
-            max_consumers=100_000,
-            num_replicas=config.nats.replicas,
-            duplicate_window=1,
-            allow_rollup_hdrs=True,
-            allow_direct=True,
-        )
-        last: Exception | None = None
-        with trio.move_on_after(config.start_timeout):
-            while True:
-                try:
-                    try:
-                        found = await aio(self._js.stream_info)(STREAM)
-                        if config.nats.embedded:
-                            await aio(self._js.update_stream)(wanted)
-                        else:
-                            self._note(differences(found.config, wanted))
-                    except NotFoundError:
-                        await aio(self._js.add_stream)(wanted)
-                    return
-                except ConfigError:
-                    raise
-                except Exception as error:  # JetStream is not ready at once after a start
-                    log.debug("stream not ready: %r", error)
-                    if (refused := refusal(error, config)) is not None:
-                        raise refused from None
-                    last = error
-                    await trio.sleep(0.02)
-        reason = getattr(last, "description", None) or last or "no answer"
-        raise Unavailable(
-            f"JetStream at {where(config.nats)} did not accept the stream {STREAM} within"
-            f" {config.start_timeout:g} s ({reason})"
-        )
-
-    def _note(self, lines: list[str]) -> None:
-        self.differences = lines
-        for line in lines:
-            log.warning("%s", line)
-
-    async def last_sequence(self) -> int:
-        """Of the whole stream; waits while NATS is away."""
-        while True:
-            try:
-                return int((await aio(self._js.stream_info)(STREAM)).state.last_seq)
-            except Exception as error:
-                log.debug("state of the stream: %r", error)
-                await trio.sleep(0.1)
+        await self.life.open(config)
 
     async def info(self) -> tuple[int, int]:
-        """(bytes, messages) stored over all threads."""
-        state = (await aio(self._js.stream_info)(STREAM)).state
-        return state.bytes, state.messages
+        """(bytes, messages) stored over all threads. Raises Unavailable."""
+        found = await self.life.look()
+        if found is None:
+            raise Unavailable("JetStream does not answer")
+        return found
 
     async def tail(self, subject: str) -> Tail:
-        """The end of ``subject``, by leader reads; waits while NATS is away.
+        """The end of ``subject``, by leader reads; waits while NATS is away, or the stream
+        is.
 
         Raises: Fenced, when a newer runctl wrote there."""
+        while True:
+            try:
+                return await self.tail_now(subject)
+            except StreamUnfit:
+                await self.life.fit()
+
+    async def tail_now(self, subject: str) -> Tail:
+        """The same, but for a stream that is gone and cannot be made again by us: raises
+        StreamUnfit."""
         while True:
             try:
                 found: Tail = await aio(read_tail)(self._nc, subject, ACK_TIMEOUT)
             except NewerRecord as error:
                 raise Fenced(f"{subject} holds a record {error}") from None
+            except StreamUnfit:
+                await self.life.hopeless()
             except Exception as error:
                 log.debug("tail of %s: %r", subject, error)
                 await trio.sleep(0.1)
@@ -227,8 +203,8 @@ class Streams:
         """The stream sequence of what is stored last under ``subject``; 0 when nothing is, or
         a newer runctl wrote it. Waits while NATS is away."""
         try:
-            return (await self.tail(subject)).sequence
-        except Fenced:
+            return (await self.tail_now(subject)).sequence
+        except (Fenced, StreamUnfit):
             return 0
 
     async def _stuck(self) -> None:
@@ -241,17 +217,19 @@ class Streams:
     async def ended(self, thread: str, run: str) -> bool:
         """Whether the run's end is stored: it stands, whatever its row says yet."""
         try:
-            return isinstance((await self.tail(out_subject(thread, run))).record, End)
-        except Fenced:  # written by a newer runctl
+            return isinstance((await self.tail_now(out_subject(thread, run))).record, End)
+        except (Fenced, StreamUnfit):  # written by a newer runctl; or nothing is there
             return False
 
     async def end(self, thread: str, run: str, attempt: int, outcome: Outcome) -> None:
         """Append the end of a run that has no live attempt here (aborted in the queue,
-        dead, or aborted just before a crash), unless it has one, or a newer attempt."""
+        dead, or aborted just before a crash), unless it has one, or a newer attempt.
+
+        Raises: StreamUnfit."""
         subject = out_subject(thread, run)
         while True:
             try:
-                tail = await self.tail(subject)
+                tail = await self.tail_now(subject)
             except Fenced as error:
                 log.warning("run %s gets no end: %s", run, error)
                 return
@@ -264,6 +242,7 @@ class Streams:
             record = End(run, last, _count(tail.record), time.time(), outcome)
             if await self.publish(subject, record, tail.sequence) is not None:
                 return
+            await self.refused()
 
     async def publish(
         self, subject: str, record: Record, expected: int, *, rollup: bool = False
@@ -285,6 +264,13 @@ class Streams:
             except _Full:
                 await self._room.wait(len(data))
 
+    async def refused(self) -> None:
+        """After a publish that was not stored: is that the stream's doing? Raises
+        StreamUnfit."""
+        await self.life.look()
+        if self.life.unfit is not None:
+            await self.life.hopeless()
+
     async def _publish(self, subject: str, data: bytes, headers: dict[str, str]) -> int | None:
         self._token += 1
         token = f"{self._token:x}"
@@ -305,6 +291,8 @@ class Streams:
         finally:
             self._waiting.pop(token, None)
         self._unanswered = 0
+        if "seq" in reply and "error" not in reply:
+            self.life.stored(int(reply["seq"]))
         # Errors have a "seq" as well, of 0; and while a stream has no leader the answer is empty.
         if "error" in reply or "seq" not in reply:
             why = reply.get("error", {})
@@ -369,7 +357,8 @@ class Attempt:
         self._pending: list[Chunk] = []
         self._bytes = 0
         self._read_at = 0.0
-        self._closed = False
+        self._closed = trio.Event()
+        self._life = streams.life.number
         self._changed = trio.Event()
         self._drained = trio.Event()
 
@@ -381,6 +370,7 @@ class Attempt:
         # Before a first attempt there is nothing, unless NATS says so; then it is read.
         tail = Tail(0, None) if self._attempt == 1 else None
         while True:
+            self._life = self._streams.life.number
             if tail is None:
                 tail = await self._streams.tail(self._subject)
             last = tail.record
@@ -399,6 +389,8 @@ class Attempt:
                 self._streams.meters.reset()
                 return None
             tail = None
+            await self._streams.life.look()
+            await self._streams.life.fit()
 
     def _fenced(self, why: str, found: int | None = None) -> Fenced:
         self._streams.meters.fenced()
@@ -418,24 +410,44 @@ class Attempt:
         self._changed.set()
 
     async def pump(self) -> None:
-        """Publish what was appended, one record in flight, until closed and empty."""
-        with self._streams.writing():
-            while self._pending or not self._closed:
-                await self._changed.wait()
-                self._changed = trio.Event()
-                while self._pending:
-                    await self._flush_one()
+        """Publish what was appended, one record in flight, until closed and empty. Once
+        closed it returns as well when the stream takes no records: ``end`` says so."""
+        try:
+            with self._streams.writing(self):
+                while self._pending or not self._closed.is_set():
+                    await self._changed.wait()
+                    self._changed = trio.Event()
+                    await self._compare()
+                    while self._pending:
+                        await self._flush_one()
+        except StreamUnfit as error:
+            log.debug("run %s: %s", self._run, error)
+
+    def look(self) -> None:
+        """The stream may be another one, or serve again."""
+        self._changed.set()
 
     def close(self) -> None:
         """No more appends: ``pump`` returns when all is stored. It must not be cancelled
         instead: a publish in flight would be taken for somebody else's."""
-        self._closed = True
+        self._closed.set()
         self._changed.set()
+
+    async def finish(self, outcome: Outcome) -> None:
+        """Store what is left, and the end, of an attempt whose ``end`` raised StreamUnfit.
+        Raises it again as long as that is so."""
+        while self._pending:
+            await self._flush_one()
+        await self.end(outcome)
 
     async def end(self, outcome: Outcome) -> None:
         """Append the end record, after ``close`` and ``pump``. A reply that would take too
         much of the stream, or that NATS would not take, is left out: it is needed there
-        only if the daemon dies right now, and then the thread's later turns do without it."""
+        only if the daemon dies right now, and then the thread's later turns do without it.
+
+        Raises StreamUnfit, when the stream takes no records: ``Streams.owe`` it then."""
+        if self._pending:
+            raise StreamUnfit(self._streams.life.unfit or "the stream takes no records")
         if len((outcome.reply or "").encode()) > self._streams.max_end:
             outcome = msgspec.structs.replace(outcome, reply=None)
         await self._put(End(self._run, self._attempt, self._seq, time.time(), outcome))
@@ -467,34 +479,78 @@ class Attempt:
         has lost its quorum answers for a while), or the loss of what was acked. Writing
         again what follows it is right in both cases: where nothing was lost it is refused.
         Fenced is who finds another attempt's record, or one of ours that we did not write."""
+        await self._compare()
         known = expected = self._sequence
         while True:
             done = await self._streams.publish(self._subject, record, expected)
             if done is not None:
                 self._stored(record, done)
                 return
-            tail = await self._streams.tail(self._subject)
+            await self._until_fit()
+            tail = await self._tail()
             if tail.record == record:
                 self._stored(record, tail.sequence)
                 return
-            if tail.record is None:
+            if self._life != self._streams.life.number:
+                await self._compare()
+                known = expected = self._sequence
+            elif tail.record is None:
                 if expected == tail.sequence:
                     await trio.sleep(RETRY)
                 expected = tail.sequence  # purged, or expired while the run was silent
-                if await self._streams.last_sequence() < known:
-                    expected = known = await self._again(tail, known)
             elif tail.record.attempt == self._attempt and tail.at == known:
                 if expected == tail.sequence:
                     await trio.sleep(RETRY)  # not stored; NATS is away
                 expected = tail.sequence  # behind what others published there
             elif tail.record.attempt <= self._attempt and tail.at < known:
-                expected = known = await self._again(tail, known)
+                await self._again(tail)
+                known = expected = self._sequence
             else:
                 raise self._fenced("another attempt writes its stream")
 
-    async def _again(self, tail: Tail, known: int) -> int:
-        """Write what follows ``tail``, as if it were lost: where our last record is then,
-        ``known`` as long as it is not all there."""
+    async def _until_fit(self) -> None:
+        """Returns when the stream takes records, as far as one knows. Raises StreamUnfit
+        when it does not and the work has ended: nobody is to wait for it on."""
+        life = self._streams.life
+        await life.look()
+        while life.unfit is not None:
+            if self._closed.is_set():
+                await life.hopeless()
+                continue
+            async with trio.open_nursery() as nursery:
+
+                async def either(wait: Callable[[], Awaitable[object]]) -> None:
+                    await wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(either, life.fit)
+                nursery.start_soon(either, self._closed.wait)
+
+    async def _tail(self) -> Tail:
+        """The subject's end. Raises StreamUnfit as ``_until_fit`` does."""
+        while True:
+            try:
+                return await self._streams.tail_now(self._subject)
+            except StreamUnfit:
+                await self._until_fit()
+
+    async def _compare(self) -> None:
+        """After the stream was lost: see whether what we stored last is in the one that is
+        there now, else write what is kept of it."""
+        while self._life != (now := self._streams.life.number):
+            await self._until_fit()
+            tail, known = await self._tail(), self._sequence
+            last = tail.record
+            if last is not None and last.attempt > self._attempt:
+                raise self._fenced("another attempt writes its stream")
+            assert self._kept is not None
+            there = tail.at == known and not self._kept.after(last)
+            if there or await self._again(tail):
+                self._life = now
+
+    async def _again(self, tail: Tail) -> bool:
+        """Write what follows ``tail``, as if it were lost; False as long as it is not all
+        there, and then it is to be looked at again."""
         assert self._kept is not None
         at, lost = tail.sequence, self._kept.after(tail.record)
         for record in lost:
@@ -502,11 +558,11 @@ class Attempt:
             done = await self._streams.publish(self._subject, record, at, rollup=rollup)
             if done is None:
                 await trio.sleep(RETRY)
-                return known
+                return False
             at = done
         log.warning("run %s: NATS had lost %d stored records; rewritten", self._run, len(lost))
         self._sequence = at
-        return at
+        return True
 
     def _stored(self, record: Record, sequence: int) -> None:
         self._sequence = sequence

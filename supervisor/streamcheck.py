@@ -1,7 +1,8 @@
-"""Whether a stream that exists already, made by somebody else, serves our protocol.
+"""What our stream is like, and whether one that exists, made or edited by somebody else,
+serves our protocol.
 
-It is never changed: what would break the protocol is refused, what is only other than
-configured is told.
+One on a server of others is never changed: what would break the protocol is refused, what
+is only other than configured is told.
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ from typing import TYPE_CHECKING, Any
 from ..config import connection
 from ..config.schema import Config
 from .errors import ConfigError
-from .wire import LEAST_PAYLOAD, STREAM
+from .wire import LEAST_PAYLOAD, STREAM, SUBJECT_PREFIX
 
 if TYPE_CHECKING:
     from nats.js.api import StreamConfig
 
-_ANEW = f"it cannot be changed: remove the stream with its output (nats stream rm {STREAM})"
+_ANEW = (
+    "it cannot be changed: stop the executors, then remove the stream and all stored output with"
+    f" it (nats stream rm {STREAM})"
+)
+_ANEW_EMBEDDED = (
+    "it cannot be changed: stop runctld, then remove nats/store in its state directory and all"
+    " stored output with it"
+)
+_RESTART = "restart runctld, which sets it back"
 
 #: JetStream's error codes.
 _NOT_CLUSTERED = 10074
@@ -26,24 +35,68 @@ _NOT_FOR_ACCOUNT = 10039
 _NOT_ENABLED = 10076
 
 
-def differences(found: StreamConfig, wanted: StreamConfig) -> list[str]:
-    """A line for each setting that is not as configured, and does no harm.
+def wanted(config: Config) -> StreamConfig:
+    """The stream as it is to be made."""
+    from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
-    Raises ConfigError on one that breaks the protocol; it names the setting, what was
-    found and what is wanted, and the command that puts it right."""
-    for name, has, needs, fix in _broken(found, wanted):
-        raise ConfigError(
-            f"the stream {STREAM} exists with {name} = {has} and runctl needs {needs};"
-            f" it was not changed. Put it right: {fix}"
-        )
+    return StreamConfig(
+        name=STREAM,
+        subjects=[SUBJECT_PREFIX + ".*.*"],
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.NEW,
+        storage=StorageType.FILE,
+        max_age=0,  # counts from each record: it would take the head of a long run
+        max_bytes=config.stream.max_bytes,
+        max_consumers=100_000,
+        num_replicas=config.nats.replicas,
+        duplicate_window=1,
+        allow_rollup_hdrs=True,
+        allow_direct=True,
+    )
+
+
+def adding(config: Config) -> str:
+    """The command that makes it."""
+    return shlex.join(
+        [
+            *("nats", "stream", "add", STREAM, f"--subjects={SUBJECT_PREFIX}.*.*"),
+            *("--storage=file", "--retention=limits", "--discard=new"),
+            _limiting("max-bytes", config.stream.max_bytes),
+            *("--max-consumers=100000", f"--replicas={config.nats.replicas}"),
+            *("--allow-rollup", "--allow-direct", "--no-deny-delete", "--no-deny-purge"),
+            "--defaults",
+        ]
+    )
+
+
+def broken(found: StreamConfig, wanted: StreamConfig, *, embedded: bool = False) -> list[str]:
+    """A line for each setting that breaks the protocol: it names the setting, what was found
+    and what is wanted, and what puts it right. ``embedded``: the server is the daemon's own."""
+    return [
+        f"the stream {STREAM} exists with {name} = {has} and runctl needs {needs};"
+        f" it was not changed. Put it right: {_fix(fix, embedded)}"
+        for name, has, needs, fix in _broken(found, wanted)
+    ]
+
+
+def differences(found: StreamConfig, wanted: StreamConfig, *, embedded: bool = False) -> list[str]:
+    """A line for each setting that is not as configured, and does not break the protocol."""
     return [
         f"the stream {STREAM} has {name} = {has}, not {needs} as configured; it was not changed."
-        f" To change it: {_edit(*fix)}"
+        f" To change it: {_fix(_edit(*fix), embedded)}"
         for name, has, needs, *fix in _other(found, wanted)
     ]
 
 
+def _fix(external: str, embedded: bool) -> str:
+    if not embedded:
+        return external
+    return _ANEW_EMBEDDED if external == _ANEW else _RESTART
+
+
 def _broken(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, object, object, str]]:
+    if found.sealed:  # which changes others as well
+        yield "sealed", "true", "false", _ANEW
     subjects, needed = sorted(found.subjects or []), sorted(wanted.subjects or [])
     if subjects != needed:
         fix = _edit(*(f"--subjects={subject}" for subject in needed))
@@ -56,8 +109,6 @@ def _broken(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, ob
         yield "allow_rollup_hdrs", "false", "true", _edit("--allow-rollup")
     if found.deny_purge:
         yield "deny_purge", "true", "false", _ANEW
-    if found.sealed:
-        yield "sealed", "true", "false", _ANEW
     if found.no_ack:
         yield "no_ack", "true", "false", _edit("--ack")
     if _limit(found.max_msgs_per_subject) is not None:

@@ -12,8 +12,8 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from .errors import Unavailable
-from .wire import STREAM, NewerRecord, Record, decode_record
+from .errors import StreamUnfit, Unavailable
+from .wire import NO_STREAM, STREAM, NewerRecord, Record, decode_record
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -38,7 +38,8 @@ class Tail:
 async def read_tail(client: Client, subject: str, timeout: float) -> Tail:
     """By leader reads; called on asyncio's side.
 
-    Raises: NewerRecord, when a newer runctl wrote there; nats' errors, Unavailable."""
+    Raises: NewerRecord, when a newer runctl wrote there; StreamUnfit, when there is no
+    stream; nats' errors, Unavailable."""
     last = await _read(client, {"last_by_subj": subject}, timeout)
     if last is None:
         return Tail(0, None)
@@ -82,6 +83,8 @@ async def _read(
     answer = await client.request(subject, json.dumps(query).encode(), timeout=timeout)
     reply = json.loads(answer.data)
     if "error" in reply:
+        if reply["error"].get("err_code") == NO_STREAM:  # a 404 as well
+            raise StreamUnfit(f"the stream {STREAM} is gone")
         if reply["error"].get("code") == 404:
             return None
         raise Unavailable(f"JetStream does not read the stream: {reply['error']}")

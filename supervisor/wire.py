@@ -29,6 +29,10 @@ from .model import Outcome, Run, Status, ThreadRow, one_line, token
 VERSION = 1
 STREAM = "RUNCTL"
 SUBJECT_PREFIX = "runctl.out"
+#: JetStream's "stream not found".
+NO_STREAM = 10059
+#: Where JetStream tells that the stream was made, edited or deleted.
+ADVISORIES = f"$JS.EVENT.ADVISORY.STREAM.*.{STREAM}"
 CONTROL_PREFIX = "runctl.ctl"
 SERVICE = "runctl"
 #: A core message without content: there is work that its sender has no room for.
@@ -414,7 +418,8 @@ class Resized(msgspec.Struct, tag="resized", tag_field="reply"):
 
 
 class NatsStatus(msgspec.Struct):
-    """``warnings``: what its stream has other than configured, a line each."""
+    """``warnings``: what was lost of its stream, and what that has other than configured, a
+    line each. ``unfit``: why nothing can be stored there; None when it can."""
 
     url: str
     embedded: bool
@@ -423,6 +428,7 @@ class NatsStatus(msgspec.Struct):
     stream_bytes: int
     stream_messages: int
     warnings: list[str] = []
+    unfit: str | None = None
 
 
 class DatabaseStatus(msgspec.Struct):

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from pgserver import Postgres
 from runctl.cli import local, remote
 from runctl.config.load import load
+from runctl.supervisor.streamcheck import wanted
 
 SCHEMA = json.loads(
     (Path(__file__).parent.parent / "docs" / "schema" / "doctor.schema.json").read_text()
@@ -147,15 +148,22 @@ def test_clocks() -> None:
 
 def test_a_stream_of_others(well: Box) -> None:
     config = load(well.config)
-    good = {
-        "allow_rollup_hdrs": True,
-        "allow_direct": True,
-        "discard": "new",
-        "max_bytes": config.stream.max_bytes,
-    }
-    assert remote._stream(config, good, 1).state == "ok"
-    assert remote._stream(config, good | {"discard": "old"}, 1).state == "fail"
-    assert remote._stream(config, good | {"max_bytes": -1}, 1).state == "warn"
+    good = wanted(config).as_dict()
+    for edit, state in (
+        ({}, "ok"),
+        ({"discard": "old"}, "fail"),
+        ({"allow_rollup_hdrs": False}, "fail"),
+        ({"sealed": True}, "fail"),
+        ({"storage": "memory"}, "fail"),
+        ({"max_bytes": -1}, "warn"),
+        ({"max_age": 10**9}, "warn"),
+        ({"num_replicas": 3}, "warn"),
+    ):
+        (found,) = remote._stream(config, good | edit, 1)
+        assert found.state == state, found
+        assert bool(edit) == bool(found.fix)
+        # Whoever is told to remove the stream is told what goes with it.
+        assert "remove" not in (found.fix or "") or "all stored output with it" in (found.fix or "")
 
 
 def test_postgresql(tmp_path: Path, postgres: Postgres, nats_server: str) -> None:

@@ -51,8 +51,8 @@ class Lossy(Streams):
             return None
         return await super().publish(subject, record, expected, rollup=rollup)
 
-    async def tail(self, subject: str) -> Tail:
-        return self.stale.pop(0) if self.stale else await super().tail(subject)
+    async def tail_now(self, subject: str) -> Tail:
+        return self.stale.pop(0) if self.stale else await super().tail_now(subject)
 
 
 async def _nothing() -> None:
@@ -75,7 +75,7 @@ async def _write(attempt: Attempt, *data: bytes) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(attempt.pump)
         attempt.close()
-    attempt._closed = False
+    attempt._closed = trio.Event()
 
 
 @pytest.mark.parametrize("before", ["nothing", "an older attempt", "fewer records"])
@@ -110,7 +110,7 @@ async def test_a_purged_stream_goes_on(nats_server: str) -> None:
         attempt = Attempt(streams, THREAD, "purged", 1, "e")
         await attempt.open()
         await _write(attempt, b"one")
-        await trio_asyncio.aio_as_trio(streams._js.purge_stream)(wire.STREAM, subject=subject)
+        await trio_asyncio.aio_as_trio(streams.life._js.purge_stream)(wire.STREAM, subject=subject)
         await _write(attempt, b"two")
         last = (await streams.tail(subject)).record
         assert isinstance(last, wire.Chunks)
