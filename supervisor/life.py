@@ -158,7 +158,10 @@ class Life:
         await self._news.wait()
 
     async def run(self) -> None:
-        await aio(self._nc.subscribe)(ADVISORIES, cb=self._on_advisory)
+        try:
+            await aio(self._nc.subscribe)(ADVISORIES, cb=self._on_advisory)
+        except Exception as error:  # the connection is closed; whoever watches it says so
+            log.debug("advisories: %r", error)
         delay = AGAIN
         while True:
             with trio.move_on_after(delay if self.missing else SLOW):

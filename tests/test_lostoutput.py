@@ -16,7 +16,7 @@ from typing import Any
 
 import nats
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import Box, Watch, children, wait_until
 from natsserver import Node
 from pgserver import free_port
 from runctl.cli import watch
