@@ -253,7 +253,8 @@ class Life:
         return broken(found.config, self._wanted, embedded=self._config.nats.embedded)
 
     def _compare(self, found: StreamInfo) -> None:
-        lines = differences(found.config, self._wanted, embedded=self._config.nats.embedded)
+        lines = self._broken(found)[1:]  # the first says already why it does not serve
+        lines += differences(found.config, self._wanted, embedded=self._config.nats.embedded)
         for line in lines:
             if line not in self.differences:
                 log.warning("%s", line)

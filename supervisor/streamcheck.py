@@ -124,7 +124,7 @@ def _other(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, obj
     for key, flag in (("max_bytes", "max-bytes"), ("max_age", "max-age"), ("max_msgs", "max-msgs")):
         has, needs = _limit(getattr(found, key)), _limit(getattr(wanted, key))
         if has != needs:
-            unit = "s" if key == "max_age" and needs is not None else ""
+            unit = "s" if key == "max_age" else ""
             value = f"{needs:g}" if isinstance(needs, float) else needs
             shown = "no limit" if has is None else f"{has:g}{unit}" if unit else has
             wished = "no limit" if needs is None else f"{value}{unit}"
