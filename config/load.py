@@ -6,6 +6,7 @@ expected and what was found, or the fix. A secret never appears in a message.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -49,6 +50,9 @@ from .table import Table as _Table
 from .units import format_duration, format_size
 
 SYSTEM_FILE = Path("/etc/runctl/runctld.toml")
+
+#: Seconds by which a daemon without its lease has ended before peers take over.
+LEASE_MARGIN = 1.0
 
 _RUNNER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -176,6 +180,7 @@ def _read_config(top: _Table, client: bool) -> Config:
     runners = {} if client else _read_runners(top.table("runners"), allow_shell)
     nats = read_nats(top.table("nats"))
     tells = _read_outside(top, client)
+    takeover = _read_takeover(top.table("takeover"), database, nats, client)
     return Config(
         state_dir=top.path("state_dir") or _default_state_dir(client),
         source=top.file,
@@ -186,9 +191,9 @@ def _read_config(top: _Table, client: bool) -> Config:
         database=database,
         nats=nats,
         stream=_read_stream(top.table("stream")),
-        queue=_read_queue(top.table("queue")),
+        queue=_read_queue(top.table("queue"), takeover),
         history=_read_history(top.table("history")),
-        takeover=_read_takeover(top.table("takeover"), database, nats, client),
+        takeover=takeover,
         log=_read_log(top.table("log")),
         **tells,
         runners=runners,
@@ -288,8 +293,17 @@ def _read_stream(table: _Table) -> Stream:
     )
 
 
-def _read_queue(table: _Table) -> Queue:
+def _read_queue(table: _Table, takeover: Takeover) -> Queue:
     table.only(_keys(Queue))
+    most = takeover.after - LEASE_MARGIN if takeover.enabled else math.inf
+    lease_grace = table.seconds("lease_grace", min(_QUEUE.lease_grace, most))
+    if lease_grace > most:
+        table.fail(
+            "lease_grace",
+            f"peers take over after {format_duration(takeover.after)}: with takeover at most"
+            f" {format_duration(most)}; lower it, or raise takeover.after to"
+            f" {format_duration(lease_grace + LEASE_MARGIN)}",
+        )
     return Queue(
         max_running=table.whole("max_running", _QUEUE.max_running, 1, 1_000_000),
         max_attempts=table.whole("max_attempts", _QUEUE.max_attempts, 1, 1_000_000),
@@ -298,6 +312,7 @@ def _read_queue(table: _Table) -> Queue:
         max_queued_per_thread=table.whole(
             "max_queued_per_thread", _QUEUE.max_queued_per_thread, 1, 1_000_000_000
         ),
+        lease_grace=lease_grace,
     )
 
 
@@ -436,6 +451,7 @@ def _describe(config: Config) -> Iterator[str]:
         stop_grace=format_duration(queue.stop_grace),
         max_queued=queue.max_queued,
         max_queued_per_thread=queue.max_queued_per_thread,
+        lease_grace=format_duration(queue.lease_grace),
     )
     yield from _lines(
         "history",

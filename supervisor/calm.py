@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import dbos._workflow_commands
@@ -17,8 +18,9 @@ _commands: Any = dbos._workflow_commands
 SELDOM = 60.0
 
 
-def quiet() -> None:
-    """Its warnings go to our log; an aborted or interrupted workflow is no error here."""
+def quiet(held: Callable[[], bool]) -> None:
+    """Its warnings go to our log; an aborted or interrupted workflow is no error here. Unless
+    ``held``, the database is away, which the lease has said: several lines a second say no more."""
     library = logging.getLogger("dbos")
     library.handlers.clear()
     library.propagate = True
@@ -26,6 +28,8 @@ def quiet() -> None:
     def expected(record: logging.LogRecord) -> bool:
         kind = record.exc_info[0] if record.exc_info else None
         if kind is not None and "Cancelled" in kind.__name__:
+            return False
+        if not held() and record.levelno < logging.ERROR:
             return False
         message = record.getMessage()
         lines = message.strip().splitlines() or [""]  # no SQL, one line

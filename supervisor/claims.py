@@ -12,7 +12,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -45,7 +45,16 @@ class Worker:
     """A thread that claims and starts the workflows of one queue of ``dbos``, a launched
     DBOS: as many as the queue's ``worker_concurrency`` says, at once."""
 
-    def __init__(self, dbos: Any, queue: Any, executor: str, version: str) -> None:
+    def __init__(
+        self,
+        dbos: Any,
+        queue: Any,
+        executor: str,
+        version: str,
+        held: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """``held``: whether something may be claimed now."""
+        self._held = held
         self._dbos = dbos
         self._queue = queue
         self._executor = executor
@@ -116,7 +125,9 @@ class Worker:
                 return
             if again:
                 keys.add(None)
-            wait, again = POLL, False
+            wait, again = POLL, not self._held()
+            if again:
+                continue
             try:
                 if self._back:
                     self._put_back()

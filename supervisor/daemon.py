@@ -27,7 +27,7 @@ from .early import Early
 from .errors import Unavailable
 from .extras import require
 from .fence import Fence
-from .lease import executor_id, hold_database_lease, hold_file_lease
+from .lease import executor_id, hold_database_lease, hold_file_lease, home_of
 from .logs import name_executor
 from .notify import Notifier, open_notifier
 from .private import UMASK, inherited, prepare_state_dir
@@ -81,6 +81,7 @@ async def _run(
         warnings.catch_warnings(),
     ):
         mark_format(config.state_dir)
+        home = home_of(config.state_dir)
         # DBOS sets its own default executor; to_thread then uses trio's threads.
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with trio_asyncio.open_loop() as loop:
@@ -89,7 +90,9 @@ async def _run(
                 imported = await stack.enter_async_context(_importing())
                 lease = None
                 if not config.database.embedded:
-                    lease = await stack.enter_async_context(hold_database_lease(config, executor))
+                    lease = await stack.enter_async_context(
+                        hold_database_lease(config, executor, home)
+                    )
                 fence = Fence(file_lease, lease)
                 stack.enter_context(fence.asks_on_waking())
                 groups = await _prepare_cgroups(config)
@@ -110,7 +113,8 @@ async def _run(
                     broker = Broker(config, keeper)
                     await broker.start()
                 service = (await imported())(
-                    config, file, executor, keeper, loop, fence, notifier, broker, hide
+                    *(config, file, executor, keeper, loop, fence, notifier, broker),
+                    *(home, hide),
                 )
                 await service.run(wishes, start, began, cgroups=groups is not None)
                 nursery.cancel_scope.cancel()

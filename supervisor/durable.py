@@ -37,6 +37,7 @@ from .dbfiles import database_path
 from .errors import Unavailable
 from .metrics import Meters
 from .model import Outcome, Run, RunSpec, Status, made_at
+from .postgres import engine_arguments
 from .rows import HOOK, QUEUE, RECENT, WORKFLOW, Rows, hook_id
 
 log = logging.getLogger("runctld.durable")
@@ -76,9 +77,12 @@ class Durable:
         clear: Callable[[], None],
         meters: Meters,
         hook: Hook | None = None,
+        *,
+        held: Callable[[], bool] = lambda: True,
     ) -> None:
         """``clear`` is called before each commit, in its thread: what it does not return
-        from is not committed."""
+        from is not committed. ``held``: whether something may be claimed."""
+        self._held = held
         self._config = config
         self._executor = executor
         self.max_queued_per_thread = config.queue.max_queued_per_thread
@@ -117,7 +121,9 @@ class Durable:
             otel_attribute_format="semconv",
             log_level="WARNING",
             scheduler_polling_interval_sec=calm.SELDOM,
-            db_engine_kwargs=sqlite.SMALL if self._config.database.embedded else None,
+            db_engine_kwargs=sqlite.SMALL
+            if self._config.database.embedded
+            else engine_arguments(self._config),
         )
         if traces is not None:
             from . import traces as spans
@@ -127,7 +133,7 @@ class Durable:
         # listener that comes while they commit fails their commit.
         sa.event.listen(sa.Engine, "commit", self._committing)
         self._dbos = DBOS(config=config)
-        calm.quiet()
+        calm.quiet(self._held)
         calm.poll_seldom(self._dbos)
         sqlite.wait_out(self._stopping)
         sqlite.no_messages(self._stopping)
@@ -199,7 +205,7 @@ class Durable:
         dbos: Any = self._dbos
         active = dbos._active_workflows_set = Active()
         for queue in queues:
-            worker = Worker(dbos, queue, self._executor, APP_VERSION)
+            worker = Worker(dbos, queue, self._executor, APP_VERSION, self._held)
             active.workers[queue.name] = worker
             worker.start()
         self._worker = active.workers[QUEUE]

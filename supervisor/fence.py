@@ -11,6 +11,7 @@ up. It then ends before it writes anything, and its keeper ends its runs. Ways i
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -25,6 +26,8 @@ from .dbfiles import DatabaseFiles
 from .errors import LeaseLost
 from .lease import FileLease, Lease
 
+log = logging.getLogger("runctld.fence")
+
 LOOK = 1.0
 _ending = threading.Lock()
 
@@ -34,33 +37,40 @@ class Fence:
 
     def __init__(self, file: FileLease, lease: Lease | None) -> None:
         self._file = file
-        self._lease = lease
+        self.lease = lease
         self._database: DatabaseFiles | None = None
 
     def guard(self, database: DatabaseFiles | None) -> None:
         """From here on its files are looked at as well; None: no more."""
         self._database = database
 
+    def holds(self) -> bool:
+        """Whether something new may be begun."""
+        return self.lease is None or not self.lease.away
+
     async def wait_clear(self) -> None:
-        """Before a publish: returns when the executor ID is surely ours."""
+        """Before a publish: returns when nobody acts in our place. That is so for a while
+        without the lease as well; whoever does in spite of that has begun the run's stream
+        anew, and our publish is refused."""
         self.look()
-        if self._lease is not None:
-            await self._lease.wait_sure()
+        if self.lease is not None:
+            await self.lease.wait_sure()
 
     def wait_clear_in_thread(self) -> None:
-        """The same before a commit, in a thread that is not the event loop's."""
+        """Before a commit, in a thread that is not the event loop's: returns when the executor
+        ID is surely ours."""
         self.look()
-        if self._lease is not None and threading.current_thread() is not threading.main_thread():
-            while self._lease.doubtful:  # it is asked already: an answer, or our end
-                time.sleep(0.005)
+        if self.lease is not None and threading.current_thread() is not threading.main_thread():
+            while self.lease.doubtful:  # it is asked already: an answer, or our end
+                time.sleep(0.05 if self.lease.away else 0.005)
 
     async def watch(self) -> None:
         """End the process at once when the executor ID is lost: a peer may take the runs
         over, and whatever still waits for the database here would delay an orderly end."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_file)
-            if self._lease is not None:
-                nursery.start_soon(_watch_lease, self._lease)
+            if self.lease is not None:
+                nursery.start_soon(_watch_lease, self.lease)
 
     async def _watch_file(self) -> None:
         while True:  # a file that is replaced gives no event wherever it is replaced from
@@ -76,6 +86,13 @@ class Fence:
         except LeaseLost as error:
             _end(error)
 
+    def leave_if_away(self) -> None:
+        """At the end of an orderly stop: threads that wait for a database that is away are not
+        waited for. What they would have stored is made up for at the next start."""
+        if not self.holds():
+            log.info("stopped while the database is away; unfinished runs will be replayed")
+            os._exit(0)
+
     @contextmanager
     def asks_on_waking(self) -> Iterator[None]:
         """While this is open a SIGCONT has everything asked anew."""
@@ -83,9 +100,9 @@ class Fence:
 
         def awake(*_: object) -> None:
             self.look()
-            if self._lease is not None:
-                self._lease.doubt()
-                token.run_sync_soon(self._lease.ask, idempotent=True)
+            if self.lease is not None:
+                self.lease.doubt()
+                token.run_sync_soon(self.lease.ask, idempotent=True)
 
         before = signal.signal(signal.SIGCONT, awake)
         try:

@@ -17,44 +17,49 @@ import trio
 import trio_asyncio
 
 from ..config.schema import Config
-from .errors import ConfigError, Unavailable
+from .errors import Unavailable
 from .lease import LOCK_KEY, PEER_ROLE, held_by
 from .postgres import RETRY, application_name, connect
-from .versions import FORMAT, refuse_newer
+from .tables import NOW, prepare_tables
 
 log = logging.getLogger("runctld.members")
 aio = trio_asyncio.aio_as_trio
 
 #: Seconds in which the keeper of a dead daemon has surely ended all of its runs.
 TREES_GONE = 2.5
-
-#: Looked for first: to create what exists takes the right to create as well.
-_THERE = "SELECT to_regclass('runctl.executors') IS NOT NULL"
-_TABLE = f"""
-    CREATE SCHEMA IF NOT EXISTS runctl;
-    CREATE TABLE IF NOT EXISTS runctl.executors (
-        id text PRIMARY KEY,
-        takeover_group text,          -- null: takeover is off there
-        started timestamptz NOT NULL DEFAULT now()
-    );
-    CREATE TABLE IF NOT EXISTS runctl.format (version integer PRIMARY KEY);
-    INSERT INTO runctl.format SELECT {FORMAT} WHERE NOT EXISTS (SELECT 1 FROM runctl.format);
-"""
-#: A database without this table is of format 1.
-_FORMAT_THERE = "SELECT to_regclass('runctl.format') IS NOT NULL"
+#: Of a server that answered before, an answer is awaited for so many seconds.
+AWAY = 5.0
 
 
 def _held(executor: str) -> str:
     return f"EXISTS (SELECT 1 FROM pg_locks l WHERE {held_by(executor)})"
 
 
+_MEMBERS = f"""
+    SELECT id, takeover_group, grace, {_held("e.id")} AS alive FROM runctl.executors e
+    WHERE (home IS NOT NULL OR generation = 0)
+"""
+_ANNOUNCE = """
+    INSERT INTO runctl.executors (id, takeover_group, grace, home) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (id) DO UPDATE SET takeover_group = excluded.takeover_group, started = now(),
+        grace = excluded.grace, home = excluded.home
+"""
+#: Before anything is done in its place.
+_RAISE = f"""
+    UPDATE runctl.executors SET generation = greatest(generation + 1, {NOW}),
+        home = coalesce(home, '')
+    WHERE id = $1
+"""
+
+
 class Member(msgspec.Struct, frozen=True):
     """``group`` None: takeover is off there. ``alive``: it holds its executor ID, or a
-    peer does so for a moment."""
+    peer does so for a moment. ``grace``: so many seconds it goes on without."""
 
     id: str
     group: str | None
     alive: bool
+    grace: float
 
 
 class Members:
@@ -63,25 +68,31 @@ class Members:
     Methods raise Unavailable, when PostgreSQL is away, and ConfigError, when it may not
     be used."""
 
-    def __init__(self, config: Config, executor: str) -> None:
+    def __init__(self, config: Config, executor: str, home: str = "") -> None:
+        """``home``: what names our state directory."""
         self._config = config
         self._executor = executor
+        self._home = home
         self._conn: Any = None
         self._lock = trio.Lock()
         self._place = trio.Lock()
+        #: How many connections there were: what was seen over an earlier one may be the
+        #: absence of the whole server.
+        self.sessions = 0
 
     async def announce(self) -> None:
-        """At the start: what breaks off is tried again for start_timeout."""
+        """At the start, when nothing of an earlier daemon of our ID runs any more: what breaks
+        off is tried again for start_timeout."""
         takeover = self._config.takeover
         deadline = trio.current_time() + self._config.start_timeout
         while True:
             try:
                 await self._ask(
-                    "INSERT INTO runctl.executors (id, takeover_group) VALUES ($1, $2)"
-                    " ON CONFLICT (id) DO UPDATE"
-                    " SET takeover_group = excluded.takeover_group, started = now()",
+                    _ANNOUNCE,
                     self._executor,
                     takeover.group if takeover.enabled else None,
+                    self._config.queue.lease_grace,
+                    self._home,
                 )
             except Unavailable as error:
                 if trio.current_time() > deadline:
@@ -94,12 +105,23 @@ class Members:
     async def leave(self) -> None:
         await self._ask("DELETE FROM runctl.executors WHERE id = $1", self._executor)
 
+    async def rest(self) -> None:
+        """Nothing of ours runs any more; what is unfinished waits for our return."""
+        await self._ask("UPDATE runctl.executors SET grace = 0 WHERE id = $1", self._executor)
+
     async def all(self) -> list[Member]:
-        rows = await self._ask(
-            f"SELECT id, takeover_group, {_held('e.id')} AS alive"
-            " FROM runctl.executors e ORDER BY id"
-        )
-        return [Member(row["id"], row["takeover_group"], row["alive"]) for row in rows]
+        return self._read(await self._ask(f"{_MEMBERS} ORDER BY id"))
+
+    async def get(self, executor: str) -> Member:
+        """``executor``, be it announced or not."""
+        found = self._read(await self._ask(f"{_MEMBERS} AND id = $1", executor))
+        return found[0] if found else Member(executor, None, await self.alive(executor), 0.0)
+
+    def _read(self, rows: list[Any]) -> list[Member]:
+        return [
+            Member(row["id"], row["takeover_group"], row["alive"], row["grace"] or 0.0)
+            for row in rows
+        ]
 
     async def alive(self, executor: str) -> bool:
         rows = await self._ask(f"SELECT {_held('$1::text')} AS alive", executor)
@@ -107,11 +129,18 @@ class Members:
 
     @asynccontextmanager
     async def in_place_of(self, executor: str) -> AsyncIterator[bool]:
-        """Hold another's executor ID: proof that it is dead, and it does not start
-        meanwhile. Yields False when it is alive. Keep it short."""
+        """Hold another's executor ID: it does not start meanwhile, and if it lives without its
+        lease, as after a restart of PostgreSQL, it ends as soon as it looks. Yields False when
+        it holds the ID itself. Keep it short. That nothing of it runs is for the caller to
+        know (``Absence``)."""
         async with self._place:
+            before = self.sessions
             got = (await self._ask(f"SELECT pg_try_advisory_lock({LOCK_KEY}) AS got", executor))[0]
             try:
+                if got["got"]:
+                    await self._ask(_RAISE, executor)
+                    if self.sessions > before + (before == 0):
+                        raise Unavailable("PostgreSQL broke off, and the lease with it")
                 yield bool(got["got"])
             finally:
                 if got["got"]:
@@ -123,7 +152,8 @@ class Members:
             if self._conn is None or self._conn.is_closed():
                 await self._connect()
             try:
-                return list(await aio(self._conn.fetch)(query, *args))
+                with trio.fail_after(AWAY):
+                    return list(await aio(self._conn.fetch)(query, *args))
             except BaseException as error:
                 # Unknown state: a lock that it held must not stay with it.
                 self._conn.terminate()
@@ -135,42 +165,18 @@ class Members:
         import asyncpg
 
         name = application_name(PEER_ROLE, self._executor)
-        conn = await connect(self._config, name)
+        conn = await connect(self._config, name, patience=AWAY if self.sessions else None)
         try:
-            async with _transaction(conn):
-                await aio(conn.execute)(
-                    "SELECT pg_advisory_xact_lock(hashtextextended('runctl executors', 0))"
-                )
-                if await aio(conn.fetchval)(_FORMAT_THERE):
-                    found = await aio(conn.fetchval)("SELECT max(version) FROM runctl.format")
-                    refuse_newer(found or FORMAT, "the database of database.url")
-                if not await aio(conn.fetchval)(_THERE):
-                    await aio(conn.execute)(_TABLE)
-        except asyncpg.InsufficientPrivilegeError as error:
-            raise ConfigError(
-                f"PostgreSQL refuses to set up the schema runctl: {error}; let the role of"
-                " database.url do it once: GRANT CREATE ON DATABASE ... TO ..."
-            ) from None
+            await prepare_tables(conn)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             conn.terminate()
             raise Unavailable(f"PostgreSQL broke off: {error}") from error
         except BaseException:
             conn.terminate()
             raise
+        self.sessions += 1
         self._conn = conn
 
     def close(self) -> None:
         if self._conn is not None:
             self._conn.terminate()
-
-
-@asynccontextmanager
-async def _transaction(conn: Any) -> AsyncIterator[None]:
-    transaction = conn.transaction()
-    await aio(transaction.start)()
-    try:
-        yield
-    except BaseException:
-        conn.terminate()
-        raise
-    await aio(transaction.commit)()

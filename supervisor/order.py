@@ -12,10 +12,11 @@ import time
 
 import trio
 
+from .absence import Absence
 from .durable import Durable
 from .endings import Endings
 from .errors import Unavailable
-from .members import TREES_GONE, Members
+from .members import TREES_GONE
 from .model import Run, unix_time
 from .registry import Live
 from .rows import RECENT
@@ -36,26 +37,25 @@ class Order:
         durable: Durable,
         streams: Streams,
         endings: Endings,
-        members: Members | None,
+        absence: Absence,
         grace: float,
     ) -> None:
         self._durable = durable
         self._streams = streams
         self._endings = endings
-        self._members = members
+        self._absence = absence
         self.grace = grace
 
     async def clear(self, live: Live) -> bool:
         """Wait until nothing is in the way of an attempt; False when it is not to start,
         since the run was aborted after it was claimed."""
         aborted, others = await self._durable.in_the_way(live.spec)
-        if self._members is not None:
-            for run in others:
-                live.behind = run.run
-                await self._processes_gone(run, self._members)
+        for run in others:
+            live.behind = run.run
+            await self._processes_gone(run)
         return not aborted
 
-    async def _processes_gone(self, run: Run, members: Members) -> None:
+    async def _processes_gone(self, run: Run) -> None:
         assert run.executor is not None
         dead = 0.0
         while True:
@@ -66,10 +66,10 @@ class Order:
             if tail.record is None and age > self.grace + SILENCE:
                 return
             try:
-                alive = await members.alive(run.executor)
+                ended = await self._absence.surely_ended(run.executor)
             except Unavailable:  # the lease decides whether we go on
-                alive = True
-            if alive:
+                ended = False
+            if not ended:
                 dead = 0.0
             elif dead >= TREES_GONE:
                 await self._endings.write(run.thread, run.run, run.attempt)

@@ -1,7 +1,8 @@
 """The other executors of a shared database: asked by name, and acted for when dead.
 
-A request to an executor that is not there fails at once. Its lease then tells whether
-it is dead, or alive and not to be reached: nothing is ever done twice, or assumed.
+A request to an executor that is not there fails at once. Its lease then tells whether it is
+alive and not to be reached; whether it is dead shows in a while (``absence``): nothing is ever
+done twice, or assumed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import trio
 import trio_asyncio
 
 from . import wire
+from .absence import HEAR_TIMEOUT, Absence
 from .durable import Durable
 from .endings import Endings
 from .errors import Refused
@@ -29,8 +31,6 @@ log = logging.getLogger("runctld.others")
 aio = trio_asyncio.aio_as_trio
 
 STATUS_TIMEOUT = 2.0
-#: Whether an executor answers at all: what ``list`` waits for at most.
-HEAR_TIMEOUT = 1.0
 #: An abort is answered when the processes are gone.
 ABORT_TIMEOUT = 110.0
 #: How long an executor that holds its lease may be without ears: it starts, or stops.
@@ -49,6 +49,7 @@ class Others:
         meters: Meters,
     ) -> None:
         self._meters = meters
+        self._absence = Absence(client, members)
         self._executor = executor
         self._nc = client
         self._durable = durable
@@ -90,14 +91,17 @@ class Others:
                 if not await self._still(run):
                     continue  # it ended by itself meanwhile
                 raise Refused(f"executor {owner!r} answered: {_words(reply)}")
-            async with self._members.in_place_of(owner) as dead:
-                if dead and await self._still(run):
-                    if await self._streams.ended(run.thread, run.run):
-                        return False  # whoever replays it adopts that end
-                    await self._durable.cancel(run.run)
-                    self._durable.kick()
-                    self._meters.run_ended(Status.ABORTED, run.runner)
-                    break
+            if await self._absence.surely_ended(owner):
+                async with self._members.in_place_of(owner) as dead:
+                    if dead and await self._still(run):
+                        if await self._streams.ended(run.thread, run.run):
+                            return False  # whoever replays it adopts that end
+                        await self._durable.cancel(run.run)
+                        self._durable.kick()
+                        self._meters.run_ended(Status.ABORTED, run.runner)
+                        break
+            elif not await self._members.alive(owner):
+                deadline = trio.current_time() + DEAF  # it comes back, or has ended soon
             if trio.current_time() > deadline:
                 raise Refused(
                     f"executor {owner!r} holds run {run.run} and does not answer;"
@@ -115,9 +119,11 @@ class Others:
         assert run.executor is not None
         deadline = trio.current_time() + DEAF
         while await self._ask_abort(run.executor, run) is None:
-            if not await self._members.alive(run.executor):
+            if await self._absence.surely_ended(run.executor):
                 await self._dead_end(run)
                 return
+            if not await self._members.alive(run.executor):
+                deadline = trio.current_time() + DEAF
             if trio.current_time() > deadline:
                 raise Refused(
                     f"run {run.run} is aborted, but executor {run.executor!r} does not answer"

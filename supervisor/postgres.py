@@ -37,6 +37,15 @@ SESSION = {
     "statement_timeout": "0",
     "lock_timeout": "0",
 }
+#: The same from the client's side, in libpq's words.
+KEEPALIVES = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+#: How the sessions of DBOS's pool are called.
+DBOS_NAME = "dbos_transact"
 RETRY = 0.2
 
 _HERE = ("host", "port", "user", "password", "dbname", "passfile")
@@ -100,6 +109,16 @@ def settings(config: Config) -> dict[str, Any]:
     if tls:
         arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
     return {**arguments, **found}
+
+
+def engine_arguments(config: Config) -> dict[str, Any]:
+    """SQLAlchemy's arguments for DBOS's pool: a server that vanished without a word is noticed
+    as on the connections of our own. What the URL says goes before."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    given = conninfo_to_dict(config.database.url)
+    wanted = {"application_name": DBOS_NAME, **KEEPALIVES}
+    return {"connect_args": {k: v for k, v in wanted.items() if k not in given}}
 
 
 def application_name(role: str, executor: str) -> str:
@@ -193,3 +212,16 @@ async def connection(
                 log.debug("close: %r", error)
         if scope.cancelled_caught:
             conn.terminate()
+
+
+@asynccontextmanager
+async def transaction(conn: Any) -> AsyncIterator[None]:
+    """One of ``conn``, which is useless after an error."""
+    begun = conn.transaction()
+    await aio(begun.start)()
+    try:
+        yield
+    except BaseException:
+        conn.terminate()
+        raise
+    await aio(begun.commit)()

@@ -115,10 +115,15 @@ class Reload:
     def _told(self, config: Config) -> str:
         """What this has changed, and what differs from the start and waits for the next."""
         done = [*_runners(self._now.runners, config.runners)]
-        done += [k for k in differences(self._now, config) if k.startswith("queue.")]
-        waits = [k for k in differences(self._started, config) if not k.startswith("queue.")]
+        done += [k for k in differences(self._now, config) if _is_live(k)]
+        waits = [k for k in differences(self._started, config) if not _is_live(k)]
         words = f"{config.source or 'defaults'}: changed: {', '.join(done) or 'nothing'}"
         return words + (f"; a restart is needed for: {', '.join(waits)}" if waits else "")
+
+
+def _is_live(key: str) -> bool:
+    # Other executors were told of the grace at the start.
+    return key.startswith("queue.") and key != "queue.lease_grace"
 
 
 def differences(a: Config, b: Config) -> list[str]:

@@ -14,7 +14,9 @@ import logging
 import os
 import sqlite3
 import time
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 import trio_asyncio
@@ -22,6 +24,7 @@ import trio_asyncio
 from ..config.schema import ChatRunner, CommandRunner, Config, Queue
 from ..config.schema import Runner as RunnerConfig
 from ..config.secrets import Masker
+from .absence import Absence
 from .broker import Broker
 from .connect import connect
 from .control import Control
@@ -33,8 +36,9 @@ from .errors import Fenced, RunFailed, StreamUnfit, Unavailable
 from .fence import Fence
 from .hooks import Hooks
 from .housekeeping import Housekeeping
+from .lease import PROBE_LIMIT
 from .logs import about
-from .members import Members
+from .members import TREES_GONE, Members
 from .metrics import Meters, Prometheus
 from .model import Outcome, RunSpec, Status, one_line, unix_ms
 from .notify import Notifier
@@ -57,7 +61,11 @@ from .times import LEFT, STOPPED, longest_stop
 from .waiting import Waiting
 from .windows import Alive, Window, asks
 
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
 log = logging.getLogger("runctld")
+aio = trio_asyncio.aio_as_trio
 
 
 class Service:
@@ -71,9 +79,11 @@ class Service:
         fence: Fence,
         notifier: Notifier,
         broker: Broker | None,
+        home: str,
         hide: Masker,
     ) -> None:
-        """``broker``: the embedded nats-server, which runs; None for an external one."""
+        """``broker``: the embedded nats-server, which runs; None for an external one.
+        ``home``: what names the state directory."""
         self._config = fitted(config)
         self._hide = hide
         self._notifier = notifier
@@ -95,6 +105,7 @@ class Service:
         self._durable = Durable(
             *(config, executor, self._dispatch, fence.wait_clear_in_thread),
             *(self._meters, self._hooks),
+            held=fence.holds,
         )
         if isinstance(self._meters, Prometheus):
             self._scrape = Scrape(config, self._meters, self._registry, self._durable)
@@ -106,7 +117,7 @@ class Service:
         self._retention: Retention
         self._order: Order
         self._alive: Alive
-        self._members = None if config.database.embedded else Members(config, executor)
+        self._members = None if config.database.embedded else Members(config, executor, home)
         self._database: DatabaseFiles | None = None
 
     def _make(self, runner: RunnerConfig, queue: Queue) -> Runner:
@@ -153,15 +164,16 @@ class Service:
                     self._config.stream, stored, self._durable, self._registry, room
                 )
                 self._endings = Endings(self._streams, self._durable, self._registry)
+                absence = Absence(client, self._members)
                 self._order = Order(
                     self._durable,
                     self._streams,
                     self._endings,
-                    self._members,
+                    absence,
                     self._config.queue.stop_grace,
                 )
                 if self._members is not None:
-                    await self._members.announce()
+                    await self._announce(self._members, absence, client)
                 wishes.keep(start)
                 await self._durable.launch(self._loop)
                 if self._config.database.embedded:
@@ -220,6 +232,20 @@ class Service:
                     await self._stop(control, takeover, wishes)
             nursery.cancel_scope.cancel()
 
+    async def _announce(self, members: Members, absence: Absence, client: Client) -> None:
+        lease = self._fence.lease
+        assert lease is not None
+        lease.contact = partial(_contact, client)
+        if lease.predecessor is not None:
+            log.warning(
+                "executor ID %s was another state directory's: waiting until the daemon there,"
+                " which may go on without its lease, has surely ended",
+                ascii(self._executor),
+            )
+            await absence.wait_predecessor(self._executor, lease.predecessor.grace)
+            await trio.sleep(TREES_GONE)
+        await members.announce()
+
     async def _words(self) -> str:
         """What is going on here, in one line."""
         try:
@@ -254,6 +280,7 @@ class Service:
             await self._leave(takeover)
         if self._members is not None:
             self._members.close()
+        self._fence.leave_if_away()
         self._fence.guard(None)  # SQLite removes the log itself when all is closed
         with trio.move_on_after(1):
             await self._durable.close()
@@ -285,6 +312,8 @@ class Service:
                     await takeover.hand_over()
                 elif self._members and not await self._has_rows():
                     await self._members.leave()
+                elif self._members:
+                    await self._members.rest()
             except Exception as error:  # what is not handed over is taken over, or replayed
                 log.warning("the runs were not handed over: %s", error)
 
@@ -473,3 +502,12 @@ class Service:
     def _internal(self, error: Exception) -> Outcome:
         words = self._hide(f"{type(error).__name__}: {error}")
         return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))
+
+
+async def _contact(client: Client) -> None:
+    """Returns when NATS has answered; raises when it does not in time."""
+    if not client.is_connected:  # nats-py's flush returns at once then
+        raise ConnectionError("not connected")
+    await aio(client.flush)(round(PROBE_LIMIT))
+    if not client.is_connected:
+        raise ConnectionError("the connection broke")

@@ -1,8 +1,9 @@
 """A dead executor's unfinished runs go back to the queue, for its peers.
 
 Every executor of a group looks for members that hold no lease and own unfinished runs.
-After ``after`` seconds one of them takes the dead one's lease itself, which proves that
-it is dead and keeps it from starting meanwhile, and re-enqueues what is unfinished.
+After ``after`` seconds, and more than it goes on without its lease, one of them takes the dead
+one's lease itself, which keeps it from starting meanwhile, and re-enqueues what is unfinished.
+After a restart of PostgreSQL nobody holds a lease: what was seen before that counts for nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .members import Members
 log = logging.getLogger("runctld.takeover")
 
 POLL = 0.25
+#: How much longer than its grace a member must be gone, seconds.
+MARGIN = 1.0
 
 Tell = Callable[[], Awaitable[None]]
 
@@ -36,6 +39,7 @@ class Takeover:
         self._durable = durable
         self._tell = tell
         self._gone: dict[str, float] = {}
+        self._session = 0
 
     async def watch(self) -> None:
         while True:
@@ -53,16 +57,20 @@ class Takeover:
 
     async def _overdue(self) -> list[str]:
         """Members of our group that have been gone for long enough."""
+        members = await self._members.all()
         now = trio.current_time()
-        gone = [
-            member.id
-            for member in await self._members.all()
+        if self._session != self._members.sessions:
+            self._session = self._members.sessions
+            self._gone.clear()
+        gone = {
+            member.id: max(self._settings.after, member.grace + MARGIN)
+            for member in members
             if member.group == self._settings.group
             and not member.alive
             and member.id != self._executor
-        ]
+        }
         self._gone = {executor: self._gone.get(executor, now) for executor in gone}
-        return [x for x, since in self._gone.items() if now - since >= self._settings.after]
+        return [x for x, since in self._gone.items() if now - since >= gone[x]]
 
     async def _take(self, executor: str) -> None:
         if executor not in await self._durable.rows.owners(hooks=True):

@@ -749,6 +749,26 @@ def test_takeover(write):
 
 
 @pytest.mark.parametrize(
+    ("text", "grace"),
+    [
+        ("", 60.0),
+        ("[queue]\nlease_grace = '90s'\n", 90.0),
+        ("[queue]\nlease_grace = 0\n", 0.0),
+        ("[takeover]\nafter = '3s'\n", 60.0),
+        ("[takeover]\nenabled = true\n", 2.0),
+        ("[takeover]\nenabled = true\nafter = '2s'\n", 1.0),
+        ("[takeover]\nenabled = true\nafter = '31s'\n", 30.0),
+        ("[takeover]\nenabled = true\nafter = '10m'\n", 60.0),
+        ("[takeover]\nenabled = true\nafter = '10m'\n[queue]\nlease_grace = '599s'\n", 599.0),
+    ],
+)
+def test_the_grace_of_a_lease_is_below_what_peers_wait(write, text, grace):
+    config = load(write(SHARED + text))
+    assert config.queue.lease_grace == grace
+    assert load(write(describe(config), "again.toml")).queue == config.queue
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("[takeover]\nenabled = true\n", "takeover.enabled: needs executors that share a Post"),
@@ -758,6 +778,12 @@ def test_takeover(write):
         ),
         (SHARED + '[takeover]\nafter = "1s"\n', "takeover.after: expected at least 2s"),
         (SHARED + "[takeover]\ngroups = 1\n", "did you mean takeover.group?"),
+        (
+            SHARED + "[takeover]\nenabled = true\n[queue]\nlease_grace = '2001ms'\n",
+            "queue.lease_grace: peers take over after 3s: with takeover at most 2s; lower it, or"
+            " raise takeover.after to 3001ms",
+        ),
+        ("[queue]\nlease_grace = '-1s'\n", "queue.lease_grace: expected"),
     ],
 )
 def test_takeover_that_cannot_be(write, text, words):

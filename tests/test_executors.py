@@ -311,6 +311,43 @@ def test_postgres_is_away(tmp_path: Path, nats_server: str) -> None:
         server.close()
 
 
+@pytest.mark.parametrize(
+    ("threads", "away"), [(4, 3.0), pytest.param(25, 20.0, marks=pytest.mark.long)]
+)
+def test_a_restart_of_postgres_interrupts_no_run(
+    tmp_path: Path, nats_server: str, threads: int, away: float
+) -> None:
+    """Twice as many runs as threads: half of them end while it is away."""
+    server = Postgres()
+    server.start()
+    house = House(tmp_path, server, nats_server)
+    try:
+        boxes = _three(house, QUEUE)
+        units = [house.unit(box) for box in boxes]
+        long, short = Load(house, threads, 2, away + 3), Load(house, threads, 2, away / 2)
+        for load in (long, short):
+            load.wait_begun(threads)
+        watches = [
+            Watch(box, next(iter(load.runs)), "--run", next(iter(load.runs.values()))[0])
+            for box, load in zip(boxes, (long, short, long), strict=True)
+        ]
+        for watch in watches:
+            watch.wait_chunks(1)
+        server.stop()
+        time.sleep(away)
+        server.start()
+        for load in (long, short):
+            assert load.assert_once(120) == 2 * threads, "a run was replayed"
+        for watch in watches:
+            _assert_whole(watch, 10)
+            assert sum(event["type"] == "reset" for event in watch.events) == 1
+        assert not any(unit.exits for unit in units)
+        assert all("no run was touched" in box.log.read_text() for box in boxes)
+    finally:
+        house.close()
+        server.close()
+
+
 def _behind_proxies(house: House, settings: str) -> tuple[list[Box], Unit, Proxy, Proxy]:
     """Three executors; a's ways to NATS and to PostgreSQL are proxies."""
     to_nats = Proxy(int(house.nats.rpartition(":")[2]))

@@ -121,9 +121,65 @@ def test_a_second_daemon_of_an_id_names_the_holder(house: House) -> None:
     second.start()
 
 
+NO_GRACE = "[queue]\nlease_grace = '0s'\n"
+LEASE_SESSION = (
+    "SELECT pid FROM pg_stat_activity"
+    " WHERE application_name LIKE 'runctld pid %' AND datname = current_database()"
+)
+#: Prints numbers, without a hole, until the file argv[1] exists.
+COUNTING = """
+import os, sys, time
+n = 0
+while not os.path.exists(sys.argv[1]):
+    n += 1
+    print(n, flush=True)
+    time.sleep(0.02)
+"""
+
+
+def _assert_counted(text: str) -> None:
+    numbers = text.split()
+    assert numbers == [str(n) for n in range(1, len(numbers) + 1)]
+
+
+@pytest.mark.parametrize("how", ["cut", "silent"])
+def test_a_lease_whose_session_is_gone_is_taken_again(
+    house: House, tmp_path: Path, how: str
+) -> None:
+    box = house.box("kept")
+    run = box.submit_py("demo", COUNTING, str(tmp_path / "go"))
+    ending = box.submit_py("other", COUNTING, str(tmp_path / "end"))
+    watch = Watch(box, "demo")
+    watch.wait_chunks(3)
+    (row,) = house.sql(LEASE_SESSION)
+    if how == "cut":
+        house.sql("SELECT pg_terminate_backend($1)", row["pid"])
+    else:  # the connection stays, and nothing comes over it; its lock stays, too
+        os.kill(row["pid"], signal.SIGSTOP)
+        wait_until(lambda: "runs go on" in box.log.read_text(), "it is noticed")
+        seen = len(watch.chunks())
+        watch.wait_chunks(seen + 3)
+        (tmp_path / "end").touch()
+        queued = box.popen("submit", "third", "--", "true")
+        os.kill(row["pid"], signal.SIGCONT)
+        assert queued.wait(60) == 0, queued.communicate()
+    wait_until(lambda: "is held again" in box.log.read_text(), "it is held again")
+    (again,) = house.sql(LEASE_SESSION)
+    assert again["pid"] != row["pid"]
+    for name in ("go", "end"):
+        (tmp_path / name).touch()
+    assert watch.wait() == 0
+    _assert_counted(watch.text())
+    for done in (run, ending):
+        assert box.runctl("wait", done).strip() == "succeeded"
+        assert box.show(done)["attempt"] == 1
+    assert box.runctl("wait", box.submit("demo", "true")).strip() == "succeeded"
+    assert box.term() == 0
+
+
 @pytest.mark.parametrize("how", ["cut", "silent"])
 def test_a_lost_lease_stops_all_runs(house: House, how: str) -> None:
-    box = house.box("lost")
+    box = house.box("lost", NO_GRACE)
     run = box.submit_py(
         "demo",
         "import os, signal, time; signal.signal(15, signal.SIG_IGN)\n"
@@ -156,7 +212,7 @@ def test_postgres_away_for_a_while(house: House, tmp_path: Path) -> None:
         server.start()
         house.url = server.database()
         house.postgres = server
-        box = house.box("away")
+        box = house.box("away", NO_GRACE)
         box.submit_py("demo", TEN)
         watch = Watch(box, "demo")
         watch.wait_chunks(2)

@@ -1,0 +1,216 @@
+"""The lease of an executor ID while PostgreSQL, or the way to it, is away: what goes on, what
+ends, and that nobody acts in the place of a daemon that goes on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Watch, wait_until
+from house import NOTE, House, assert_no_overlap, journal
+from pgserver import Postgres
+from proxy import Proxy
+from runctl.supervisor import wire
+
+#: Notes that it lives, and counts on stdout, until the file argv[2] exists.
+WORK = (
+    NOTE
+    + """
+note("begin")
+n = 0
+while not os.path.exists(sys.argv[2]):
+    n += 1
+    print(n, flush=True)
+    note("alive")
+    time.sleep(0.02)
+note("end")
+"""
+)
+
+
+def assert_counted(watch: Watch) -> None:
+    assert watch.wait() == 0
+    assert sum(event["type"] == "reset" for event in watch.events) == 1
+    numbers = watch.text().split()
+    assert numbers == [str(n) for n in range(1, len(numbers) + 1)]
+
+
+def settings(grace: str, more: str = "") -> str:
+    return f"[queue]\nlease_grace = '{grace}'\nmax_attempts = 50\n{more}"
+
+
+@pytest.fixture
+def home(tmp_path: Path, nats_server: str) -> Iterator[House]:
+    """Executors of a PostgreSQL of their own, which may be stopped."""
+    server = Postgres()
+    house = None
+    try:
+        server.start()
+        house = House(tmp_path, server, nats_server)
+        yield house
+    finally:
+        if house is not None:
+            house.close()
+        server.close()
+
+
+def test_no_takeover_of_who_is_about_to_come_back(home: House, tmp_path: Path) -> None:
+    """After a restart of PostgreSQL nobody has a lease; all of them were seen to be gone."""
+    taking = "[takeover]\nenabled = true\nafter = '12s'\n[queue]\nmax_attempts = 50\n"
+    boxes = [home.box(name, taking) for name in "abc"]
+    noted, go = tmp_path / "journal", tmp_path / "go"
+    argv = [sys.executable, "-c", WORK, str(noted), str(go)]
+    runs = {f"t{n}": home.bus.submit(f"t{n}", argv) for n in range(4)}
+    watches = [Watch(boxes[0], thread) for thread in runs]
+    for watch in watches:
+        watch.wait_chunks(1)
+    for _ in range(2):
+        home.postgres.stop()
+        time.sleep(2)
+        home.postgres.start()
+    time.sleep(3)
+    go.touch()
+    for watch in watches:
+        assert_counted(watch)
+    assert not any("taken over" in box.log.read_text() for box in boxes)
+    assert all(box.daemon is not None and box.daemon.poll() is None for box in boxes)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["back", "away"])
+def test_a_paused_daemon_misses_a_restart_of_the_database(
+    home: House, tmp_path: Path, there: bool
+) -> None:
+    """Continued, it has no lease, and more than its grace has gone by: it asks once."""
+    box = home.box("paused", settings("2s"))
+    go = tmp_path / "go"
+    run = box.submit_py("t", WORK, str(tmp_path / "journal"), str(go))
+    watch = Watch(box, "t")
+    watch.wait_chunks(3)
+    assert box.daemon is not None
+    box.daemon.send_signal(signal.SIGSTOP)
+    home.postgres.stop()
+    if there:
+        home.postgres.start()
+    time.sleep(3)
+    box.daemon.send_signal(signal.SIGCONT)
+    if there:
+        seen = len(watch.chunks())
+        watch.wait_chunks(seen + 10)
+        go.touch()
+        assert_counted(watch)
+        assert box.show(run)["attempt"] == 1
+    else:
+        assert box.daemon.wait(60) == 75
+        assert "the connection to PostgreSQL broke" in box.log.read_text().splitlines()[-1]
+        home.postgres.start()
+
+
+def test_it_can_be_stopped_in_order_meanwhile(home: House, tmp_path: Path) -> None:
+    box = home.box("stopped", settings("60s"))
+    running = box.submit("t", "sleep", "600")
+    ending = box.submit_py("u", WORK, str(tmp_path / "journal"), str(tmp_path / "go"))
+    Watch(box, "u").wait_chunks(1)
+    wait_until(lambda: box.show(running)["status"] == "running", "it runs")
+    home.postgres.stop()
+    (tmp_path / "go").touch()
+    wait_until(lambda: "run succeeded" in box.log.read_text(), "its outcome waits")
+    assert box.daemon is not None
+    box.daemon.send_signal(signal.SIGTERM)
+    assert box.daemon.wait(45) == 0
+    assert "Traceback" not in box.log.read_text()
+    home.postgres.start()
+    box.start()
+    wait_until(lambda: box.show(running)["attempt"] == 2, "replayed")
+    assert box.runctl("wait", ending).strip() == "succeeded"
+
+
+@pytest.mark.long
+def test_what_is_asked_meanwhile_is_answered(home: House) -> None:
+    """In words, within seconds; what reads or writes is served once it is back."""
+    box = home.box("asked", settings("60s"))
+    run = box.submit("t", "sleep", "600")
+    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
+    home.postgres.stop()
+    for request in (wire.Submit("t", argv=["true"]), wire.Abort("t", run)):
+        (reply,) = box.ask(request)
+        assert isinstance(reply, wire.Problem), reply
+        assert "database" in reply.message or "PostgreSQL" in reply.message
+    home.postgres.start()
+    assert run in box.runctl("abort", "t")
+    assert box.runctl("wait", box.submit("t", "true")).strip() == "succeeded"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("heals", [True, False])
+def test_a_second_daemon_of_an_id_waits_for_the_first(
+    home: House, tmp_path: Path, heals: bool
+) -> None:
+    """The first has lost its way to PostgreSQL, and goes on; the second has another state
+    directory, as a pod that is replaced, and takes the lease at once."""
+    noted, go = tmp_path / "journal", tmp_path / "go"
+    way = Proxy(home.postgres.port)
+    url = home.url.replace(f":{home.postgres.port}/", f":{way.port}/")
+    try:
+        first = home.box("same", settings("60s" if heals else "4s"), url=url)
+        run = first.submit_py("t", WORK, str(noted), str(go))
+        watch = Watch(first, "t")
+        watch.wait_chunks(3)
+        way.cut()
+        way.partition()
+        wait_until(lambda: "runs go on" in first.log.read_text(), "the first goes on")
+        second = home.box("same", settings("4s"), start=False)
+        second.start(ready=False)
+        wait_until(
+            lambda: "waiting until the daemon there" in second.log.read_text(), "the second waits"
+        )
+        seen = len(watch.chunks())
+        watch.wait_chunks(seen + 3)
+        if heals:
+            way.heal()
+        assert first.daemon is not None
+        assert first.daemon.wait(60) == 75
+        said = first.log.read_text().splitlines()[-1]
+        assert ("another has taken it" if heals else "broke") in said
+        wait_until(lambda: b"ready: " in second.log.read_bytes(), "the second begins")
+        wait_until(lambda: second.show(run)["attempt"] == 2, "replayed")
+        go.touch()
+        assert second.runctl("wait", run).strip() == "succeeded"
+        assert assert_no_overlap(journal(noted)) == [run, run]
+        assert second.term() == 0
+        third = home.box("same", settings("4s"))  # the second ended in order: nobody is waited for
+        assert "waiting until" not in third.log.read_text()
+    finally:
+        home.close()
+        way.close()
+
+
+@pytest.mark.long
+def test_an_abort_waits_for_an_owner_that_may_go_on(home: House, tmp_path: Path) -> None:
+    """Its lease is free, it has lost its way to PostgreSQL and to NATS: it ends soon, and only
+    then the abort is answered."""
+    noted, go = tmp_path / "journal", tmp_path / "go"
+    to_postgres, to_nats = Proxy(home.postgres.port), Proxy(int(home.nats.rpartition(":")[2]))
+    url = home.url.replace(f":{home.postgres.port}/", f":{to_postgres.port}/")
+    try:
+        a = home.box("a", settings("60s"), url=url, nats=to_nats.url)
+        run = a.submit_py("t", WORK, str(noted), str(go))
+        wait_until(lambda: journal(noted), "it runs")
+        b = home.box("b", settings("60s"))
+        for way in (to_postgres, to_nats):
+            way.partition()
+            way.forget()
+        assert run in b.runctl("abort", "t")
+        answered = time.monotonic()
+        assert a.daemon is not None
+        assert a.daemon.wait(60) == 75
+        assert "NATS does not answer either" in a.log.read_text().splitlines()[-1]
+        assert all(float(line[4]) < answered for line in journal(noted)), "it ran on"
+        assert b.show(run)["status"] == "aborted"
+    finally:
+        home.close()
+        to_postgres.close()
+        to_nats.close()
