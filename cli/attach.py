@@ -15,7 +15,7 @@ from . import output as outputs
 from . import render
 from .client import Link, dial
 from .common import DETACHED, FAILED, App, Duration, Verb, pass_app, run
-from .follow import Options, Target, follow, locate
+from .follow import Options, Standing, Target, follow, locate
 from .lines import Style
 from .names import RUN, THREAD
 from .parting import Ended, Parting, signals
@@ -112,6 +112,7 @@ def attach(
         watching = many.Many(app, options, style, timeout)
         return interruptible(names, watching, lambda: run(lambda: watching.attach(names or None)))
     output = make_output(app, headers=follow_thread, style=style, raw=raw)
+    standing = Standing()
 
     async def main() -> int:
         link = await dial(app.config)
@@ -120,9 +121,9 @@ def attach(
         except BaseException:
             await link.close()
             raise
-        return await follow_one(app, target, options, output, link, timeout)
+        return await follow_one(app, target, options, output, link, timeout, standing)
 
-    return interruptible(names, output, lambda: run(main))
+    return interruptible(names, output, lambda: run(main), standing, options)
 
 
 async def follow_one(
@@ -132,6 +133,7 @@ async def follow_one(
     output: outputs.Output,
     link: Link,
     timeout: float | None,
+    standing: Standing,
 ) -> int:
     """``follow`` over a connection of its own, for ``timeout`` seconds at most."""
     deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
@@ -144,10 +146,11 @@ async def follow_one(
             output,
             deadline=deadline,
             link=link,
+            standing=standing,
         )
     except TimeoutError:
         output.leave()
-        output.remark(f"runctl: run {target.run} has not ended yet; it goes on")
+        output.remark(f"runctl: {standing.in_time()}")
         return FAILED
 
 
@@ -169,7 +172,13 @@ def make_output(
     return outputs.HumanOutput(headers, style=style, raw=raw)
 
 
-def interruptible(threads: Sequence[str], output: Parting, main: Callable[[], int]) -> int:
+def interruptible(
+    threads: Sequence[str],
+    output: Parting,
+    main: Callable[[], int],
+    standing: Standing | None = None,
+    options: Options | None = None,
+) -> int:
     """``main()``'s code, or that of being detached with Ctrl-C."""
     try:
         with signals(output):
@@ -180,11 +189,16 @@ def interruptible(threads: Sequence[str], output: Parting, main: Callable[[], in
         raise
     except KeyboardInterrupt:
         output.discard()
+        options = options or Options()
         words = [shlex.quote(thread) for thread in threads] or ["--all"]
         dash = ["--"] if any(t.startswith("-") for t in threads) else []
-        again = " ".join(["runctl attach", *dash, *words])
-        goes = "runs go" if len(words) > 1 or not threads else "run goes"
-        output.remark(f"runctl: detached; the {goes} on. Attach again: {again}")
+        more = ["-f"] if options.follow_thread else []
+        if standing is not None and standing.run and not more:
+            more = ["--run", standing.run]  # whatever the thread does next
+        again = " ".join(["runctl attach", *more, *dash, *words])
+        several = len(words) > 1 or not threads
+        goes = "the runs go on" if several else (standing or Standing()).goes_on()
+        output.remark(f"runctl: detached; {goes}. Attach again: {again}")
         return DETACHED
     finally:
         output.leave()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from ..config.schema import Config
 from ..supervisor import wire
 from ..supervisor.errors import NotFound, RequestError, Unavailable
-from ..supervisor.model import Run
+from ..supervisor.model import Run, Status
 from . import output as outputs
 from . import watch
 from .client import Link, LinkLost, NotReady, ask, ask_once
@@ -22,6 +21,10 @@ from .presence import Presence
 from .tail import Tail
 from .window import Window
 
+#: How soon a run begins that nothing stands in the way of: only later is anything said.
+PATIENCE = 1.0
+#: Events of a run that has begun, or is over.
+BEGUN = watch.Reset | watch.Chunk | watch.Gap | watch.End
 #: JetStream's "no message found".
 NO_MESSAGE = 10037
 
@@ -41,12 +44,50 @@ class Options:
 class Target:
     """What to follow. ``found``: what the daemon knows of the run, None when it does not
     answer. ``start``: the stream sequence at which the run's output begins, when the
-    thread is followed from there on."""
+    thread is followed from there on. ``queued``: it has not begun; ``behind``: the run of its
+    thread that goes before it, None when none does."""
 
     thread: str
     run: str
     found: Run | None
     start: int | None = None
+    queued: bool = False
+    behind: Run | None = None
+
+
+@dataclass
+class Standing:
+    """What whoever stops watching is told: which run it was ("": not known yet), and whether it
+    had begun."""
+
+    run: str = ""
+    queued: bool = False
+
+    def goes_on(self) -> str:
+        return "the run stays queued" if self.queued else "the run goes on"
+
+    def in_time(self) -> str:
+        """What a time-out says of it."""
+        if self.queued:
+            return f"run {self.run} has not begun yet; it stays queued"
+        return f"run {self.run} has not ended yet; it goes on"
+
+
+async def goes_before(link: Link, run: str, thread: str) -> Run | None:
+    """The run of its thread that goes before ``run``, which has not begun; itself, when it is
+    the next; None when nobody says."""
+    try:
+        first = (await ask(link, wire.Locate(thread), wire.RunDetails)).run
+    except (Unavailable, RequestError):
+        return None
+    return first if first.run == run or not first.status.terminal else None
+
+
+def waits(run: str, behind: Run | None) -> str:
+    """What a run that has not begun waits for."""
+    if behind is None:
+        return f"run {run} is queued; it begins when an executor has room"
+    return f"run {run} waits behind run {behind.run} of its thread, which is {behind.status}"
 
 
 async def locate(link: Link, thread: str, run: str | None, options: Options) -> Target:
@@ -61,12 +102,16 @@ async def locate(link: Link, thread: str, run: str | None, options: Options) -> 
         raise
     except Unavailable:  # output is served by JetStream, without the daemon
         name = run or await _latest_run(link, thread)
+    queued = found is not None and found.status is Status.QUEUED
+    behind = await goes_before(link, name, thread) if queued and run is not None else None
     start = None
     if options.follow_thread:
         start = await _first(link, wire.out_subject(thread, name))
         if start is None:
             start = (before[0] if before else 0) + 1
-    return Target(thread, name, found, start)
+    if behind is not None and behind.run == name:
+        behind = None
+    return Target(thread, name, found, start, queued, behind)
 
 
 async def _located(link: Link, thread: str, run: str | None) -> Run:
@@ -123,14 +168,22 @@ async def follow(
     deadline: float | None = None,
     link: Link | None = None,
     shared: bool = False,
+    standing: Standing | None = None,
 ) -> int:
     """Print the target's run until it ends; its exit code. ``dial`` makes connections,
-    ``link`` is one to begin with; they are closed at the end unless ``shared``.
+    ``link`` is one to begin with; they are closed at the end unless ``shared``. ``standing``
+    is kept up to date.
 
     Raises: TimeoutError, when it has not ended by ``deadline`` (the event loop's time)."""
     name, found = target.run, target.found
-    if found is not None and found.status == "queued" and options.follow and sys.stderr.isatty():
-        output.remark(f"runctl: run {name} is queued; its output starts when the thread is free")
+    standing = standing or Standing()
+    standing.run, standing.queued = name, target.queued
+    patience: float | None = None
+    if target.queued and options.follow:
+        if target.behind is not None:
+            output.remark(f"runctl: {waits(name, target.behind)}")
+        else:  # most begin at once
+            patience = asyncio.get_running_loop().time() + PATIENCE
     subject = (
         wire.thread_subjects(target.thread)
         if options.follow_thread
@@ -151,10 +204,16 @@ async def follow(
     ):
         try:
             while True:
-                events = await _next(watcher, output)
+                events = await _next(watcher, output, patience)
+                if events is None:
+                    patience = None
+                    output.remark(f"runctl: {waits(name, None)}")
+                    continue
                 presence.heard()
                 for event in events:
                     window.take(event)
+                    if standing.queued and isinstance(event, BEGUN) and event.run == name:
+                        standing.queued, patience = False, None
                     code = follower.take(event)
                     if code is not None:
                         output.flush()
@@ -184,16 +243,26 @@ async def follow(
                 settling.cancel()
 
 
-async def _next(watcher: watch.Watcher, output: outputs.Output) -> list[watch.Event]:
-    """What comes; meanwhile the output settles when it is due."""
+async def _next(
+    watcher: watch.Watcher, output: outputs.Output, patience: float | None
+) -> list[watch.Event] | None:
+    """What comes, None when nothing did until ``patience`` (the loop's time); meanwhile the
+    output settles when it is due."""
+    now = asyncio.get_running_loop().time
     while True:
+        due = output.due()
+        times = [now() + due] if due is not None else []
+        times += [patience] if patience is not None else []
         try:
-            async with asyncio.timeout(output.due()) as quiet:
+            async with asyncio.timeout_at(min(times, default=None)) as quiet:
                 return await anext(watcher)
         except TimeoutError:
             if not quiet.expired():
                 raise
+        if due is not None and output.due() == 0:
             output.settle()
+        elif patience is not None and now() >= patience:
+            return None
 
 
 async def settle(config: Config, name: str, watcher: watch.Watcher) -> None:
@@ -269,6 +338,8 @@ class _Follower:
             self._tail = Tail(options.tail, output.counts_lines)
         #: Whether the end was seen as it happened.
         self.live = target.found is None or not target.found.status.terminal
+        self._queued = target.queued
+        self._behind = target.behind
 
     def take(self, event: watch.Event) -> int | None:
         """The exit code, once there is nothing more to come."""
@@ -352,4 +423,8 @@ class _Follower:
             self._output.remark(f"runctl: the {what} of run {self._name} is no longer stored")
             self._output.show(end_of(found))
             return STATUS_EXIT[found.status]
-        return None if self._options.follow else OK
+        if self._options.follow:
+            return None
+        if self._queued and not self._seen:
+            self._output.remark(f"runctl: no output yet: {waits(self._name, self._behind)}")
+        return OK

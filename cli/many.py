@@ -14,7 +14,7 @@ from . import output as outputs
 from . import render, watch
 from .client import Link, NotReady, ask, dial
 from .common import ABORTED, FAILED, OK, App, innermost
-from .follow import Options, Target, follow, locate
+from .follow import Options, Standing, Target, follow, locate
 from .lines import Style
 from .openlines import OpenLines
 from .statusline import StatusLine
@@ -56,7 +56,8 @@ class Many:
         self._style = style
         self._timeout = timeout
         self._deadline: float | None = None
-        self._late = False
+        #: The runs that had not ended at the deadline.
+        self._late: list[Standing] = []
         self._line = StatusLine()
         self._open = OpenLines()
         self._outputs: dict[str, outputs.Output] = {}
@@ -89,10 +90,14 @@ class Many:
         finally:
             await self._connection.close()
         if self._late:
-            self.remark("runctl: not all runs have ended yet; they go on")
+            queued = sum(standing.queued for standing in self._late)
+            rest = "they go on" if not queued else "those that have begun go on"
+            rest = "they stay queued" if queued == len(self._late) else rest
+            self.remark(f"runctl: not all runs have ended yet; {rest}")
         return next((code for code in (FAILED, ABORTED) if code in self._codes), OK)
 
     async def _follow(self, target: Target, output: outputs.Output) -> None:
+        standing = Standing()
         try:
             code = await follow(
                 self._app.config,
@@ -102,9 +107,10 @@ class Many:
                 output,
                 deadline=self._deadline,
                 shared=True,
+                standing=standing,
             )
         except TimeoutError:
-            self._late = True
+            self._late.append(standing)
             code = FAILED
         self._codes.append(code)
 

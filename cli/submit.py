@@ -9,12 +9,12 @@ import click
 
 from ..supervisor import wire
 from ..supervisor.errors import BadRequest
-from ..supervisor.model import MAX_PROMPT_BYTES, check_run_id, check_thread
+from ..supervisor.model import MAX_PROMPT_BYTES, Status, check_run_id, check_thread
 from . import render
 from .attach import follow_one, interruptible, make_output
 from .client import ask, dial
 from .common import App, Duration, Verb, pass_app, run
-from .follow import Options, Target
+from .follow import Options, Standing, Target, goes_before
 from .names import RUNNER, THREAD, WORK
 
 _ARGV = "runctl.argv"
@@ -127,6 +127,7 @@ def submit(
     argv: list[str] = ctx.meta.get(_ARGV, [])
     request = wire.Submit(thread, runner, run_id, prompt, argv, _directory())
     output = make_output(app)
+    standing = Standing()
 
     async def main() -> int | None:
         link = await dial(app.config)
@@ -137,16 +138,22 @@ def submit(
                 return None
             if not app.json:
                 render.note(f"run {done.run}")
-            found = None
+            found = behind = None
+            queued = done.status is Status.QUEUED
+            standing.run, standing.queued = done.run, queued
             if done.status.terminal:  # submitted before with the same --id
                 found = (await ask(link, wire.Show(done.run), wire.RunDetails)).run
-            target = Target(done.thread, done.run, found)
-            return await follow_one(app, target, Options(), output, link, timeout)
+            elif queued:
+                behind = await goes_before(link, done.run, done.thread)
+                if behind is not None and behind.run == done.run:  # or it has begun already
+                    queued, behind = behind.status is Status.QUEUED, None
+            target = Target(done.thread, done.run, found, queued=queued, behind=behind)
+            return await follow_one(app, target, Options(), output, link, timeout, standing)
         finally:
             await link.close()
 
     if attach:
-        return interruptible([thread], output, lambda: run(main) or 0)
+        return interruptible([thread], output, lambda: run(main) or 0, standing)
     return run(main)
 
 

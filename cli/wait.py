@@ -23,7 +23,7 @@ from .common import (
     pass_app,
     run,
 )
-from .follow import end_of, recorded, settle
+from .follow import BEGUN, Standing, end_of, goes_before, recorded, settle
 from .hints import dial_for, find_run
 from .names import RUN
 from .statusline import progress
@@ -51,17 +51,19 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
     Exits with 0 if it succeeded, 1 if it failed or is dead, 5 if it was aborted. Goes
     on waiting through restarts of the daemon.
     """
+    standing = Standing(run_id)
+
     async def main() -> Run:
-        async with asyncio.timeout(timeout):
-            return await _wait(app, run_id)
+        return await _wait(app, standing, timeout)
 
     try:
         ended = run(main)
     except TimeoutError:
-        render.note(f"run {run_id} has not ended yet; it goes on")
+        render.note(standing.in_time())
         return FAILED
     except KeyboardInterrupt:
-        render.note(f"stopped waiting; the run goes on. Wait again: runctl wait {run_id}")
+        again = f"runctl wait {standing.run}"
+        render.note(f"stopped waiting; {standing.goes_on()}. Wait again: {again}")
         return DETACHED
     try:
         render.out_json(ended) if app.json else render.out(ended.status)
@@ -77,11 +79,17 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
     return STATUS_EXIT[ended.status]
 
 
-async def _wait(app: App, name: str) -> Run:
-    link = await dial_for(app.config, name)
+async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
+    """The run that ``standing`` names, once it has ended. Raises TimeoutError: it has not within
+    ``timeout`` seconds from the first answer on, which says where it stands."""
+    link = await dial_for(app.config, standing.run)
+    behind = None
     try:
-        found = (await find_run(link, name, "wait")).run
-        name = found.run
+        found = (await find_run(link, standing.run, "wait")).run
+        name = standing.run = found.run
+        standing.queued = found.status is Status.QUEUED
+        if standing.queued:
+            behind = await goes_before(link, name, found.thread)
     except BaseException:
         await link.close()
         raise
@@ -92,15 +100,20 @@ async def _wait(app: App, name: str) -> Run:
     settling: asyncio.Task[None] | None = None
     watcher = watch.Watcher(lambda: dial(app.config), subject, link=link, last_only=True)
     state = found.status.value
+    if behind is not None and behind.run != name:
+        state = f"queued behind run {behind.run}"
 
     def where(passed: float) -> str:
         return f"runctl: run {name}: {state}; waited {render.seconds(passed)}"
 
     try:
-        async with progress(where) as line, watcher:
+        async with asyncio.timeout(timeout) as limit, progress(where) as line, watcher:
             async for events in watcher:
                 for event in events:
+                    if isinstance(event, BEGUN) and standing.queued:
+                        standing.queued, state = False, "running"
                     if isinstance(event, watch.End):
+                        limit.reschedule(None)  # it has ended, and that stays
                         return await _row(app, watcher, found, event)
                     if isinstance(event, watch.Reset):
                         state = f"running, attempt {event.attempt}"
