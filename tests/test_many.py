@@ -49,7 +49,7 @@ def test_codes_of_several_runs_and_bad_usage(box: Box) -> None:
     box.runctl("attach", "good", "stopped", code=5)
     box.runctl("attach", "stopped", "bad", "good", code=1)
     assert box.runctl("attach", "good", "nobody", code=3) == ""
-    assert box.stderr == "runctl: no thread 'nobody'; see: runctl list\n"
+    assert box.stderr.startswith("runctl: no thread 'nobody'; ")
     for args in (
         ("good", "--all"),
         (),
