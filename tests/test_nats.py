@@ -116,6 +116,7 @@ def test_a_cluster_with_tls_and_nkeys_loses_a_server(
     assert out == "".join(f"line-{i}\n" for i in range(40))
     three.start(leader)
     assert box.term() == 0
+    assert "the stream RUNCTL" not in box.log.read_text(), "nothing was lost"
 
 
 def test_credentials_files(
