@@ -16,6 +16,7 @@ from .client import ask, dial
 from .common import App, Duration, Verb, pass_app, run
 from .follow import Options, Standing, Target, goes_before
 from .names import RUNNER, THREAD, WORK
+from .unread import unread_input
 
 _ARGV = "runctl.argv"
 
@@ -54,6 +55,7 @@ Examples:
   runctl submit build -- make -j8 test
   runctl submit support-42 --runner chat 'Summarise the last ticket'
   git diff | runctl submit review --runner agent -
+  cat notes.txt | runctl submit sort - -- sort -u
   runctl submit nightly --id nightly-2025-06-01 -- ./nightly.sh
   runctl submit build -a -- make test        (and watch it)
   runctl submit --batch work.jsonl | jq -r .run""",
@@ -99,7 +101,8 @@ def submit(
 
     The work is a PROMPT ("-" reads it from stdin), or a command after "--". Runs of one
     thread execute one at a time, in the order submitted; threads run in parallel. The
-    command runs in the current directory, without a shell.
+    command runs in the current directory, without a shell. Its stdin is empty; "-" before
+    "--" gives it what is on ours, up to 1 MiB of UTF-8.
 
     A line of a --batch has "thread" and, as far as wanted, "runner", "id", "prompt", "argv"
     and "cwd". Each is answered by {"thread", "run", "status"}, or {"error", "code", "line",
@@ -122,9 +125,12 @@ def submit(
     if run_id is not None:
         check_run_id(run_id)
     prompt = words[0] if words else None
-    if prompt == "-":
-        prompt = _read_prompt()
     argv: list[str] = ctx.meta.get(_ARGV, [])
+    piped = prompt == "-"
+    if piped:
+        prompt = _read_prompt()
+    elif unread_input() == "ours":
+        raise BadRequest(f"stdin holds data, which is not passed on: {_advice(argv)}")
     request = wire.Submit(thread, runner, run_id, prompt, argv, _directory())
     output = make_output(app)
     standing = Standing()
@@ -133,6 +139,9 @@ def submit(
         link = await dial(app.config)
         try:
             done = await ask(link, request, wire.Submitted)
+            # A loop's, which goes on; or it came after we had looked.
+            if not piped and unread_input() != "nothing":
+                render.note(f"what is on stdin was not passed on: {_advice(argv)}")
             if not attach:
                 render.submitted(done, app.json)
                 return None
@@ -177,6 +186,12 @@ def _submit_batch(app: App, file: str, runner: str | None) -> int:
             await link.close()
 
     return run(main)
+
+
+def _advice(argv: list[str]) -> str:
+    place = '"-" before "--"' if argv else '"-" in its place'
+    what = "the command's stdin" if argv else "the prompt"
+    return f"if it is {what}, write {place}; else add < /dev/null"
 
 
 def _directory() -> str:

@@ -103,10 +103,13 @@ def _unreadable(file: Path, error: OSError) -> str:
 
 def _default_state_dir(client: bool) -> Path:
     """For a service of systemd what StateDirectory= made; a client that is part of some
-    other service has nothing to find there."""
+    other service has nothing to find there. A client in a run is told by its daemon."""
     made = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if made and not client:
         return Path(made)
+    told = os.environ.get("RUNCTL_STATE", "")
+    if client and os.path.isabs(told):
+        return Path(told)
     return xdg_dir("XDG_STATE_HOME", ".local/state") / "runctl"
 
 

@@ -100,7 +100,7 @@ async def _run(
                     open_keeper(
                         config.state_dir,
                         config.start_timeout,
-                        inherited(config.withheld, umask),
+                        inherited(config.withheld, umask, config.source),
                         adopt=True,
                         held=fence.look,
                         cgroups=groups,

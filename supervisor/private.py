@@ -35,10 +35,16 @@ class Inherited:
     umask: int | None = None
 
 
-def inherited(withheld: Collection[str] = (), umask: int | None = None) -> Inherited:
-    """Our environment without ``withheld`` variables."""
+def inherited(
+    withheld: Collection[str] = (), umask: int | None = None, source: Path | None = None
+) -> Inherited:
+    """Our environment without ``withheld`` variables. ``source``: our configuration's file,
+    a whole path, by which ``runctl`` in a command finds us."""
     hidden = {*_SUPERVISION, *withheld}
-    return Inherited({k: v for k, v in os.environ.items() if k not in hidden}, umask)
+    env = {k: v for k, v in os.environ.items() if k not in hidden}
+    if source is not None:
+        env["RUNCTL_CONFIG"] = str(source)
+    return Inherited(env, umask)
 
 
 def close_process() -> None:

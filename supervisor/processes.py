@@ -169,7 +169,7 @@ class Keeper:
             self._forget(number)
         if "pid" not in reply:
             self._marks.pop(number, None)
-            raise _failure(argv[0], cwd, reply)
+            raise _failure(argv[0], cwd, env.get("PATH"), reply)
         process: Process = reply["process"]
         return process
 
@@ -382,7 +382,7 @@ def _portable(text: str) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _failure(name: str, cwd: str | None, reply: Mapping[str, Any]) -> RunFailed:
+def _failure(name: str, cwd: str | None, path: str | None, reply: Mapping[str, Any]) -> RunFailed:
     """Why a spawn failed, as the operator can understand it."""
     name, cwd, step = shortened(name, 200), shortened(cwd or "", 200), reply["step"]
     if reply.get("hung"):
@@ -411,7 +411,7 @@ def _failure(name: str, cwd: str | None, reply: Mapping[str, Any]) -> RunFailed:
             f"{name!r} cannot be started: the interpreter its #! line names does not exist", 126
         )
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return RunFailed(f"command not found: {name!r}; check its spelling and PATH", 127)
+        return RunFailed(f"command not found: {name!r}{_looked(name, cwd, path)}", 127)
     if number in (errno.EACCES, errno.ENOEXEC, errno.EPERM, errno.EISDIR):
         return RunFailed(f"{name!r} is not executable; chmod +x it, or give it a #! line", 126)
     if number == errno.E2BIG:
@@ -422,6 +422,19 @@ def _failure(name: str, cwd: str | None, reply: Mapping[str, Any]) -> RunFailed:
             126,
         )
     return RunFailed(f"{name!r} cannot be started: {why}", 126)
+
+
+def _looked(name: str, cwd: str, path: str | None) -> str:
+    """Where a command was looked for that is not there: mostly not where its submitter has it."""
+    if "/" in name:
+        return f" in directory {cwd!r}" if cwd and not name.startswith("/") else ""
+    shown = shortened(path or os.defpath, 500)
+    where = (
+        f"runctld looks in its own PATH ({shown}), not in yours"
+        if path == os.environ.get("PATH")
+        else f"its runner's PATH is {shown}"
+    )
+    return f"; {where}: write its whole path, or set PATH in the env of its runner"
 
 
 @asynccontextmanager
@@ -495,8 +508,7 @@ def _start(
                 cwd="/",
                 # Commands can look at it, also at what only a later configuration calls secret:
                 # no more than it takes to start. RUNCTL_KEEPER: for ``_sweep``; not for children.
-                env={k: v for k, v in given.env.items() if k in _NEEDED}
-                | {"RUNCTL_KEEPER": state},
+                env={k: v for k, v in given.env.items() if k in _NEEDED} | {"RUNCTL_KEEPER": state},
             )
         except BaseException:
             ours.close()

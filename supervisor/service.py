@@ -133,7 +133,9 @@ class Service:
             self._hooks.grace = config.queue.stop_grace
         self._durable.max_queued_per_thread = config.queue.max_queued_per_thread
         self._durable.set_max_running(config.queue.max_running)
-        self._keeper.inherited = inherited(config.withheld, self._keeper.inherited.umask)
+        self._keeper.inherited = inherited(
+            config.withheld, self._keeper.inherited.umask, config.source
+        )
 
     async def run(
         self, wishes: Wishes, start: trio.CancelScope, began: float, *, cgroups: bool
