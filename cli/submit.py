@@ -129,8 +129,6 @@ def submit(
     piped = prompt == "-"
     if piped:
         prompt = _read_prompt()
-    elif unread_input() == "ours":
-        raise BadRequest(f"stdin holds data, which is not passed on: {_advice(argv)}")
     request = wire.Submit(thread, runner, run_id, prompt, argv, _directory())
     output = make_output(app)
     standing = Standing()
@@ -138,6 +136,8 @@ def submit(
     async def main() -> int | None:
         link = await dial(app.config)
         try:
+            if not piped and unread_input() == "ours":
+                raise BadRequest(f"stdin holds data, which is not passed on: {_advice(argv)}")
             done = await ask(link, request, wire.Submitted)
             # A loop's, which goes on; or it came after we had looked.
             if not piped and unread_input() != "nothing":
