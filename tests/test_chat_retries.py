@@ -6,16 +6,20 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import trio
 from conftest import Box, Watch, wait_until
+from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
 from runctl.config.schema import ChatRunner
 from runctl.supervisor.errors import RunFailed
 from runctl.supervisor.model import Outcome, RunSpec, Status
+from runctl.supervisor.rows import Rows
 from runctl.supervisor.runners.chat import Chat, failures, retries
 from runctl.supervisor.runners.protocol import Turn
 from test_chat import SPEC, Scripted, config, delta, serving
@@ -438,17 +442,42 @@ def test_a_long_conversation_is_read_within_its_bound(stopped_box: Box) -> None:
 
     def answer(to: Scripted) -> None:
         to.begin()
-        for _ in range(20):
-            to.event(delta("z" * 100_000))
+        for _ in range(10):
+            to.event(delta("z" * 20_000))
         to.event(delta("", "stop"))
 
     box = stopped_box
-    with chatting(box, answer, 'history = 1000\nhistory_bytes = "5MB"') as server:
+    with chatting(box, answer, 'history = 1000\nhistory_bytes = "500KB"') as server:
         for prompt in map(str, range(5)):
             run = box.runctl("submit", "talk", "--runner", "c", prompt).strip()
             box.runctl("wait", run)
         assert [len(r[2]["messages"]) for r in server.requests] == [1, 3, 5, 5, 5]
         assert [m["content"][:1] for m in server.requests[-1][2]["messages"]] == list("2z3z4")
+    assert turns_of(box, "talk", run, 200_001) == ([("3", "z" * 200_000)], ["3"])
+    # What does not fit by far is not even read.
+    assert turns_of(box, "talk", run, 30_000) == ([], [])
+
+
+def turns_of(box: Box, thread: str, run: str, most: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """(the turns that ``run`` would be given, the prompts of those whose text was read)."""
+    engine = sa.create_engine(f"sqlite:///{box.state / 'runctl.sqlite'}").execution_options(
+        schema_translate_map={SCHEMA_PLACEHOLDER: None}
+    )
+    stopping = threading.Event()
+    stopping.set()  # what the database refuses is not tried again
+    read: list[str] = []
+
+    class Noting(Rows):
+        def _turn(self, run: str) -> tuple[str, str] | None:
+            found = super()._turn(run)
+            read.extend(found[:1] if found else [])
+            return found
+
+    rows = Noting(engine, SystemSchema, "x", stopping, alone=True, now=time.time)
+    try:
+        return trio.run(rows.turns, thread, run, 100, most), read
+    finally:
+        engine.dispose()
 
 
 def test_an_abort_of_a_turn_that_waits(stopped_box: Box) -> None:
