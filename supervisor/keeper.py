@@ -61,6 +61,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 #: hangs in a system call. It is waited for no longer: the kernel ends it when that returns.
 STUCK = 1.0
 TICK = 0.03  # while a tree is being ended: what no SIGCHLD announces is seen by then
+PS_LIMIT = 5.0
 MIN_PAUSE = 0.002  # between two scans, however many children die
 HEADER = struct.Struct(">I")
 
@@ -114,7 +115,12 @@ def scan_ps() -> Table:
 
     ps = subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], stdout=subprocess.PIPE)
     table: Table = {}
-    for line in ps.communicate()[0].splitlines():
+    try:
+        listed = ps.communicate(timeout=PS_LIMIT)[0]
+    except subprocess.TimeoutExpired as error:
+        ps.kill()  # reaped with all others
+        raise OSError(errno.ETIMEDOUT, "ps does not answer") from error
+    for line in listed.splitlines():
         pid, parent, group, state = line.split()[:4]
         if int(pid) != ps.pid:
             table[int(pid)] = Row(int(parent), int(group), int(group), 0, chr(state[0]), 1)

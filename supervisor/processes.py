@@ -579,7 +579,16 @@ async def _sweep(state: str, wait: float, *, adopt: bool = False) -> None:
     clear = 0
     # Twice: a process may fork and exit between the listing and the reading.
     while clear < 2:
-        left = await trio.to_thread.run_sync(_strike_left, os.fsencode(state), adopt)
+        at = [0]
+        with trio.move_on_at(max(deadline, trio.current_time() + 1)) as looking:
+            left = await trio.to_thread.run_sync(
+                _strike_left, os.fsencode(state), adopt, at, abandon_on_cancel=True
+            )
+        if looking.cancelled_caught:
+            raise Unavailable(
+                f"process {at[0]} may be of an earlier daemon and cannot be looked at, since the"
+                " kernel does not answer what its environment is; end it"
+            )
         clear = 0 if left else clear + 1
         if left:
             if trio.current_time() >= deadline:
@@ -587,9 +596,10 @@ async def _sweep(state: str, wait: float, *, adopt: bool = False) -> None:
             await trio.sleep(0.01)
 
 
-def _strike_left(state: bytes, adopt: bool) -> list[int]:
+def _strike_left(state: bytes, adopt: bool, at: list[int]) -> list[int]:
     """KILL every process of our user that has the mark of ``state`` in its environment,
-    and all that is below a keeper of it, and lastly that: their pids."""
+    and all that is below a keeper of it, and lastly that: their pids. ``at[0]`` is the one
+    that is looked at: that hangs while a page of its memory does not come."""
     if adopt:
         _reap()
     table = scan()
@@ -597,6 +607,7 @@ def _strike_left(state: bytes, adopt: bool) -> list[int]:
     for pid, row in table.items():
         if pid == os.getpid() or row.zombie or not _ours(pid):
             continue
+        at[0] = pid
         found = environment(pid)
         if b"RUNCTL_STATE=" + state in found:
             marked.add(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -13,11 +14,13 @@ import pytest
 import trio
 from conftest import Box, alive, wait_until
 from hanging import dead_directory, hanging_command
+from runctl.config.schema import ChatRunner
 from runctl.supervisor import processes
 from runctl.supervisor.errors import RunFailed
 from runctl.supervisor.keeper import HEADER, scan
 from runctl.supervisor.private import inherited
 from runctl.supervisor.processes import open_keeper
+from runctl.supervisor.runners.chat.request import read_key
 from test_processes import keeper, spawn, until
 
 __all__ = ["keeper"]  # a fixture
@@ -168,3 +171,14 @@ async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None
         os.close(null)
         ours.close()
         assert await trio.to_thread.run_sync(popen.wait, 60) == 0
+
+
+async def test_a_key_file_on_a_server_that_is_gone(tmp_path: Path) -> None:
+    """A chat run fails then, and an abort of it gets through."""
+    with dead_directory(tmp_path / "dead") as file:
+        config = ChatRunner("c", "http://127.0.0.1:1", "m", api_key_file=Path(file), timeout=0.3)
+        with pytest.raises(RunFailed, match=r"its file system has not answered for 0\.3 s"):
+            await read_key(config)
+        with trio.move_on_after(0.1) as scope:
+            await read_key(dataclasses.replace(config, timeout=600))
+        assert scope.cancelled_caught

@@ -60,7 +60,13 @@ async def read_key(config: ChatRunner) -> str | None:
     if config.api_key is not None or file is None:
         return _usable(config.api_key, "api_key")
     try:
-        key = await trio.Path(file).read_text("utf-8")
+        with trio.fail_after(config.timeout):
+            key = await trio.to_thread.run_sync(file.read_text, "utf-8", abandon_on_cancel=True)
+    except trio.TooSlowError:
+        raise RunFailed(
+            f"api_key_file {file} cannot be read: its file system has not answered for"
+            f" {config.timeout:g} s"
+        ) from None
     except OSError as error:
         raise RunFailed(
             f"api_key_file {file} cannot be read: {error.strerror}; make it readable for"
