@@ -27,7 +27,7 @@ import trio_asyncio
 
 from ..config.schema import MAX_ID_BYTES, Config, ConfigError
 from .errors import LeaseHeld, LeaseLost, Unavailable
-from .postgres import RETRY, application_name, connect
+from .postgres import RETRY, application_name, connect, refuse_pool
 from .private import write_private
 from .tables import NOW, prepare_tables
 
@@ -186,6 +186,12 @@ _UNCHANGED = """
     UPDATE runctl.executors SET generation = generation WHERE id = $1 AND generation = $2
     RETURNING true
 """
+#: Our own session has it: a pooler that gives us another's would otherwise go unnoticed.
+_HELD = f"""
+    SELECT EXISTS (
+        SELECT 1 FROM pg_locks l WHERE {held_by("$1")} AND l.pid = pg_backend_pid()
+    )
+"""
 _SESSION = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _END_OLD_SESSION = f"""
     SELECT pg_terminate_backend(a.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
@@ -225,7 +231,7 @@ class Lease:
         self._answered = trio.Event()
         self._doubted_at = self._paused_at = -math.inf
         self._ticked_at = _now()
-        self._away = False
+        self._away = self._not_ours = False
         self._adopt(conn, session, _now())
 
     def _adopt(self, conn: Any, session: Any, sent: float) -> None:
@@ -279,6 +285,8 @@ class Lease:
                 nursery.cancel_scope.cancel()
             self._away = True
             self._conn.terminate()
+            if self._not_ours:
+                raise self._lost("its session does not have its lock; is there a pooler?", "")
             if self._grace <= 0:
                 raise self._lost("the connection to PostgreSQL broke", "")
             await self._retake()
@@ -291,7 +299,10 @@ class Lease:
             while True:
                 sent = _now()
                 try:
-                    await aio(self._conn.fetchval)("SELECT 1")
+                    if not await aio(self._conn.fetchval)(_HELD, self._executor):
+                        self._not_ours = True
+                        self._ended.set()
+                        return
                 except Exception as error:
                     log.debug("lease: %r", error)
                     self._ended.set()
@@ -481,6 +492,7 @@ async def _take(config: Config, executor: str, home: str) -> Lease:
     while True:
         conn = await connect(config, name)
         try:
+            await refuse_pool(config, conn, name)
             await prepare_tables(conn)
             await _lock(conn, config, executor)
             before = await aio(conn.fetchrow)(_ROW, executor)

@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -37,6 +37,7 @@ SESSION = {
     "statement_timeout": "0",
     "lock_timeout": "0",
 }
+_SET_SESSION = "; ".join(f"SET {name} = '{value}'" for name, value in SESSION.items())
 #: The same from the client's side, in libpq's words.
 KEEPALIVES = {
     "keepalives_idle": 5,
@@ -93,7 +94,7 @@ def settings(config: Config) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "database": found.pop("dbname"),
         "timeout": float(given.get("connect_timeout") or 10),
-        "server_settings": dict(SESSION),
+        "server_settings": {},
     }
     if tls.get("sslrootcert") == "system":  # libpq's word for the system's authorities
         if tls.get("sslmode", "verify-full") != "verify-full":
@@ -160,7 +161,14 @@ async def _connect(arguments: dict[str, Any]) -> Any:
     import asyncpg
 
     try:
-        return await asyncpg.connect(**arguments)
+        conn = await asyncpg.connect(**arguments)
+        try:
+            # Not as parameters of the connection: PgBouncer refuses those that it does not know.
+            await conn.execute(_SET_SESSION)
+        except BaseException:
+            conn.terminate()
+            raise
+        return conn
     except asyncio.CancelledError:
         raise
     except (ValueError, asyncpg.ClientConfigurationError) as error:
@@ -225,3 +233,49 @@ async def transaction(conn: Any) -> AsyncIterator[None]:
         conn.terminate()
         raise
     await aio(begun.commit)()
+
+
+async def refuse_pool(config: Config, conn: Any, name: str) -> None:
+    """See that ``conn`` is a session of its own. Behind a pooler in transaction or statement mode
+    its server session, and with it a lock, is anybody's: a second connection that is in the midst
+    of a transaction then has it, or makes the first one change to another.
+
+    Raises ConfigError, Unavailable, and asyncpg's errors."""
+    import asyncpg
+
+    try:
+        mine = await _backend(conn)
+        async with AsyncExitStack() as stack:
+            for _ in range(POOL_LOOKS):
+                other = await stack.enter_async_context(connection(config, name))
+                await stack.enter_async_context(transaction(other))
+                if await aio(other.fetchval)(_BACKEND) == mine or await _backend(conn) != mine:
+                    raise _pooled(config)
+    except (
+        asyncpg.InvalidSQLStatementNameError,
+        asyncpg.DuplicatePreparedStatementError,
+    ):
+        raise _pooled(config) from None
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if "statement pooling mode" in str(error):
+            raise _pooled(config) from None
+        raise
+
+
+_BACKEND = "SELECT pg_backend_pid()"
+#: So many connections hold a transaction at most: a pool that hands its own out in turn has
+#: given the first one's away, or cannot give it back.
+POOL_LOOKS = 3
+
+
+async def _backend(conn: Any) -> int:
+    async with transaction(conn):
+        return int(await aio(conn.fetchval)(_BACKEND))
+
+
+def _pooled(config: Config) -> ConfigError:
+    return ConfigError(
+        f"{config.source or 'the configuration'}: database.url leads through a pooler that shares"
+        " its sessions, such as PgBouncer in transaction mode, and the executor ID is a lock of a"
+        " session: connect directly, or set pool_mode = session for this database"
+    )
