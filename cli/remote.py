@@ -75,10 +75,19 @@ async def _daemon(
     else:
         found = [ok("daemon", f"{said}, {status.running} running, {status.queued} queued")]
     found += _warnings(status.nats)
+    found += [_unfinished(x) for x in status.unfinished]
     if status.hooks is not None and status.hooks.failed:
         said = f"{status.hooks.failed} given up since the daemon started"
         found.append(warn("hooks", said, "see the daemon's log for why"))
     return status, found
+
+
+def _unfinished(x: wire.UnfinishedRun) -> Finding:
+    if x.status == "running":
+        said = f"{x.run} on thread {x.thread} is not executed: {x.why}"
+        return warn("runs", said, "see the daemon's log if it is said again in a minute")
+    said = f"{x.run} on thread {x.thread} has {x.status}, and its row does not say so: {x.why}"
+    return fail("runs", said, "mend the database; the outcome is stored as soon as it can be")
 
 
 def _warnings(nats: wire.NatsStatus) -> list[Finding]:

@@ -60,6 +60,7 @@ def status(app: App, probe: str | None) -> None:
                 f"{render.size(nats.stream_bytes)} in {nats.stream_messages} records",
             ),
             *[("warning", line) for line in nats.warnings],
+            *[("unfinished", f"{x.run} ({x.status}): {x.why}") for x in found.unfinished],
             ("database", f"{database.url} ({database.kind})"),
             *([("runners", ", ".join(found.runners))] if found.runners else []),
             *([("metrics", f"http://{found.metrics}/metrics")] if found.metrics else []),

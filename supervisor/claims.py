@@ -69,6 +69,8 @@ class Worker:
         self._back: dict[str, str] = {}
         #: When it was last said of such a run that it could not be started.
         self._said: dict[str, float] = {}
+        #: Of the claim that is being made.
+        self._open: str | None = None
         #: Tokens of claims without an answer, and when it is too late for them.
         self._unsure: dict[str, float] = {}
         self._heads: Heads | None = None
@@ -111,6 +113,13 @@ class Worker:
 
     def ended(self, workflow: str) -> None:
         self.claimed.pop(workflow, None)
+
+    def knows(self, workflow: str, token: str | None) -> bool:
+        """Whether it is on its way from its claim to its execution. From any thread."""
+        if token is not None and (token == self._open or token in self._unsure):
+            return True
+        ways = (self._found, self._back, self._coming, self.claimed)
+        return any(workflow in way for way in ways)
 
     def set_most(self, most: int) -> None:
         """So many at once from now on; what is executed already goes on."""
@@ -203,13 +212,15 @@ class Worker:
     @contextlib.contextmanager
     def _asking(self) -> Iterator[str]:
         """A claim's token, which is kept when its answer is lost."""
-        token = generate_uuid()
+        token = self._open = generate_uuid()
         try:
             yield token
         except sa.exc.DBAPIError as error:
             if error.connection_invalidated:
                 self._unsure[token] = time.monotonic() + LOST
             raise
+        finally:
+            self._open = None
 
     def _find_lost(self) -> None:
         """What claims without an answer have got: the connection broke when they were

@@ -589,11 +589,12 @@ class Control:
         size, messages = (0, 0) if r.brief else await self._streams.info()
         url = self._nc.connected_url
         info = getattr(self._nc, "_server_info", {})
+        unfinished = self._unfinished()
         return wire.DaemonStatus(
             executor_id=self._executor,
             version=__version__,
             pid=os.getpid(),
-            running=len(self._registry),
+            running=len(self._registry) + len(unfinished),
             queued=0 if r.brief else await self._durable.rows.count("ENQUEUED"),
             nats=wire.NatsStatus(
                 url=f"{url.scheme}://{url.hostname}:{url.port}" if url else "",
@@ -615,7 +616,15 @@ class Control:
             runners=sorted(self._settings.runners),
             metrics=self._config.metrics.listen,
             hooks=await self._hooks_status(r),
+            unfinished=unfinished,
         )
+
+    def _unfinished(self) -> builtins.list[wire.UnfinishedRun]:
+        return [
+            wire.UnfinishedRun(x.run, x.thread, x.status, x.why)
+            for x in self._durable.unfinished()
+            if self._registry.get(x.run) is None
+        ]
 
     async def _hooks_status(self, r: wire.StatusRequest) -> wire.HooksStatus | None:
         if self._hooks is None:
@@ -629,7 +638,7 @@ class Control:
             "up",
             __version__,
             os.getpid(),
-            len(self._registry),
+            len(self._registry) + len(self._unfinished()),
             time.monotonic() - self._began,
         )
         return sorted([me, *await self._others.status()], key=lambda x: x.executor_id)

@@ -31,14 +31,16 @@ from dbos import (
 )
 
 from ..config.schema import Config
-from . import calm, recovery, sqlite
+from . import calm, outcomes, recovery, retries, sqlite
 from .claims import Active, Worker, reason
 from .dbfiles import database_path
 from .errors import Unavailable
 from .metrics import Meters
 from .model import Outcome, Run, RunSpec, Status, made_at
+from .outcomes import Outcomes, Waiting
 from .postgres import engine_arguments
-from .rows import HOOK, QUEUE, RECENT, WORKFLOW, Rows, hook_id
+from .rows import HOOK, QUEUE, RECENT, WORKFLOW, Held, Rows, hook_id
+from .strays import Strays
 
 log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
@@ -93,6 +95,8 @@ class Durable:
         self._dbos: DBOS
         #: From ``launch`` on.
         self.rows: Rows
+        self.strays: Strays
+        self._outcomes: Outcomes
         self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
         self._run_thread: Any = None
         self._meters = meters
@@ -129,13 +133,14 @@ class Durable:
             from . import traces as spans
 
             spans.watch(traces)
+        retries.settle_sessions()
         # Of all engines: this one has DBOS's threads upon it before we get to see it, and a
         # listener that comes while they commit fails their commit.
         sa.event.listen(sa.Engine, "commit", self._committing)
         self._dbos = DBOS(config=config)
         calm.quiet(self._held)
         calm.poll_seldom(self._dbos)
-        sqlite.wait_out(self._stopping)
+        retries.teach_dbos(self._stopping)
         sqlite.no_messages(self._stopping)
         sqlite.exact_times()
         alone = self._config.database.embedded
@@ -154,13 +159,11 @@ class Durable:
             if traces is not None:
                 spans.describe(run, attempt)
             outcome = await loop.trio_as_future(dispatch, run, attempt)  # type: ignore[attr-defined]
-            try:
-                # In a context of its own: within a workflow it would be recorded as a step.
-                hook = durable._store_hook(run.run, outcome.status)
-                await asyncio.create_task(hook, context=contextvars.Context())
-            except Exception as error:  # never the run's own failure
-                log.error("the hook of run %s is not stored: %s", run.run, error)
+            # In a context of its own: within a workflow it would be recorded as a step.
+            hook = durable._surely_store_hook(run.run, outcome.status)
+            await asyncio.create_task(hook, context=contextvars.Context())
             built: dict[str, Any] = msgspec.to_builtins(outcome)
+            await durable._outcomes.store(run.run, run.thread, outcome, built)
             return built
 
         self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)
@@ -173,6 +176,7 @@ class Durable:
             words = str(error).strip().partition("\n")[0]
             raise Unavailable(f"the database cannot be opened: {words}") from error
         system = self._dbos._sys_db
+        self._outcomes = Outcomes(system, self._stopping)
         self.rows = Rows(
             *(system.engine, system.tables, self._executor, self._stopping),
             alone=alone,
@@ -183,6 +187,7 @@ class Durable:
             self._fenced = True
             await trio.to_thread.run_sync(self._settle_recovery)
             await trio.to_thread.run_sync(self._start_workers)
+            self.strays = Strays(self.rows, self._knows, self._kick_both)
         except sa.exc.DBAPIError as error:
             raise Unavailable(f"the database cannot be used: {reason(error)}") from error
 
@@ -239,7 +244,7 @@ class Durable:
         database's doing; one line."""
         if self._closing:
             return "runctld is stopping; ask again when it has started"
-        if isinstance(error, sa.exc.DBAPIError):
+        if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
             return f"the database cannot be used now ({reason(error)}); mend that, then ask again"
         return None
 
@@ -289,6 +294,23 @@ class Durable:
 
         return DBOS.workflow(name=HOOK, max_recovery_attempts=None)(tell_hook)
 
+    async def _surely_store_hook(self, run: str, status: str) -> None:
+        """Until it is stored; when the daemon stops before, this does not return."""
+        retries.until.set(0.0)
+        complaint, wait = retries.Complaint(f"the hook of run {run}"), retries.FIRST
+        while True:
+            try:
+                await self._store_hook(run, status)
+            except Exception as error:
+                if self._stopping.is_set():
+                    await outcomes.pause()
+                complaint.refused(reason(error))
+            else:
+                complaint.done()
+                return
+            await outcomes.pause(wait)
+            wait = min(2 * wait, retries.LONGEST)
+
     async def _store_hook(self, run: str, status: str) -> None:
         """In asyncio, before the run's row turns terminal as ``status``. Once per run."""
         if self._hook is None or status not in self._hook.on:
@@ -313,12 +335,28 @@ class Durable:
         if self._worker is not None:
             self._worker.kick(thread)
 
+    def _knows(self, held: Held) -> bool:
+        """Whether what is running here by its row is known here."""
+        if held.workflow in self._dbos._active_workflows_set.activeList():
+            return True
+        workers = (self._worker, self._hooks_worker)
+        return any(w is not None and w.knows(held.workflow, held.token) for w in workers)
+
+    def unfinished(self) -> list[Waiting]:
+        """The runs that have ended, or that nothing executes, while their rows say that they
+        are running here."""
+        return [*self._outcomes.waiting.values(), *map(_stray, self.strays.seen)]
+
+    def _kick_both(self, thread: str | None) -> None:
+        self.kick(thread)
+        self._kick_hooks()
+
     def _kick_hooks(self) -> None:
         if self._hooks_worker is not None:
             self._hooks_worker.kick()
 
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
-        sqlite.asked.set(True)
+        retries.until.set(time.monotonic() + retries.PATIENCE)
         options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
         with options, SetWorkflowID(spec.run):
             await DBOS.enqueue_workflow_async(QUEUE, self._run_thread, msgspec.to_builtins(spec))
@@ -336,7 +374,7 @@ class Durable:
         self._cancelled[run] = now
 
     async def _hook_of_abort(self, run: str) -> None:
-        sqlite.asked.set(True)
+        retries.until.set(time.monotonic() + retries.PATIENCE)
         await self._store_hook(run, Status.ABORTED)
 
     async def in_the_way(self, spec: RunSpec) -> tuple[bool, list[Run]]:
@@ -370,6 +408,11 @@ class Durable:
         if found is None:
             found = await asyncio.to_thread(self.rows.attempts, run)
         return found
+
+
+def _stray(held: Held) -> Waiting:
+    why = "nothing executes it; it is put back in its queue within seconds"
+    return Waiting(held.workflow, held.thread or "", Status.RUNNING, why)
 
 
 class _Lane:

@@ -10,14 +10,17 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import sqlalchemy as sa
 import trio
 
+from .claims import reason
 from .errors import QueueFull
 from .model import Run, RunSpec, Status, ThreadRow
+from .retries import FIRST, LONGEST, Complaint, passes
 from .status import LIVE, read, read_thread
 
 log = logging.getLogger("runctld.rows")
@@ -46,6 +49,14 @@ T = TypeVar("T")
 def hook_id(run: str) -> str:
     """The workflow that tells of the run's end. No run's id has a dot."""
     return f"{run}.hook"
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A workflow that is running by its row. ``token``: of its claim."""
+
+    workflow: str
+    thread: str | None
+    token: str | None
 
 
 class Rows:
@@ -373,6 +384,38 @@ class Rows:
         )
         return int(self._scalar(query))
 
+    # ---- what is begun here -----------------------------------------------------
+
+    async def held(self) -> list[Held]:
+        """What is running here, by its row."""
+        c = self._table.c
+        query = sa.select(c.workflow_uuid, c.queue_partition_key, c.owner_xid).where(
+            c.status == "PENDING", self._ours(c), c.name.in_([WORKFLOW, HOOK])
+        )
+        return [Held(*row) for row in await self._rows(query)]
+
+    async def put_back(self, held: Collection[Held]) -> list[Held]:
+        """Those of ``held`` whose claim is still the same are first in their queues again, as
+        after a restart."""
+        c = self._table.c
+        same = (
+            sa.and_(c.workflow_uuid == x.workflow, c.owner_xid.is_not_distinct_from(x.token))
+            for x in held
+        )
+        query = (
+            sa.update(self._table)
+            .where(c.status == "PENDING", self._ours(c), sa.or_(*same))
+            .values(status="ENQUEUED", owner_xid=None, started_at_epoch_ms=None)
+            .returning(c.workflow_uuid)
+        )
+
+        def write() -> set[str]:
+            with self._engine.begin() as connection:
+                return set(connection.scalars(query))
+
+        back = await trio.to_thread.run_sync(write)
+        return [x for x in held if x.workflow in back]
+
     # ---- attempts and ends ------------------------------------------------------
 
     def attempts(self, run: str) -> tuple[int, float]:
@@ -614,7 +657,11 @@ class Rows:
         return row[0][0] if row else None
 
     async def _rows(self, query: sa.Select[Any], patience: float = PATIENCE) -> Sequence[Any]:
-        return await trio.to_thread.run_sync(self._fetch, query, patience)
+        """What is read for as long as it takes has no thread while it waits: others need them."""
+        if patience < math.inf:
+            return await trio.to_thread.run_sync(self._fetch, query, patience)
+        complaint = Complaint("what a run must know", "read")
+        return await self._surely(lambda: self._fetch(query, 0), complaint)
 
     def _fetch(self, query: sa.Select[Any], patience: float = PATIENCE) -> Sequence[Any]:
         def fetch() -> Sequence[Any]:
@@ -624,14 +671,31 @@ class Rows:
         return self.patiently(fetch, patience)
 
     async def _change(self, query: sa.Insert | sa.Update, patience: float = math.inf) -> int:
-        """How many rows it changed. Tried for ``patience`` seconds until the database serves
-        it."""
+        """How many rows it changed. Tried for ``patience`` seconds until the database takes it;
+        by default for as long as it takes, whatever it says."""
 
         def write() -> int:
             with self._engine.begin() as connection:
                 return connection.execute(query).rowcount
 
-        return await trio.to_thread.run_sync(self.patiently, write, patience)
+        if patience < math.inf:
+            return await trio.to_thread.run_sync(self.patiently, write, patience)
+        return await self._surely(write, Complaint("a change of a run's row"))
+
+    async def _surely(self, work: Callable[[], T], complaint: Complaint) -> T:
+        pause = FIRST
+        while True:
+            try:
+                found = await trio.to_thread.run_sync(work)
+            except sa.exc.SQLAlchemyError as error:
+                if self._stopping.is_set():
+                    raise
+                complaint.refused(reason(error))
+            else:
+                complaint.done()
+                return found
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST)
 
     def patiently(self, work: Callable[[], T], patience: float) -> T:
         """``work``, tried again for ``patience`` seconds when the database cannot serve it: its
@@ -640,7 +704,8 @@ class Rows:
         while True:
             try:
                 return work()
-            except sa.exc.OperationalError:
-                if time.monotonic() > deadline or self._stopping.is_set():
+            except sa.exc.SQLAlchemyError as error:
+                over = time.monotonic() >= deadline or self._stopping.is_set()
+                if over or not passes(error):
                     raise
-                time.sleep(0.2)
+                self._stopping.wait(FIRST)

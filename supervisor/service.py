@@ -208,6 +208,7 @@ class Service:
                     nursery.start_soon(self._endings.run)
                     nursery.start_soon(self._streams.life.run)
                     nursery.start_soon(self._mend_stream)
+                    nursery.start_soon(self._durable.strays.watch)
                     nursery.start_soon(self._endings.mend, self._config.stream.max_age)
                     nursery.start_soon(self._watch_keeper)
                     reload = Reload(
@@ -255,7 +256,8 @@ class Service:
         except Exception as error:  # the database is away for the moment
             log.debug("status: %s", error)
             queued = "the database does not answer"
-        return f"{len(self._registry)} running, {queued}"
+        running = len(self._registry) + len(self._durable.unfinished())
+        return f"{running} running, {queued}"
 
     def _takeover(self, control: Control) -> Takeover | None:
         if self._members is None or not self._config.takeover.enabled:

@@ -1,4 +1,4 @@
-"""The embedded database below DBOS: how it is opened, what it keeps, what is waited out."""
+"""The embedded database below DBOS: how it is opened, what it keeps, and its clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import dbos._sys_db
 import dbos._sys_db_sqlite
 import sqlalchemy as sa
 
-from .claims import reason
 from .errors import Unavailable
 
 #: Connections to SQLite, where one writes at a time. Each keeps prepared statements, of up to
@@ -35,13 +33,8 @@ SMALL = {
     "connect_args": {"cached_statements": 64, "factory": _Connection},
 }
 
-#: What SQLite says when the disk is full, or no file can be opened.
-_PASSES = ("disk is full", "disk I/O error", "unable to open database file")
 _system: Any = dbos._sys_db
 _sqlite: Any = dbos._sys_db_sqlite
-_retriable: Callable[[Exception], bool] = _system.retriable_sqlite_exception
-#: Whether somebody waits for the answer, who can ask again.
-asked: ContextVar[bool] = ContextVar("asked", default=False)
 
 
 def prepare(path: Path) -> None:
@@ -53,21 +46,6 @@ def prepare(path: Path) -> None:
         db.close()
     except (OSError, sqlite3.Error) as error:
         raise Unavailable(f"database {path} cannot be opened: {error}") from None
-
-
-def wait_out(stopping: threading.Event) -> None:
-    """Have DBOS try again, as it does by itself with PostgreSQL, what SQLite refuses for
-    want of disk or descriptors. Otherwise the outcome of a run that ended meanwhile is
-    not recorded, and the run counts as failed. Whoever asks for something is told at once."""
-
-    def passes(error: Exception) -> bool:
-        if _retriable(error):
-            return True
-        if stopping.is_set() or asked.get() or not isinstance(error, sa.exc.OperationalError):
-            return False
-        return any(words in reason(error) for words in _PASSES)
-
-    _system.retriable_sqlite_exception = passes
 
 
 def exact_times() -> None:

@@ -445,6 +445,16 @@ class HooksStatus(msgspec.Struct):
     waiting: int = 0
 
 
+class UnfinishedRun(msgspec.Struct):
+    """A run whose row says that it is running here, while nothing of it is: ``status`` is what
+    it has ended as, "running" when that is not known; ``why`` the row does not say so."""
+
+    run: str
+    thread: str
+    status: str
+    why: str
+
+
 class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     executor_id: str
     version: str
@@ -462,6 +472,8 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     hooks: HooksStatus | None = None
     #: Whether each run has a cgroup of its own; None when it is not known.
     cgroups: bool | None = None
+    #: They count as running.
+    unfinished: list[UnfinishedRun] = []
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):

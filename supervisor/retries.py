@@ -1,0 +1,136 @@
+"""What the database refuses is tried again, by us and by DBOS, and in which sessions.
+
+By itself DBOS tries again when a connection breaks. What PostgreSQL refuses once (a query that
+somebody cancels, a lock that was waited for too long, a serialization failure, a server that is
+read-only while it fails over), and what SQLite refuses for want of disk or descriptors, it
+gives up: the outcome of a run that ends meanwhile would be lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import dbos._sys_db
+import sqlalchemy as sa
+
+log = logging.getLogger("runctld.retries")
+
+_system: Any = dbos._sys_db
+_postgres: Callable[[Exception], bool] = _system.retriable_postgres_exception
+_sqlite: Callable[[Exception], bool] = _system.retriable_sqlite_exception
+
+#: Until when DBOS tries again, on the monotonic clock. Whoever waits for an answer is told.
+until: ContextVar[float] = ContextVar("until", default=math.inf)
+#: For an answer, seconds. DBOS's pause before the last try comes on top.
+PATIENCE = 4.0
+#: What is tried for as long as it takes is mentioned again after so many seconds.
+SAY_AGAIN = 60.0
+#: The pause between two tries of it, seconds: the first, and the longest.
+FIRST, LONGEST = 0.2, 5.0
+#: How long a statement waits for a lock, seconds: then it is tried again, or refused in words.
+LOCK = 4
+
+#: What a role or a database may have set otherwise. ``default_transaction_read_only`` is left
+#: as it is: some set it when the disk fills.
+_SETTINGS = {
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "lock_timeout": f"{LOCK}s",
+    "statement_timeout": "0",
+    "transaction_timeout": "0",
+}
+_SET = "SELECT " + ", ".join(
+    # A server that does not know the name is asked nothing.
+    f"CASE WHEN current_setting('{name}', true) IS NOT NULL"
+    f" THEN set_config('{name}', '{value}', false) END"
+    for name, value in _SETTINGS.items()
+)
+_WRONG = (
+    sa.exc.ProgrammingError,
+    sa.exc.IntegrityError,
+    sa.exc.DataError,
+    sa.exc.NotSupportedError,
+)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same may succeed later: nothing is wrong with the statement or its data."""
+    if isinstance(error, sa.exc.DBAPIError):
+        return error.connection_invalidated or not isinstance(error, _WRONG)
+    return isinstance(error, sa.exc.TimeoutError)
+
+
+def teach_dbos(stopping: threading.Event) -> None:
+    """Have DBOS try again whatever passes, within ``until``."""
+
+    def again(error: Exception) -> bool:
+        if time.monotonic() > until.get():
+            return False
+        if _postgres(error) or _sqlite(error):
+            return True
+        # A disk has no room within seconds: whoever waits is told at once.
+        waits = until.get() < math.inf and isinstance(_orig(error), sqlite3.Error)
+        return passes(error) and not waits and not stopping.is_set()
+
+    _system.retriable_postgres_exception = again
+    _system.retriable_sqlite_exception = lambda _: False  # the one above is asked for both
+
+
+def _orig(error: Exception) -> object:
+    return getattr(error, "orig", None)
+
+
+def settle_sessions() -> None:
+    """How sessions wait for locks, and what they see of others, from now on: of all engines,
+    since DBOS's uses some before we get to see it."""
+    sa.event.listen(sa.Engine, "checkout", _settle)
+    sa.event.listen(sa.Engine, "handle_error", _leave_read_only)
+
+
+def _settle(connection: Any, record: Any, _: object) -> None:
+    """When it is first used: when it is made, DBOS has not yet said what it wants."""
+    if record.info.get("settled"):  # it is cleared when the record gets another connection
+        return
+    record.info["settled"] = True
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute(f"PRAGMA busy_timeout={LOCK * 1000}")
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(_SET)
+    connection.commit()  # the pool rolls back what is left open
+
+
+def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
+    """A session keeps the default that it began with, and one with a former primary stays
+    there: a new one is tried."""
+    if getattr(context.original_exception, "sqlstate", None) == "25006":
+        context.is_disconnect = True
+
+
+class Complaint:
+    """Says that ``what`` cannot be stored (or otherwise ``done``): the first time, and then
+    each minute."""
+
+    def __init__(self, what: str, done: str = "stored") -> None:
+        self._what, self._done = what, done
+        self._began = 0.0
+        self._said = -math.inf
+
+    def refused(self, why: str) -> None:
+        now = time.monotonic()
+        self._began = self._began or now
+        if now - self._said >= SAY_AGAIN:
+            self._said = now
+            log.warning("%s cannot be %s (%s); it is tried again", self._what, self._done, why)
+
+    def done(self) -> None:
+        if self._began:
+            took = time.monotonic() - self._began
+            log.info("%s is %s, after %.0f s", self._what, self._done, took)

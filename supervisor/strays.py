@@ -1,0 +1,61 @@
+"""Rows that say that something runs here while nothing of it does: they are put back.
+
+Whatever was begun here has its place in ``claims`` or among what DBOS executes until its
+outcome is stored. A row without one is left by a fault, or by a hand in the database: its
+thread would stand still until the next start. Put back, it is begun again, and adopts the
+end of its stream if there is one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from .claims import reason
+from .rows import Held, Rows
+
+log = logging.getLogger("runctld.strays")
+
+#: Seconds between two looks. A row is put back when it was seen at two of them, with the same
+#: claim: one that was just claimed, or has just ended, is not.
+LOOK = 5.0
+
+
+class Strays:
+    """``knows`` says of a workflow's id and its claim's token whether it is on its way here;
+    ``kick`` has what was put back on a thread looked at."""
+
+    def __init__(
+        self, rows: Rows, knows: Callable[[Held], bool], kick: Callable[[str | None], None]
+    ) -> None:
+        self._rows = rows
+        self._knows = knows
+        self._kick = kick
+        #: Seen at the last look.
+        self.seen: frozenset[Held] = frozenset()
+
+    async def watch(self) -> None:
+        """No event tells of a row that somebody changed, or that we forgot: look."""
+        while True:
+            await trio.sleep(LOOK)
+            try:
+                await self._look()
+            except Exception as error:  # the database is away, or refuses
+                log.warning("rows that nothing executes are not looked for: %s", reason(error))
+
+    async def _look(self) -> None:
+        before = self.seen
+        self.seen = frozenset(x for x in await self._rows.held() if not self._knows(x))
+        again = self.seen & before
+        if not again:
+            return
+        for held in await self._rows.put_back(again):
+            log.warning(
+                "run %s was running here by its row, but nothing executed it: it is put back"
+                " in its queue",
+                held.workflow,
+            )
+            self._kick(held.thread)
+        self.seen -= again
