@@ -90,21 +90,25 @@ def _orig(error: Exception) -> object:
 def settle_sessions() -> None:
     """How sessions wait for locks, and what they see of others, from now on: of all engines,
     since DBOS's uses some before we get to see it."""
-    sa.event.listen(sa.Engine, "checkout", _settle)
+    # Before SQLAlchemy asks a first session what its default is, to return to it later.
+    sa.event.listen(sa.Engine, "connect", _settle_postgres)
+    # After DBOS has said what it wants of a new one.
+    sa.event.listen(sa.Engine, "checkout", _settle_sqlite)
     sa.event.listen(sa.Engine, "handle_error", _leave_read_only)
 
 
-def _settle(connection: Any, record: Any, _: object) -> None:
-    """When it is first used: when it is made, DBOS has not yet said what it wants."""
-    if record.info.get("settled"):  # it is cleared when the record gets another connection
-        return
-    record.info["settled"] = True
-    if isinstance(connection, sqlite3.Connection):
+def _settle_postgres(connection: Any, _: object) -> None:
+    if not isinstance(connection, sqlite3.Connection):
+        with connection.cursor() as cursor:
+            cursor.execute(_SET)
+        connection.commit()  # the pool rolls back what is left open
+
+
+def _settle_sqlite(connection: Any, record: Any, _: object) -> None:
+    # The mark is cleared when the record gets another connection.
+    if isinstance(connection, sqlite3.Connection) and not record.info.get("settled"):
+        record.info["settled"] = True
         connection.execute(f"PRAGMA busy_timeout={LOCK * 1000}")
-        return
-    with connection.cursor() as cursor:
-        cursor.execute(_SET)
-    connection.commit()  # the pool rolls back what is left open
 
 
 def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
