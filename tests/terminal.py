@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import pyte
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 
 
 def _own_terminal() -> None:
@@ -99,7 +99,7 @@ class Terminal:
         wait_until(lambda: text in self.text(), f"{text!r} on the screen")
 
     def wait(self) -> int:
-        code = self.process.wait(60)
+        code = self.process.wait(DEADLINE)
         if self._slave is not None:
             os.close(self._slave)
             self._slave = None

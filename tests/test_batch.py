@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from runctl.cli import batch
 from runctl.cli.common import run
 from test_json import check
@@ -103,7 +103,7 @@ def test_a_producer_that_goes_on_is_answered_at_once(box: Box) -> None:
         assert json.loads(client.stdout.readline())["run"] == f"r{i}"
     client.stdin.close()
     client.stdin = None  # as communicate() wants it
-    assert client.wait(60) == 0
+    assert client.wait(DEADLINE) == 0
 
 
 @pytest.mark.long
@@ -120,7 +120,7 @@ def test_thousands_of_lines_keep_their_order_and_may_be_submitted_again(box: Box
     client = box.popen("submit", "--batch", str(file), stdout=out)
     wait_until(lambda: (box.path / "answers").read_bytes().count(b"\n") > 300, "some are answered")
     box.kill()
-    assert client.wait(60) == 4
+    assert client.wait(DEADLINE) == 4
     out.close()
     assert client.stderr is not None
     said = client.stderr.read().decode()

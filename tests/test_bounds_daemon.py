@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from house import Bus
 from hypothesis import given
 from hypothesis import strategies as st
@@ -376,7 +376,7 @@ def test_subjects_of_others_do_not_disturb_a_watcher(place: Place) -> None:
     wait_until(lambda: shown(watch, place) > before, "others are seen")
     assert watch.process.poll() is None
     watch.process.terminate()
-    watch.process.wait(10)
+    watch.process.wait(DEADLINE)
     assert run
     # What is stored under no thread's name is in no listing either.
     assert {row["thread"] for row in place.box.json("list")} >= {"fine", "seen"}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import DEADLINE
 from runctl.cli import output as output_module
 from runctl.cli import render, watch
 from runctl.cli.watch import Chunk, End, Gap, Reset, RunState
@@ -102,7 +103,7 @@ def test_broken_pipe_is_quiet(place: Path) -> None:
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
-    assert process.wait(30) == 0
+    assert process.wait(DEADLINE) == 0
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -246,5 +247,5 @@ def test_an_interrupt_while_it_starts_shows_no_traceback() -> None:
         assert process.stderr is not None
         assert process.stdout.readline() == b"importing\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == -signal.SIGINT
+        assert process.wait(DEADLINE) == -signal.SIGINT
         assert process.stderr.read() == b""

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -47,7 +47,7 @@ def shell(box: Box, redirection: str, *args: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of ``runctl args``, redirected."""
     through = ("sh", "-c", f'exec "$@" {redirection}', "sh")
     client = box.popen(*args, through=through)
-    out, err = client.communicate(timeout=120)
+    out, err = client.communicate(timeout=DEADLINE)
     assert b"Traceback" not in err
     assert b"Exception ignored" not in err
     return client.returncode, out.decode(), err.decode()
@@ -72,7 +72,7 @@ def test_a_wait_whose_reader_has_gone_ends_with_its_runs_code(ended: Box) -> Non
     client = ended.popen("wait", "red")
     assert client.stdout is not None
     client.stdout.close()
-    assert client.wait(60) == ENDS["red"]
+    assert client.wait(DEADLINE) == ENDS["red"]
     assert client.stderr is not None
     assert b"exited with code 7" in client.stderr.read()
 
@@ -143,4 +143,4 @@ def test_a_daemon_whose_descriptors_are_closed_works(stopped_box: Box) -> None:
     assert box.runctl("attach", "t").startswith("out\n0 1 2")
     assert box.daemon is not None
     box.daemon.send_signal(signal.SIGTERM)
-    assert box.daemon.wait(60) == 0
+    assert box.daemon.wait(DEADLINE) == 0

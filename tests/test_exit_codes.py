@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 
 pytestmark = pytest.mark.long
 #: How a run ends: its exit code as CONTRACT has it, its status.
@@ -56,7 +56,7 @@ def watchers(box: Box, run: str) -> dict[str, subprocess.Popen[bytes]]:
 
 def codes(found: dict[str, subprocess.Popen[bytes]]) -> dict[str, int]:
     for name, process in found.items():
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=DEADLINE)
         assert b"Traceback" not in err
         if name.endswith("--json"):
             for line in out.splitlines():
@@ -87,7 +87,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Box, dict[
         (box.path / "go").touch()
         seen = {run: codes(live[run]) for run in live if run != "poison"}
         (box.path / "die").touch()
-        box.daemon.wait(30)
+        box.daemon.wait(DEADLINE)
         box.start()
         seen["poison"] = codes(live["poison"])
         yield box, seen
@@ -127,7 +127,7 @@ def test_ctrl_c_and_timeout(box: Box) -> None:
             # Connected, so past its imports.
             wait_until(lambda p=process: connected(p.pid), "connected")
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=DEADLINE)
             # Interrupted in an import Python may end by the signal itself: a shell's 130.
             assert process.returncode in (130, -signal.SIGINT)
             assert err.count(b"the run goes on") == 1, err

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Box, Watch, alive, wait_until
+from conftest import DEADLINE, Box, Watch, alive, wait_until
 from runctl.cli.client import dial
 from runctl.cli.follow import Options, Target, follow
 from runctl.cli.output import JsonOutput
@@ -357,7 +357,7 @@ def test_a_start_without_room_is_one_line(stopped_box: Box, disk: SmallDisk) -> 
     box.start()
     box.term()
     disk.fill()
-    assert box.start(ready=False).wait(30) == 69
+    assert box.start(ready=False).wait(DEADLINE) == 69
     assert "make room" in box.log.read_text().splitlines()[-1]
     disk.empty()
     box.start()
@@ -375,7 +375,7 @@ def test_an_abort_does_not_undo_an_end_that_is_not_recorded_yet(box: Box) -> Non
         time.sleep(2)
         database.execute("ROLLBACK")
     database.close()
-    assert abort.communicate(timeout=60)[0] == b""
+    assert abort.communicate(timeout=DEADLINE)[0] == b""
     assert abort.returncode == 6
     wait_until(lambda: box.show(run)["ended_at"], "it is recorded")
     assert box.show(run)["status"] == "succeeded"

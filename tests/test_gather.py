@@ -18,7 +18,7 @@ import asyncpg
 import nats
 import pytest
 import trio_asyncio
-from conftest import SLACK, Box, Watch, wait_until
+from conftest import DEADLINE, SLACK, Box, Watch, wait_until
 from pgserver import Postgres
 from runctl.cli.render import why_silent
 from runctl.config.schema import Config, Database
@@ -162,7 +162,7 @@ def test_every_verb_reaches_a_run_elsewhere(home: House) -> None:
     waiter = b.popen("wait", run)
     done = through(home, "b", wire.Abort("lane", queued=True))
     assert done.runs == [*queued, run], "the queued ones first"
-    assert waiter.wait(30) == 5
+    assert waiter.wait(DEADLINE) == 5
     assert [r["status"] for r in a.json("list", "lane")] == ["aborted"] * 4
     again = through(home, "b", wire.Retry(queued[0])).run
     assert a.runctl("wait", again).strip() == "succeeded"
@@ -227,7 +227,7 @@ def test_few_rights_in_the_database_are_enough(home: House) -> None:
     box = home.box("few", start=False)
     box.start(ready=False)
     assert box.daemon is not None
-    assert box.daemon.wait(30) == 78
+    assert box.daemon.wait(DEADLINE) == 78
     (line,) = box.log.read_text().splitlines()
     assert "GRANT CREATE ON DATABASE" in line
     home.postgres.sql(f"GRANT CREATE ON DATABASE {name} TO {role}")

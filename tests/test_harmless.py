@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from runctl.cli.client import dial
@@ -263,7 +263,7 @@ def test_a_servers_reply_is_shown_and_does_nothing(stage: Stage) -> None:
     assert "Z before\\x1b]52;c;" in lines.text()
     assert b"\x1b]" not in lines.raw
     with (stage.box.path / "out").open("wb") as out:
-        assert stage.box.popen("attach", "t", stdout=out).wait(60) == 0
+        assert stage.box.popen("attach", "t", stdout=out).wait(DEADLINE) == 0
     assert (stage.box.path / "out").read_bytes() == EVIL.encode(), "a file gets what came"
     raw = Terminal(stage.box, "attach", "t", "--raw")
     assert raw.wait() == 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, alive, wait_until
+from conftest import DEADLINE, Box, alive, wait_until
 from runctl.supervisor.keeper import environment, scan
 
 pytestmark = pytest.mark.skipif(
@@ -101,7 +101,7 @@ def test_an_abort_says_whom_it_waits_for(bound: Box) -> None:
     box.runctl("wait", box.submit("other", "true"))
     assert alive(pid)
     (box.path / "go").touch()
-    assert abort.wait(60) == 0
+    assert abort.wait(DEADLINE) == 0
     box.runctl("wait", after)
     assert box.show(run)["waits_for"] is None
     assert box.log.read_text().count("cannot be ended") == 1
@@ -115,7 +115,7 @@ def test_the_daemon_stops_and_the_next_one_waits(bound: Box) -> None:
     assert "the next start waits until these are gone: process " in box.log.read_text()
     assert "of an earlier daemon" not in box.log.read_text()
     assert alive(pid)
-    assert box.start(ready=False).wait(60) == 69
+    assert box.start(ready=False).wait(DEADLINE) == 69
     assert f" ({pid})); end them" in box.log.read_text().splitlines()[-1]
     keeper = scan()[pid].parent
     (box.path / "go").touch()
@@ -131,5 +131,5 @@ def test_one_that_is_stopped_meanwhile_is_ended_when_it_may(bound: Box) -> None:
     assert abort.stderr is not None
     assert f"process {pid} (" in abort.stderr.readline().decode()
     os.kill(pid, signal.SIGKILL)
-    assert abort.wait(60) == 0
+    assert abort.wait(DEADLINE) == 0
     assert box.show(run)["status"] == "aborted"

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 from runctl.cli import output as outputs
@@ -286,7 +286,7 @@ def test_json_is_one_line_to_everybody_whatever_a_run_says_and_is(box: Box) -> N
     command = ["sh", "-c", "printf %s \"$0\" >&2; exit 3", odd]
 
     def lines(*args: str) -> list[Any]:
-        out = box.popen(*args).communicate(timeout=60)[0].decode()
+        out = box.popen(*args).communicate(timeout=DEADLINE)[0].decode()
         assert out.splitlines() == out.removesuffix("\n").split("\n")
         return [json.loads(line) for line in out.splitlines()]
 

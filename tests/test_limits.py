@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from natsserver import Node
 from runctl.cli.client import dial
 from runctl.config.load import load
@@ -87,7 +87,7 @@ def test_the_command_line_says_so(full_box: Box) -> None:
     assert "use at most 256 bytes" in box.stderr
     with open("/dev/zero", "rb") as endless:
         client = box.popen("submit", "t", "--runner", "echo", "-", stdin=endless)
-        _, err = client.communicate(timeout=30)
+        _, err = client.communicate(timeout=DEADLINE)
     assert client.returncode == 2
     assert err == (
         b"runctl: the prompt is larger than 1 MiB;"
@@ -187,14 +187,14 @@ def test_what_nats_does_not_carry_is_said_at_once(tmp_path: Path) -> None:
     try:
         node.configure("max_payload: 65536")
         node.start()
-        assert box.start(ready=False).wait(30) == 78
+        assert box.start(ready=False).wait(DEADLINE) == 78
         assert "takes messages of 65536 bytes at most" in box.log.read_text()
         box.runctl("doctor", code=1)
         least = wire.LEAST_PAYLOAD
         node.kill()
         node.configure(f"max_payload: {least - 1}")
         node.start()
-        assert box.start(ready=False).wait(30) == 78
+        assert box.start(ready=False).wait(DEADLINE) == 78
         assert f"set max_payload to {least} or more" in box.runctl("doctor", code=1)
         node.kill()
         node.configure(f"max_payload: {least}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from test_terminal import TALK, Terminal
 from test_watch import Server
 
@@ -86,10 +86,10 @@ def test_all_that_runs_and_what_comes(box: Box) -> None:
     seen = file.read_bytes()
     assert seen.count(b"first line") == 2
     assert b"long ago" not in seen
-    whole, _ = both.communicate(timeout=60)
+    whole, _ = both.communicate(timeout=DEADLINE)
     assert (both.returncode, whole.count(b"half a line, whole now")) == (0, 2)
     watcher.send_signal(signal.SIGINT)
-    _, err = watcher.communicate(timeout=60)
+    _, err = watcher.communicate(timeout=DEADLINE)
     assert watcher.returncode == 130
     assert b"detached; the runs go on. Attach again: runctl attach --all" in err
 
@@ -139,7 +139,7 @@ def test_a_closed_pipe_ends_it_quietly(box: Box) -> None:
         assert client.stdout is not None
         client.stdout.close()
         assert head.stdout
-        assert client.wait(60) == 0
+        assert client.wait(DEADLINE) == 0
         assert client.stderr is not None
         assert client.stderr.read() == b""
 
@@ -170,7 +170,7 @@ def test_a_daemon_that_goes_while_nats_stays_is_missed(apart: Box) -> None:
     box.kill()
     terminal.until(f"runctl: executor {executor} is gone; waiting for it to come back")
     pipe = box.popen("attach", "t", "--timeout", "3s")
-    out, err = pipe.communicate(timeout=60)
+    out, err = pipe.communicate(timeout=DEADLINE)
     assert out == b"first line\nsame again\nhalf a "
     assert b"is gone" not in err, "not said where it cannot be taken back"
     box.start()
@@ -187,7 +187,7 @@ def test_a_wait_says_what_it_waits_for(box: Box) -> None:
     box.kill()
     terminal.until("connection lost")
     piped = box.popen("wait", run)
-    assert piped.wait(60) == 4
+    assert piped.wait(DEADLINE) == 4
     box.start()
     terminal.until(f"run {run}: running, attempt 2")
     (box.path / "go2").touch()

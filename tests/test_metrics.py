@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, children, wait_until
+from conftest import DEADLINE, Box, children, wait_until
 
 DOC = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -230,7 +230,7 @@ def test_a_port_that_is_taken(stopped_box: Box, tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         stopped_box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
-        assert stopped_box.start(ready=False).wait(60) == 69
+        assert stopped_box.start(ready=False).wait(DEADLINE) == 69
     assert stopped_box.log.read_text().splitlines()[-1] == (
         f"runctld: metrics.listen: another program listens on 127.0.0.1:{port};"
         " end it, or choose another port"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, alive, wait_until
+from conftest import DEADLINE, Box, alive, wait_until
 from house import Bus
 from runctl.supervisor import wire
 from runctl.supervisor.keeper import scan
@@ -130,7 +130,7 @@ def test_the_keeper_is_killed(forest: tuple[Box, int, list[int]]) -> None:
     os.kill(keeper, signal.SIGKILL)
     assert box.daemon is not None
     _gone([*pids, box.daemon.pid], "keeper killed")
-    assert box.daemon.wait(60) == 69
+    assert box.daemon.wait(DEADLINE) == 69
     assert "the process keeper " in box.log.read_text()
 
 

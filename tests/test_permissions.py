@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, children
+from conftest import DEADLINE, Box, children
 from runctl.supervisor.errors import ConfigError
 from runctl.supervisor.private import prepare_state_dir
 
@@ -123,13 +123,13 @@ def test_a_state_dir_of_another_user_is_refused(stopped_box: Box, tmp_path: Path
     ours.mkdir()
     box.state.symlink_to(ours)
     os.chown(box.state, NOBODY, NOBODY, follow_symlinks=False)
-    assert box.start(ready=False).wait(30) == 78
+    assert box.start(ready=False).wait(DEADLINE) == 78
     assert f"state_dir {box.state} is a link that user id {NOBODY} made;" in box.log.read_text()
     assert list(ours.iterdir()) == []
     box.state.unlink()
     box.state.mkdir()
     os.chown(box.state, NOBODY, NOBODY)
-    assert box.start(ready=False).wait(30) == 78
+    assert box.start(ready=False).wait(DEADLINE) == 78
     assert f"belongs to user id {NOBODY}, runctld runs as 0;" in box.log.read_text()
     assert list(box.state.iterdir()) == []
 

@@ -35,7 +35,9 @@ from runctl.supervisor.processes import Keeper, KeeperLost, Process, open_keeper
 
 LINUX = sys.platform == "linux"
 linux_only = pytest.mark.skipif(not LINUX, reason="needs a child subreaper and /proc")
-DEADLINE = 15.0 * SLACK
+DEADLINE = 60.0 * SLACK
+#: A grace that no test waits out, seconds.
+NEVER = 3600.0
 PYTHON = (sys.executable, "-I", "-S", "-c")
 
 # Every script names its processes in a file, one pid a line, before it does its deed.
@@ -87,11 +89,13 @@ async def until(what: Callable[[], Any], why: str, deadline: float = DEADLINE) -
 
 
 @contextmanager
-def taking(at_least: float, at_most: float) -> Iterator[None]:
+def taking(at_least: float) -> Iterator[None]:
+    """And much less than NEVER."""
     began = time.monotonic()
-    yield
+    with trio.fail_after(DEADLINE):
+        yield
     took = time.monotonic() - began
-    assert at_least <= took <= at_most * SLACK, f"took {took:.3f} s"
+    assert took >= at_least, f"took {took:.3f} s"
 
 
 async def spawn(keeper: Keeper, *argv: str, mark: str = "run-1", **more: Any) -> Process:
@@ -133,7 +137,7 @@ async def output(keeper: Keeper, *argv: str, **more: Any) -> AsyncIterator[Calla
 
 @pytest.fixture
 async def keeper(tmp_path: Path) -> AsyncIterator[Keeper]:
-    with trio.fail_after(60 * SLACK):
+    with trio.fail_after(DEADLINE):
         async with open_keeper(tmp_path, wait=5) as keeper:
             yield keeper
 
@@ -265,7 +269,7 @@ async def test_two_hundred_at_once(keeper: Keeper) -> None:
             text = b"".join([data async for data in stream])  # ends, so nobody holds it
             assert text == f"{number}\n".encode()
 
-    with trio.fail_after(DEADLINE * 2):
+    with trio.fail_after(DEADLINE):
         async with trio.open_nursery() as nursery:
             for number in range(200):
                 nursery.start_soon(one, number)
@@ -357,8 +361,8 @@ idle()
 """
     process, pids = await script(keeper, code, tmp_path / "pids", 3)
     await until(lambda: any(not environment(p)[0] for p in pids), "one has no mark")
-    with taking(0, 2):
-        await process.end(10)
+    with taking(0):
+        await process.end(NEVER)
     assert not [pid for pid in pids if alive(pid)]
     assert await process.wait() == -signal.SIGTERM
 
@@ -377,8 +381,8 @@ while sum(1 for _ in open(sys.argv[1])) < 2: time.sleep(0.001)
     assert await process.wait() == 0
     await until(lambda: any(not environment(p)[0] for p in pids), "one has no mark")
     assert all(map(alive, pids))
-    with taking(0, 2):
-        await process.end(10)
+    with taking(0):
+        await process.end(NEVER)
     assert not [pid for pid in pids if alive(pid)]
 
 
@@ -397,7 +401,7 @@ async def test_only_the_tree_itself_is_ended(keeper: Keeper, tmp_path: Path) -> 
 async def test_term_ignored_kill_comes_after_the_grace(keeper: Keeper, tmp_path: Path) -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); daemonize(); note(); idle()"
     process, pids = await script(keeper, code, tmp_path / "pids", 2)
-    with taking(0.5, 1.5):
+    with taking(0.5):
         await process.end(0.5)
     assert not [pid for pid in pids if alive(pid)]
     assert await process.wait() == -signal.SIGKILL
@@ -427,8 +431,8 @@ idle()
     log = tmp_path / "pids"
     process, pids = await script(keeper, code, log, 1)
     await until(lambda: scan()[pids[0]].state == "T", "it is stopped")
-    with taking(0.2, 2):
-        await process.end(10)
+    with taking(0.2):
+        await process.end(NEVER)
     assert await process.wait() == 3
     assert (tmp_path / "pids.term").read_text() == "t"
     assert len(pids_in(log)) == 2
@@ -481,15 +485,15 @@ idle()
 async def test_a_shorter_grace_hastens_all_who_wait(keeper: Keeper, tmp_path: Path) -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note(); idle()"
     process, pids = await script(keeper, code, tmp_path / "pids", 1)
-    with taking(0, 2), trio.fail_after(DEADLINE):
+    with taking(0):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(process.end, 60)
-            nursery.start_soon(process.end, 60)
+            nursery.start_soon(process.end, NEVER)
+            nursery.start_soon(process.end, NEVER)
             with trio.move_on_after(0.1):
-                await process.end(60)  # a cancelled one goes on
+                await process.end(NEVER)  # a cancelled one goes on
             assert alive(pids[0])
             await process.end(0)
-            await process.end(60)  # later still: a longer one does not slow it, nor hang
+            await process.end(NEVER)  # later still: a longer one does not slow it, nor hang
     assert not alive(pids[0])
 
 
@@ -497,9 +501,9 @@ async def test_a_shorter_grace_hastens_all_who_wait(keeper: Keeper, tmp_path: Pa
 async def test_a_longer_grace_does_not_slow_an_end(keeper: Keeper, tmp_path: Path) -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note(); idle()"
     process, pids = await script(keeper, code, tmp_path / "pids", 1)
-    with taking(0.3, 2), trio.fail_after(DEADLINE):
+    with taking(0.3):
         async with trio.open_nursery() as nursery:
-            for grace in (60, 0.3, 60):
+            for grace in (NEVER, 0.3, NEVER):
                 nursery.start_soon(process.end, grace)
                 await trio.testing.wait_all_tasks_blocked()
     assert not alive(pids[0])
@@ -607,7 +611,7 @@ STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); daemonize(); note(); 
 async def test_nothing_outlives_a_killed_daemon(tmp_path: Path) -> None:
     async with daemon_with_tree(tmp_path, 2, STUBBORN) as (daemon, keeper, pids):
         daemon.kill()
-        await until(lambda: not any(map(alive, [keeper, *pids])), "all are gone", 2 * SLACK)
+        await until(lambda: not any(map(alive, [keeper, *pids])), "all are gone")
 
 
 @linux_only
@@ -617,7 +621,7 @@ async def test_the_keeper_is_not_ended_by_signals_for_the_daemon(tmp_path: Path)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(keeper, number)
         daemon.kill()  # it is still there to do this
-        await until(lambda: not any(map(alive, [keeper, *pids])), "all are gone", 2 * SLACK)
+        await until(lambda: not any(map(alive, [keeper, *pids])), "all are gone")
 
 
 @linux_only

@@ -6,7 +6,7 @@ import shlex
 import signal
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from terminal import Terminal
 
 AHEAD = "run second waits behind run first of its thread, which is running"
@@ -36,7 +36,7 @@ def test_a_watcher_is_told_what_a_run_waits_for(busy: Box) -> None:
             said += (line := client.stderr.readline())
             assert line, said
         client.send_signal(signal.SIGINT)
-        out, err = client.communicate(timeout=60)
+        out, err = client.communicate(timeout=DEADLINE)
         assert (client.returncode, out) == (130, b"")
         hint = b"detached; the run stays queued. Attach again: runctl attach --run second t"
         assert hint in err

@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import Box, Watch, alive, children, wait_until
+from conftest import DEADLINE, Box, Watch, alive, children, wait_until
 from runctl.supervisor import wire
 from runctl.supervisor.model import Status
 from test_chat import Scripted, delta, serving
@@ -238,7 +238,7 @@ def test_an_abort_cut_by_a_kill_is_whole_or_nothing(stopped_box: Box, delay: flo
     box.kill()
     box.start()
     assert not [pid for pid in pids if alive(pid)]
-    abort.communicate(timeout=60)
+    abort.communicate(timeout=DEADLINE)
     if abort.returncode == 0 or box.show(run)["status"] == "aborted":
         assert watch.wait() == 5
         assert box.show(run)["attempt"] == 1
@@ -256,7 +256,7 @@ def test_poison_ends_dead_and_the_thread_goes_on(stopped_box: Box) -> None:
     assert box.daemon is not None
     pid.write_text(str(box.daemon.pid))
     run = box.submit_py("poison", poison, str(pid))
-    box.daemon.wait(30)
+    box.daemon.wait(DEADLINE)
     box.start(ready=False)
     pid.write_text(str(box.daemon.pid))
     # The second attempt may read the first daemon's pid: then it fails by itself.
@@ -327,7 +327,7 @@ sys.stderr.write(h.hexdigest())
             size += len(raw)
         else:
             stderr += raw.decode()
-    assert client.wait(30) == 0
+    assert client.wait(DEADLINE) == 0
     assert size == 200 << 20
     assert digest.hexdigest() == stderr
     assert box.show(run)["status"] == "succeeded"
@@ -405,14 +405,14 @@ def test_unusable_state_dir_is_a_config_error(stopped_box: Box) -> None:
     (box.path / "file").write_text("")
     box.config.write_text(f'state_dir = "{box.path}/file"\n')
     daemon = box.start(ready=False)
-    assert daemon.wait(20) == 78
+    assert daemon.wait(DEADLINE) == 78
     assert "state_dir" in box.log.read_text()
     if os.getuid() == 0:
         other = box.path / "other"
         other.mkdir()
         os.chown(other, 12345, 12345)
         box.config.write_text(f'state_dir = "{other}"\n')
-        assert box.start(ready=False).wait(20) == 78
+        assert box.start(ready=False).wait(DEADLINE) == 78
         assert "belongs to" in box.log.read_text()
 
 
@@ -474,7 +474,7 @@ def test_a_server_that_cannot_start_is_named_with_its_reason(box: Box) -> None:
     store.rename(aside)
     store.touch()  # a directory is expected
     before = len(box.log.read_text())
-    assert box.start(ready=False).wait(60) == 69
+    assert box.start(ready=False).wait(DEADLINE) == 69
     (line,) = box.log.read_text()[before:].splitlines()
     assert "nats-server did not start: Can't start JetStream:" in line, line
     assert line.endswith(f"see {box.state}/nats/server.log")

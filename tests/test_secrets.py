@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, children, wait_until
+from conftest import DEADLINE, Box, children, wait_until
 from pgserver import free_port
 from runctl.config.load import describe, load
 from runctl.config.schema import FileError
@@ -233,7 +233,7 @@ def test_no_failure_shows_a_secret(
         text = text.replace("{" + name + "}", value)
     patience = "300ms" if code == 69 else "20s"
     loud.configure(f'executor_id = "e"\nstart_timeout = "{patience}"\n{text}\n')
-    assert loud.start(ready=False).wait(30) == code, loud.text()
+    assert loud.start(ready=False).wait(DEADLINE) == code, loud.text()
     said = loud.text()
     assert said.strip().splitlines()[-1].startswith("runctld: ")
     assert "Traceback" not in said

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import DEADLINE, wait_until
 from machine import Machine, skip_without
 from runctl.config.load import load
 
@@ -91,7 +91,7 @@ def test_a_closed_place_is_refused(tmp_path: Path) -> None:
         "from runctl.cli.main import main; main(sys.argv[1:])"
     )
     argv = [sys.executable, "-c", code, str(closed / "python"), "install-service", "--dry-run"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 6
     assert "is closed to others; install runctl in a place such as /opt/runctl" in done.stderr
 
@@ -107,7 +107,7 @@ def test_a_user_s(root: Path) -> None:
     load(config)
     if shutil.which("systemd-analyze"):
         verify = ["systemd-analyze", "verify", "--user", "--man=no", str(unit)]
-        found = subprocess.run(verify, capture_output=True, text=True, timeout=60)
+        found = subprocess.run(verify, capture_output=True, text=True, timeout=DEADLINE)
         assert "runctld.service" not in found.stderr, found.stderr
     runctl(root, "uninstall-service", "--user", env=env)
     assert {root / name for name in files(root)} == {config}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import DEADLINE, wait_until
 from machine import ROOT, Machine, as_json, own_cgroup, remove_cgroup, skip_without
 from runctl.supervisor import cgroups
 
@@ -270,7 +270,7 @@ def test_what_an_earlier_daemon_left_is_killed(tmp_path: Path):
         other = cgroups.Cgroup(str(root / "run-other-1"))
         os.mkdir(other.path)
         assert cgroups.clear(start, 30) == []
-        assert sleeper.wait(30) == -signal.SIGKILL
+        assert sleeper.wait(DEADLINE) == -signal.SIGKILL
         assert not Path(group.path).exists()
         assert Path(other.path).exists()
     finally:

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import Box, children, wait_until
+from conftest import DEADLINE, Box, children, wait_until
 from runctl.cli.holdback import HoldBack, Restart
 from runctl.cli.lines import LineMaker, Style
 from runctl.cli.watch import Chunk, End, Gap, Reset
@@ -209,5 +209,5 @@ def test_raw_bytes_come_as_they_were(box: Box) -> None:
     run = box.submit("t", sys.executable, "-c", code)
     box.runctl("wait", run)
     client = box.popen("attach", "t", "--raw", stderr=subprocess.PIPE)
-    out, err = client.communicate(timeout=60)
+    out, err = client.communicate(timeout=DEADLINE)
     assert (out, err) == (bytes(range(256)) * 4, b"")

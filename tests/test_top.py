@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from conftest import Box, alive, wait_until
+from conftest import DEADLINE, Box, alive, wait_until
 from terminal import Terminal
 
 # Prints a chunk each 50 ms until it may end.
@@ -77,7 +77,7 @@ def test_threads_come_count_and_go_without_a_key(box: Box, top: Terminal) -> Non
     top.until("1 running   0 queued")
     assert all(len(line) <= 80 for line in top.text().splitlines())
     top.send("q")
-    assert top.process.wait(30) == 0
+    assert top.process.wait(DEADLINE) == 0
     assert top.attributes() == top.before
 
 
@@ -128,7 +128,7 @@ def test_attach_by_key_and_back(box: Box, top: Terminal) -> None:
     top.send(" ")
     until_status(top, "one", "succeeded")
     top.send("\x03")
-    assert top.process.wait(30) == 130
+    assert top.process.wait(DEADLINE) == 130
     assert top.attributes() == top.before
 
 

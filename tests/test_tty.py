@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from conftest import Box, alive, children, wait_until
+from conftest import DEADLINE, Box, alive, children, wait_until
 from runctl.cli.client import dial
 from runctl.cli.screen import MAX_HELD, Screen, plain
 from runctl.cli.watch import Chunk, End, Watcher
@@ -55,7 +55,7 @@ def output(box: Box, run: str) -> bytes:
     """What is stored of a run that has ended."""
     box.runctl("wait", run, code=None)
     client = box.popen("attach", "t", "--run", run)
-    return client.communicate(timeout=60)[0]
+    return client.communicate(timeout=DEADLINE)[0]
 
 
 def ask(box: Box, *requests: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from runctl.supervisor import wire
 from runctl.supervisor.errors import ConfigError
 from runctl.supervisor.versions import FORMAT, check_format, mark_format
@@ -165,7 +165,7 @@ def test_the_state_of_a_newer_release_is_refused_and_not_changed(old_box: Box) -
     (old_box.state / "format").write_text(f"{FORMAT + 1}\n")
     before = contents(old_box.state)
     daemon = old_box.start(ready=False)
-    assert daemon.wait(30) == 78
+    assert daemon.wait(DEADLINE) == 78
     assert old_box.log.read_text() == (
         f"runctld: state_dir {old_box.state} was written by a newer runctl (format {FORMAT + 1},"
         f" this one reads up to {FORMAT}); install that version again, or choose another one."
@@ -203,7 +203,7 @@ def test_a_database_of_a_newer_release_is_refused(house: Any) -> None:
     house.sql("UPDATE runctl.format SET version = version + 1")
     before = house.sql("SELECT count(*), max(updated_at) FROM dbos.workflow_status")
     box.start(ready=False)
-    assert box.daemon.wait(30) == 78
+    assert box.daemon.wait(DEADLINE) == 78
     last = box.log.read_text().splitlines()[-1]
     assert last.startswith("runctld: the database of database.url was written by a newer runctl")
     assert house.sql("SELECT count(*), max(updated_at) FROM dbos.workflow_status") == before
