@@ -112,10 +112,15 @@ class Fence:
 
 
 async def _watch_lease(lease: Lease) -> None:
+    lost: Exception | None = None
     try:
         await lease.watch()
-    except LeaseLost as error:
-        _end(error)
+    except* LeaseLost as group:
+        lost = group
+    while isinstance(lost, ExceptionGroup):
+        lost = lost.exceptions[0]
+    if isinstance(lost, LeaseLost):
+        _end(lost)
 
 
 def _end(error: LeaseLost) -> NoReturn:

@@ -341,11 +341,16 @@ class Lease:
             self._grace,
         )
         why = ["it did not come back in time"]
-        found = None
+        found = lost = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._give_up, nursery.cancel_scope, why)
-            found = await self._regain(why)
+            try:
+                found = await self._regain(why)
+            except LeaseLost as error:  # as itself, not in a group
+                lost = error
             nursery.cancel_scope.cancel()
+        if lost is not None:
+            raise lost
         if found is None:
             raise self._lost(f"the connection to PostgreSQL broke, and {why[-1]}", "")
         conn, session, sent = found
@@ -413,6 +418,8 @@ class Lease:
                         return conn, session, sent
                 raise self._lost("another has taken it meanwhile", await self._who(conn))
             except LeaseLost:
+                assert conn is not None
+                conn.terminate()
                 raise
             except Exception as error:  # also a refused login: the server may be half awake
                 log.debug("lease: %r", error)

@@ -10,11 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Watch, wait_until
+import trio
+import trio_asyncio
+from conftest import DEADLINE, Watch, wait_until
 from house import NOTE, House, assert_no_overlap, journal
 from pgserver import Postgres
 from proxy import Proxy
+from runctl.config.schema import Config, Database
 from runctl.supervisor import wire
+from runctl.supervisor.errors import LeaseLost
+from runctl.supervisor.lease import hold_database_lease
+from runctl.supervisor.members import Members
 
 #: Notes that it lives, and counts on stdout, until the file argv[2] exists.
 WORK = (
@@ -29,6 +35,12 @@ while not os.path.exists(sys.argv[2]):
     time.sleep(0.02)
 note("end")
 """
+)
+
+DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+CUT_LEASES = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE application_name LIKE 'runctld pid %: other' AND datname = current_database()"
 )
 
 
@@ -150,26 +162,34 @@ def test_a_second_daemon_of_an_id_waits_for_the_first(
     home: House, tmp_path: Path, heals: bool
 ) -> None:
     """The first has lost its way to PostgreSQL, and goes on; the second has another state
-    directory, as a pod that is replaced, and takes the lease at once."""
+    directory, as a pod that is replaced, and takes the lease at once. The first ends at once
+    when it finds that, though a run has a long stop grace, and an outcome waits to be stored."""
     noted, go = tmp_path / "journal", tmp_path / "go"
     way = Proxy(home.postgres.port)
     url = home.url.replace(f":{home.postgres.port}/", f":{way.port}/")
     try:
-        first = home.box("same", settings("60s" if heals else "4s"), url=url)
-        run = first.submit_py("t", WORK, str(noted), str(go))
+        first = home.box(
+            "same", settings("60s" if heals else "4s", "stop_grace = '50s'\n"), url=url
+        )
+        run = first.submit_py("t", DEAF + WORK, str(noted), str(go))
         watch = Watch(first, "t")
         watch.wait_chunks(3)
+        other = first.submit_py("u", WORK, str(tmp_path / "other"), str(tmp_path / "over"))
+        wait_until(lambda: journal(tmp_path / "other"), "another runs")
         way.cut()
         way.partition()
         wait_until(lambda: "runs go on" in first.log.read_text(), "the first goes on")
+        (tmp_path / "over").touch()
+        if heals:
+            wait_until(lambda: "run succeeded" in first.log.read_text(), "an outcome waits")
         second = home.box("same", settings("4s"), start=False)
         second.start(ready=False)
         wait_until(
             lambda: "waiting until the daemon there" in second.log.read_text(), "the second waits"
         )
-        seen = len(watch.chunks())
-        watch.wait_chunks(seen + 3)
         if heals:
+            seen = len(watch.chunks())
+            watch.wait_chunks(seen + 3)
             way.heal()
         assert first.daemon is not None
         assert first.daemon.wait(60) == 75
@@ -178,7 +198,8 @@ def test_a_second_daemon_of_an_id_waits_for_the_first(
         wait_until(lambda: b"ready: " in second.log.read_bytes(), "the second begins")
         wait_until(lambda: second.show(run)["attempt"] == 2, "replayed")
         go.touch()
-        assert second.runctl("wait", run).strip() == "succeeded"
+        for each in (run, other):
+            assert second.runctl("wait", each).strip() == "succeeded"
         assert assert_no_overlap(journal(noted)) == [run, run]
         assert second.term() == 0
         third = home.box("same", settings("4s"))  # the second ended in order: nobody is waited for
@@ -214,3 +235,19 @@ def test_an_abort_waits_for_an_owner_that_may_go_on(home: House, tmp_path: Path)
         home.close()
         to_postgres.close()
         to_nats.close()
+
+
+async def test_who_was_replaced_is_told_so_in_no_group(house: House) -> None:
+    """What ends the process at once looks for that error."""
+    config = Config(Path("/nowhere"), database=Database(house.url))
+    async with trio_asyncio.open_loop():
+        peer = Members(config, "peer")
+        await peer.announce()
+        async with hold_database_lease(config, "other") as lease:
+            cut = await trio.to_thread.run_sync(house.sql, CUT_LEASES)
+            assert len(cut) == 1
+            async with peer.in_place_of("other") as dead:
+                assert dead
+                with trio.fail_after(DEADLINE), pytest.raises(LeaseLost, match="another has taken"):
+                    await lease.watch()
+        peer.close()
