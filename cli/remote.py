@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -235,26 +236,54 @@ def sqlite(config: Config) -> Finding:
 def postgres(config: Config, up: bool, hide: Callable[[str], str]) -> list[Finding]:
     """``up``: whether the daemon answers."""
     import psycopg
+
+    found: list[Finding] = []
+    name, key = "database", "url"
+    try:
+        with _link(config.database.url) as link:
+            found += _ask_postgres(config, link, up)
+            if config.database.lease_url:
+                name = key = "lease_url"
+                with _link(config.database.lease_url) as other:
+                    found.append(_compare(link, other))
+    except psycopg.Error as error:
+        said = hide(" ".join(str(error).split()))
+        fix = f"check database.{key}, the server, its pg_hba.conf, and the rights of its user"
+        found.append(fail(name, said, f"{fix}, see docs/operating.md"))
+    return found
+
+
+def _link(url: str) -> Any:
+    """A connection. Raises psycopg.Error."""
+    import psycopg
     from psycopg.rows import dict_row
 
+    link = psycopg.connect(
+        url,
+        connect_timeout=int(LIMIT),
+        autocommit=True,
+        row_factory=dict_row,
+        application_name="runctl doctor",
+    )
     try:
-        link = psycopg.connect(
-            config.database.url,
-            connect_timeout=int(LIMIT),
-            autocommit=True,
-            row_factory=dict_row,
-            application_name="runctl doctor",
-            options=f"-c statement_timeout={int(LIMIT * 1000)}",
-        )
-    except psycopg.Error as error:
-        said = hide(" ".join(str(error).split()))
-        return [fail("database", said, "check database.url, the server, and its pg_hba.conf")]
-    try:
-        with link:
-            return _ask_postgres(config, link, up)
-    except psycopg.Error as error:
-        said = hide(" ".join(str(error).split()))
-        return [fail("database", said, "check the rights of its user, see docs/operating.md")]
+        # Not as a parameter of the connection: PgBouncer refuses those that it does not know.
+        link.execute(f"SET statement_timeout = {int(LIMIT * 1000)}")
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _compare(link: Any, other: Any) -> Finding:
+    """Whether both are connected to the same database: what one has locked the other cannot."""
+    lock = secrets.randbits(63)
+    with link.transaction(), other.transaction():
+        link.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+        row = other.execute("SELECT pg_try_advisory_xact_lock(%s) AS got", (lock,)).fetchone()
+    if row["got"]:
+        said = "database.lease_url leads to another database than database.url"
+        return fail("lease_url", said, "let both end at the same database of the same server")
+    return ok("lease_url", "the same database as database.url")
 
 
 def _ask_postgres(config: Config, link: Any, up: bool) -> list[Finding]:

@@ -200,7 +200,7 @@ def _read_config(top: _Table, client: bool) -> Config:
         log=_read_log(top.table("log")),
         **tells,
         runners=runners,
-        withheld=withheld(top, database.url, nats.url, runners.values()),
+        withheld=withheld(top, database, nats.url, runners.values()),
     )
 
 
@@ -253,16 +253,26 @@ def _read_database(table: _Table, client: bool) -> Database:
     table.only(_keys(Database))
     if client:  # its URL may come from a variable that only the daemon has
         return _DATABASE
-    key, file = "url", table.path("url_file")
-    if file is not None:
-        if "url" in table.values:
-            table.fail("url", "database.url_file is set too: remove one")
-        key, url = "url_file", _read_secret(table, "url_file", file)
-    else:
-        url = table.text("url", _DATABASE.url) or ""
+    key, url, file = _read_database_url(table, "url", _DATABASE.url)
     if url != "sqlite":
         check_url(table, key, url, ("postgresql",), '"sqlite"', host_needed=False)
-    return Database(url, file)
+    key, lease_url, lease_file = _read_database_url(table, "lease_url", _DATABASE.lease_url)
+    if key in table.values:
+        if url == "sqlite":
+            table.fail(key, "is for a PostgreSQL: set database.url, or remove it")
+        check_url(table, key, lease_url, ("postgresql",), host_needed=False)
+    return Database(url, file, lease_url, lease_file)
+
+
+def _read_database_url(table: _Table, key: str, default: str) -> tuple[str, str, Path | None]:
+    """(the key that has it, the URL, its file)."""
+    in_file = f"{key}_file"
+    file = table.path(in_file)
+    if file is None:
+        return key, table.text(key, default) or "", None
+    if key in table.values:
+        table.fail(key, f"{table.full_name(in_file)} is set too: remove one")
+    return in_file, _read_secret(table, in_file, file), file
 
 
 def _read_secret(table: _Table, key: str, file: Path) -> str:
@@ -435,9 +445,14 @@ def _describe(config: Config) -> Iterator[str]:
     yield _line("state_dir", config.state_dir)
     yield _line("start_timeout", format_duration(config.start_timeout))
     yield _line("allow_shell", config.allow_shell)
-    file = config.database.url_file
-    url = None if file is not None else hide_secrets(config.database.url)
-    yield from _lines("database", url=url, url_file=file)
+    database = config.database
+    yield from _lines(
+        "database",
+        url=None if database.url_file else hide_secrets(database.url),
+        url_file=database.url_file,
+        lease_url=None if database.lease_url_file else hide_secrets(database.lease_url) or None,
+        lease_url_file=database.lease_url_file,
+    )
     yield from _lines("nats", **describe_nats(config.nats, hide_in_urls(config.nats.url)))
     stream, queue = config.stream, config.queue
     yield from _lines(

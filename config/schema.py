@@ -26,10 +26,13 @@ class FileError(ConfigError):
 @dataclass(frozen=True, slots=True)
 class Database:
     """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL; with
-    ``url_file`` it is what that file held when the configuration was read."""
+    ``url_file`` it is what that file held when the configuration was read. ``lease_url``,
+    and its file, are the same for the sessions that hold locks; "" means ``url``."""
 
     url: str = field(default="sqlite", repr=False)
     url_file: Path | None = None
+    lease_url: str = field(default="", repr=False)
+    lease_url_file: Path | None = None
 
     @property
     def embedded(self) -> bool:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
-from .schema import ChatRunner, CommandRunner, Config, Runner
+from .schema import ChatRunner, CommandRunner, Config, Database, Runner
 from .table import VARIABLE, Table
 
 HIDDEN = "***"
@@ -71,6 +71,7 @@ class Masker:
 
 def _secrets(config: Config) -> Iterator[str]:
     yield from _in_url(config.database.url)
+    yield from _in_url(config.database.lease_url)
     for url in config.nats.url.split(","):
         yield from _in_url(url)
     if (login := config.nats.login) is not None:
@@ -106,14 +107,16 @@ def _in_url(url: str) -> Iterator[str]:
 
 
 def withheld(
-    top: Table, database_url: str, nats_url: str, runners: Iterable[Runner]
+    top: Table, database: Database, nats_url: str, runners: Iterable[Runner]
 ) -> frozenset[str]:
     """The variables that hold the secrets which the file takes from the environment. One
     that only gives a host or a user is none of them; in commands' argv and env, where
     anything may stand, one is known by its name."""
-    names = set(_hidden_by(top.table("database"), "url", hide_secrets(database_url)))
+    names = set(_hidden_by(top.table("database"), "url", hide_secrets(database.url)))
+    shown = hide_secrets(database.lease_url)
+    names.update(_hidden_by(top.table("database"), "lease_url", shown))
     names.update(_hidden_by(top.table("nats"), "url", hide_in_urls(nats_url)))
-    if database_url != "sqlite":
+    if not database.embedded:
         names.add("PGPASSWORD")  # libpq's, where the URL has none
     for runner in runners:
         table = top.table("runners").table(runner.name)

@@ -27,7 +27,7 @@ import trio_asyncio
 
 from ..config.schema import MAX_ID_BYTES, Config, ConfigError
 from .errors import LeaseHeld, LeaseLost, Unavailable
-from .postgres import RETRY, application_name, connect, refuse_pool
+from .postgres import RETRY, application_name, check_sessions, connect, lease_key
 from .private import write_private
 from .tables import NOW, prepare_tables
 
@@ -499,8 +499,8 @@ async def _take(config: Config, executor: str, home: str) -> Lease:
     while True:
         conn = await connect(config, name)
         try:
-            await refuse_pool(config, conn, name)
-            await prepare_tables(conn)
+            await check_sessions(config, conn, name)
+            await prepare_tables(conn, lease_key(config))
             await _lock(conn, config, executor)
             before = await aio(conn.fetchrow)(_ROW, executor)
             generation = await aio(conn.fetchval)(_RAISE, executor)

@@ -19,7 +19,7 @@ import trio_asyncio
 from ..config.schema import Config
 from .errors import Unavailable
 from .lease import LOCK_KEY, PEER_ROLE, held_by
-from .postgres import RETRY, application_name, connect
+from .postgres import RETRY, application_name, connect, lease_key
 from .tables import NOW, prepare_tables
 
 log = logging.getLogger("runctld.members")
@@ -167,7 +167,7 @@ class Members:
         name = application_name(PEER_ROLE, self._executor)
         conn = await connect(self._config, name, patience=AWAY if self.sessions else None)
         try:
-            await prepare_tables(conn)
+            await prepare_tables(conn, lease_key(self._config))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             conn.terminate()
             raise Unavailable(f"PostgreSQL broke off: {error}") from error

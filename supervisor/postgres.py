@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -64,29 +65,35 @@ _GUARDS = {
 }
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """``asyncpg.connect``'s arguments for ``database.url``. Raises ConfigError."""
+def lease_key(config: Config) -> str:
+    """The key of the URL that the sessions with locks use."""
+    return "database.lease_url" if config.database.lease_url else "database.url"
+
+
+def settings(config: Config, key: str) -> dict[str, Any]:
+    """``asyncpg.connect``'s arguments for the URL of ``key``. Raises ConfigError."""
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
-    url, where = config.database.url, config.source or "the configuration"
+    url = getattr(config.database, key.removeprefix("database."))
+    where = f"{config.source or 'the configuration'}: {key}"
     try:
         given = {k: str(v) for k, v in conninfo_to_dict(url).items() if v is not None}
     except ProgrammingError as error:
         # libpq quotes the piece it stumbled over, which may be of the password.
         reason = str(error).split('"')[0].strip().rstrip(":")
         raise ConfigError(
-            f"{where}: database.url: {reason or 'is not a valid URL'};"
+            f"{where}: {reason or 'is not a valid URL'};"
             " write postgresql://USER:PASSWORD@HOST:PORT/NAME?sslmode=verify-full"
         ) from None
     if not given.get("dbname"):
-        raise ConfigError(f"{where}: database.url: names no database; end it with /NAME")
+        raise ConfigError(f"{where}: names no database; end it with /NAME")
     if "," in given.get("host", ""):
-        raise ConfigError(f"{where}: database.url: names several hosts; name one")
-    for key, harmless in _GUARDS.items():
-        if given.get(key, harmless[0]) not in harmless:
+        raise ConfigError(f"{where}: names several hosts; name one")
+    for guard, harmless in _GUARDS.items():
+        if given.get(guard, harmless[0]) not in harmless:
             raise ConfigError(
-                f"{where}: database.url: {key}={given[key]} is not supported on all"
+                f"{where}: {guard}={given[guard]} is not supported on all"
                 " connections; remove it, and use sslmode=verify-full"
             )
     found = {k: given[k] for k in _HERE if k in given}
@@ -98,9 +105,7 @@ def settings(config: Config) -> dict[str, Any]:
     }
     if tls.get("sslrootcert") == "system":  # libpq's word for the system's authorities
         if tls.get("sslmode", "verify-full") != "verify-full":
-            raise ConfigError(
-                f"{where}: database.url: sslrootcert=system needs sslmode=verify-full"
-            )
+            raise ConfigError(f"{where}: sslrootcert=system needs sslmode=verify-full")
         arguments["ssl"] = ssl.create_default_context()
         tls.clear()
     if "port" in found:
@@ -127,14 +132,17 @@ def application_name(role: str, executor: str) -> str:
     return f"{role} pid {os.getpid()} on {socket.gethostname()[:24]}: {ascii(executor)[1:-1]}"[:63]
 
 
-async def connect(config: Config, name: str, *, patience: float | None = None) -> Any:
+async def connect(
+    config: Config, name: str, *, patience: float | None = None, key: str | None = None
+) -> Any:
     """A connection whose session is called ``name``. Tries for ``patience`` seconds
-    (default: start_timeout).
+    (default: start_timeout). ``key``: of its URL, by default ``lease_key``.
 
     Raises: ConfigError for a login or certificate that is refused, Unavailable."""
     import asyncpg
 
-    arguments = settings(config)
+    key = key or lease_key(config)
+    arguments = settings(config, key)
     arguments["server_settings"]["application_name"] = name
     limit = config.start_timeout if patience is None else patience
     place = f"{arguments.get('host', 'the default host')}/{arguments['database']}"
@@ -145,7 +153,7 @@ async def connect(config: Config, name: str, *, patience: float | None = None) -
                 return await aio(_connect)(arguments)
             except _refusals() as error:
                 raise ConfigError(
-                    f"PostgreSQL at {place} refuses this database.url: {_line(error)}"
+                    f"PostgreSQL at {place} refuses this {key}: {_line(error)}"
                 ) from None
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
                 problem = _line(error)
@@ -153,7 +161,7 @@ async def connect(config: Config, name: str, *, patience: float | None = None) -
             await trio.sleep(RETRY)
     raise Unavailable(
         f"PostgreSQL at {place} cannot be reached within {limit:g} s ({problem});"
-        " is it running, and is database.url right?"
+        f" is it running, is {key} right, and has a pooler in between sessions left?"
     )
 
 
@@ -206,10 +214,10 @@ def _line(error: BaseException) -> str:
 
 @asynccontextmanager
 async def connection(
-    config: Config, name: str, *, patience: float | None = None
+    config: Config, name: str, *, patience: float | None = None, key: str | None = None
 ) -> AsyncIterator[Any]:
     """``connect`` as a context; closing takes at most a second."""
-    conn = await connect(config, name, patience=patience)
+    conn = await connect(config, name, patience=patience, key=key)
     try:
         yield conn
     finally:
@@ -235,30 +243,51 @@ async def transaction(conn: Any) -> AsyncIterator[None]:
     await aio(begun.commit)()
 
 
-async def refuse_pool(config: Config, conn: Any, name: str) -> None:
-    """See that ``conn`` is a session of its own. Behind a pooler in transaction or statement mode
-    its server session, and with it a lock, is anybody's: a second connection that is in the midst
-    of a transaction then has it, or makes the first one change to another.
+async def check_sessions(config: Config, conn: Any, name: str) -> None:
+    """See that ``conn``, and what DBOS's pool gets, are sessions of their own in the same
+    database.
 
     Raises ConfigError, Unavailable, and asyncpg's errors."""
+    await _refuse_pool(config, conn, name, lease_key(config))
+    if not config.database.lease_url:
+        return
+    key = "database.url"
+    async with connection(config, name, key=key) as other:
+        await _refuse_pool(config, other, name, key)
+        # What one holds, the other does not get: in any other database, or on a standby, it does.
+        lock = secrets.randbits(63)
+        async with transaction(conn), transaction(other):
+            await aio(conn.execute)("SELECT pg_advisory_xact_lock($1)", lock)
+            got = await aio(other.fetchval)("SELECT pg_try_advisory_xact_lock($1)", lock)
+    if got:
+        raise ConfigError(
+            f"{config.source or 'the configuration'}: database.lease_url leads to another database"
+            " than database.url: both must end at the same database of the same server"
+        )
+
+
+async def _refuse_pool(config: Config, conn: Any, name: str, key: str) -> None:
+    """See that ``conn`` is a session of its own. Behind a pooler in transaction or statement mode
+    its server session, and with it a lock, is anybody's: a second connection that is in the midst
+    of a transaction then has it, or makes the first one change to another."""
     import asyncpg
 
     try:
         mine = await _backend(conn)
         async with AsyncExitStack() as stack:
             for _ in range(POOL_LOOKS):
-                other = await stack.enter_async_context(connection(config, name))
+                other = await stack.enter_async_context(connection(config, name, key=key))
                 await stack.enter_async_context(transaction(other))
                 if await aio(other.fetchval)(_BACKEND) == mine or await _backend(conn) != mine:
-                    raise _pooled(config)
+                    raise _pooled(config, key)
     except (
         asyncpg.InvalidSQLStatementNameError,
         asyncpg.DuplicatePreparedStatementError,
     ):
-        raise _pooled(config) from None
+        raise _pooled(config, key) from None
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if "statement pooling mode" in str(error):
-            raise _pooled(config) from None
+            raise _pooled(config, key) from None
         raise
 
 
@@ -273,9 +302,14 @@ async def _backend(conn: Any) -> int:
         return int(await aio(conn.fetchval)(_BACKEND))
 
 
-def _pooled(config: Config) -> ConfigError:
+def _pooled(config: Config, key: str) -> ConfigError:
+    why = (
+        "the executor ID is a lock of a session"
+        if key == lease_key(config)
+        else "DBOS has locks, settings and prepared statements in them"
+    )
     return ConfigError(
-        f"{config.source or 'the configuration'}: database.url leads through a pooler that shares"
-        " its sessions, such as PgBouncer in transaction mode, and the executor ID is a lock of a"
-        " session: connect directly, or set pool_mode = session for this database"
+        f"{config.source or 'the configuration'}: {key} leads through a pooler that shares its"
+        f" sessions, such as PgBouncer in transaction mode, and {why}: connect directly, or set"
+        " pool_mode = session for this database"
     )

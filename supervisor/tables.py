@@ -50,8 +50,10 @@ _TABLE = f"""
 _FORMAT_THERE = "SELECT to_regclass('runctl.format') IS NOT NULL"
 
 
-async def prepare_tables(conn: Any) -> None:
-    """See that they are there. Raises ConfigError, OSError and asyncpg's errors."""
+async def prepare_tables(conn: Any, key: str) -> None:
+    """See that they are there. ``key``: of the URL that led there.
+
+    Raises ConfigError, OSError and asyncpg's errors."""
     import asyncpg
 
     try:
@@ -61,11 +63,11 @@ async def prepare_tables(conn: Any) -> None:
             )
             if await aio(conn.fetchval)(_FORMAT_THERE):
                 found = await aio(conn.fetchval)("SELECT max(version) FROM runctl.format")
-                refuse_newer(found or FORMAT, "the database of database.url")
+                refuse_newer(found or FORMAT, f"the database of {key}")
             if not await aio(conn.fetchval)(_THERE):
                 await aio(conn.execute)(_TABLE)
     except asyncpg.InsufficientPrivilegeError as error:
         raise ConfigError(
             f"PostgreSQL refuses to set up the schema runctl: {error}; let the role of"
-            " database.url do it once: GRANT CREATE ON DATABASE ... TO ..."
+            f" {key} do it once: GRANT CREATE ON DATABASE ... TO ..."
         ) from None

@@ -33,15 +33,17 @@ class Bouncer:
             f"unix_socket_dir =\nauth_type = trust\nauth_file = {users}\n"
             f"pool_mode = {mode}\n{more}"
         )
+        self.start()
+
+    def start(self) -> None:
         assert PROGRAM is not None
         as_user: dict[str, Any] = {}
         if os.geteuid() == 0:  # it refuses to be root
             os.chmod(self.path, 0o755)
             as_user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
         with (self.path / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [PROGRAM, str(config)], stdout=log, stderr=log, cwd="/", **as_user
-            )
+            argv = [PROGRAM, str(self.path / "pgbouncer.ini")]
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log, cwd="/", **as_user)
         wait_until(self._listens, "pgbouncer listens")
 
     def _listens(self) -> bool:
@@ -54,7 +56,12 @@ class Bouncer:
         before, _, rest = direct.partition("@")
         return f"{before}@127.0.0.1:{self.port}/{rest.partition('/')[2]}"
 
+    def restart(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.start()
+
     def close(self) -> None:
-        self._process.terminate()
+        self._process.kill()
         self._process.wait()
         shutil.rmtree(self.path)

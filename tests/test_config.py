@@ -24,6 +24,7 @@ from runctl.config.schema import (
     Stream,
     Takeover,
 )
+from runctl.config.secrets import Masker
 from runctl.config.units import format_duration, format_size, parse_duration, parse_size
 
 pytestmark = pytest.mark.short
@@ -797,6 +798,51 @@ def test_the_state_directory_that_systemd_made(monkeypatch, home):
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/runctl/a:/var/lib/other")
     assert load(None).state_dir == Path("/var/lib/runctl/a")
     assert load(None, client=True).state_dir == home / ".local/state/runctl"
+
+
+def test_a_url_of_the_lease(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("PASSWORD", "sesame")
+    monkeypatch.setenv("LEASE_PASSWORD", "open-barley")
+    text = (
+        'executor_id = "a"\n[database]\nurl = "postgresql://me:${PASSWORD}@pool/runs"\n'
+        'lease_url = "postgresql://me:${LEASE_PASSWORD}@db/runs"'
+    )
+    config = load(write(text))
+    assert config.database.lease_url == "postgresql://me:open-barley@db/runs"
+    assert {"PASSWORD", "LEASE_PASSWORD"} <= config.withheld
+    shown = tomli.loads(describe(config))["database"]
+    assert shown["lease_url"] == "postgresql://me:***@db/runs"
+    assert Masker(config)("x open-barley y") == "x *** y"
+    (tmp_path / "db").write_text("postgresql://me:open-barley@db/runs\n")
+    config = load(write(f'executor_id = "a"\n[database]\nurl = "{URL}"\nlease_url_file = "db"'))
+    assert config.database.lease_url == "postgresql://me:open-barley@db/runs"
+    assert "barley" not in describe(config)
+    assert load(write(describe(config))).database == config.database
+    assert "lease_url" not in describe(load(write(f'executor_id = "a"\n[database]\nurl="{URL}"')))
+
+
+URL = "postgresql://db/runs"
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (f'lease_url = "{URL}"', "database.lease_url: is for a PostgreSQL: set database.url"),
+        ('lease_url_file = "db"', "database.lease_url_file: is for a PostgreSQL: set database"),
+        (f'url = "{URL}"\nlease_url = "sqlite"', "database.lease_url: expected postgresql://"),
+        (f'url = "{URL}"\nlease_url = ""', "database.lease_url: is empty"),
+        (f'url = "{URL}"\nlease_url_file = "no"', "database.lease_url_file: "),
+        (
+            f'url = "{URL}"\nlease_url = "{URL}"\nlease_url_file = "db"',
+            "database.lease_url: database.lease_url_file is set too: remove one",
+        ),
+    ],
+)
+def test_a_url_of_the_lease_that_cannot_be_used(write, tmp_path, more, problem):
+    (tmp_path / "db").write_text(URL)
+    with pytest.raises(ConfigError) as caught:
+        load(write(f'executor_id = "a"\n[database]\n{more}'))
+    assert problem in str(caught.value)
 
 
 def test_a_database_url_in_a_credential(write, monkeypatch, tmp_path):
