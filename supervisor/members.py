@@ -17,7 +17,7 @@ import trio
 import trio_asyncio
 
 from ..config.schema import Config
-from .errors import Unavailable
+from .errors import ConfigError, Unavailable
 from .lease import LOCK_KEY, PEER_ROLE, held_by
 from .postgres import RETRY, application_name, connect, lease_key
 from .tables import NOW, prepare_tables
@@ -66,7 +66,7 @@ class Members:
     """Queries over a connection of its own, made anew when it broke.
 
     Methods raise Unavailable, when PostgreSQL is away, and ConfigError, when it may not
-    be used."""
+    be used; once there was a connection, Unavailable in either case."""
 
     def __init__(self, config: Config, executor: str, home: str = "") -> None:
         """``home``: what names our state directory."""
@@ -165,7 +165,13 @@ class Members:
         import asyncpg
 
         name = application_name(PEER_ROLE, self._executor)
-        conn = await connect(self._config, name, patience=AWAY if self.sessions else None)
+        try:
+            conn = await connect(self._config, name, patience=AWAY if self.sessions else None)
+        except ConfigError as error:
+            if not self.sessions:
+                raise
+            # It was right before: a server that is half awake, or a login that is just changed.
+            raise Unavailable(str(error)) from None
         try:
             await prepare_tables(conn, lease_key(self._config))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

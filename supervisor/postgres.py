@@ -152,6 +152,11 @@ async def connect(
             try:
                 return await aio(_connect)(arguments)
             except _refusals() as error:
+                # A server that is not up has no socket there.
+                if isinstance(error, FileNotFoundError) and _is_socket(arguments):
+                    problem = _line(error)
+                    await trio.sleep(RETRY)
+                    continue
                 raise ConfigError(
                     f"PostgreSQL at {place} refuses this {key}: {_line(error)}"
                 ) from None
@@ -163,6 +168,10 @@ async def connect(
         f"PostgreSQL at {place} cannot be reached within {limit:g} s ({problem});"
         f" is it running, is {key} right, and has a pooler in between sessions left?"
     )
+
+
+def _is_socket(arguments: dict[str, Any]) -> bool:
+    return str(arguments.get("host", "")).startswith("/")
 
 
 async def _connect(arguments: dict[str, Any]) -> Any:

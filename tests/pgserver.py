@@ -73,7 +73,8 @@ class Postgres:
             self._process = subprocess.Popen(
                 [
                     *(str(self._made.bin_path / "postgres"), "-D", str(self.data)),
-                    *("-h", self._listen, "-p", str(self.port), "-k", "", "-c", "fsync=off"),
+                    *("-h", self._listen, "-p", str(self.port), "-k", str(self.data)),
+                    *("-c", "fsync=off"),
                 ],
                 stderr=log,
                 stdout=log,

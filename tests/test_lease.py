@@ -18,9 +18,10 @@ from pgserver import Postgres
 from proxy import Proxy
 from runctl.config.schema import Config, Database
 from runctl.supervisor import wire
-from runctl.supervisor.errors import LeaseLost
+from runctl.supervisor.errors import LeaseLost, Unavailable
 from runctl.supervisor.lease import hold_database_lease
 from runctl.supervisor.members import Members
+from runctl.supervisor.postgres import connect
 
 #: Notes that it lives, and counts on stdout, until the file argv[2] exists.
 WORK = (
@@ -250,4 +251,37 @@ async def test_who_was_replaced_is_told_so_in_no_group(house: House) -> None:
                 assert dead
                 with trio.fail_after(DEADLINE), pytest.raises(LeaseLost, match="another has taken"):
                     await lease.watch()
+        peer.close()
+
+
+async def test_a_socket_that_is_not_there_is_a_server_that_is_away(home: House) -> None:
+    """Neither a start nor what asks for the other executors takes it for a wrong URL."""
+    server = home.postgres
+    name = home.url.rpartition("/")[2]
+    url = f"postgresql://postgres@/{name}?host={server.data}&port={server.port}"
+    config = Config(Path("/nowhere"), database=Database(url))
+
+    async def start() -> None:
+        await trio.to_thread.run_sync(server.start)
+
+    async with trio_asyncio.open_loop():
+        server.stop()
+        with pytest.raises(Unavailable):
+            await connect(config, "x", patience=0.5)
+        await start()
+        peer = Members(config, "peer")
+        await peer.announce()
+        server.stop()
+        with pytest.raises(Unavailable):
+            await peer.all()
+        hba = server.data / "pg_hba.conf"
+        rules = hba.read_text()
+        hba.write_text("local all all reject\nhost all all all trust\n")
+        await start()
+        with pytest.raises(Unavailable, match="refuses"):
+            await peer.all()
+        server.stop()
+        hba.write_text(rules)
+        await start()
+        assert [member.id for member in await peer.all()] == ["peer"]
         peer.close()
