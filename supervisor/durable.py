@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -52,6 +52,9 @@ MAX_HOOKS = 100
 APP_VERSION = "runctl-1"
 
 Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
+
+
+T = TypeVar("T")
 
 
 class Hook(Protocol):
@@ -364,14 +367,16 @@ class Durable:
     def _lane(self, thread: str) -> Any:
         return _Lane(self._enqueue_locks, thread)
 
-    async def cancel(self, run: str) -> None:
-        """Make the run terminal as aborted: it is not replayed from here on."""
+    async def cancel(self, run: str, held: Held | None = None) -> bool:
+        """Make the run terminal as aborted: it is not replayed from here on. ``held``: only if
+        it is still claimed so. Whether that was done, now."""
         await aio(self._hook_of_abort)(run)
-        await self.rows.cancel(run)
+        done = await self.rows.cancel(run, held)
         now = time.monotonic()
         while self._cancelled and next(iter(self._cancelled.values())) < now - RECENT:
             del self._cancelled[next(iter(self._cancelled))]
         self._cancelled[run] = now
+        return done
 
     async def _hook_of_abort(self, run: str) -> None:
         retries.until.set(time.monotonic() + retries.PATIENCE)
@@ -390,17 +395,28 @@ class Durable:
         for run in runs:
             self._cancelled.pop(run, None)
 
-    async def reenqueue(self, executor: str) -> int:
-        """Put a dead executor's unfinished runs back at the head of their threads, for
-        any executor; how many. The caller holds ``executor``'s lease.
+    async def unfinished_of(self, executor: str) -> recovery.Tokens:
+        """By which tokens a dead executor has its unfinished runs. Tried once: the caller
+        holds ``executor``'s lease, and has to look whether it still did afterwards."""
+        return await self._once(recovery.unfinished, executor)
+
+    async def reenqueue(self, executor: str, tokens: recovery.Tokens) -> int:
+        """Put what a dead executor has by ``tokens`` back at the head of its threads, for any
+        executor; how many runs. Tried once.
 
         DBOS's recovery, and not ``resume_workflows``: that would forget the attempts,
         revive what was aborted meanwhile, and take runs from whoever claimed them."""
-        system = self._dbos._sys_db
-        found = await trio.to_thread.run_sync(recovery.reenqueue, system, executor, APP_VERSION)
+        found = await self._once(recovery.put_back, executor, tokens)
         self.kick()
         self._kick_hooks()
         return sum("." not in workflow for workflow in found)
+
+    async def _once(self, call: Callable[..., T], executor: str, *more: object) -> T:
+        def once() -> T:
+            retries.until.set(0.0)
+            return call(self._dbos._sys_db, executor, APP_VERSION, *more)
+
+        return await trio.to_thread.run_sync(once, abandon_on_cancel=True)
 
     async def _claimed(self, run: str) -> tuple[int, float]:
         """In asyncio: (which attempt this is, Unix seconds of the submit)"""

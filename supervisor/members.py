@@ -147,6 +147,13 @@ class Members:
                     with trio.CancelScope(shield=True):
                         await self._ask(f"SELECT pg_advisory_unlock({LOCK_KEY})", executor)
 
+    async def see_session(self, number: int) -> None:
+        """Raises Unavailable, unless the connection is the one that was ``sessions`` then: the
+        lock that it holds was held all the while."""
+        await self._ask("SELECT 1")
+        if self.sessions != number:
+            raise Unavailable("PostgreSQL broke off, and the lease with it")
+
     async def _ask(self, query: str, *args: Any) -> list[Any]:
         async with self._lock:
             if self._conn is None or self._conn.is_closed():

@@ -93,10 +93,15 @@ class Others:
                 raise Refused(f"executor {owner!r} answered: {_words(reply)}")
             if await self._absence.surely_ended(owner):
                 async with self._members.in_place_of(owner) as dead:
-                    if dead and await self._still(run):
+                    session = self._members.sessions
+                    claim = await self._durable.rows.claim(run.run, owner) if dead else None
+                    await self._members.see_session(session)
+                    if claim is not None:
                         if await self._streams.ended(run.thread, run.run):
                             return False  # whoever replays it adopts that end
-                        await self._durable.cancel(run.run)
+                        done = await self._durable.cancel(run.run, claim)
+                        if not done and not await self._aborted(run):
+                            continue  # it was claimed anew
                         self._durable.kick()
                         self._meters.run_ended(Status.ABORTED, run.runner)
                         break
@@ -194,6 +199,10 @@ class Others:
             and found[1].status is Status.RUNNING
             and found[1].executor == run.executor
         )
+
+    async def _aborted(self, run: Run) -> bool:
+        found = await self._durable.rows.get(run.run)
+        return found is not None and found[1].status is Status.ABORTED
 
     async def _dead_end(self, run: Run) -> None:
         """The end of a run whose executor is dead: its keeper is done in a moment."""

@@ -1,4 +1,4 @@
-"""DBOS's recovery of an executor's unfinished rows, all of them in one statement.
+"""DBOS's recovery of an executor's unfinished rows, all of them in one transaction.
 
 DBOS puts one row back a transaction: of the 5 s until 1,000 runs run again, that was one.
 Which rows, and what is written, is what DBOS 3.4 has (``get_pending_workflows``,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import dbos._dbos
@@ -24,17 +24,51 @@ _system: Any = dbos._sys_db
 _utils: Any = dbos._utils
 
 
+#: The tokens of claims, None of what was begun before there were any.
+Tokens = Collection[str | None]
+#: So many tokens are named in one statement.
+_MANY = 5000
+
+
 def reenqueue(system: Any, executor: str | None, version: str) -> dict[str, str | None]:
     """Put what ``executor`` had not finished back in its queues, None for every executor:
     workflow id -> the executor that had it. It is claimed from there like anything else, by
     one. ``system``: DBOS's database. What passes is waited out. Raises SQLAlchemy's errors."""
+    return put_back(system, executor, version, unfinished(system, executor, version))
+
+
+def unfinished(system: Any, executor: str | None, version: str) -> set[str | None]:
+    """The tokens by which ``executor`` has what it had not finished. As ``reenqueue``."""
+    query = sa.select(system.tables.workflow_status.c.owner_xid).distinct()
+
+    def read() -> set[str | None]:
+        with system.engine.connect() as connection:
+            return set(connection.scalars(query.where(*_of(system, executor, version))))
+
+    tokens: Callable[[], set[str | None]] = _system.db_retry(sys_db=system)(read)
+    return tokens()
+
+
+def _of(system: Any, executor: str | None, version: str) -> tuple[sa.ColumnElement[bool], ...]:
+    c = system.tables.workflow_status.c
+    return (
+        c.status == "PENDING",
+        sa.true() if executor is None else c.executor_id == executor,
+        c.application_version == version,
+        system._name_filter(c.application_name, system.app_name),
+    )
+
+
+def put_back(
+    system: Any, executor: str | None, version: str, tokens: Tokens
+) -> dict[str, str | None]:
+    """What ``reenqueue`` does, with what is held by one of ``tokens`` only. When a first try was
+    stored and its answer was lost, another one leaves alone what was claimed anew since."""
     table = system.tables.workflow_status
     c = table.c
     back = (
         table.update()
-        .where(c.status == "PENDING", sa.true() if executor is None else c.executor_id == executor)
-        .where(c.application_version == version)
-        .where(system._name_filter(c.application_name, system.app_name))
+        .where(*_of(system, executor, version))
         .values(
             status="ENQUEUED",
             owner_xid=None,
@@ -45,9 +79,17 @@ def reenqueue(system: Any, executor: str | None, version: str) -> dict[str, str 
         .returning(c.workflow_uuid, c.executor_id)
     )
 
+    known = [token for token in tokens if token is not None]
+    held = [c.owner_xid.in_(known[at : at + _MANY]) for at in range(0, len(known), _MANY)]
+    if None in tokens:
+        held.append(c.owner_xid.is_(None))
+
     def write() -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
         with system.engine.begin() as connection:
-            return {workflow: owner for workflow, owner in connection.execute(back)}
+            for which in held:
+                found |= {run: owner for run, owner in connection.execute(back.where(which))}
+        return found
 
     written: Callable[[], dict[str, str | None]] = _system.db_retry(sys_db=system)(write)
     return written()

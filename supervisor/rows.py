@@ -152,9 +152,7 @@ class Rows:
             )
         return int(last or 0) + 1
 
-    async def turns(
-        self, thread: str, before: str, limit: int, most: int
-    ) -> list[tuple[str, str]]:
+    async def turns(self, thread: str, before: str, limit: int, most: int) -> list[tuple[str, str]]:
         """(prompt, reply) of the thread's succeeded chat runs before ``before``, in order: the
         newest ``limit`` that have text, and at most ``most`` bytes of it. Empty replies are no
         turns. What is longer is not read: a thread may hold far more than memory should."""
@@ -462,15 +460,25 @@ class Rows:
         others = [run for run in found if run.run != spec.run]
         return len(others) < len(found), others
 
-    async def cancel(self, run: str) -> None:
-        """The run is aborted, unless it has ended. What DBOS writes, but for when it was
-        started, which DBOS forgets."""
+    async def claim(self, run: str, executor: str) -> Held | None:
+        """By which claim ``executor`` has the run; None when it does not."""
+        c = self._table.c
+        query = sa.select(c.workflow_uuid, c.queue_partition_key, c.owner_xid).where(
+            c.workflow_uuid == run, c.status == "PENDING", c.executor_id == executor
+        )
+        rows = await self._rows(query)
+        return Held(*rows[0]) if rows else None
+
+    async def cancel(self, run: str, held: Held | None = None) -> bool:
+        """The run is aborted, unless it has ended, or is not ``held`` any more; whether that was
+        done. What DBOS writes, but for when it was started, which DBOS forgets."""
         c = self._table.c
         over = ["SUCCESS", "ERROR", "CANCELLED"]
+        same = sa.true() if held is None else c.owner_xid.is_not_distinct_from(held.token)
         now = self._now()
         query = (
             sa.update(self._table)
-            .where(c.workflow_uuid == run, c.status.not_in(over))
+            .where(c.workflow_uuid == run, c.status.not_in(over), same)
             .values(
                 status="CANCELLED",
                 owner_xid=None,
@@ -480,7 +488,7 @@ class Rows:
                 completed_at=now,
             )
         )
-        await self._change(query, PATIENCE)
+        return bool(await self._change(query, PATIENCE))
 
     async def note_ends(self, runs: Mapping[str, int | None]) -> None:
         """The ends of these aborted runs are stored: an empty output says so, which nothing

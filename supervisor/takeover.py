@@ -77,14 +77,18 @@ class Takeover:
             return
         async with self._members.in_place_of(executor) as dead:
             if dead:
-                runs = await self._durable.reenqueue(executor)
+                session = self._members.sessions
+                tokens = await self._durable.unfinished_of(executor)
+                await self._members.see_session(session)
+                runs = await self._durable.reenqueue(executor, tokens)
                 log.info("executor %s is gone: %d runs taken over", ascii(executor), runs)
         await self._tell()
         self._gone.pop(executor, None)
 
     async def hand_over(self) -> None:
         """At an orderly end, when nothing of our runs is alive any more."""
-        runs = await self._durable.reenqueue(self._executor)
+        tokens = await self._durable.unfinished_of(self._executor)
+        runs = await self._durable.reenqueue(self._executor, tokens)
         await self._members.leave()
         await self._tell()
         log.info("%d runs handed over", runs)

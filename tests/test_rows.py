@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 from dbos._dbos import _get_dbos_instance
 from runctl.supervisor.heads import Heads
-from runctl.supervisor.recovery import reenqueue
+from runctl.supervisor.recovery import put_back, reenqueue, unfinished
 
 found = {}
 DBOS(config=DBOSConfig(
@@ -81,6 +81,14 @@ found["others"] = [row(run)["status"] for run in ("b2", "c1", "d1")]
 change("b1", status="PENDING", queue_name=None)
 change("a1", status="PENDING", queue_name=None)
 reenqueue(system, "e", "v")
+change("a1", status="PENDING", owner_xid="one")
+change("b1", status="PENDING")
+tokens = unfinished(system, "e", "v")
+found["tokens"] = sorted(map(str, tokens))
+found["put back"] = sorted(put_back(system, "e", "v", tokens))
+change("a1", status="PENDING", owner_xid="two")
+change("b1", status="PENDING", owner_xid="three")
+found["late"] = list(put_back(system, "e", "v", tokens))
 found["without queue"] = [row(run)["queue_name"] for run in ("a1", "b1")]
 """
 
@@ -180,6 +188,8 @@ def test_a_recovery_writes_what_dbos_writes(tmp_path: Path) -> None:
     assert all((theirs[name] is None) == (ours[name] is None) for name in TIMES)
     assert found["others"] == ["ENQUEUED", "PENDING", "PENDING"]
     assert found["without queue"] == ["_dbos_internal_queue"] * 2
+    assert (found["tokens"], found["put back"]) == (["None", "one"], ["a1", "b1"])
+    assert found["late"] == [], "what was claimed anew stays where it is"
 
 
 def test_what_cannot_be_started_goes_back_to_its_queue(tmp_path: Path) -> None:
