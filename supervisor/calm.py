@@ -16,6 +16,8 @@ _commands: Any = dbos._workflow_commands
 #: How often DBOS looks after what we do not use (schedules, delays, a queue of its own), in
 #: seconds: its every second is half of what an idle daemon costs.
 SELDOM = 60.0
+#: Its own queue: what its tools put there is taken to ours (``rows.Rows.adopt``).
+NEVER = 10 * 365 * 86400.0
 
 
 def quiet(held: Callable[[], bool]) -> None:
@@ -49,5 +51,5 @@ def quiet(held: Callable[[], bool]) -> None:
 
 def poll_seldom(dbos: Any) -> None:
     """What has no setting."""
-    dbos._registry.get_internal_queue()._polling_interval_sec = SELDOM
+    dbos._registry.get_internal_queue()._polling_interval_sec = NEVER
     _commands._BACKGROUND_JOBS_INTERVAL_SEC = SELDOM

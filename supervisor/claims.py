@@ -52,9 +52,12 @@ class Worker:
         executor: str,
         version: str,
         held: Callable[[], bool] = lambda: True,
+        prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
-        """``held``: whether something may be claimed now."""
+        """``held``: whether something may be claimed now. ``prepare`` gives a claimed row as it
+        is to be executed."""
         self._held = held
+        self._prepare = prepare
         self._dbos = dbos
         self._queue = queue
         self._executor = executor
@@ -291,7 +294,8 @@ class Worker:
             self.claimed[workflow] = status["recovery_attempts"], status["created_at"] / 1000
             self._coming.add(workflow)
             try:
-                execute_dequeued_workflow(self._dbos, status, tokens[workflow])
+                prepared: Any = self._prepare(dict(status))
+                execute_dequeued_workflow(self._dbos, prepared, tokens[workflow])
             except Exception as error:
                 self._say(workflow, error)
                 self._coming.discard(workflow)

@@ -39,6 +39,7 @@ from .model import (
 from .others import Others
 from .registry import Registry
 from .reload import Settings
+from .status import NO_RUNNER
 from .stored import Stored
 from .stream import Streams
 from .waiting import Waiting
@@ -443,6 +444,8 @@ class Control:
             )
         if (runner := self._settings.runners.get(spec.runner)) is not None:
             self._check(runner, spec.prompt, spec.argv)
+        if spec.runner == NO_RUNNER:
+            raise Refused(f"run {r.run} cannot be retried: {run.error}; submit it anew")
         return await self._enqueue(
             msgspec.structs.replace(spec, run=self._ids.new(), retry_of=spec.run), fresh=True
         )

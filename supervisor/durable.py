@@ -36,22 +36,21 @@ from .claims import Active, Worker, reason
 from .dbfiles import database_path
 from .errors import Unavailable
 from .metrics import Meters
-from .model import Outcome, Run, RunSpec, Status, made_at
+from .model import Outcome, Run, RunSpec, Status, is_run_id, made_at
 from .outcomes import Outcomes, Waiting
 from .postgres import engine_arguments
-from .rows import HOOK, QUEUE, RECENT, WORKFLOW, Held, Rows, hook_id
+from .rows import APP_VERSION, HOOK, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows, hook_id
+from .status import WORKFLOW, executable, unreadable
 from .strays import Strays
 
 log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
 
-HOOKS_QUEUE = "hooks"
 #: Hooks at once on this executor, those that wait for a next try among them.
 MAX_HOOKS = 100
-#: Changes only when the workflow's shape does: recovery finds rows of this version only.
-APP_VERSION = "runctl-1"
 
-Dispatch = Callable[[RunSpec, int], Awaitable[Outcome]]
+#: (what to do, which attempt it is, why it cannot be done if it cannot)
+Dispatch = Callable[[RunSpec, int, str | None], Awaitable[Outcome]]
 
 
 T = TypeVar("T")
@@ -154,14 +153,17 @@ class Durable:
         # No step of DBOS within: the only outcome is the workflow's own, and what a crash
         # leaves between the end of the stream and that is adopted from the stream.
         async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
-            run = msgspec.convert(spec, RunSpec)
+            run, why = unreadable(spec)
             attempt, created = await durable._claimed(run.run)
             if attempt == 1:
                 # Older rows of SQLite have whole seconds; an id that we made is more exact.
                 durable._meters.waited(time.time() - (made_at(run.run) or created), run.runner)
             if traces is not None:
                 spans.describe(run, attempt)
-            outcome = await loop.trio_as_future(dispatch, run, attempt)  # type: ignore[attr-defined]
+            if why is not None and not is_run_id(run.run):
+                outcome = Outcome(Status.FAILED, error=why)  # it has no stream
+            else:
+                outcome = await loop.trio_as_future(dispatch, run, attempt, why)  # type: ignore[attr-defined]
             # In a context of its own: within a workflow it would be recorded as a step.
             hook = durable._surely_store_hook(run.run, outcome.status)
             await asyncio.create_task(hook, context=contextvars.Context())
@@ -213,7 +215,8 @@ class Durable:
         dbos: Any = self._dbos
         active = dbos._active_workflows_set = Active()
         for queue in queues:
-            worker = Worker(dbos, queue, self._executor, APP_VERSION, self._held)
+            prepare = executable if queue.name == QUEUE else dict
+            worker = Worker(dbos, queue, self._executor, APP_VERSION, self._held, prepare)
             active.workers[queue.name] = worker
             worker.start()
         self._worker = active.workers[QUEUE]

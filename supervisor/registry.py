@@ -39,6 +39,8 @@ class Live:
     behind: str | None = None
     #: Of a run on a terminal.
     window: Window | None = None
+    #: Why its record cannot be read, if it cannot: nothing is to be done.
+    unreadable: str | None = None
 
     def wish_abort(self) -> bool:
         """From now on this run can only end as aborted; False when it has ended already."""

@@ -21,13 +21,15 @@ from .claims import reason
 from .errors import QueueFull
 from .model import Run, RunSpec, Status, ThreadRow
 from .retries import FIRST, LONGEST, Complaint, passes
-from .status import LIVE, read, read_thread
+from .status import LIVE, NO_THREAD, WORKFLOW, read, read_thread
 
 log = logging.getLogger("runctld.rows")
 
 QUEUE = "threads"
-WORKFLOW = "run_thread"
 HOOK = "tell_hook"
+HOOKS_QUEUE = "hooks"
+#: Changes only when the workflow's shape does: recovery finds rows of this version only.
+APP_VERSION = "runctl-1"
 #: The end of an aborted run's processes is looked for this long, seconds.
 RECENT = 600.0
 #: A verb's read is tried again this long, seconds. What an attempt must know is read until
@@ -85,7 +87,7 @@ class Rows:
 
     async def get(self, run: str) -> tuple[RunSpec, Run] | None:
         t = self._table
-        query = sa.select(*self._columns()).where(t.c.name == WORKFLOW, t.c.workflow_uuid == run)
+        query = sa.select(*self._columns()).where(self._run(t.c), t.c.workflow_uuid == run)
         rows = await self._rows(query)
         return read(rows[0]) if rows else None
 
@@ -97,7 +99,7 @@ class Rows:
             begins = c.workflow_uuid.op("GLOB")(beginning + "*")
         else:
             begins = c.workflow_uuid.startswith(beginning, autoescape=True)
-        query = sa.select(c.workflow_uuid).where(c.name == WORKFLOW, begins)
+        query = sa.select(c.workflow_uuid).where(self._run(c), begins)
         rows = await self._rows(query.order_by(c.workflow_uuid).limit(limit))
         return [row.workflow_uuid for row in rows]
 
@@ -106,7 +108,7 @@ class Rows:
         t = self._table
         query = (
             sa.select(*self._columns(brief=True))
-            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
+            .where(self._run(t.c), self._on(t.c, thread))
             .order_by(*(column.desc() for column in self._age(t)))
             .limit(limit)
             .offset(offset)
@@ -118,7 +120,7 @@ class Rows:
         t = self._table
         query = (
             sa.select(*self._columns(brief=True))
-            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
+            .where(self._run(t.c), self._on(t.c, thread))
             .where(t.c.status.in_(list(LIVE)))
             .order_by(t.c.priority, t.c.created_at, t.c.workflow_uuid)
         )
@@ -141,7 +143,7 @@ class Rows:
                 sa.func.max(t.c.priority).label("place"),
                 sa.func.sum(sa.case((t.c.status == "PENDING", 0), else_=1)).label("queued"),
             )
-            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
+            .where(self._run(t.c), t.c.queue_partition_key == thread)
             .where(t.c.status.in_(list(LIVE)))
         )
         ((last, queued),) = await self._rows(query)
@@ -167,7 +169,7 @@ class Rows:
         length = sa.func.coalesce(sa.func.length(given), 0) + sa.func.length(output)
         query = (
             sa.select(t.c.workflow_uuid, length.label("length"))
-            .where(t.c.name == WORKFLOW, t.c.queue_partition_key == thread)
+            .where(self._run(t.c), t.c.queue_partition_key == thread)
             .where(t.c.status == "SUCCESS", t.c.created_at <= made, t.c.workflow_uuid != before)
             .where(output.like('%"reply"%'), output.not_like('%"reply": ""%'))
             .order_by(*(column.desc() for column in self._age(t)))
@@ -193,8 +195,11 @@ class Rows:
         refuse for ever. Blocking."""
         query = sa.select(*self._columns()).where(self._table.c.workflow_uuid == run)
         for row in self._fetch(query, math.inf):
-            spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
-            prompt, reply = spec.get("prompt") or "", outcome.get("reply") or ""
+            try:
+                spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
+                prompt, reply = spec.get("prompt") or "", outcome.get("reply") or ""
+            except (ValueError, TypeError, LookupError, AttributeError):
+                continue  # none of ours
             if outcome.get("status") == "succeeded" and prompt.strip() and reply.strip():
                 return prompt, reply
         return None
@@ -207,9 +212,9 @@ class Rows:
         stored. ``busy``: only those on which a run is running or queued."""
         t, newer = self._table, self._table.alias("newer")
         thread = t.c.queue_partition_key
-        kept = [t.c.name == WORKFLOW]
+        kept = [self._run(t.c)]
         if busy:  # what is live is found by the status, however many threads there are
-            live = sa.select(thread).where(t.c.name == WORKFLOW, t.c.status.in_(list(LIVE)))
+            live = sa.select(thread).where(self._run(t.c), t.c.status.in_(list(LIVE)))
             kept.append(thread.in_(live))
         later = sa.select(newer.c.workflow_uuid).where(
             newer.c.queue_partition_key == thread,
@@ -288,7 +293,7 @@ class Rows:
                 count.over(partition_by=part).label("queued"),
                 busy.over(partition_by=part).label("busy"),
             )
-            .where(t.c.name == WORKFLOW, t.c.status.in_(list(LIVE)))
+            .where(self._run(t.c), t.c.status.in_(list(LIVE)))
             .subquery()
         )
         query = (
@@ -307,7 +312,7 @@ class Rows:
         """The runs that may have output and are not over: running, or to be replayed."""
         t = self._table
         query = sa.select(t.c.workflow_uuid).where(
-            t.c.name == WORKFLOW,
+            self._run(t.c),
             sa.or_(
                 t.c.status == "PENDING",
                 sa.and_(t.c.status.in_(list(LIVE)), t.c.recovery_attempts > 0),
@@ -330,7 +335,7 @@ class Rows:
 
     async def count(self, status: str, patience: float = PATIENCE) -> int:
         t = self._table
-        query = sa.select(sa.func.count()).where(t.c.name == WORKFLOW, t.c.status == status)
+        query = sa.select(sa.func.count()).where(self._run(t.c), t.c.status == status)
         return int(await trio.to_thread.run_sync(self._scalar, query, patience))
 
     async def hooks_waiting(self, patience: float = PATIENCE) -> int:
@@ -378,7 +383,7 @@ class Rows:
         """How many runs wait for another attempt. Blocking."""
         c = self._table.c
         query = sa.select(sa.func.count()).where(
-            c.name == WORKFLOW, c.status == "ENQUEUED", c.recovery_attempts > 0
+            self._run(c), c.status == "ENQUEUED", c.recovery_attempts > 0
         )
         return int(self._scalar(query))
 
@@ -388,7 +393,7 @@ class Rows:
         """What is running here, by its row."""
         c = self._table.c
         query = sa.select(c.workflow_uuid, c.queue_partition_key, c.owner_xid).where(
-            c.status == "PENDING", self._ours(c), c.name.in_([WORKFLOW, HOOK])
+            c.status == "PENDING", self._ours(c), sa.or_(self._run(c), c.name == HOOK)
         )
         return [Held(*row) for row in await self._rows(query)]
 
@@ -413,6 +418,33 @@ class Rows:
 
         back = await trio.to_thread.run_sync(write)
         return [x for x in held if x.workflow in back]
+
+    async def adopt(self) -> int:
+        """What is queued where nobody claims it goes to where it is claimed: DBOS's own tools put
+        what they resume or copy in its queue, without a thread or a version. How many rows."""
+        c = self._table.c
+        hook = c.name == HOOK
+        queue = sa.case((hook, HOOKS_QUEUE), else_=QUEUE)
+        ours = sa.or_(c.name.in_([WORKFLOW, HOOK]), c.queue_name == QUEUE)
+        lost = sa.or_(
+            c.queue_name.is_distinct_from(queue),
+            c.application_version.is_(None),
+            sa.and_(~hook, c.queue_partition_key.is_(None)),
+        )
+        which = c.status == sa.literal_column("'ENQUEUED'"), ours, lost
+        if not await self._rows(sa.select(c.workflow_uuid).where(*which).limit(1)):
+            return 0  # as nearly always: nothing is written
+        thread = sa.case((hook, None), else_=sa.func.coalesce(c.queue_partition_key, NO_THREAD))
+        query = (
+            sa.update(self._table)
+            .where(*which)
+            .values(
+                queue_name=queue,
+                queue_partition_key=thread,
+                application_version=sa.func.coalesce(c.application_version, APP_VERSION),
+            )
+        )
+        return await self._change(query, 0.0)
 
     # ---- attempts and ends ------------------------------------------------------
 
@@ -444,7 +476,7 @@ class Rows:
         t = self._table
         recent = (time.time() - RECENT) * 1000
         query = sa.select(*self._columns(brief=True)).where(
-            t.c.name == WORKFLOW,
+            self._run(t.c),
             t.c.status == "CANCELLED",
             t.c.queue_partition_key == spec.thread,
             sa.or_(
@@ -482,7 +514,8 @@ class Rows:
             .values(
                 status="CANCELLED",
                 owner_xid=None,
-                queue_name=None,
+                # What is on our queue but of another program is known as ours by that alone.
+                queue_name=sa.case((sa.and_(c.queue_name == QUEUE, c.name != WORKFLOW), QUEUE)),
                 deduplication_id=None,
                 updated_at=now,
                 completed_at=now,
@@ -515,7 +548,7 @@ class Rows:
         not known to be stored: a crash may have cut the abort."""
         t, made = self._table, self._tables.workflow_output
         query = sa.select(*self._columns(brief=True)).where(
-            t.c.name == WORKFLOW,
+            self._run(t.c),
             t.c.status == "CANCELLED",
             t.c.updated_at >= since * 1000,
             sa.or_(self._ours(t.c), t.c.recovery_attempts == 0),
@@ -554,7 +587,7 @@ class Rows:
                 live.over(partition_by=thread).label("live"),
                 used.over(partition_by=thread).label("used"),
             )
-            .where(t.c.name == WORKFLOW)
+            .where(self._run(t.c))
             .subquery()
         )
         c = inner.c
@@ -582,7 +615,7 @@ class Rows:
     def _finished(self) -> tuple[sa.ColumnElement[bool], ...]:
         c = self._table.c
         over = c.status.not_in(list(LIVE))
-        return (c.name == WORKFLOW, over, self._nobody_asks(c), self._told(c))
+        return (self._run(c), over, self._nobody_asks(c), self._told(c))
 
     def _nobody_asks(self, c: Any) -> sa.ColumnElement[bool]:
         """Of ``RECENT`` aborts other executors may still want to know (``in_the_way``)."""
@@ -604,6 +637,14 @@ class Rows:
         return sa.func.coalesce(self._table.c.completed_at, self._table.c.updated_at)
 
     # ---- how --------------------------------------------------------------------
+
+    def _run(self, c: Any) -> sa.ColumnElement[bool]:
+        """Whether a row is a run's: one of ours, or whatever else is on our queue."""
+        return sa.or_(c.name == WORKFLOW, c.queue_name == QUEUE)
+
+    def _on(self, c: Any, thread: str) -> sa.ColumnElement[bool]:
+        here: sa.ColumnElement[bool] = c.queue_partition_key == thread
+        return sa.or_(here, c.queue_partition_key.is_(None)) if thread == NO_THREAD else here
 
     def _ours(self, c: Any) -> sa.ColumnElement[bool]:
         """Whether this executor is the one to care for a row that was begun. The embedded
@@ -633,6 +674,7 @@ class Rows:
         return [
             c.workflow_uuid,
             c.status,
+            c.name,
             c.queue_partition_key,
             c.recovery_attempts,
             c.executor_id,

@@ -348,12 +348,14 @@ class Service:
 
     # ---- one attempt ------------------------------------------------------------
 
-    async def _dispatch(self, spec: RunSpec, attempt: int) -> Outcome:
+    async def _dispatch(
+        self, spec: RunSpec, attempt: int, unreadable: str | None = None
+    ) -> Outcome:
         """Called by the durable core for each attempt. When the daemon stops it neither
         returns nor raises, so that the row stays unfinished."""
         # DBOS schedules from threads of its own, whose context knows no loop.
         trio_asyncio.current_loop.set(self._loop)
-        outcome, fenced = await self._tried(spec, attempt)
+        outcome, fenced = await self._tried(spec, attempt, unreadable)
         while fenced is not None and fenced.found is not None:
             counted = await self._durable.rows.count_on(spec.run, attempt, fenced.found)
             if counted is None:
@@ -361,7 +363,7 @@ class Service:
             attempt = counted
             with about(thread=spec.thread, run=spec.run, attempt=attempt):
                 log.warning("the database is older than the output, as from a backup: counting on")
-            outcome, fenced = await self._tried(spec, attempt)
+            outcome, fenced = await self._tried(spec, attempt, unreadable)
         if outcome is None:
             await trio.sleep_forever()
             raise AssertionError
@@ -369,13 +371,16 @@ class Service:
         self._meters.run_ended(outcome.status, spec.runner)
         return outcome
 
-    async def _tried(self, spec: RunSpec, attempt: int) -> tuple[Outcome | None, Fenced | None]:
+    async def _tried(
+        self, spec: RunSpec, attempt: int, unreadable: str | None
+    ) -> tuple[Outcome | None, Fenced | None]:
         """An attempt's outcome, or why it had to stop; neither when the daemon stops."""
         outcome, stopped = None, None
         with (
             about(thread=spec.thread, run=spec.run, attempt=attempt),
             self._registry.start(spec, attempt) as live,
         ):
+            live.unreadable = unreadable
             broken: Exception | None = None
             try:
                 outcome = await self._attempt(live)
@@ -467,6 +472,8 @@ class Service:
             return Outcome(
                 Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
             )
+        if live.unreadable is not None:
+            return Outcome(Status.FAILED, error=live.unreadable)
         if runner is None:
             return Outcome(
                 Status.FAILED,

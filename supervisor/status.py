@@ -6,6 +6,7 @@ used up, whoever finds that out."""
 from __future__ import annotations
 
 import datetime
+import json
 import shlex
 from typing import Any
 
@@ -14,6 +15,8 @@ import msgspec
 from .beginnings import parse_beginning
 from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, made_at, shortened
 
+#: The workflow that a run is.
+WORKFLOW = "run_thread"
 #: DBOS's statuses of what is not over, and ours.
 LIVE = {"ENQUEUED": Status.QUEUED, "DELAYED": Status.QUEUED, "PENDING": Status.RUNNING}
 _ENDED = {
@@ -23,22 +26,36 @@ _ENDED = {
 }
 
 
+#: What a row is shown to be of that names none: another program's, or a hand's.
+NO_THREAD, NO_RUNNER = "(none)", "?"
+
+
 def read(row: Any) -> tuple[RunSpec, Run]:
-    """Of a row with the columns that ``Rows`` asks for, whose input and output may be cut."""
-    spec = msgspec.convert(parse_beginning(row.inputs)["positionalArgs"][0], RunSpec)
+    """Of a row with the columns that ``Rows`` asks for, whose input and output may be cut. One
+    that cannot be read is shown as what it is by its other columns, and its error says why."""
+    thread = NO_THREAD if row.queue_partition_key is None else row.queue_partition_key
+    spec, unread = RunSpec(row.workflow_uuid, thread, NO_RUNNER), None
+    try:
+        spec = parse_spec(row.workflow_uuid, row.queue_partition_key, row.name, row.inputs)
+    except ValueError as problem:
+        unread = str(problem)
     outcome = None
-    if row.status == "SUCCESS" and row.output:
-        outcome = msgspec.convert(parse_beginning(row.output), Outcome)
+    if row.status == "SUCCESS":
+        try:
+            outcome = msgspec.convert(parse_beginning(row.output or ""), Outcome)
+        except ValueError:
+            unread = unread or f"{UNREADABLE}: its outcome is none of runctl's"
     status = _status(row.status, outcome)
     error = outcome.error if outcome else None
     if row.status == "CANCELLED":
         error = ABORTED.error
     elif row.status == "ERROR":
         error = "internal error; see the daemon's log"
+    error = unread or error
     created, started, ended = _moments(row, status, outcome)
     run = Run(
         run=row.workflow_uuid,
-        thread=row.queue_partition_key,
+        thread=thread,
         status=status,
         attempt=row.recovery_attempts or 0,
         runner=spec.runner,
@@ -58,8 +75,58 @@ def read(row: Any) -> tuple[RunSpec, Run]:
 def read_thread(row: Any, queued: int, busy: int) -> ThreadRow:
     """Of the row of the run that is shown for its thread."""
     run = read(row)[1]
-    status = "running" if busy else "queued" if queued else "idle"
+    # A row without a thread is in nobody's count.
+    busy = busy or run.status is Status.RUNNING
+    status = "running" if busy else "queued" if queued or run.status is Status.QUEUED else "idle"
     return ThreadRow(run.thread, status, run, int(queued))
+
+
+UNREADABLE = "its record cannot be read"
+
+
+def parse_spec(run: str, thread: str | None, name: str, inputs: str | None) -> RunSpec:
+    """What is to be done, from the row ``run`` of a workflow ``name``. Raises ValueError, with
+    words for whoever asks what became of the run."""
+    if name != WORKFLOW:
+        raise ValueError(f"{UNREADABLE}: it is a workflow {name!r} of another program")
+    if inputs is None:
+        raise ValueError(f"{UNREADABLE}: its input is gone")
+    try:
+        spec = msgspec.convert(parse_beginning(inputs)["positionalArgs"][0], RunSpec)
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(f"{UNREADABLE}: its input is none of runctl's") from None
+    if spec.run != run:
+        raise ValueError(f"{UNREADABLE}: it is a copy of run {spec.run}; use runctl retry")
+    if spec.thread != thread:
+        raise ValueError(f"{UNREADABLE}: it was submitted to thread {spec.thread!r}")
+    return spec
+
+
+def executable(row: dict[str, Any]) -> dict[str, Any]:
+    """``row``, a claimed workflow as DBOS executes it; one that cannot be read gets an input
+    from which ``unreadable`` knows why, so that it ends like any other."""
+    run, thread = row["workflow_uuid"], row["queue_partition_key"]
+    plain = ("class_name", "config_name", "authenticated_user", "authenticated_roles")
+    try:
+        if row["serialization"] not in (None, "portable_json"):
+            raise ValueError(f"{UNREADABLE}: its input is in another format")
+        if any(row[name] is not None for name in plain):
+            raise ValueError(f"{UNREADABLE}: it is of another program")
+        parse_spec(run, thread, row["name"], row["inputs"])
+    except ValueError as problem:
+        spec = {"run": run, "thread": thread or NO_THREAD, "unreadable": str(problem)}
+        inputs = json.dumps({"positionalArgs": [spec], "namedArgs": {}})
+        changed = {"name": WORKFLOW, "inputs": inputs, "serialization": "portable_json"}
+        return {**row, **dict.fromkeys(plain), **changed}
+    return row
+
+
+def unreadable(spec: dict[str, Any]) -> tuple[RunSpec, str | None]:
+    """What a claimed workflow is to do, and why it cannot."""
+    why = spec.get("unreadable")
+    if why is None:
+        return msgspec.convert(spec, RunSpec), None
+    return RunSpec(spec["run"], spec["thread"], NO_RUNNER), why
 
 
 def _status(row: str, outcome: Outcome | None) -> Status:

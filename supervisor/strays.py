@@ -3,7 +3,8 @@
 Whatever was begun here has its place in ``claims`` or among what DBOS executes until its
 outcome is stored. A row without one is left by a fault, or by a hand in the database: its
 thread would stand still until the next start. Put back, it is begun again, and adopts the
-end of its stream if there is one.
+end of its stream if there is one. What DBOS's tools have left in its own queue, where nobody
+claims it, goes to ours.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Strays:
                 log.warning("rows that nothing executes are not looked for: %s", reason(error))
 
     async def _look(self) -> None:
+        if await self._rows.adopt():
+            self._kick(None)
         before = self.seen
         self.seen = frozenset(x for x in await self._rows.held() if not self._knows(x))
         again = self.seen & before
