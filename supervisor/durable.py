@@ -425,7 +425,12 @@ class Durable:
         """In asyncio: (which attempt this is, Unix seconds of the submit)"""
         found = self._worker.claimed.pop(run, None) if self._worker is not None else None
         if found is None:
-            found = await asyncio.to_thread(self.rows.attempts, run)
+            try:
+                found = await asyncio.to_thread(self.rows.attempts, run)
+            except sa.exc.SQLAlchemyError:
+                if self._stopping.is_set():  # the row stays
+                    await outcomes.pause()
+                raise
         return found
 
 

@@ -132,12 +132,17 @@ class Registry:
             self.touch()
             live.gone.set()
 
+    def mark_stopping(self) -> None:
+        """From here on no run fails by what the stop does to it. They are not stopped yet."""
+        self._stopping = True
+        for live in self._live.values():
+            live.stopping = True
+
     async def stop_all(self) -> None:
         """Stop every run's work and wait until it is gone. Rows stay to be replayed."""
-        self._stopping = True
+        self.mark_stopping()
         runs = list(self._live.values())
         for live in runs:
-            live.stopping = True
             live.scope.cancel()
         for live in runs:
             await live.gone.wait()

@@ -738,8 +738,8 @@ class Rows:
             try:
                 found = await trio.to_thread.run_sync(work)
             except sa.exc.SQLAlchemyError as error:
-                if self._stopping.is_set():
-                    raise
+                if self._stopping.is_set():  # no run fails by that: its row stays
+                    await trio.sleep_forever()
                 complaint.refused(reason(error))
             else:
                 complaint.done()

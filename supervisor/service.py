@@ -273,6 +273,7 @@ class Service:
                 if self._scrape is not None:
                     self._scrape.stopping()
                 await control.stop()
+                self._registry.mark_stopping()
                 await self._durable.stop_claiming()
                 async with trio.open_nursery() as ending:
                     ending.start_soon(self._registry.stop_all)
@@ -280,6 +281,7 @@ class Service:
                 if self._hooks is not None:
                     await self._hooks.stop()
                 nursery.cancel_scope.cancel()
+        self._fence.leave_if_away()
         if not limit.cancelled_caught:
             await self._leave(takeover)
         if self._members is not None:

@@ -139,6 +139,25 @@ trio.run(rows.cancel, "c1")
 found["over"] = row("c1")["status"]
 """
 
+STOPPING = """
+import threading
+import sqlalchemy
+import trio
+from runctl.supervisor.rows import Rows
+
+stopping = threading.Event()
+stopping.set()
+away = sqlalchemy.create_engine("sqlite:////nowhere/at/all")
+rows = Rows(away, system.tables, "e", stopping, alone=True, now=system._now_ms_sql)
+
+async def ask():
+    with trio.move_on_after(1) as limit:
+        await rows.count_on("a1", 1, 2)
+    return limit.cancelled_caught
+
+found["asks on"] = trio.run(ask)
+"""
+
 SAVE = """
 with open(sys.argv[2], "w") as file:
     json.dump(found, file, default=str)
@@ -213,3 +232,8 @@ def test_an_abort_writes_what_dbos_writes_but_for_the_start(tmp_path: Path) -> N
     assert ours["completed_at"] is not None
     assert found["again"] == ours
     assert found["over"] == "SUCCESS"
+
+
+def test_a_stop_fails_no_run_that_asks_the_database(tmp_path: Path) -> None:
+    """It would be stored as failed: whoever asks waits for the end of the process."""
+    assert run(tmp_path, STOPPING) == {"asks on": True}
