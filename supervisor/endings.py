@@ -30,6 +30,9 @@ class Endings:
         self._durable = durable
         self._stored: dict[str, int | None] = {}
         self._some = trio.Event()
+        #: What is being written, and the event of its end.
+        self._writing: dict[str, int | None] = {}
+        self._written = trio.Event()
 
     async def write(self, thread: str, run: str, attempt: int) -> None:
         """The end of a run that was aborted and has no live attempt here, unless it has one.
@@ -51,8 +54,16 @@ class Endings:
         while True:
             await self._some.wait()
             self._some = trio.Event()
-            runs, self._stored = self._stored, {}
-            await self._durable.rows.note_ends(runs)
+            self._writing, self._stored = self._stored, {}
+            await self._durable.rows.note_ends(self._writing)
+            self._writing = {}
+            self._written.set()
+            self._written = trio.Event()
+
+    async def noted(self, run: str) -> None:
+        """Wait until the run's row says of its end what is known here."""
+        while run in self._stored or run in self._writing:
+            await self._written.wait()
 
     async def mend(self, max_age: float) -> None:
         """Of runs that were aborted in the last ``max_age`` seconds, which output lasts."""

@@ -8,7 +8,7 @@ a run's is, by the keeper.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING
 
 import trio
@@ -70,6 +70,8 @@ class Hooks:
         self.failed = 0
         self.durable: Durable
         self.stored: Stored
+        #: Waits until an aborted run's row says when its processes were gone.
+        self.noted: Callable[[str], Awaitable[None]]
 
     async def tell(self, run: str, hook: str) -> None:
         """One try. Raises Failed. When the daemon stops it neither returns nor raises."""
@@ -132,6 +134,7 @@ class Hooks:
         live = self._registry.get(run)
         if live is not None:
             await live.gone.wait()
+        await self.noted(run)
         pause = 0.01
         while True:
             found = await self.durable.rows.get(run)

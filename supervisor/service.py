@@ -166,6 +166,8 @@ class Service:
                     self._config.stream, stored, self._durable, self._registry, room
                 )
                 self._endings = Endings(self._streams, self._durable, self._registry)
+                if self._hooks is not None:
+                    self._hooks.noted = self._endings.noted
                 absence = Absence(client, self._members)
                 self._order = Order(
                     self._durable,
