@@ -128,7 +128,7 @@ def test_what_it_is_and_why_it_failed_stay_on_a_narrow_terminal(box: Box) -> Non
         assert all(len(line) <= columns for line in shown.splitlines())
         for part in ("failed", "make-everythi", error[:15], "WORK", "ERROR"):
             assert part in shown, (columns, args, shown)
-    wide = Terminal(box, "list", columns=300)
+    wide = Terminal(box, "list", columns=600)  # the error names the PATH, however long
     wide.wait()
     assert error in wide.text()
     piped = box.runctl("list")
