@@ -7,20 +7,25 @@ import json
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
-from conftest import Box, alive, wait_until
+import trio.testing
+from conftest import DEADLINE, Box, alive, wait_until
 from hanging import dead_directory, hanging_command
-from runctl.config.schema import ChatRunner
+from runctl.config.schema import ChatRunner, CommandRunner
 from runctl.supervisor import processes
 from runctl.supervisor.errors import RunFailed
 from runctl.supervisor.keeper import HEADER, scan
+from runctl.supervisor.model import RunSpec, Status
 from runctl.supervisor.private import inherited
 from runctl.supervisor.processes import open_keeper
-from runctl.supervisor.runners.chat.request import read_key
+from runctl.supervisor.runners import command as command_runner
+from runctl.supervisor.runners.chat.runner import Chat
+from runctl.supervisor.wire import StreamName
 from test_processes import keeper, spawn, until
 
 __all__ = ["keeper"]  # a fixture
@@ -53,8 +58,43 @@ async def _hung(keeper: processes.Keeper, known: processes.Process) -> int:
 
 
 def _hangs(pid: int) -> bool:
-    """Whether it waits for the file system that never answers."""
-    return b"request_wait_answer" in Path(f"/proc/{pid}/wchan").read_bytes()
+    """Whether it waits for the file system that never answers, or behind one that does, or for
+    the lease."""
+    where = Path(f"/proc/{pid}/wchan").read_text()
+    return any(name in where for name in ("request_wait_answer", "d_alloc_parallel", "break_lease"))
+
+
+async def _until_its_limit(
+    keeper: processes.Keeper,
+    known: processes.Process,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+    *argv: str,
+    **more: str,
+) -> None:
+    """Spawn ``argv``, which hangs; its time is over as soon as it does, and it fails: ``why``."""
+    scopes: list[trio.CancelScope] = []
+    move_on_after = trio.move_on_after
+
+    def noted(seconds: float) -> trio.CancelScope:
+        scope = move_on_after(seconds)
+        if seconds == processes.SPAWN_LIMIT:
+            scopes.append(scope)
+        return scope
+
+    async def pass_time() -> None:
+        await until(lambda: any(map(_hangs, _children(served) - before)), "it hangs")
+        (limit,) = scopes
+        limit.deadline = trio.current_time()
+
+    served = scan()[known.pid].parent
+    before = _children(served)
+    with monkeypatch.context() as patched:
+        patched.setattr(trio, "move_on_after", noted)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pass_time)
+            with pytest.raises(RunFailed, match=why):
+                await spawn(keeper, *argv, **more)
 
 
 async def test_others_start_and_end_meanwhile(keeper: processes.Keeper, command: str) -> None:
@@ -76,9 +116,8 @@ async def test_it_has_a_limit(
     keeper: processes.Keeper, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await spawn(keeper, "sleep", "60")
-    monkeypatch.setattr(processes, "SPAWN_LIMIT", 0.3)
-    with pytest.raises(RunFailed, match=r"hangs' cannot be started: exec has hung for 0\.3 s"):
-        await spawn(keeper, command)
+    why = "hangs' cannot be started: exec has hung for 30 s"
+    await _until_its_limit(keeper, first, monkeypatch, why, command)
     assert _children(scan()[first.pid].parent) == {first.pid}
     await first.end(0)
 
@@ -95,9 +134,8 @@ async def test_a_directory_where_no_signal_reaches(
             await until(lambda: _hangs(hung), "it hangs")
             nursery.cancel_scope.cancel()
         assert scan()[hung].state == "D", "KILL does not reach it"
-        monkeypatch.setattr(processes, "SPAWN_LIMIT", 0.3)
-        with pytest.raises(RunFailed, match=r"anything' cannot be entered: that has hung for 0\.3"):
-            await spawn(keeper, "true", cwd=cwd)
+        why = "anything' cannot be entered: that has hung for 30 s"
+        await _until_its_limit(keeper, first, monkeypatch, why, "true", cwd=cwd)
         await first.end(5)
         assert not alive(first.pid)
         assert alive(hung)
@@ -174,11 +212,65 @@ async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None
 
 
 async def test_a_key_file_on_a_server_that_is_gone(tmp_path: Path) -> None:
-    """A chat run fails then, and an abort of it gets through."""
+    """A chat run fails then, and an abort of it gets through. However many there are, threads
+    are left for all others."""
     with dead_directory(tmp_path / "dead") as file:
         config = ChatRunner("c", "http://127.0.0.1:1", "m", api_key_file=Path(file), timeout=0.3)
-        with pytest.raises(RunFailed, match=r"its file system has not answered for 0\.3 s"):
-            await read_key(config)
+        spec = RunSpec("r", "t", "c", prompt="hello")
+        chat = Chat(config)
+
+        async def fails() -> None:
+            with pytest.raises(RunFailed, match=r"its file system has not answered for 0\.3 s"):
+                await chat.run(spec, 1, _nothing, [])
+
+        others = trio.to_thread.current_default_thread_limiter()
+        async with trio.open_nursery() as nursery:
+            for _ in range(int(others.total_tokens)):
+                nursery.start_soon(fails)
+        assert others.borrowed_tokens == 0
         with trio.move_on_after(0.1) as scope:
-            await read_key(dataclasses.replace(config, timeout=600))
+            await Chat(dataclasses.replace(config, timeout=600)).run(spec, 1, _nothing, [])
         assert scope.cancelled_caught
+
+
+async def _nothing(name: StreamName, data: bytes) -> None:
+    pass
+
+
+async def test_looks_that_hang_take_no_thread_from_others(
+    keeper: processes.Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a command has left behind is looked at, and its files may be on such a server."""
+    over = threading.Event()
+    monkeypatch.setattr(command_runner, "filters_left", lambda *_: over.wait())
+    runner = command_runner.Command(CommandRunner("c"), keeper, 0.1)
+    spec = RunSpec("r", "t", "c", ("sh", "-c", "sleep 600 &"))
+    others = trio.to_thread.current_default_thread_limiter()
+    try:
+        for _ in range(2):
+            outcome = await runner.run(spec, 1, _nothing, [])
+            assert outcome.status is Status.SUCCEEDED
+        assert others.borrowed_tokens == 0
+    finally:
+        over.set()
+
+
+async def test_an_abort_gets_through_when_only_the_last_output_is_left(
+    keeper: processes.Keeper,
+) -> None:
+    """The command is gone, and the stream does not take what it wrote last."""
+    stuck = trio.Event()
+
+    async def emit(name: StreamName, data: bytes) -> None:
+        stuck.set()
+        await trio.sleep_forever()
+
+    runner = command_runner.Command(CommandRunner("c"), keeper, 0.1)
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            # Half a character: it is passed on at the end of all.
+            spec = RunSpec("r", "t", "c", ("printf", r"\303"))
+            nursery.start_soon(runner.run, spec, 1, emit, [])
+            await stuck.wait()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            nursery.cancel_scope.cancel()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import trio
@@ -31,6 +31,9 @@ log = logging.getLogger("runctld.command")
 #: So long nothing is written by what a command leaves behind: then nothing is waited for,
 #: seconds, unless a filter is among it.
 QUIET = 0.5
+#: Looks at what a command left behind that a runner may have at once. One that hangs keeps its
+#: thread for good, and what other parts of the daemon do in threads must not wait for that.
+LOOKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Command:
         self._keeper = keeper
         self._grace = grace
         self._keep = config.leftovers == "keep-until-daemon"
+        self._looks = trio.CapacityLimiter(LOOKS)
 
     async def run(
         self,
@@ -97,34 +101,41 @@ class Command:
             reading = trio.CancelScope(shield=True)
             feed = trio.CancelScope()
             left: Left | None = None
+            read = trio.Event()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_read, flow, reading)
+                nursery.start_soon(_read, flow, reading, read)
                 if ends.feed >= 0:
                     nursery.start_soon(_feed, ends.feed, prompt or b"", feed)
                 try:
-                    status = await process.wait()
-                    feed.cancel()
-                    if ends.terminal is not None:
-                        ends.terminal.release()
-                    late = await self._settle(flow, ends, process.pid)
-                    told = flow.total
-                    # Children left behind would hold the pipes open, and outlive the run.
-                    left = await process.end(self._grace, keep=self._keep)
-                finally:
-                    gone = left is not None
                     try:
-                        if left is None:
-                            with trio.CancelScope(shield=True):
-                                await process.end(self._grace)
-                        gone = True
-                    finally:
+                        status = await process.wait()
+                        feed.cancel()
                         if ends.terminal is not None:
                             ends.terminal.release()
-                        flow.finish()
-                        # Some may live on and have our pipes: what is kept, or all when the
-                        # keeper is lost.
-                        if self._keep or not gone or trio.current_effective_deadline() == -math.inf:
-                            reading.deadline = trio.current_time() + 1
+                        late = await self._settle(flow, ends, process.pid)
+                        told = flow.total
+                        # Children left behind would hold the pipes open, and outlive the run.
+                        left = await process.end(self._grace, keep=self._keep)
+                    finally:
+                        gone = left is not None
+                        try:
+                            if left is None:
+                                with trio.CancelScope(shield=True):
+                                    await process.end(self._grace)
+                            gone = True
+                        finally:
+                            if ends.terminal is not None:
+                                ends.terminal.release()
+                            flow.finish()
+                            # Some may live on and have our pipes: what is kept, or all when
+                            # the keeper is lost.
+                            if self._keep or not gone:
+                                reading.deadline = trio.current_time() + 1
+                    # The stream may take nothing: an abort gets through then as well.
+                    await read.wait()
+                except BaseException:
+                    reading.deadline = min(reading.deadline, trio.current_time() + 1)
+                    raise
         if left.ended:
             log.info("ended with the run, which had left it behind: %s", ", ".join(left.ended))
         if left.kept:
@@ -156,7 +167,9 @@ class Command:
                 continue
             with trio.move_on_after(max(left, QUIET)) as looking:
                 filters = await trio.to_thread.run_sync(
-                    filters_left, session, ends.outputs, ends.stdin, abandon_on_cancel=True
+                    partial(filters_left, session, ends.outputs, ends.stdin),
+                    abandon_on_cancel=True,
+                    limiter=self._looks,
                 )
             if looking.cancelled_caught:  # a file of one is on a server that does not answer
                 return True
@@ -238,9 +251,10 @@ async def _feed(fd: int, data: bytes, scope: trio.CancelScope) -> None:
                 await pipe.send_all(data)
 
 
-async def _read(flow: Flow, scope: trio.CancelScope) -> None:
+async def _read(flow: Flow, scope: trio.CancelScope, over: trio.Event) -> None:
     with scope:
         await flow.run()
+    over.set()
 
 
 def _outcome(command: str, status: int) -> Outcome:

@@ -54,14 +54,17 @@ def shown(url: httpx.URL) -> str:
     return str(url.copy_with(userinfo=b"", query=None, fragment=None))
 
 
-async def read_key(config: ChatRunner) -> str | None:
-    """The API key, read anew so that it may be rotated. Raises RunFailed."""
+async def read_key(config: ChatRunner, limiter: trio.CapacityLimiter) -> str | None:
+    """The API key, read anew so that it may be rotated; ``limiter``: how often at once. A read
+    that hangs keeps its thread for good. Raises RunFailed."""
     file = config.api_key_file
     if config.api_key is not None or file is None:
         return _usable(config.api_key, "api_key")
     try:
         with trio.fail_after(config.timeout):
-            key = await trio.to_thread.run_sync(file.read_text, "utf-8", abandon_on_cancel=True)
+            key = await trio.to_thread.run_sync(
+                file.read_text, "utf-8", abandon_on_cancel=True, limiter=limiter
+            )
     except trio.TooSlowError:
         raise RunFailed(
             f"api_key_file {file} cannot be read: its file system has not answered for"

@@ -24,6 +24,9 @@ log = logging.getLogger("runctld.chat")
 
 #: The longest reply: it is held in memory, and stored.
 MAX_REPLY_BYTES = 16 * 1024 * 1024
+#: Reads of a runner's key file at once. One that hangs keeps its thread for good, and what other
+#: parts of the daemon do in threads must not wait for that.
+KEY_READS = 4
 
 
 class Chat:
@@ -32,6 +35,7 @@ class Chat:
 
     def __init__(self, config: ChatRunner) -> None:
         self._config = config
+        self._key_reads = trio.CapacityLimiter(KEY_READS)
 
     async def run(
         self,
@@ -49,7 +53,7 @@ class Chat:
                 f" runctl submit THREAD --runner {config.name} PROMPT"
             )
         tls = await tls_context()
-        target = request.Target(config, await request.read_key(config))
+        target = request.Target(config, await request.read_key(config, self._key_reads))
         turns = sent = request.newest(config, history)
         patience = Patience(config.retry)
         said = ""
