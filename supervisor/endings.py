@@ -73,6 +73,7 @@ class Endings:
             log.warning("ends of aborted runs are not looked for: %s", error)
             return
         for run in found:
-            # One that was aborted just now gets its end when its processes are gone.
-            if self._registry.get(run.run) is None:
+            # One that was aborted just now gets its end when its processes are gone, and one
+            # whose output is not stored yet gets it behind that.
+            if self._registry.get(run.run) is None and not self._streams.owes(run.run):
                 await self.write(run.thread, run.run, run.attempt)

@@ -30,6 +30,9 @@ class Kept:
         while self._bytes > MOST and len(self._records) > 1:
             self._bytes -= self._records.popleft()[1]
 
+    def __contains__(self, record: Record) -> bool:
+        return any(kept == record for kept, _ in self._records)
+
     def after(self, last: Record | None) -> list[Record]:
         """What follows ``last``, the last record that is stored. What is not kept any more is
         left out: watchers are told of the gap."""

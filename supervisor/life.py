@@ -153,9 +153,11 @@ class Life:
         if self.unfit is not None and self._stuck:
             raise StreamUnfit(self.unfit)
 
-    async def news(self) -> None:
-        """Returns at the next change: another stream, one that is gone, one that serves."""
-        await self._news.wait()
+    @property
+    def news(self) -> trio.Event:
+        """Set at the next change: another stream, one that is gone, one that serves. To be asked
+        for before what is there is looked at."""
+        return self._news
 
     async def run(self) -> None:
         try:
@@ -205,7 +207,7 @@ class Life:
         self.unfit = f"the stream {STREAM} is gone, and all stored output with it"
         log.error("%s", self.unfit)
         self.suspect()
-        self._tell()
+        self.tell()
 
     def _is_there(self, found: StreamInfo, highest: int) -> None:
         told = False
@@ -233,7 +235,7 @@ class Life:
         self.missing, self._stuck = False, unfit is not None
         self._compare(found)
         if told:
-            self._tell()
+            self.tell()
 
     def _is_another(self) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
@@ -244,7 +246,8 @@ class Life:
         )
         log.warning("%s", self.loss)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake whoever waits for news: they look for themselves what is new."""
         self.told()
         news, self._news = self._news, trio.Event()
         news.set()
@@ -285,7 +288,7 @@ class Life:
                 if self.unfit != said:
                     self.unfit, self._stuck = said, True
                     log.error("%s", said)
-                    self._tell()
+                    self.tell()
             return not self.missing
         await self.look()
         return not self.missing

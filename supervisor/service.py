@@ -338,13 +338,17 @@ class Service:
         """What others than the running runs are to write after a loss of the stream."""
         life, number = self._streams.life, self._streams.life.number
         while True:
-            await life.news()
-            if life.unfit is not None:
-                continue
-            await self._streams.pay()
-            if life.number != number:
-                number = life.number
-                await self._endings.mend(self._config.stream.max_age)
+            news = life.news  # what comes while we are at it is news as well
+            if life.unfit is None:
+                await self._streams.pay(self._paid)
+                if life.number != number:
+                    number = life.number
+                    await self._endings.mend(self._config.stream.max_age)
+            await news.wait()
+
+    def _paid(self, run: str, outcome: Outcome) -> None:
+        if outcome.status is Status.ABORTED:
+            self._endings.stored(run, outcome.ended_ms)
 
     async def _watch_keeper(self) -> None:
         await self._keeper.dead.wait()

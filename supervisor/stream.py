@@ -133,11 +133,17 @@ class Streams:
 
     def owe(self, attempt: Attempt, outcome: Outcome) -> None:
         """The attempt's work has ended so, and the stream takes no records: what is left of
-        its output, and the end, are stored when it does (``pay``)."""
+        its output, and the end, are stored when it does (``pay``), which may be by now."""
         self._owed[attempt] = outcome
+        self.life.tell()
 
-    async def pay(self) -> None:
-        """Store what is owed, as far as the stream lets us."""
+    def owes(self, run: str) -> bool:
+        """Whether the run's work has ended, and its end is not stored yet."""
+        return any(attempt.run == run for attempt in self._owed)
+
+    async def pay(self, paid: Callable[[str, Outcome], object]) -> None:
+        """Store what is owed, as far as the stream lets us; ``paid`` is called with each run
+        whose end is stored, and its outcome."""
         for attempt, outcome in list(self._owed.items()):
             try:
                 await attempt.finish(outcome)
@@ -145,6 +151,8 @@ class Streams:
                 return
             except Fenced as fenced:
                 log.warning("%s", fenced)
+            else:
+                paid(attempt.run, outcome)
             del self._owed[attempt]
 
     @property
@@ -346,7 +354,7 @@ class Attempt:
     ) -> None:
         self._streams = streams
         self._subject = out_subject(thread, run)
-        self._run = run
+        self.run = run
         self._attempt = attempt
         self._executor = executor
         self._tty = tty
@@ -357,6 +365,9 @@ class Attempt:
         self._pending: list[Chunk] = []
         self._bytes = 0
         self._read_at = 0.0
+        self._end: End | None = None
+        #: What is being stored, and was not acknowledged.
+        self._sent: Record | None = None
         self._closed = trio.Event()
         self._life = streams.life.number
         self._changed = trio.Event()
@@ -365,7 +376,7 @@ class Attempt:
     async def open(self) -> Outcome | None:
         """Reset the subject for this attempt; or the outcome to adopt, when an earlier
         attempt had already written its end."""
-        record = Reset(self._run, self._attempt, time.time(), self._executor, self._tty)
+        record = Reset(self.run, self._attempt, time.time(), self._executor, self._tty)
         self._kept = Kept(record)
         # Before a first attempt there is nothing, unless NATS says so; then it is read.
         tail = Tail(0, None) if self._attempt == 1 else None
@@ -394,7 +405,7 @@ class Attempt:
 
     def _fenced(self, why: str, found: int | None = None) -> Fenced:
         self._streams.meters.fenced()
-        return Fenced(f"run {self._run}: {why}", found)
+        return Fenced(f"run {self.run}: {why}", found)
 
     async def append(self, stream: StreamName, data: bytes) -> None:
         """Add one chunk; waits while more than ``most_buffered`` bytes are unacked."""
@@ -421,7 +432,7 @@ class Attempt:
                     while self._pending:
                         await self._flush_one()
         except StreamUnfit as error:
-            log.debug("run %s: %s", self._run, error)
+            log.debug("run %s: %s", self.run, error)
 
     def look(self) -> None:
         """The stream may be another one, or serve again."""
@@ -448,9 +459,11 @@ class Attempt:
         Raises StreamUnfit, when the stream takes no records: ``Streams.owe`` it then."""
         if self._pending:
             raise StreamUnfit(self._streams.life.unfit or "the stream takes no records")
-        if len((outcome.reply or "").encode()) > self._streams.max_end:
-            outcome = msgspec.structs.replace(outcome, reply=None)
-        await self._put(End(self._run, self._attempt, self._seq, time.time(), outcome))
+        if self._end is None:  # the same one each time, so that it is known when it is there
+            if len((outcome.reply or "").encode()) > self._streams.max_end:
+                outcome = msgspec.structs.replace(outcome, reply=None)
+            self._end = End(self.run, self._attempt, self._seq, time.time(), outcome)
+        await self._put(self._end)
 
     async def _flush_one(self) -> None:
         size = count = 0
@@ -462,8 +475,9 @@ class Attempt:
             size += len(chunk.data)
             count += 1
         batch = self._pending[:count]
-        self._total += size
-        await self._put(Chunks(self._attempt, self._seq + 1, self._read_at, batch, self._total))
+        total = self._total + size  # counted once it is stored: until then it may be tried again
+        await self._put(Chunks(self._attempt, self._seq + 1, self._read_at, batch, total))
+        self._total = total
         self._streams.meters.stored(count, size)
         del self._pending[:count]
         self._read_at = time.time()
@@ -479,9 +493,10 @@ class Attempt:
         has lost its quorum answers for a while), or the loss of what was acked. Writing
         again what follows it is right in both cases: where nothing was lost it is refused.
         Fenced is who finds another attempt's record, or one of ours that we did not write."""
+        self._sent = record
         await self._compare()
         known = expected = self._sequence
-        while True:
+        while self._sent is not None:
             done = await self._streams.publish(self._subject, record, expected)
             if done is not None:
                 self._stored(record, done)
@@ -544,6 +559,10 @@ class Attempt:
             if last is not None and last.attempt > self._attempt:
                 raise self._fenced("another attempt writes its stream")
             assert self._kept is not None
+            if self._sent is not None and last == self._sent:
+                self._stored(self._sent, tail.sequence)
+                self._life = now
+                continue
             there = tail.at == known and not self._kept.after(last)
             if there or await self._again(tail):
                 self._life = now
@@ -552,6 +571,8 @@ class Attempt:
         """Write what follows ``tail``, as if it were lost; False as long as it is not all
         there, and then it is to be looked at again."""
         assert self._kept is not None
+        if isinstance(tail.record, End) and tail.record not in self._kept:
+            raise self._fenced("somebody else has written its end")
         at, lost = tail.sequence, self._kept.after(tail.record)
         for record in lost:
             rollup = isinstance(record, Reset)
@@ -560,11 +581,12 @@ class Attempt:
                 await trio.sleep(RETRY)
                 return False
             at = done
-        log.warning("run %s: NATS had lost %d stored records; rewritten", self._run, len(lost))
+        log.warning("run %s: NATS had lost %d stored records; rewritten", self.run, len(lost))
         self._sequence = at
         return True
 
     def _stored(self, record: Record, sequence: int) -> None:
         self._sequence = sequence
+        self._sent = None
         if self._kept is not None:
             self._kept.add(record)

@@ -25,11 +25,12 @@ from runctl.config.schema import Config, Nats
 from runctl.supervisor import wire
 from runctl.supervisor.connect import connect
 from runctl.supervisor.endings import Endings
-from runctl.supervisor.errors import Fenced
+from runctl.supervisor.errors import Fenced, StreamUnfit
 from runctl.supervisor.metrics import Prometheus
 from runctl.supervisor.model import Outcome, Run, RunSpec, Status
 from runctl.supervisor.registry import Registry
 from runctl.supervisor.room import Room
+from runctl.supervisor.stored import Stored
 from runctl.supervisor.stream import Attempt, Streams, Tail
 
 THREAD = "t"
@@ -38,10 +39,16 @@ TRIES = 80
 
 class Lossy(Streams):
     """Loses the next publishes on their way, and answers reads with tails of before: what
-    a NATS leader that has lost its quorum does."""
+    a NATS leader that has lost its quorum does. Hears no ack of the publishes whose turn, counted
+    from 1, is in ``deaf``: it is as if the stream did not serve then, and nobody could help."""
 
     lose = 0
-    stale: list[Tail]
+    deaf: frozenset[int] = frozenset()
+    turns = 0
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.stale: list[Tail] = []
 
     async def publish(
         self, subject: str, record: wire.Record, expected: int, *, rollup: bool = False
@@ -49,7 +56,11 @@ class Lossy(Streams):
         if self.lose:
             self.lose -= 1
             return None
-        return await super().publish(subject, record, expected, rollup=rollup)
+        done = await super().publish(subject, record, expected, rollup=rollup)
+        self.turns += 1
+        if self.turns in self.deaf:
+            raise StreamUnfit("on purpose")
+        return done
 
     async def tail_now(self, subject: str) -> Tail:
         return self.stale.pop(0) if self.stale else await super().tail_now(subject)
@@ -64,7 +75,6 @@ async def _streams(url: str) -> AsyncIterator[Lossy]:
     config = Config(state_dir=Path(), nats=Nats(url))
     async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
         streams = Lossy(connection.client, Room())
-        streams.stale = []
         await streams.open(config)
         yield streams
 
@@ -154,11 +164,12 @@ async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_ser
 
 async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
     """Aborted between the start and the look for aborts that a crash cut: its processes are
-    still being ended, and it writes its end itself."""
+    still being ended, and it writes its end itself. So does one whose output is not stored yet."""
 
     class Rows:
         async def without_end(self, since: float) -> list[Run]:
-            return [Run(run, THREAD, Status.ABORTED, 1, "r", "e", "") for run in ("cut", "live")]
+            runs = "cut", "live", "owed"
+            return [Run(run, THREAD, Status.ABORTED, 1, "r", "e", "") for run in runs]
 
         async def note_ends(self, runs: dict[str, int | None]) -> None:
             pass
@@ -169,11 +180,69 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
     async with _streams(nats_server) as streams:
         registry, durable = Registry(), cast("Any", Durable())
         spec = RunSpec("live", THREAD, "r")
+        news = streams.life.news
+        streams.owe(Attempt(streams, THREAD, "owed", 1, "e"), Outcome(Status.ABORTED))
+        assert news.is_set(), "the stream may take it by now"
         with registry.start(spec, 1):
             await Endings(streams, durable, registry).mend(60.0)
-        assert (await streams.tail(wire.out_subject(THREAD, "live"))).record is None
+        for run in ("live", "owed"):
+            assert (await streams.tail(wire.out_subject(THREAD, run))).record is None
         ended = (await streams.tail(wire.out_subject(THREAD, "cut"))).record
         assert isinstance(ended, wire.End)
+
+
+@pytest.mark.parametrize("another", [False, True])
+async def test_what_was_stored_without_an_ack_is_known_when_it_is_tried_again(
+    nats_server: str, another: bool
+) -> None:
+    """The stream did not serve just then. ``another``: it was lost, too, as far as one knows."""
+    run = f"unheard-{another}"
+    subject = wire.out_subject(THREAD, run)
+    outcome = Outcome(Status.SUCCEEDED)
+    async with _streams(nats_server) as streams:
+        attempt = Attempt(streams, THREAD, run, 1, "e")
+        await attempt.open()
+        streams.deaf = frozenset({2, 3 if another else 4})
+        await _write(attempt, b"one")
+        streams.life.number += another
+        with pytest.raises(StreamUnfit):
+            await attempt.finish(outcome)
+        streams.life.number += another
+        paid: list[str] = []
+        streams.owe(attempt, outcome)
+        assert streams.owes(run)
+        await streams.pay(lambda run, _: paid.append(run))
+        assert paid == [run]
+        assert not streams.owes(run)
+        last = (await streams.tail(subject)).record
+        assert isinstance(last, wire.End)
+        assert last.chunks == 1
+        assert streams.turns == (3 if another else 5), "each end was sent once, or refused"
+        assert (await Stored(streams._nc).counts(subject)).records == {subject: 3}
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_nothing_is_written_behind_the_end_of_somebody_else(
+    nats_server: str, ended: bool
+) -> None:
+    """The stream was made again, and who took the run for a dead one has written its end there,
+    with the same attempt. A live attempt stops; one that has stored that end itself is over."""
+    run = f"foreign-{ended}"
+    subject = wire.out_subject(THREAD, run)
+    async with _streams(nats_server) as streams:
+        attempt = Attempt(streams, THREAD, run, 1, "e")
+        await attempt.open()
+        await _write(attempt, b"one")
+        purge = trio_asyncio.aio_as_trio(streams.life._js.purge_stream)
+        await purge(wire.STREAM, subject=subject)
+        await streams.end(THREAD, run, 1, Outcome(Status.ABORTED))
+        streams.life.number += 1
+        with pytest.raises(BaseException) as caught:
+            await (attempt.end(Outcome(Status.SUCCEEDED)) if ended else _write(attempt, b"two"))
+        assert caught.group_contains(Fenced) if not ended else caught.type is Fenced
+        last = (await streams.tail(subject)).record
+        assert isinstance(last, wire.End)
+        assert last.outcome.status is Status.ABORTED
 
 
 def test_a_run_that_begins_while_its_row_turns_aborted_ends_as_aborted() -> None:
@@ -188,8 +257,8 @@ BROKEN = """
 import sys
 from runctl.supervisor import arguments, order
 
-async def clear(self, spec):
-    if spec.thread == "broken":
+async def clear(self, live):
+    if live.spec.thread == "broken":
         raise LookupError("on purpose")
     return True
 
