@@ -1,7 +1,7 @@
 # Everything happens in an environment of the project's own: .venv, made on first use.
 #   make demo    a daemon, a few runs, a watcher: the whole thing in a minute
 #   make test    all tests; with CI set, the short ones on the newest Python as well
-#   make test-long  the same with the long versions of those that have one, and 20 fault rounds: nightly
+#   make test-long  for the night: the long ones too, and 20 fault rounds
 #   make check   ruff, mypy, import-linter
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks

@@ -312,7 +312,7 @@ def test_postgres_is_away(tmp_path: Path, nats_server: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "away"), [(4, 3.0), pytest.param(25, 20.0, marks=pytest.mark.long)]
+    ("threads", "away"), [(4, 3.0), pytest.param(25, 20.0, marks=pytest.mark.nightly)]
 )
 def test_a_restart_of_postgres_interrupts_no_run(
     tmp_path: Path, nats_server: str, threads: int, away: float

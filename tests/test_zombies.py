@@ -288,8 +288,8 @@ def _count_rows(path: Path) -> int:
     [
         "-wal",
         "moved",
-        *(pytest.param(x, marks=pytest.mark.long) for x in ("-shm", "-wal -shm", "-wal replaced")),
-        *(pytest.param(x, marks=pytest.mark.long) for x in ("", "replaced", "both")),
+        *(pytest.param(x, marks=pytest.mark.nightly) for x in ("-shm", "-wal -shm", "both")),
+        *(pytest.param(x, marks=pytest.mark.nightly) for x in ("", "replaced", "-wal replaced")),
     ],
 )
 def test_the_files_of_the_database_are_removed(box: Box, tmp_path: Path, which: str) -> None:
