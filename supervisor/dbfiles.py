@@ -8,14 +8,16 @@ is gone with the last of them: an answered submit with it.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..config.schema import Config
-from .errors import LeaseLost
+from .errors import ConfigError, LeaseLost
 
 log = logging.getLogger("runctld.dbfiles")
 
@@ -25,6 +27,36 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 def database_path(config: Config) -> Path:
     return config.state_dir / "runctl.sqlite"
+
+
+def look_for_saved(database: Path) -> None:
+    """Before ``database`` is opened, and made if it is not there. What an earlier daemon saved of
+    it is not to be forgotten beside a new one.
+
+    Raises ConfigError."""
+    saved = sorted(database.parent.glob(f"{database.name}.saved*"), key=os.path.getmtime)
+    if not saved:
+        return
+    try:
+        there = database.stat().st_size > 0
+    except FileNotFoundError:
+        there = False
+    if not there:
+        raise ConfigError(
+            f"{database} is not there, but what was stored in it is in {saved[-1]}: put that in"
+            " its place (or move it elsewhere, to begin with an empty one), then start runctld"
+        )
+    log.warning(
+        "%s holds what was stored when the database's file was removed or replaced: put it in place"
+        " of %s if that is not it, else move it elsewhere",
+        *(saved[-1], database),
+    )
+
+
+def _endings() -> Iterator[str]:
+    yield ""
+    for number in itertools.count(2):
+        yield f"-{number}"
 
 
 class DatabaseFiles:
@@ -78,11 +110,13 @@ class DatabaseFiles:
                     return "Nothing is lost: all of it is in the database; restart runctld"
         except (OSError, sqlite3.Error) as error:
             log.debug("checkpoint: %s", error)
-        saved = main.with_name(f"{main.name}.saved")
+        names = (f"{main.name}.saved{end}" for end in _endings())
+        saved = next(path for path in map(main.with_name, names) if not path.exists())
         try:
             self._anchor.execute("VACUUM INTO ?", (str(saved),))
         except (OSError, sqlite3.Error) as error:
             log.debug("copy: %s", error)
+            saved.unlink(missing_ok=True)
             return f"What it held is lost: put a backup of {main} in its place, then start runctld"
         return f"All that was stored is in {saved}: put it in place of {main}, then start runctld"
 

@@ -33,7 +33,7 @@ from dbos import (
 from ..config.schema import Config
 from . import calm, outcomes, recovery, retries, sqlite
 from .claims import Active, Worker, reason
-from .dbfiles import database_path
+from .dbfiles import database_path, look_for_saved
 from .errors import Unavailable
 from .metrics import Meters
 from .model import Outcome, Run, RunSpec, Status, is_run_id, made_at
@@ -114,7 +114,8 @@ class Durable:
     async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
 
-        Raises: Unavailable, when the database cannot be opened."""
+        Raises: Unavailable, when the database cannot be opened; ConfigError, when it is gone,
+        and saved."""
         traces = self._config.traces.endpoint
         config = DBOSConfig(
             name="runctl",
@@ -204,6 +205,7 @@ class Durable:
         if not self._config.database.embedded:
             return self._config.database.url
         path = database_path(self._config)
+        look_for_saved(path)
         sqlite.prepare(path)
         return f"sqlite:///{path}"
 

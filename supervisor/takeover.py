@@ -1,9 +1,10 @@
 """A dead executor's unfinished runs go back to the queue, for its peers.
 
 Every executor of a group looks for members that hold no lease and own unfinished runs.
-After ``after`` seconds, and more than it goes on without its lease, one of them takes the dead
-one's lease itself, which keeps it from starting meanwhile, and re-enqueues what is unfinished.
-After a restart of PostgreSQL nobody holds a lease: what was seen before that counts for nothing.
+After ``after`` seconds, and when what it may run without its lease has surely ended, one of
+them takes the dead one's lease itself, which keeps it from starting meanwhile, and re-enqueues
+what is unfinished. After a restart of PostgreSQL nobody holds a lease: what was seen before
+that counts for nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ import trio
 from ..config.schema import Config
 from .durable import Durable
 from .errors import Unavailable
-from .members import Members
+from .members import TREES_GONE, Members
 
 log = logging.getLogger("runctld.takeover")
 
 POLL = 0.25
-#: How much longer than its grace a member must be gone, seconds.
-MARGIN = 1.0
-
 Tell = Callable[[], Awaitable[None]]
 
 
@@ -63,7 +61,7 @@ class Takeover:
             self._session = self._members.sessions
             self._gone.clear()
         gone = {
-            member.id: max(self._settings.after, member.grace + MARGIN)
+            member.id: max(self._settings.after, member.grace + TREES_GONE)
             for member in members
             if member.group == self._settings.group
             and not member.alive

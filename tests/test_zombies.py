@@ -299,6 +299,9 @@ def test_the_files_of_the_database_are_removed(box: Box, tmp_path: Path, which: 
     box.submit("busy", "sleep", "600")
     wait_until(lambda: box.json("list", "busy")[0]["status"] == "running", "it runs")
     answered = [box.submit("busy", "true") for _ in range(3)]
+    earlier = main.with_name("runctl.sqlite.saved")
+    if which == "moved":
+        earlier.write_text("of an earlier time")
     if which == "-wal":
         wal.unlink()
     elif which == "-shm":
@@ -327,13 +330,18 @@ def test_the_files_of_the_database_are_removed(box: Box, tmp_path: Path, which: 
     if which in ("-wal", "-shm", "-wal -shm"):
         assert "Nothing is lost" in line
     else:
-        saved = main.with_name("runctl.sqlite.saved")
+        saved = main.with_name("runctl.sqlite.saved" + "-2" * (which == "moved"))
         assert str(saved) in line
         assert saved.stat().st_mode & 0o777 == 0o600
         assert _count_rows(saved) == 4
+        if not main.exists():  # a new one would hide what is saved
+            assert box.start(ready=False).wait(DEADLINE) == 78
+            assert str(saved) in box.log.read_text().splitlines()[-1]
+            assert not main.exists()
         for path in (main, wal, shm):
             path.unlink(missing_ok=True)
         saved.rename(main)
+        earlier.unlink(missing_ok=True)
     box.start()
     box.runctl("abort", "busy")
     for run in answered:
