@@ -78,6 +78,7 @@ class Batch:
         self._changed = asyncio.Event()
         self._read_all = False
         self._lost: Exception | None = None
+        self._unread: OSError | None = None
         self._first: asyncio.Task[Answer] | None = None
         #: Of each thread the request that is on its way.
         self._before: dict[str, asyncio.Task[Answer]] = {}
@@ -86,13 +87,16 @@ class Batch:
         self.unanswered = 0
 
     async def submit(self, fd: int) -> int:
-        """Submit what ``fd`` holds; the exit code. Raises ReaderGone, OSError."""
+        """Submit what ``fd`` holds; the exit code. Raises ReaderGone; OSError, when ``fd`` cannot
+        be read to its end, once what was read before is answered."""
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(self._read(fd, group))
                 await self._answer(reader)
         except BaseExceptionGroup as several:
             raise innermost(several) from None
+        if self._unread is not None:
+            raise self._unread
         if self._lost is not None:
             render.note(
                 f"{one_line(str(self._lost))}; {self.answered} lines were answered,"
@@ -117,6 +121,8 @@ class Batch:
                 while self._sent and (len(self._sent) >= MOST or self._bytes + size > MOST_BYTES):
                     await self._change()
                 self._send(number, data, size, group)
+        except OSError as error:  # raised at once it would cancel the answers to what was sent
+            self._unread = error
         finally:
             self._read_all = True
             self._changed.set()
@@ -222,7 +228,11 @@ async def _blocks(fd: int) -> AsyncIterator[bytes]:
             waits = await _readable(fd)
         else:
             await asyncio.sleep(0)
-        data = os.read(fd, BLOCK)
+        try:
+            data = os.read(fd, BLOCK)
+        except BlockingIOError:  # another process that has it open was quicker
+            waits = await _readable(fd)
+            continue
         if not data:
             return
         yield data

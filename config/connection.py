@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def options(nats: Nats) -> dict[str, Any]:
     found: dict[str, Any] = {"inbox_prefix": nats.inbox_prefix}
     if nats.tls_first:
         found["tls_handshake_first"] = True
-    if nats.tls_ca is not None or nats.tls_cert is not None:
+    if nats.tls:
         found["tls"] = _tls(nats)
     if nats.login is not None:
         login = nats.login
@@ -254,6 +255,11 @@ def _tls(nats: Nats) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=nats.tls_ca)
     except ssl.SSLError:
         raise _unusable(nats, "tls_ca", "holds no certificate: name a PEM file") from None
+    except OSError as error:  # the keys of connections are to be logged, for debugging
+        file = os.environ.get("SSLKEYLOGFILE", "")
+        raise FileError(
+            f"SSLKEYLOGFILE: {file} cannot be written ({error.strerror}): unset it"
+        ) from None
     if nats.tls_cert is not None:
         assert nats.tls_key is not None
         if b"ENCRYPTED" in _read(nats, "tls_key", nats.tls_key):

@@ -12,13 +12,14 @@ Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)
     -> {op: end, id, tree, grace, keep}         <- {id, ended, kept}  once the tree is empty
                                                 <- {exit: tree, status}
                                                 <- {held: tree, pids}
+                                                <- {gone: tree}
     (the daemon sends no more)                  <- {left: pids}
 
 A spawn is answered when the child has executed ``argv``, or cannot. An ``end`` may come
 before: then its answer is ``{id, step, hung}``, with the step that did not end.
 With ``keep`` only what is in the root's session is ended; the rest is ``kept``, and the tree
-goes on until all ends, or another ``end`` comes. ``ended``: what was there besides a root that
-had ended before. Both are ``[pid, name, ...]``, as in ``held``.
+goes on until another ``end`` comes or, as ``gone`` says, all of it has ended. ``ended``: what was
+there besides a root that had ended before. Both are ``[pid, name, ...]``, as in ``held``.
 ``held`` says, whenever that changes, which processes of a tree that is being ended cannot be:
 ``[pid, name, user id, why]``, as ``hindrance`` knows it. ``left``: the same at the end of all,
 when nothing else is left; the keeper stays until they are gone.
@@ -417,8 +418,8 @@ class Keeper:
         except Exception:
             fault = traceback.format_exc()
         finally:
-            with contextlib.suppress(EOFError):
-                for tree in list(self.forest.trees.values()):
+            for tree in list(self.forest.trees.values()):
+                with contextlib.suppress(EOFError):  # of each: its answer reaches nobody
                     self.hear(tree)
             kill_all(self.forest, self.leave)
         if fault:  # last: stderr may be a pipe that nobody reads
@@ -606,6 +607,7 @@ class Keeper:
             for tree in self.forest.kept():
                 if proven and tree.number not in members and not tree.occupied():
                     self.forest.remove(tree)
+                    self.send({"gone": tree.number})
         self.scanned = time.monotonic()
         # Many deaths must not mean as many scans.
         self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
@@ -617,6 +619,7 @@ class Keeper:
             waiters, tree.waiting = tree.waiting, []
             tree.kill_at, tree.killed, tree.keep = math.inf, False, False
             tree.termed.clear()
+            tree.held = {}  # the daemon has forgotten it as well
         else:
             waiters = tree.waiting
             self.forest.remove(tree)

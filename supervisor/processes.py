@@ -324,6 +324,10 @@ class Keeper:
         if "held" in message:
             self._hold(message["held"], [_hindered(*words) for words in message["pids"]])
             return
+        if "gone" in message:
+            self._kept.discard(message["gone"])
+            self._marks.pop(message["gone"], None)
+            return
         number = message["id"]
         if "pid" in message:  # known before its exit can be reported
             process = Process(self, number, message["pid"])

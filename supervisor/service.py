@@ -280,6 +280,8 @@ class Service:
                 async with trio.open_nursery() as ending:
                     ending.start_soon(self._registry.stop_all)
                     ending.start_soon(self._keeper.end_kept, self._settings.queue.stop_grace)
+                # A run that ended by itself meanwhile may have left some more.
+                await self._keeper.end_kept(self._settings.queue.stop_grace)
                 if self._hooks is not None:
                     await self._hooks.stop()
                 nursery.cancel_scope.cancel()

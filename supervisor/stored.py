@@ -126,7 +126,9 @@ class Stored:
         Whoever decides that something may go has looked before, and a run may begin, or an
         id be used again, until the server does it. What is written after the look has a
         higher sequence, and stays. So there is no way to delete without one."""
-        await self._purge([{"filter": subject, "seq": last + 1} for subject, last in seen])
+        # Up to 0 there is nothing, and a purge without a limit is one of all.
+        bodies = [{"filter": subject, "seq": last + 1} for subject, last in seen if last > 0]
+        await self._purge(bodies)
 
     async def keep(self, subject: str, records: int) -> None:
         """Delete all but the last ``records`` (at least 1) of ``subject``, counted when the
@@ -135,6 +137,8 @@ class Stored:
 
     async def _purge(self, bodies: Sequence[dict[str, Any]]) -> None:
         for msg in await aio(self._many)(f"STREAM.PURGE.{STREAM}", bodies):
+            if not msg.data:  # nobody answers: there is no JetStream, or it starts
+                raise Unavailable("JetStream does not purge: nobody answers there")
             reply = json.loads(msg.data)
             if "error" in reply and reply["error"].get("err_code") != NO_STREAM:
                 raise Unavailable(f"JetStream refused to purge: {reply['error']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, wait_until
 from runctl.cli import batch
+from runctl.cli.client import dial
 from runctl.cli.common import run
+from runctl.config.load import load
 from test_json import check
 
 
@@ -213,3 +216,44 @@ def test_lines_of_any_size_in_any_pieces(tmp_path: Path, kind: str) -> None:
     assert read(ours) == wanted
     feeding.join()
     os.close(ours)
+
+
+def test_what_was_read_is_answered_when_no_more_can_be(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The disk of the batch fails after some lines."""
+    ours, theirs = os.pipe()
+    os.write(theirs, written(*({"thread": "t", "argv": ["true"], "id": f"e{n}"} for n in range(5))))
+    reads = 0
+
+    def read(fd: int, most: int) -> bytes:
+        nonlocal reads
+        reads += fd == ours
+        if fd == ours and reads == 2:  # somebody else has it open, and was quicker
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if fd == ours and reads == 4:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        data = real(fd, most)
+        if fd == ours:
+            os.write(theirs, written({"thread": "t", "argv": ["true"], "id": f"f{reads}"}))
+        return data
+
+    real = os.read
+    monkeypatch.setattr(os, "read", read)
+    config = load(box.config)
+
+    async def main() -> None:
+        link = await dial(config)
+        try:
+            await batch.Batch(link, runner="shell", cwd="/", ordered=True).submit(ours)
+        finally:
+            await link.close()
+
+    try:
+        with pytest.raises(OSError, match="Input/output"):
+            run(main)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["run"] for line in lines] == ["e0", "e1", "e2", "e3", "e4", "f1"]

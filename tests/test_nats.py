@@ -180,6 +180,19 @@ def test_credentials_that_expire_end_the_daemon(
     assert "expired" in box.log.read_text()
 
 
+def test_a_key_log_that_cannot_be_written_is_named(
+    stopped_box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is connected to."""
+    stopped_box.configure('[nats]\nurl = "tls://127.0.0.1:1"\n')
+    monkeypatch.setenv("SSLKEYLOGFILE", "/no/such/keys")
+    words = "SSLKEYLOGFILE: /no/such/keys cannot be written (No such file or directory): unset it"
+    assert words in refused(stopped_box, 78)
+    stopped_box.runctl("list", code=4)
+    assert words in stopped_box.stderr
+    assert stopped_box.stderr.count("\n") == 1
+
+
 def test_certificates_are_checked(
     stopped_box: Box, tmp_path: Path, cluster: Callable[..., Cluster]
 ) -> None:

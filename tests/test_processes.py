@@ -67,6 +67,15 @@ def daemonize():
 """
 
 
+#: Leaves a server behind, in a session of its own.
+SERVING = """
+if os.fork() == 0:
+    os.setsid()
+    note()
+    idle()
+"""
+
+
 def pids_in(path: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
@@ -387,6 +396,22 @@ while sum(1 for _ in open(sys.argv[1])) < 2: time.sleep(0.001)
 
 
 @linux_only
+async def test_what_is_kept_is_forgotten_when_it_ends_by_itself(
+    keeper: Keeper, tmp_path: Path
+) -> None:
+    log = tmp_path / "pids"
+    process, (server,) = await script(keeper, SERVING, log, 1)
+    await process.wait()
+    left = await process.end(0, keep=True)
+    assert f"({server})" in left.kept[0]
+    assert len(keeper._kept) == len(keeper._marks) == 1
+    os.kill(server, signal.SIGKILL)
+    await until(lambda: server not in scan(), "it is gone")
+    other = await spawn(keeper, "true")  # the keeper looks when a tree is being ended
+    await other.end(0)
+    await until(lambda: not keeper._kept and not keeper._marks, "it is forgotten")
+
+
 async def test_only_the_tree_itself_is_ended(keeper: Keeper, tmp_path: Path) -> None:
     code = "daemonize(); note(); idle()"
     one, ones = await script(keeper, code, tmp_path / "one", 2, mark="one")
