@@ -71,13 +71,12 @@ class Absence:
             await trio.sleep(_POLL)
 
     async def answers(self, executor: str, timeout: float = HEAR_TIMEOUT) -> bool:
-        """Whether it says anything."""
+        """Whether it says anything. One that stops serves no verb any more, but has runs."""
         from nats.errors import Error
 
-        request = wire.StatusRequest(alone=True, brief=True)
-        subject = wire.control_subject(wire.verb_of(request), executor)
+        subject = wire.control_subject("here", executor)
         try:
-            await aio(self._nc.request)(subject, wire.encode(request), timeout)
+            await aio(self._nc.request)(subject, b"", timeout)
         except (Error, TimeoutError) as error:
             log.debug("executor %s: %r", ascii(executor), error)
             return False

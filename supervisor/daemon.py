@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("runctld")
 
+#: Commits that wait for the lease have one each, as many as the pool has connections; what
+#: brings the lease back, and asks for a host's address, still needs one.
+THREADS = 100
+
 
 async def run(config: Config, file: Path | None, early: Early | None, hide: Masker) -> None:
     """Run the daemon until SIGTERM or SIGINT. ``config`` came from ``file``, or from a
@@ -48,6 +52,7 @@ async def run(config: Config, file: Path | None, early: Early | None, hide: Mask
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     umask = os.umask(UMASK)
+    trio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     # The keeper, both leases, NATS, the database and its recovery have start_timeout each.
     begin = 6 * config.start_timeout
     end = longest_stop(config.queue.stop_grace)

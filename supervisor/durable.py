@@ -193,7 +193,7 @@ class Durable:
             self._fenced = True
             await trio.to_thread.run_sync(self._settle_recovery)
             await trio.to_thread.run_sync(self._start_workers)
-            self.strays = Strays(self.rows, self._knows, self._kick_both)
+            self.strays = Strays(self.rows, self._knows, self._kick_both, self._held)
         except sa.exc.DBAPIError as error:
             raise Unavailable(f"the database cannot be used: {reason(error)}") from error
 

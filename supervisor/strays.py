@@ -15,6 +15,7 @@ from collections.abc import Callable
 import trio
 
 from .claims import reason
+from .retries import Complaint
 from .rows import Held, Rows
 
 log = logging.getLogger("runctld.strays")
@@ -26,25 +27,36 @@ LOOK = 5.0
 
 class Strays:
     """``knows`` says of a workflow's id and its claim's token whether it is on its way here;
-    ``kick`` has what was put back on a thread looked at."""
+    ``kick`` has what was put back on a thread looked at; unless ``held``, the database is away."""
 
     def __init__(
-        self, rows: Rows, knows: Callable[[Held], bool], kick: Callable[[str | None], None]
+        self,
+        rows: Rows,
+        knows: Callable[[Held], bool],
+        kick: Callable[[str | None], None],
+        held: Callable[[], bool],
     ) -> None:
         self._rows = rows
         self._knows = knows
         self._kick = kick
+        self._held = held
         #: Seen at the last look.
         self.seen: frozenset[Held] = frozenset()
 
     async def watch(self) -> None:
         """No event tells of a row that somebody changed, or that we forgot: look."""
+        complaint = Complaint("the look for rows that nothing executes", "made")
         while True:
             await trio.sleep(LOOK)
+            if not self._held():
+                continue
             try:
                 await self._look()
-            except Exception as error:  # the database is away, or refuses
-                log.warning("rows that nothing executes are not looked for: %s", reason(error))
+            except Exception as error:  # the database refuses
+                if self._held():
+                    complaint.refused(reason(error))
+            else:
+                complaint.done()
 
     async def _look(self) -> None:
         if await self._rows.adopt():
