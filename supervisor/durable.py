@@ -190,6 +190,8 @@ class Durable:
         )
         try:
             await trio.to_thread.run_sync(self.rows.index)
+            if self._config.database.embedded:
+                await trio.to_thread.run_sync(sqlite.time_new_rows, system.engine)
             self._fenced = True
             await trio.to_thread.run_sync(self._settle_recovery)
             await trio.to_thread.run_sync(self._start_workers)

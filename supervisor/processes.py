@@ -270,13 +270,14 @@ class Keeper:
         except (BrokenPipeError, ConnectionError, trio.ClosedResourceError) as error:
             raise KeeperLost from error
 
-    async def _read(self) -> None:
-        """Dispatch what the keeper says, until it is gone."""
-        while (messages := await self._hear()) is not None:
-            for message in messages:
-                self._handle(message)
-        self.dead.set()
-        self._lose()
+    async def _read(self, scope: trio.CancelScope) -> None:
+        """Dispatch what the keeper says, until it is gone, or ``scope`` is cancelled."""
+        with scope:
+            while (messages := await self._hear()) is not None:
+                for message in messages:
+                    self._handle(message)
+            self.dead.set()
+            self._lose()
 
     async def _hear(self) -> list[dict[str, Any]] | None:
         """What has come since; None when the keeper is gone."""
@@ -472,10 +473,14 @@ async def open_keeper(
     try:
         async with trio.open_nursery() as nursery:
             keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery, given)
-            nursery.start_soon(keeper._read)
+            # Answers are read as long as somebody may wait for one: what is cancelled, as a
+            # spawn, still waits for the end of its tree.
+            reading = trio.CancelScope(shield=True)
+            nursery.start_soon(keeper._read, reading)
             try:
                 yield keeper
             finally:
+                reading.cancel()
                 nursery.cancel_scope.cancel()
     finally:
         keeper._lose()

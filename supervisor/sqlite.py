@@ -62,6 +62,21 @@ def exact_times() -> None:
     _system.SystemDatabase._now_ms_sql = now_ms
 
 
+def time_new_rows(engine: sa.Engine) -> None:
+    """Have new rows say to the millisecond when they came: their time is the table's default,
+    which is in whole seconds where Python was older than 3.12 when it was made. Blocking.
+
+    Raises: sqlalchemy's DBAPIError."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER IF NOT EXISTS runctl_created AFTER INSERT ON workflow_status"
+            " WHEN NEW.created_at % 1000 = 0 BEGIN"
+            " UPDATE workflow_status"
+            " SET created_at = CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
+            " WHERE rowid = NEW.rowid; END"
+        )
+
+
 def no_messages(stopping: threading.Event) -> None:
     """Nobody sends messages to workflows. What DBOS polls SQLite for once a second, and
     has its end wait for, ends at once."""

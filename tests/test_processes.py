@@ -506,6 +506,17 @@ idle()
     assert not [pid for pid in pids_in(log) if alive(pid)]
 
 
+async def test_a_spawn_that_is_cancelled_with_its_keeper_ends(tmp_path: Path) -> None:
+    """As when the daemon is stopped while it starts: nobody read the keeper's answer then, and
+    the end of the tree was waited for for ever."""
+    with trio.CancelScope() as scope:
+        async with open_keeper(tmp_path, wait=5) as keeper, trio.open_nursery() as nursery:
+            nursery.start_soon(spawn, keeper, "sleep", "600")
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
 @linux_only
 async def test_a_shorter_grace_hastens_all_who_wait(keeper: Keeper, tmp_path: Path) -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note(); idle()"
