@@ -95,18 +95,21 @@ def test_a_pipeline_in_the_background_keeps_all(home: Box) -> None:
 
 @pytest.mark.parametrize("runner", ["shell", "tty"])
 def test_what_writes_for_ever_is_cut(home: Box, runner: str, tmp_path: Path) -> None:
-    ready = tmp_path / "pid"
     endless = READY + "while True: os.write(1, b'x\\n'); time.sleep(0.01)"
-    run, watch = seen(home, runner, *PYTHON, LEAVES + until(ready), endless, str(ready))
-    assert watch.text().startswith("main\n")
-    assert watch.text().count("x\n") > 5
-    shown = home.show(run)
-    assert shown["status"] == "succeeded"
-    # On a machine that is busy enough it seems to be quiet.
+    for turn in range(5):
+        ready = tmp_path / f"pid-{turn}"
+        run, watch = seen(home, runner, *PYTHON, LEAVES + until(ready), endless, str(ready))
+        assert watch.text().startswith("main\n")
+        assert watch.text().count("x\n") > 5
+        shown = home.show(run)
+        assert shown["status"] == "succeeded"
+        assert not alive(int(ready.read_text()))
+        # It was held up for half a second on a busy machine, and taken for quiet, if not.
+        if shown["note"] is not None:
+            break
     assert shown["note"] in (CUT + "not done 3 s later", CUT + WHEN_ENDED)
     assert watch.events[-1]["note"] == shown["note"]
     assert shown["note"] in home.log.read_text()
-    assert not alive(int(ready.read_text()))
 
 
 def test_what_speaks_when_it_is_ended_was_cut(home: Box, tmp_path: Path) -> None:
