@@ -23,6 +23,10 @@ DEADLINE = 60.0 * SLACK
 #: In the environment of every process that these tests start.
 MARK = "TESTED_BY", f"{os.getpid()}-{time.time_ns()}"
 os.environ.update([MARK])
+# Under nohup, or in the background of a script, these are ignored by all that is started here.
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if SLACK > 1:  # how long an example takes says nothing then
     hypothesis.settings.register_profile(
         "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

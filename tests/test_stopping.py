@@ -212,7 +212,11 @@ def _code(pid: int) -> Callable[[], int | None]:
 def test_its_terminal_is_closed(stopped_box: Box) -> None:
     pid, terminal = _on_terminal(stopped_box)
     os.close(terminal)
-    assert wait_until(_code(pid), "it has ended") == 100
+    try:
+        assert wait_until(_code(pid), "it has ended") == 100
+    except BaseException:
+        os.kill(pid, signal.SIGTERM)
+        raise
     assert "SIGHUP: stopping" in stopped_box.log.read_text()
 
 
