@@ -17,6 +17,7 @@ import trio
 from conftest import Box, Watch, wait_until
 from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
 from runctl.config.schema import ChatRunner
+from runctl.supervisor import wire
 from runctl.supervisor.errors import RunFailed
 from runctl.supervisor.model import Outcome, RunSpec, Status
 from runctl.supervisor.rows import Rows
@@ -203,7 +204,7 @@ async def test_not_after_the_first_word() -> None:
 
     with serving(answer) as server:
         with pytest.raises(RunFailed, match="cut mid-way"):
-            await talk(config(server, retry=60.0))
+            await talk(config(server, retry=1.0))
         assert len(server.requests) == 1
 
     def reports(to: Scripted) -> None:
@@ -213,7 +214,7 @@ async def test_not_after_the_first_word() -> None:
 
     with serving(reports) as server:
         with pytest.raises(RunFailed, match="Overloaded"):
-            await talk(config(server, retry=60.0))
+            await talk(config(server, retry=1.0))
         assert len(server.requests) == 1
 
 
@@ -448,12 +449,13 @@ def test_a_long_conversation_is_read_within_its_bound(stopped_box: Box) -> None:
 
     box = stopped_box
     with chatting(box, answer, 'history = 1000\nhistory_bytes = "500KB"') as server:
-        for prompt in map(str, range(5)):
-            run = box.runctl("submit", "talk", "--runner", "c", prompt).strip()
-            box.runctl("wait", run)
+        asked = [wire.Submit("talk", runner="c", prompt=str(n)) for n in range(5)]
+        run = box.ask(*asked)[-1].run
+        box.runctl("wait", run)
         assert [len(r[2]["messages"]) for r in server.requests] == [1, 3, 5, 5, 5]
         assert [m["content"][:1] for m in server.requests[-1][2]["messages"]] == list("2z3z4")
     assert turns_of(box, "talk", run, 200_001) == ([("3", "z" * 200_000)], ["3"])
+    assert turns_of(box, "talk", run, 240_000) == ([("3", "z" * 200_000)], ["3", "2"])
     # What does not fit by far is not even read.
     assert turns_of(box, "talk", run, 30_000) == ([], [])
 
@@ -482,8 +484,8 @@ def turns_of(box: Box, thread: str, run: str, most: int) -> tuple[list[tuple[str
 
 def test_an_abort_of_a_turn_that_waits(stopped_box: Box) -> None:
     box = stopped_box
-    refuse = error(503, "Loading model", headers={"Retry-After": "50"})
-    with chatting(box, refuse) as server:
+    refuse = error(503, "Loading model", headers={"Retry-After": "3600"})
+    with chatting(box, refuse, 'retry = "2h"') as server:
         run = box.runctl("submit", "talk", "--runner", "c", "one").strip()
         wait_until(lambda: b"tried again" in box.log.read_bytes(), "it waits")
         box.runctl("abort", "talk")

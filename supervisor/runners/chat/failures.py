@@ -23,7 +23,7 @@ FEW = 2
 
 _PASSING = re.compile(
     r"overloaded|rate.?limit|too.?many.?requests|unavailable|loading.?model|model is loading"
-    r"|engine_overloaded|server_is_busy|at capacity",
+    r"|server_is_busy|at capacity",
     re.I,
 )
 _NEVER = re.compile(

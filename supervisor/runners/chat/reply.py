@@ -126,10 +126,7 @@ class Reply:
         early. Raises CallFailed, when it is none."""
         if cut is not None and not self.complete:
             what = "the stream was cut mid-way" if self.began else "no usable answer"
-            raise CallFailed(
-                f"{self._target.shown}: {what} ({cut})",
-                passing=not self.began,
-            )
+            raise CallFailed(f"{self._target.shown}: {what} ({cut})", passing=True)
         if self._refusal:
             raise self.failed(f"refused: {self._target.words.clean(self._refusal)}")
         limited = self.finish is not None and CUT.search(self.finish) is not None
@@ -206,7 +203,7 @@ class Reply:
     def _reported(self, data: str) -> CallFailed:
         words = self._target.words.message(data)
         text = f"{self._target.shown}: the endpoint reported an error: {words}"
-        return CallFailed(text) if self.began else refused(text, data)
+        return refused(text, data)
 
     def _is_error(self, value: dict[str, Any]) -> bool:
         if value.get("error") or value.get("error_code") or value.get("errors"):
