@@ -247,6 +247,21 @@ note("end")
 """
 )
 
+#: Notes that it lives until the file argv[2] is there; prints ten parts, the last one then.
+HELD = (
+    NOTE
+    + """
+note("begin")
+for part in range(1, 10):
+    print(f"chunk-{part} ", flush=True)
+while not os.path.exists(sys.argv[2]):
+    note("alive")
+    time.sleep(0.02)
+print("chunk-10 ", flush=True)
+note("end")
+"""
+)
+
 
 def journal(path: Path) -> list[list[str]]:
     """(thread, run, what, pid, monotonic time) in the order in which it was written."""

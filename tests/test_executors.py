@@ -20,7 +20,7 @@ import nats
 import pytest
 import trio_asyncio
 from conftest import SLACK, Box, Watch, wait_until
-from house import ALIVE, House, Unit, assert_no_overlap, ended, journal, stored_reply
+from house import ALIVE, HELD, House, Unit, assert_no_overlap, ended, journal, stored_reply
 from natsserver import Cluster, Node
 from netns import HERE, NETWORK, Namespaces, why_not
 from pgserver import Postgres
@@ -101,12 +101,13 @@ def _assert_whole(watch: Watch, upto: int, code: int = 0) -> None:
 
 
 class Load:
-    """Threads with work that notes down when it lives, ``each`` runs on every thread."""
+    """Threads with work that notes down when it lives, ``each`` runs on every thread. ``life``:
+    seconds, or until that file is there."""
 
-    def __init__(self, house: House, threads: int, each: int, life: float) -> None:
+    def __init__(self, house: House, threads: int, each: int, life: float | Path) -> None:
         self._house = house
         self.path = house.path / f"journal-{time.monotonic_ns()}"
-        argv = _python(ALIVE, self.path, life)
+        argv = _python(HELD if isinstance(life, Path) else ALIVE, self.path, life)
         self.runs = {
             f"{self.path.name}-{n}": [
                 house.bus.submit(f"{self.path.name}-{n}", argv) for _ in range(each)
@@ -114,11 +115,12 @@ class Load:
             for n in range(threads)
         }
 
-    def wait_begun(self, count: int) -> None:
-        def begun() -> bool:
-            return sum(line[2] == "begin" for line in journal(self.path)) >= count
+    def begun(self) -> list[str]:
+        """The attempts that have begun, by their runs."""
+        return [run for _, run, what, *_ in journal(self.path) if what == "begin"]
 
-        wait_until(begun, f"{count} have begun")
+    def wait_begun(self, count: int) -> None:
+        wait_until(lambda: len(self.begun()) >= count, f"{count} have begun")
 
     def assert_once(self, deadline: float = 60) -> int:
         """Every run has ended well, in its order, alone on its thread, with one reply
@@ -312,19 +314,21 @@ def test_postgres_is_away(tmp_path: Path, nats_server: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "away"), [(4, 3.0), pytest.param(25, 20.0, marks=pytest.mark.nightly)]
+    ("threads", "away"), [(4, 0.0), pytest.param(25, 20.0, marks=pytest.mark.nightly)]
 )
 def test_a_restart_of_postgres_interrupts_no_run(
     tmp_path: Path, nats_server: str, threads: int, away: float
 ) -> None:
-    """Twice as many runs as threads: half of them end while it is away."""
+    """Twice as many runs as threads: half of them end while it is away, and for ``away`` seconds
+    more. Nothing is begun meanwhile."""
     server = Postgres()
     server.start()
     house = House(tmp_path, server, nats_server)
+    ends, goes_on = tmp_path / "ends", tmp_path / "goes-on"
     try:
-        boxes = _three(house, QUEUE)
+        boxes = _three(house, f"{QUEUE}lease_grace = '5m'\n")
         units = [house.unit(box) for box in boxes]
-        long, short = Load(house, threads, 2, away + 3), Load(house, threads, 2, away / 2)
+        short, long = Load(house, threads, 2, ends), Load(house, threads, 2, goes_on)
         for load in (long, short):
             load.wait_begun(threads)
         watches = [
@@ -334,8 +338,18 @@ def test_a_restart_of_postgres_interrupts_no_run(
         for watch in watches:
             watch.wait_chunks(1)
         server.stop()
+        for box in boxes:
+            wait_until(lambda b=box: "runs go on" in b.log.read_text(), "it knows")
+        ends.touch()
+        for thread, (run, _) in short.runs.items():
+            end = house.bus.wait_end(thread, run)
+            assert end.outcome.status == "succeeded"
+        _assert_whole(watches[1], 10)
         time.sleep(away)
+        assert len(short.begun()) == len(long.begun()) == threads, "nothing is begun"
+        assert len(ended(journal(short.path))) == threads
         server.start()
+        goes_on.touch()
         for load in (long, short):
             assert load.assert_once(120) == 2 * threads, "a run was replayed"
         for watch in watches:

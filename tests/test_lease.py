@@ -7,7 +7,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -17,7 +19,8 @@ from house import NOTE, House, assert_no_overlap, journal
 from pgserver import Postgres
 from proxy import Proxy
 from runctl.config.schema import Config, Database
-from runctl.supervisor import wire
+from runctl.config.schema import Takeover as TakeoverSettings
+from runctl.supervisor import takeover, wire
 from runctl.supervisor.errors import LeaseLost, Unavailable
 from runctl.supervisor.lease import hold_database_lease
 from runctl.supervisor.members import Members
@@ -73,24 +76,58 @@ def home(tmp_path: Path, nats_server: str) -> Iterator[House]:
 
 def test_no_takeover_of_who_is_about_to_come_back(home: House, tmp_path: Path) -> None:
     """After a restart of PostgreSQL nobody has a lease; all of them were seen to be gone."""
-    taking = "[takeover]\nenabled = true\nafter = '12s'\n[queue]\nmax_attempts = 50\n"
-    boxes = [home.box(name, taking) for name in "abc"]
+    taking = "[takeover]\nenabled = true\nafter = '70s'\n"
+    boxes = [home.box(name, settings("60s", taking)) for name in "abc"]
     noted, go = tmp_path / "journal", tmp_path / "go"
     argv = [sys.executable, "-c", WORK, str(noted), str(go)]
     runs = {f"t{n}": home.bus.submit(f"t{n}", argv) for n in range(4)}
     watches = [Watch(boxes[0], thread) for thread in runs]
     for watch in watches:
         watch.wait_chunks(1)
-    for _ in range(2):
+    for times in (1, 2):
         home.postgres.stop()
-        time.sleep(2)
+        for box in boxes:
+            wait_until(lambda b=box, n=times: b.log.read_text().count("runs go on") == n, "away")
         home.postgres.start()
-    time.sleep(3)
+        for box in boxes:
+            wait_until(lambda b=box, n=times: b.log.read_text().count("held again") == n, "back")
     go.touch()
     for watch in watches:
         assert_counted(watch)
     assert not any("taken over" in box.log.read_text() for box in boxes)
     assert all(box.daemon is not None and box.daemon.poll() is None for box in boxes)
+
+
+async def test_a_restart_of_the_database_makes_nobody_overdue(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has been gone for long is seen to be gone anew: nobody has a lease at that moment."""
+    monkeypatch.setattr(takeover, "TREES_GONE", 0.0)
+    given = TakeoverSettings(enabled=True, after=0.5)
+    config = Config(Path("/nowhere"), database=Database(home.url), takeover=given)
+    hasty = replace(config, queue=replace(config.queue, lease_grace=0.0))
+
+    async def tell() -> None:
+        pass
+
+    async with trio_asyncio.open_loop():
+        peer, gone, away = Members(config, "peer"), Members(hasty, "gone"), Members(config, "away")
+        for one in (peer, gone, away):
+            await one.announce()
+            if one is not peer:
+                one.close()
+        looks = takeover.Takeover(config, "peer", peer, cast("Any", None), tell)
+        assert await looks._overdue() == []
+        with trio.fail_after(DEADLINE):
+            while not (overdue := await looks._overdue()):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assert overdue == ["gone"], "the other goes on without its lease for a while"
+        await trio.to_thread.run_sync(home.postgres.stop)
+        with pytest.raises(Unavailable):
+            await looks._overdue()
+        await trio.to_thread.run_sync(home.postgres.start)
+        assert await looks._overdue() == []
+        peer.close()
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["back", "away"])

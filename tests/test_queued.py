@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import signal
+import subprocess
+import sys
 
 import pytest
 from conftest import DEADLINE, Box, wait_until
@@ -28,19 +30,17 @@ AGAIN = ("submit", "t", "--id", "second", "-a", "--", "echo", "two")
 
 
 def test_a_watcher_is_told_what_a_run_waits_for(busy: Box) -> None:
+    hint = "detached; the run stays queued. Attach again: runctl attach --run second t"
     for args in (AGAIN, ("attach", "t", "--run", "second")):
-        client = busy.popen(*args)
-        assert client.stderr is not None
-        said = b""
-        while AHEAD.encode() not in said:
-            said += (line := client.stderr.readline())
-            assert line, said
+        said = busy.path / "said"
+        with said.open("wb") as err:
+            client = busy.popen(*args, stderr=err)
+        wait_until(lambda f=said: AHEAD in f.read_text(), "it is told")
         client.send_signal(signal.SIGINT)
-        out, err = client.communicate(timeout=DEADLINE)
+        out, _ = client.communicate(timeout=DEADLINE)
         assert (client.returncode, out) == (130, b"")
-        hint = b"detached; the run stays queued. Attach again: runctl attach --run second t"
-        assert hint in err
-    again = shlex.split(hint.decode().partition("runctl ")[2])
+        assert hint in said.read_text()
+    again = shlex.split(hint.partition("runctl ")[2])
     (busy.path / "go").touch()
     assert busy.runctl(*again) == "two\n", "the command that was suggested shows this run"
 
@@ -75,6 +75,23 @@ def test_a_wait_says_what_is_before_its_run(busy: Box) -> None:
     )
 
 
+#: Has the patience of a busy machine.
+PATIENT = """
+import sys
+from runctl.cli import follow
+from runctl.cli.main import main
+follow.PATIENCE = 600.0
+sys.exit(main())
+"""
+
+
 def test_nothing_is_said_of_a_run_that_begins_at_once(box: Box) -> None:
-    assert box.runctl("submit", "t", "-a", "--id", "one", "--", "echo", "hello") == "hello\n"
-    assert box.stderr == "runctl: run one\n"
+    argv = ("submit", "t", "-a", "--id", "one", "--", "echo", "hello")
+    done = subprocess.run(
+        [sys.executable, "-c", PATIENT, "-c", str(box.config), *argv],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "runctl: run one\n")

@@ -210,6 +210,15 @@ def test_a_row_that_nothing_executes(house: House) -> None:
     lost = box.submit("u", "true")
     box.runctl("wait", lost)
     box.runctl("purge", "u", "--yes")
+    # What puts them back is refused as well, until all has been said of them.
+    house.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION USING MESSAGE = 'not yet', ERRCODE = '55P03'; END $$"
+    )
+    house.sql(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON dbos.workflow_status FOR EACH ROW"
+        " WHEN (OLD.status = 'PENDING' AND NEW.status = 'ENQUEUED') EXECUTE FUNCTION refuse()"
+    )
     house.sql(
         "UPDATE dbos.workflow_status SET status = 'PENDING', completed_at = NULL"
         " WHERE workflow_uuid = ANY($1)",
@@ -217,7 +226,10 @@ def test_a_row_that_nothing_executes(house: House) -> None:
     )
     behind = box.submit("t", "true")
     wait_until(lambda: len(waits(box)) == 2, "status tells of them")
+    wait_until(lambda: "cannot be made (not yet" in box.log.read_text(), "it was tried")
+    assert len(waits(box)) == 2
     assert "is not executed: nothing executes it" in box.runctl("doctor", code=None)
+    house.sql("DROP TRIGGER refuse ON dbos.workflow_status")
     for run in (done, lost, behind):
         assert box.runctl("wait", run).strip() == "succeeded"
     assert box.runctl("attach", "t", "--run", done) == "done\n"
