@@ -1,0 +1,166 @@
+"""The stream under whoever writes there: it is deleted, or its settings are edited, on a real NATS
+server. What live runs make of that: ``test_lostoutput.py``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio_asyncio
+from conftest import DEADLINE
+from natsserver import Node
+from runctl.config.schema import Config, Nats
+from runctl.supervisor import life, wire
+from runctl.supervisor.connect import connect
+from runctl.supervisor.errors import StreamUnfit
+from runctl.supervisor.life import Life
+
+aio = trio_asyncio.aio_as_trio
+
+
+class Server:
+    """What another program has to say to JetStream."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def api(self, operation: str, body: dict[str, Any] | None = None) -> Any:
+        subject = f"$JS.API.STREAM.{operation}.{wire.STREAM}"
+        answer = await aio(self._client.request)(subject, json.dumps(body or {}).encode(), 5)
+        reply = json.loads(answer.data)
+        assert "error" not in reply, reply
+        return reply
+
+    async def edit(self, **settings: Any) -> dict[str, Any]:
+        """The settings of before."""
+        config: dict[str, Any] = (await self.api("INFO"))["config"]
+        await self.api("UPDATE", config | settings)
+        return config
+
+    async def undo(self, before: dict[str, Any]) -> None:
+        await self.api("UPDATE", before)
+
+
+async def _nothing() -> None:
+    pass
+
+
+@asynccontextmanager
+async def watching(node: Node) -> AsyncIterator[tuple[Life, Server]]:
+    """A stream that is watched, and a program beside us."""
+    config = Config(state_dir=Path(), nats=Nats(node.url))
+    async with (
+        trio_asyncio.open_loop(),
+        connect(config, "e", None, _nothing) as connection,
+        trio.open_nursery() as nursery,
+    ):
+        watched = Life(connection.client)
+        await watched.open(config)
+        nursery.start_soon(watched.run)
+        yield watched, Server(connection.client)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    """JetStream has to tell: nobody looks by himself."""
+    monkeypatch.setattr(life, "SLOW", math.inf)
+    node = Node(tmp_path)
+    node.start()
+    yield node
+    node.close()
+
+
+async def until(what: Callable[[], object]) -> None:
+    with trio.fail_after(DEADLINE):
+        while not what():  # noqa: ASYNC110 (not every change wakes somebody)
+            await trio.sleep(0.01)
+
+
+async def test_a_stream_that_is_deleted_is_made_again_at_once(node: Node) -> None:
+    async with watching(node) as (watched, server):
+        for n in range(1, 3):
+            before = await server.api("INFO")
+            news = watched.news
+            await server.api("DELETE")
+            with trio.fail_after(DEADLINE):
+                await news.wait()
+            await until(lambda n=n: watched.number == n)
+            after = await server.api("INFO")
+            assert after["created"] != before["created"]
+            assert after["state"]["first_seq"] > before["state"]["last_seq"], "sequences rise"
+            assert after["config"]["first_seq"] > before["config"]["first_seq"]
+            assert not watched.missing
+            assert watched.unfit is None
+            assert len(watched.warnings) == 1
+            assert "was deleted" in watched.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_age": 3600 * 10**9}, "max_age = 3600s, not no limit"),
+        ({"discard": "old"}, "discard = old, not new"),
+        ({"max_msgs": 1000}, "max_msgs = 1000, not no limit"),
+        ({"max_bytes": 1024**3}, "max_bytes = 1073741824, not 4294967296"),
+        ({"allow_direct": False}, "allow_direct = false, not true"),
+    ],
+)
+async def test_edits_that_do_not_matter_are_named_until_they_are_undone(
+    node: Node, settings: dict[str, Any], words: str
+) -> None:
+    async with watching(node) as (watched, server):
+        before = await server.edit(**settings)
+        await until(lambda: watched.differences)
+        assert watched.unfit is None
+        assert len(watched.warnings) == 1
+        assert words in watched.warnings[0]
+        await server.undo(before)
+        await until(lambda: not watched.differences)
+        assert watched.warnings == []
+        assert watched.number == 0, "it is the same stream"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "undone"),
+    [
+        ({"subjects": ["runctl.out.*.*", "x"]}, "subjects = runctl.out.*.*,x", True),
+        ({"no_ack": True}, "no_ack = true", True),
+        ({"max_msg_size": 1000}, "max_msg_size = 1000", True),
+        ({"allow_rollup_hdrs": False}, "allow_rollup_hdrs = false", True),
+        ({"deny_purge": True, "allow_rollup_hdrs": False}, "allow_rollup_hdrs = false", False),
+        ({"sealed": True}, "sealed = true", False),
+    ],
+)
+async def test_edits_that_break_the_protocol_hold_writers_until_they_are_undone(
+    node: Node, settings: dict[str, Any], words: str, undone: bool
+) -> None:
+    async with watching(node) as (watched, server):
+        before = await server.edit(**settings)
+        await until(lambda: watched.unfit)
+        assert words in str(watched.unfit)
+        assert watched.warnings[0] == watched.unfit
+        with pytest.raises(StreamUnfit, match=re.escape(words)):
+            await watched.hopeless()
+        if "deny_purge" in settings:
+            assert "deny_purge = true" in watched.warnings[1], "the second thing that is wrong"
+        if undone:
+            await server.undo(before)
+            with trio.fail_after(DEADLINE):
+                await watched.fit()
+            assert watched.warnings == []
+            await watched.hopeless()  # there is hope: it returns
+
+
+async def test_settings_are_known_from_the_start(node: Node) -> None:
+    async with watching(node) as (_, server):
+        await server.edit(max_msgs=1000)
+    async with watching(node) as (watched, _):
+        assert "max_msgs = 1000" in watched.warnings[0]
