@@ -160,7 +160,8 @@ class Rows:
         turns. What is longer is not read: a thread may hold far more than memory should."""
         if limit < 1:
             return []
-        return await trio.to_thread.run_sync(self._turns, thread, before, limit, most)
+        complaint = Complaint("what was said before on a run's thread", "read")
+        return await self._surely(lambda: self._turns(thread, before, limit, most), complaint)
 
     def _turns(self, thread: str, before: str, limit: int, most: int) -> list[tuple[str, str]]:
         t = self._table
@@ -176,7 +177,7 @@ class Rows:
         )
         found: list[tuple[str, str]] = []
         for start in itertools.count(0, PAGE):
-            page = self._fetch(query.limit(PAGE).offset(start), math.inf)
+            page = self._fetch(query.limit(PAGE).offset(start), 0)
             for row in page:
                 if row.length > ESCAPED * most + SPEC_BYTES:
                     return found[::-1]
@@ -194,7 +195,7 @@ class Rows:
         """(prompt, reply) of a chat run; None when one of them is blank, which endpoints may
         refuse for ever. Blocking."""
         query = sa.select(*self._columns()).where(self._table.c.workflow_uuid == run)
-        for row in self._fetch(query, math.inf):
+        for row in self._fetch(query, 0):
             try:
                 spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
                 prompt, reply = spec.get("prompt") or "", outcome.get("reply") or ""

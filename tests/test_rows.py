@@ -143,6 +143,7 @@ STOPPING = """
 import threading
 import sqlalchemy
 import trio
+from runctl.supervisor.model import RunSpec
 from runctl.supervisor.rows import Rows
 
 stopping = threading.Event()
@@ -150,12 +151,17 @@ stopping.set()
 away = sqlalchemy.create_engine("sqlite:////nowhere/at/all")
 rows = Rows(away, system.tables, "e", stopping, alone=True, now=system._now_ms_sql)
 
-async def ask():
+async def ask(what, *args):
     with trio.move_on_after(1) as limit:
-        await rows.count_on("a1", 1, 2)
+        await what(*args)
     return limit.cancelled_caught
 
-found["asks on"] = trio.run(ask)
+found["count_on"] = trio.run(ask, rows.count_on, "a1", 1, 2)
+found["in_the_way"] = trio.run(ask, rows.in_the_way, RunSpec("a1", "a", "chat"))
+found["turns"] = trio.run(ask, rows.turns, "a", "a1", 10, 1000)
+# And while it is merely away nobody keeps a thread.
+stopping.clear()
+found["turns, away"] = trio.run(ask, rows.turns, "a", "a1", 10, 1000)
 """
 
 SAVE = """
@@ -236,4 +242,5 @@ def test_an_abort_writes_what_dbos_writes_but_for_the_start(tmp_path: Path) -> N
 
 def test_a_stop_fails_no_run_that_asks_the_database(tmp_path: Path) -> None:
     """It would be stored as failed: whoever asks waits for the end of the process."""
-    assert run(tmp_path, STOPPING) == {"asks on": True}
+    asked = ("count_on", "in_the_way", "turns", "turns, away")
+    assert run(tmp_path, STOPPING) == dict.fromkeys(asked, True)
