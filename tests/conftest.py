@@ -16,6 +16,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from warm import Warm
 
 #: How much longer things may take when other tests run beside this one.
 SLACK = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
@@ -27,6 +28,7 @@ os.environ.update([MARK])
 for number in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+WARM = Warm()
 if SLACK > 1:  # how long an example takes says nothing then
     hypothesis.settings.register_profile(
         "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -37,11 +39,14 @@ if SLACK > 1:  # how long an example takes says nothing then
 def wait_until(what: Callable[[], Any], why: str, deadline: float = 60.0) -> Any:
     """The first true value of ``what``; fails the test after ``deadline`` seconds, and
     ``SLACK`` times that beside other tests."""
-    end = time.monotonic() + deadline * SLACK
-    while time.monotonic() < end:
+    now = time.monotonic()
+    end = now + deadline * SLACK
+    while (began := now) < end:
         if value := what():
             return value
-        time.sleep(0.02)
+        now = time.monotonic()
+        # At least as long as it took: what is waited for needs the processor as well.
+        time.sleep(max(0.02, now - began))
     raise AssertionError(f"timed out: {why}")
 
 
@@ -151,11 +156,15 @@ class Box:
 
     def runctl(self, *args: str, code: int | None = 0, input: bytes | None = None) -> str:
         """stdout of a runctl command that exits with ``code``."""
-        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
-        client = self.popen(*args, stdin=stdin)
-        out, err = client.communicate(input, timeout=DEADLINE)
+        if input is None and type(self).popen is Box.popen:
+            status, out, err = WARM.runctl(["-c", str(self.config), *args], self.path, DEADLINE)
+        else:
+            stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+            client = self.popen(*args, stdin=stdin)
+            out, err = client.communicate(input, timeout=DEADLINE)
+            status = client.returncode
         self.stderr = err.decode(errors="replace")
-        assert code is None or client.returncode == code, (args, client.returncode, out, err)
+        assert code is None or status == code, (args, status, out, err)
         return out.decode(errors="replace")
 
     def ask(self, *requests: Any) -> list[Any]:
@@ -235,6 +244,7 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fails the session's last test when a process that any of them started is still
     there, and ends it. The directory it is in names its test."""
     yield
+    WARM.close()
     base = tmp_path_factory.getbasetemp()
     end = time.monotonic() + 10 * SLACK  # what a killed daemon leaves is going just now
     while (left := left_over(base)) and time.monotonic() < end:
