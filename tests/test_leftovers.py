@@ -48,8 +48,8 @@ def _start(box: Box, runner: str, name: str, after: str = "") -> tuple[str, int,
     file = box.path / name
     argv = ("sh", "-c", START + after, "sh", str(file), sys.executable, SERVER)
     run = box.runctl("submit", name, "--runner", runner, "--", *argv).strip()
-    wait_until(file.exists, "the server is there")
-    return run, int(file.read_text()), int(Path(f"{file}.background").read_text())
+    pid = wait_until(lambda: file.exists() and file.read_text(), "the server is there")
+    return run, int(pid), int(Path(f"{file}.background").read_text())
 
 
 def test_a_server_ends_with_its_run_and_is_named(box: Box) -> None:
