@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +281,7 @@ def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) ->
     assert "error" not in api(node.url, f"STREAM.CREATE.{wire.STREAM}", CONFIG, **OP)
     box.start()
     ends, aborted, on = (Counter(box, thread) for thread in ("ends", "aborted", "on"))
+    queued = box.submit("aborted", "true")
     early = [Watch(box, counter.thread) for counter in (ends, on)]
     for counter in (ends, on):
         counter.say(3)
@@ -298,6 +301,7 @@ def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) ->
     (said,) = [x for x in json.loads(out)["findings"] if x["check"] == "stream"]
     assert (said["state"], "is gone under a running daemon" in said["said"]) == ("fail", True)
     assert "nats stream add RUNCTL" in said["fix"]
+    assert queued in box.runctl("abort", "aborted", "--run", queued)
     assert box.runctl("abort", "aborted").split()[1] == aborted.run
     ends.say(2)
     ends.end()
@@ -308,7 +312,16 @@ def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) ->
     for watcher, counter in zip(early, (ends, on), strict=True):
         assert watcher.wait() == 0
         assert numbers(watcher) == counter.numbers()
-    box.runctl("attach", "aborted", "--no-follow", code=5)
+
+    def stored(run: str) -> bool:
+        """Its end is in the stream, and its row knows it."""
+        box.runctl("attach", "aborted", "--run", run, "--no-follow", code=5)
+        ends = f"SELECT 1 FROM workflow_output WHERE workflow_uuid = '{run}'"
+        with closing(sqlite3.connect(box.state / "runctl.sqlite")) as db:
+            return "no longer stored" not in box.stderr and bool(db.execute(ends).fetchall())
+
+    for run in (aborted.run, queued):
+        wait_until(lambda r=run: stored(r), "its end is made up for")
     late = Watch(box, "ends")
     assert late.wait() == 0
     assert numbers(late) == ends.numbers()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from conftest import SLACK, alive
+from conftest import SLACK, alive, wait_until
 from runctl.supervisor.errors import RunFailed, Unavailable
 from runctl.supervisor.keeper import (
     Forest,
@@ -30,6 +30,7 @@ from runctl.supervisor.keeper import (
     scan,
     scan_ps,
     strike,
+    term_rows,
 )
 from runctl.supervisor.processes import Keeper, KeeperLost, Process, open_keeper
 
@@ -477,6 +478,8 @@ def child(mark, seconds):
         os._exit(0)
     signal.signal(signal.SIGTERM, heard)
     note()
+    if mark == "loose":
+        os.kill(os.getpid(), signal.SIGSTOP)  # which hears nothing before it is continued
     time.sleep(seconds)
     open(sys.argv[1] + "." + mark, "a").write("done")
     os._exit(0)
@@ -817,6 +820,25 @@ def test_a_kill_hits_the_group_of_one_that_is_gone_already() -> None:
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     kill_rows({child.pid: row(1, child.pid, start=0)}, [child.pid])
     assert child.wait(DEADLINE) == -signal.SIGKILL
+
+
+@linux_only
+def test_a_term_hits_what_its_group_has_forked_just_now() -> None:
+    """And reaches those that are stopped."""
+    code = "import os, sys, time; os.fork(); os.write(1, b'%d ' % os.getpid()); time.sleep(600)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE
+    )
+    with child:
+        assert child.stdout is not None
+        text = b""
+        while text.count(b" ") < 2:
+            text += os.read(child.stdout.fileno(), 100)
+        (other,) = {int(pid) for pid in text.split()} - {child.pid}
+        os.killpg(child.pid, signal.SIGSTOP)
+        term_rows({child.pid: row(1, child.pid, start=0)}, [child.pid])  # which saw no other
+        assert child.wait(DEADLINE) == -signal.SIGTERM
+        wait_until(lambda: not alive(other), "the other heard it as well")
 
 
 @linux_only
