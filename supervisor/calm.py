@@ -9,7 +9,7 @@ from typing import Any
 import dbos._workflow_commands
 import sqlalchemy as sa
 
-from .claims import reason
+from .retries import reason
 
 _commands: Any = dbos._workflow_commands
 

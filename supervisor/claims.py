@@ -26,6 +26,7 @@ from dbos._core import (
 from dbos._utils import generate_uuid
 
 from .heads import Heads
+from .retries import SAY_AGAIN, reason
 
 log = logging.getLogger("runctld.claims")
 
@@ -37,8 +38,6 @@ FEW = 4
 CONFLICT = 0.1
 #: A claim whose answer was lost may be committed this long after, seconds.
 LOST = 60.0
-#: What cannot be started is mentioned again after so many seconds.
-SAY_AGAIN = 60.0
 
 
 class Worker:
@@ -322,12 +321,6 @@ class Worker:
         """Whether another executor was claiming at the same moment."""
         system = self._dbos._sys_db
         return bool(system.is_lock_conflict(error) or system.is_serialization_conflict(error))
-
-
-def reason(error: Exception) -> str:
-    """In one line; of the database's errors what it said itself."""
-    said = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    return str(said or error).strip().partition("\n")[0]
 
 
 class Active(ActiveWorkflowById):

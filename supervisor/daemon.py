@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("runctld")
 
-#: Commits that wait for the lease have one each, as many as the pool has connections; what
-#: brings the lease back, and asks for a host's address, still needs one.
-THREADS = 100
-
 
 async def run(config: Config, file: Path | None, early: Early | None, hide: Masker) -> None:
     """Run the daemon until SIGTERM or SIGINT. ``config`` came from ``file``, or from a
@@ -52,7 +48,6 @@ async def run(config: Config, file: Path | None, early: Early | None, hide: Mask
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     umask = os.umask(UMASK)
-    trio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     # The keeper, both leases, NATS, the database and its recovery have start_timeout each.
     begin = 6 * config.start_timeout
     end = longest_stop(config.queue.stop_grace)
@@ -87,7 +82,7 @@ async def _run(
     ):
         mark_format(config.state_dir)
         home = home_of(config.state_dir)
-        # DBOS sets its own default executor; to_thread then uses trio's threads.
+        # DBOS sets its own default executor; to_thread goes on with ours (``durable``).
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with trio_asyncio.open_loop() as loop:
             loop.set_exception_handler(_log_stray)

@@ -11,6 +11,7 @@ kill comes in between. (No run's id has a dot.)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
@@ -32,13 +33,14 @@ from dbos import (
 
 from ..config.schema import Config
 from . import calm, outcomes, recovery, retries, sqlite
-from .claims import Active, Worker, reason
+from .claims import Active, Worker
 from .dbfiles import database_path, look_for_saved
 from .errors import Unavailable
 from .metrics import Meters
 from .model import Outcome, Run, RunSpec, Status, is_run_id, made_at
 from .outcomes import Outcomes, Waiting
 from .postgres import engine_arguments
+from .retries import reason
 from .rows import APP_VERSION, HOOK, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows, hook_id
 from .status import WORKFLOW, executable, unreadable
 from .strays import Strays
@@ -46,6 +48,8 @@ from .strays import Strays
 log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
 
+#: Commits that wait for the lease have one each, as many as the pool has connections.
+THREADS = 100
 #: Hooks at once on this executor, those that wait for a next try among them.
 MAX_HOOKS = 100
 
@@ -99,6 +103,7 @@ class Durable:
         self.rows: Rows
         self.strays: Strays
         self._outcomes: Outcomes
+        self._threads: trio.CapacityLimiter
         self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
         self._run_thread: Any = None
         self._meters = meters
@@ -136,6 +141,9 @@ class Durable:
             from . import traces as spans
 
             spans.watch(traces)
+        # What hangs in the database takes threads from nothing else: DBOS's have these as well.
+        threads = self._threads = trio.CapacityLimiter(THREADS)
+        loop.set_default_executor(trio_asyncio.TrioExecutor(limiter=threads))
         retries.settle_sessions()
         # Of all engines: this one has DBOS's threads upon it before we get to see it, and a
         # listener that comes while they commit fails their commit.
@@ -185,11 +193,13 @@ class Durable:
         self._outcomes = Outcomes(system, self._stopping)
         self.rows = Rows(
             *(system.engine, system.tables, self._executor, self._stopping),
+            threads=threads,
             alone=alone,
             now=system._now_ms_sql,
         )
+        with contextlib.suppress(sa.exc.DBAPIError):  # ``rows.index`` goes on with it
+            await trio.to_thread.run_sync(self.rows.make_index)
         try:
-            await trio.to_thread.run_sync(self.rows.index)
             if self._config.database.embedded:
                 await trio.to_thread.run_sync(sqlite.time_new_rows, system.engine)
             self._fenced = True
@@ -307,19 +317,12 @@ class Durable:
     async def _surely_store_hook(self, run: str, status: str) -> None:
         """Until it is stored; when the daemon stops before, this does not return."""
         retries.until.set(0.0)
-        complaint, wait = retries.Complaint(f"the hook of run {run}"), retries.FIRST
-        while True:
-            try:
-                await self._store_hook(run, status)
-            except Exception as error:
-                if self._stopping.is_set():
-                    await outcomes.pause()
-                complaint.refused(reason(error))
-            else:
-                complaint.done()
-                return
-            await outcomes.pause(wait)
-            wait = min(2 * wait, retries.LONGEST)
+        await retries.until_done(
+            lambda: self._store_hook(run, status),
+            retries.Complaint(f"the hook of run {run}"),
+            self._stopping,
+            pause=outcomes.pause,
+        )
 
     async def _store_hook(self, run: str, status: str) -> None:
         """In asyncio, before the run's row turns terminal as ``status``. Once per run."""
@@ -423,18 +426,14 @@ class Durable:
             retries.until.set(0.0)
             return call(self._dbos._sys_db, executor, APP_VERSION, *more)
 
-        return await trio.to_thread.run_sync(once, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(once, limiter=self._threads, abandon_on_cancel=True)
 
     async def _claimed(self, run: str) -> tuple[int, float]:
         """In asyncio: (which attempt this is, Unix seconds of the submit)"""
         found = self._worker.claimed.pop(run, None) if self._worker is not None else None
         if found is None:
-            try:
-                found = await asyncio.to_thread(self.rows.attempts, run)
-            except sa.exc.SQLAlchemyError:
-                if self._stopping.is_set():  # the row stays
-                    await outcomes.pause()
-                raise
+            loop: Any = asyncio.get_running_loop()
+            found = await loop.trio_as_future(self.rows.attempts, run)
         return found
 
 

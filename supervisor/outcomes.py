@@ -19,11 +19,11 @@ import trio
 from dbos import DBOSPortableJSONSerializer
 from dbos._context import current_owner_xid
 
-from .claims import reason
 from .model import Outcome, Status
-from .retries import FIRST, LONGEST, Complaint
+from .retries import Complaint, until_done
 
-#: What was refused once is tried by so many at once: each may wait for a lock, in a thread.
+#: So many are stored at once, each in a thread that may wait for the database; and as many of
+#: what was refused once, so that nothing which is new waits behind it.
 AT_ONCE = 8
 
 
@@ -56,7 +56,7 @@ class Outcomes:
         self._stopping = stopping
         self._encode = DBOSPortableJSONSerializer().serialize
         self._done: dict[str, bool] = {}
-        self._turns = trio.CapacityLimiter(AT_ONCE)
+        self._first, self._again = trio.CapacityLimiter(AT_ONCE), trio.CapacityLimiter(AT_ONCE)
         #: By run.
         self.waiting: dict[str, Waiting] = {}
 
@@ -65,31 +65,21 @@ class Outcomes:
         this does not return: the next daemon adopts the end of the stream."""
         text, token = self._encode(built), current_owner_xid(run)
         write = functools.partial(self._write, run, "SUCCESS", output=text, owner_xid=token)
-        try:
-            self._done[run] = await asyncio.to_thread(write)
-            return
-        except Exception as error:
-            refusal = error
         loop: Any = asyncio.get_running_loop()
-        again = functools.partial(trio.to_thread.run_sync, write, limiter=self._turns)
-        complaint = Complaint(f"the outcome of run {run} ({outcome.status})")
-        wait = FIRST
+        threads = self._first
+
+        def refused(why: str) -> None:
+            nonlocal threads
+            threads = self._again
+            self.waiting[run] = Waiting(run, thread, outcome.status, why)
+
+        async def store() -> None:
+            in_thread = functools.partial(trio.to_thread.run_sync, write, limiter=threads)
+            self._done[run] = await loop.trio_as_future(in_thread)
+
+        complaint = Complaint(f"the outcome of run {run} ({outcome.status})", heard=refused)
         try:
-            while True:
-                if self._stopping.is_set():
-                    await pause()
-                why = reason(refusal)
-                self.waiting[run] = Waiting(run, thread, outcome.status, why)
-                complaint.refused(why)
-                await pause(wait)
-                wait = min(2 * wait, LONGEST)
-                try:
-                    self._done[run] = await loop.trio_as_future(again)
-                except Exception as error:
-                    refusal = error
-                else:
-                    complaint.done()
-                    return
+            await until_done(store, complaint, self._stopping, pause=pause)
         finally:
             self.waiting.pop(run, None)
 

@@ -337,7 +337,6 @@ class Keeper:
             self._replies[number] = message
             self._waiting[number].set()
 
-
     def _hold(self, tree: int, words: list[str]) -> None:
         if tree not in self._marks:
             return

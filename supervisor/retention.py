@@ -259,5 +259,3 @@ class Retention:
         is listed as ended and is not live now is recorded as ended."""
         rows = await self._durable.rows.in_flight()
         return {x.run for x in runs if x.run in rows or self._registry.get(x.run) is not None}
-
-

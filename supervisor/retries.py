@@ -13,14 +13,17 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import dbos._sys_db
 import sqlalchemy as sa
+import trio
 
 log = logging.getLogger("runctld.retries")
+
+T = TypeVar("T")
 
 _system: Any = dbos._sys_db
 _postgres: Callable[[Exception], bool] = _system.retriable_postgres_exception
@@ -118,23 +121,67 @@ def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+def reason(error: Exception) -> str:
+    """In one line; of the database's errors what it said itself."""
+    said = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return str(said or error).strip().partition("\n")[0]
+
+
 class Complaint:
     """Says that ``what`` cannot be stored (or otherwise ``done``): the first time, and then
-    each minute."""
+    each minute. ``heard`` is told why each time."""
 
-    def __init__(self, what: str, done: str = "stored") -> None:
+    def __init__(
+        self,
+        what: str,
+        done: str = "stored",
+        *,
+        level: int = logging.WARNING,
+        heard: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._what, self._done = what, done
+        self._level, self._heard = level, heard
         self._began = 0.0
         self._said = -math.inf
 
     def refused(self, why: str) -> None:
+        self._heard(why)
         now = time.monotonic()
         self._began = self._began or now
         if now - self._said >= SAY_AGAIN:
             self._said = now
-            log.warning("%s cannot be %s (%s); it is tried again", self._what, self._done, why)
+            words = "%s cannot be %s (%s); it is tried again"
+            log.log(self._level, words, self._what, self._done, why)
 
     def done(self) -> None:
         if self._began:
             took = time.monotonic() - self._began
             log.info("%s is %s, after %.0f s", self._what, self._done, took)
+
+
+async def until_done(
+    work: Callable[[], Awaitable[T]],
+    complaint: Complaint,
+    stopping: threading.Event,
+    *,
+    refusals: type[Exception] = Exception,
+    pause: Callable[[float], Awaitable[None]] = trio.sleep,
+) -> T:
+    """``work``, tried again after each of ``refusals`` for as long as it takes, with pauses that
+    grow. When it is refused while the daemon stops, this does not return: no run fails by that,
+    and the next daemon makes up for it. ``pause``: of seconds, in whichever loop this is called.
+
+    Raises: whatever else ``work`` does."""
+    wait = FIRST
+    while True:
+        try:
+            result = await work()
+        except refusals as error:
+            if stopping.is_set():
+                await pause(math.inf)
+            complaint.refused(reason(error))
+        else:
+            complaint.done()
+            return result
+        await pause(wait)
+        wait = min(2 * wait, LONGEST)

@@ -17,10 +17,9 @@ import msgspec
 import sqlalchemy as sa
 import trio
 
-from .claims import reason
 from .errors import QueueFull
 from .model import Run, RunSpec, Status, ThreadRow
-from .retries import FIRST, LONGEST, Complaint, passes
+from .retries import FIRST, Complaint, passes, reason, until_done
 from .status import LIVE, NO_THREAD, WORKFLOW, read, read_thread
 
 log = logging.getLogger("runctld.rows")
@@ -35,6 +34,8 @@ RECENT = 600.0
 #: A verb's read is tried again this long, seconds. What an attempt must know is read until
 #: it is there: no run fails by a database that is away.
 PATIENCE = 10.0
+#: A try for the lock that the making of an index takes: whoever writes waits behind it.
+INDEX_LOCK = "1s"
 #: Of a run's input and outcome, where many are listed: so many characters of their JSON. A
 #: character of a thread's name or an error may be six there.
 MOST_INPUT = 4 * 1024
@@ -72,15 +73,21 @@ class Rows:
         executor: str,
         stopping: threading.Event,
         *,
+        threads: trio.CapacityLimiter,
         alone: bool,
         now: Callable[[], Any],
     ) -> None:
-        """``tables``: DBOS's. ``alone``: there are no other executors. ``now``: SQL for the time
-        of the database, in Unix milliseconds."""
+        """``tables``: DBOS's. ``threads``: those that may wait for the database. ``alone``: there
+        are no other executors. ``now``: SQL for the time of the database, in Unix milliseconds."""
+        self._threads = threads
         self._now = now
         self._engine = engine
         self._tables = tables
         self._table: sa.Table = tables.workflow_status
+        c = self._table.c
+        schemas = engine.get_execution_options().get("schema_translate_map", {})
+        self._schema: str | None = schemas.get(self._table.schema)
+        self._index = sa.Index("runctl_thread", c.queue_partition_key, c.created_at)
         self._executor = executor
         self._stopping = stopping
         self._alone = alone
@@ -337,13 +344,13 @@ class Rows:
     async def count(self, status: str, patience: float = PATIENCE) -> int:
         t = self._table
         query = sa.select(sa.func.count()).where(self._run(t.c), t.c.status == status)
-        return int(await trio.to_thread.run_sync(self._scalar, query, patience))
+        return int(await self._in_thread(self._scalar, query, patience))
 
     async def hooks_waiting(self, patience: float = PATIENCE) -> int:
         """How many are not told yet, of all executors."""
         t = self._table
         query = sa.select(sa.func.count()).where(t.c.name == HOOK, t.c.status.in_(list(LIVE)))
-        return int(await trio.to_thread.run_sync(self._scalar, query, patience))
+        return int(await self._in_thread(self._scalar, query, patience))
 
     async def owners(self, *, hooks: bool = False) -> set[str]:
         """The executors that runs are in flight on, as far as the database knows; with
@@ -359,16 +366,59 @@ class Rows:
 
     # ---- at the start -----------------------------------------------------------
 
-    def index(self) -> None:
+    def make_index(self) -> None:
         """DBOS finds a thread's runs by an index while they are live only; lists, and the
-        turns of a conversation, need those that are over. Blocking."""
-        c = self._table.c
-        index = sa.Index("runctl_thread", c.queue_partition_key, c.created_at)
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-        except sa.exc.DBAPIError as error:  # another executor makes it just now
-            log.debug("index: %s", error)
+        turns of a conversation, need those that are over. Blocking; on PostgreSQL a try waits
+        for INDEX_LOCK, in which no executor can write.
+
+        Raises: sqlalchemy's DBAPIError."""
+        with self._engine.begin() as connection:
+            if self._schema is not None:
+                # Looked for first: to make what exists takes the lock as well.
+                there = sa.select(sa.func.to_regclass(f"{self._schema}.{self._index.name}"))
+                if connection.scalar(there) is not None:
+                    return
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{INDEX_LOCK}'")
+            connection.execute(sa.schema.CreateIndex(self._index, if_not_exists=True))
+
+    async def index(self, patience: float) -> None:
+        """``make_index``, tried for ``patience`` seconds. What it cannot do then is said: without
+        the index all is as slow as there are many runs, and nothing worse."""
+        why = "no answer"
+
+        def note(words: str) -> None:
+            nonlocal why
+            why = words
+
+        async def make() -> None:
+            try:
+                await self._in_thread(self.make_index)
+            except (sa.exc.ProgrammingError, sa.exc.IntegrityError):
+                # Another executor has made it just now, or we may not.
+                await self._in_thread(self.make_index)
+
+        complaint = Complaint("an index", "made", level=logging.INFO, heard=note)
+        with trio.move_on_after(patience):
+            try:
+                await until_done(make, complaint, self._stopping, refusals=sa.exc.OperationalError)
+                return
+            except sa.exc.SQLAlchemyError as error:
+                why = reason(error)
+        kind, schema = (
+            ("INDEX", "") if self._schema is None else ("INDEX CONCURRENTLY", f"{self._schema}.")
+        )
+        log.warning(
+            "the index %s cannot be made (%s): lists and chats are slow where there are many runs."
+            " End what holds the table and restart, or have its owner run once:"
+            " CREATE %s %s ON %s%s (%s)",
+            self._index.name,
+            why,
+            kind,
+            self._index.name,
+            schema,
+            self._table.name,
+            ", ".join(column.name for column in self._index.columns),
+        )
 
     def left(self, version: str) -> int:
         """How many of our rows are not yet re-enqueued. Blocking."""
@@ -417,7 +467,7 @@ class Rows:
             with self._engine.begin() as connection:
                 return set(connection.scalars(query))
 
-        back = await trio.to_thread.run_sync(write)
+        back = await self._in_thread(write)
         return [x for x in held if x.workflow in back]
 
     async def adopt(self) -> int:
@@ -449,11 +499,11 @@ class Rows:
 
     # ---- attempts and ends ------------------------------------------------------
 
-    def attempts(self, run: str) -> tuple[int, float]:
-        """(which attempt this is, Unix seconds of the submit). Blocking."""
+    async def attempts(self, run: str) -> tuple[int, float]:
+        """(which attempt this is, Unix seconds of the submit)"""
         t = self._table
         query = sa.select(t.c.recovery_attempts, t.c.created_at).where(t.c.workflow_uuid == run)
-        row = self._fetch(query, math.inf)[0]
+        (row,) = await self._rows(query, math.inf)
         return int(row.recovery_attempts or 1), row.created_at / 1000
 
     async def count_on(self, run: str, attempt: int, found: int) -> int | None:
@@ -561,7 +611,7 @@ class Rows:
 
     async def count_finished(self) -> int:
         query = sa.select(sa.func.count()).where(*self._finished())
-        return int(await trio.to_thread.run_sync(self._scalar, query))
+        return int(await self._in_thread(self._scalar, query))
 
     async def oldest_finished(self, count: int) -> list[str]:
         """The ``count`` finished runs that ended first."""
@@ -610,7 +660,7 @@ class Rows:
         query = sa.select(sa.func.min(self._end())).where(
             *self._finished(), self._end() >= since * 1000
         )
-        found = await trio.to_thread.run_sync(self._scalar, query)
+        found = await self._in_thread(self._scalar, query)
         return math.inf if found is None else found / 1000
 
     def _finished(self) -> tuple[sa.ColumnElement[bool], ...]:
@@ -710,7 +760,7 @@ class Rows:
     async def _rows(self, query: sa.Select[Any], patience: float = PATIENCE) -> Sequence[Any]:
         """What is read for as long as it takes has no thread while it waits: others need them."""
         if patience < math.inf:
-            return await trio.to_thread.run_sync(self._fetch, query, patience)
+            return await self._in_thread(self._fetch, query, patience)
         complaint = Complaint("what a run must know", "read")
         return await self._surely(lambda: self._fetch(query, 0), complaint)
 
@@ -730,23 +780,19 @@ class Rows:
                 return connection.execute(query).rowcount
 
         if patience < math.inf:
-            return await trio.to_thread.run_sync(self.patiently, write, patience)
+            return await self._in_thread(self.patiently, write, patience)
         return await self._surely(write, Complaint("a change of a run's row"))
 
     async def _surely(self, work: Callable[[], T], complaint: Complaint) -> T:
-        pause = FIRST
-        while True:
-            try:
-                found = await trio.to_thread.run_sync(work)
-            except sa.exc.SQLAlchemyError as error:
-                if self._stopping.is_set():  # no run fails by that: its row stays
-                    await trio.sleep_forever()
-                complaint.refused(reason(error))
-            else:
-                complaint.done()
-                return found
-            await trio.sleep(pause)
-            pause = min(2 * pause, LONGEST)
+        return await until_done(
+            lambda: self._in_thread(work),
+            complaint,
+            self._stopping,
+            refusals=sa.exc.SQLAlchemyError,
+        )
+
+    async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        return await trio.to_thread.run_sync(call, *args, limiter=self._threads)
 
     def patiently(self, work: Callable[[], T], patience: float) -> T:
         """``work``, tried again for ``patience`` seconds when the database cannot serve it: its

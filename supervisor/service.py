@@ -211,6 +211,7 @@ class Service:
                     nursery.start_soon(self._streams.life.run)
                     nursery.start_soon(self._mend_stream)
                     nursery.start_soon(self._durable.strays.watch)
+                    nursery.start_soon(self._durable.rows.index, self._config.start_timeout)
                     nursery.start_soon(self._endings.mend, self._config.stream.max_age)
                     nursery.start_soon(self._watch_keeper)
                     reload = Reload(

@@ -14,8 +14,7 @@ from collections.abc import Callable
 
 import trio
 
-from .claims import reason
-from .retries import Complaint
+from .retries import Complaint, reason
 from .rows import Held, Rows
 
 log = logging.getLogger("runctld.strays")

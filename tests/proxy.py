@@ -144,7 +144,6 @@ class Proxy:
         if w.can_write_eof() and not w.is_closing():
             w.write_eof()
 
-
     async def _pipe_messages(self, r: asyncio.StreamReader, w: asyncio.StreamWriter) -> None:
         while line := await r.readline():
             words = line.split()

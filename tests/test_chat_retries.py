@@ -475,9 +475,15 @@ def turns_of(box: Box, thread: str, run: str, most: int) -> tuple[list[tuple[str
             read.extend(found[:1] if found else [])
             return found
 
-    rows = Noting(engine, SystemSchema, "x", stopping, alone=True, now=time.time)
+    async def ask() -> list[tuple[str, str]]:
+        threads = trio.CapacityLimiter(1)
+        rows = Noting(
+            *(engine, SystemSchema, "x", stopping), threads=threads, alone=True, now=time.time
+        )
+        return await rows.turns(thread, run, 100, most)
+
     try:
-        return trio.run(rows.turns, thread, run, 100, most), read
+        return trio.run(ask), read
     finally:
         engine.dispose()
 

@@ -283,7 +283,7 @@ def test_half_a_character_is_no_character() -> None:
 def test_json_is_one_line_to_everybody_whatever_a_run_says_and_is(box: Box) -> None:
     thread = "t\u2028x\u2029y\u202ez"
     odd = ODD.replace("\x00", "")
-    command = ["sh", "-c", "printf %s \"$0\" >&2; exit 3", odd]
+    command = ["sh", "-c", 'printf %s "$0" >&2; exit 3', odd]
 
     def lines(*args: str) -> list[Any]:
         out = box.popen(*args).communicate(timeout=DEADLINE)[0].decode()

@@ -160,9 +160,7 @@ def test_a_paused_daemon_misses_a_restart_of_the_database(
 
 
 @pytest.mark.parametrize("takeover", [False, True])
-def test_it_can_be_stopped_in_order_meanwhile(
-    home: House, tmp_path: Path, takeover: bool
-) -> None:
+def test_it_can_be_stopped_in_order_meanwhile(home: House, tmp_path: Path, takeover: bool) -> None:
     taking = "[takeover]\nenabled = true\nafter = '70s'\n" if takeover else ""
     box = home.box("stopped", settings("60s", taking))
     running = box.submit("t", "sleep", "600")

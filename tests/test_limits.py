@@ -90,8 +90,7 @@ def test_the_command_line_says_so(full_box: Box) -> None:
         _, err = client.communicate(timeout=DEADLINE)
     assert client.returncode == 2
     assert err == (
-        b"runctl: the prompt is larger than 1 MiB;"
-        b" put it in a file and submit the file's path\n"
+        b"runctl: the prompt is larger than 1 MiB; put it in a file and submit the file's path\n"
     )
     assert box.json("list") == []
 
@@ -234,5 +233,3 @@ def test_an_answer_too_large_is_an_error_with_a_name() -> None:
     problem = wire.decode_reply(control._fitting(b"x" * 1001))
     assert isinstance(problem, wire.Problem)
     assert "the answer has 1001 bytes, NATS takes 1000" in problem.message
-
-

@@ -218,9 +218,7 @@ def test_another_users_runctl_is_refused(open_box: Box) -> None:
     box = open_box
     box.runctl("wait", box.submit("t", "true"))
     before = box.json("list", "t")
-    commands: list[list[object]] = [
-        [{}, "runctl", "-c", str(box.config), *verb] for verb in VERBS
-    ]
+    commands: list[list[object]] = [[{}, "runctl", "-c", str(box.config), *verb] for verb in VERBS]
     for verb, (code, out, err) in zip(VERBS, as_nobody(box.config, commands), strict=True):
         assert code == 4, (verb, code, out, err)
         assert out == "", verb

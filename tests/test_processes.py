@@ -466,9 +466,7 @@ idle()
 
 
 @linux_only
-async def test_what_comes_loose_from_a_handler_hears_of_it(
-    keeper: Keeper, tmp_path: Path
-) -> None:
+async def test_what_comes_loose_from_a_handler_hears_of_it(keeper: Keeper, tmp_path: Path) -> None:
     """A daemon that a handler has started, and one that was never told, get a TERM of their
     own; what the handler waits for gets none."""
     code = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +14,13 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from conftest import Box, Watch, wait_until
+import sqlalchemy as sa
+import trio
+from conftest import DEADLINE, Box, Watch, wait_until
+from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
 from house import House
 from runctl.supervisor import wire
+from runctl.supervisor.rows import Rows
 
 pytestmark = pytest.mark.long
 
@@ -145,6 +151,75 @@ def test_a_lock_on_the_rows_and_a_role_that_does_not_wait(house: House) -> None:
         house.sql("REASSIGN OWNED BY hasty TO postgres")
         house.sql("DROP OWNED BY hasty")
         house.sql("DROP ROLE hasty")
+
+
+INDEXED = "SELECT to_regclass('dbos.runctl_thread') IS NOT NULL AS made"
+
+
+def test_an_index_that_waits_for_a_lock(house: House) -> None:
+    """The daemon serves meanwhile, and makes it when it can."""
+    box = house.box("a")
+    assert house.sql(INDEXED)[0]["made"]
+    box.term()
+    house.sql("DROP INDEX dbos.runctl_thread")
+    with locked(house, "LOCK TABLE dbos.workflow_status IN ROW EXCLUSIVE MODE"):
+        box.start()
+        assert box.runctl("wait", box.submit("t", "true")).strip() == "succeeded"
+        wait_until(lambda: "an index cannot be made" in box.log.read_text(), "it is refused")
+    wait_until(lambda: house.sql(INDEXED)[0]["made"], "it is made")
+    assert "WARNING" not in box.log.read_text()
+
+
+def test_an_index_that_never_gets_its_lock(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning says what to do, and that does it. What is there takes no lock."""
+    house.box("a").term()
+    house.sql("DROP INDEX dbos.runctl_thread")
+    table = "LOCK TABLE dbos.workflow_status IN ROW EXCLUSIVE MODE"
+    with locked(house, table):
+        make_index(house, 3.0)
+    (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
+    assert "(canceling statement due to lock timeout): lists and chats are slow" in warning
+    house.sql(warning.partition("run once: ")[2])
+    assert house.sql(INDEXED)[0]["made"]
+    caplog.clear()
+    with locked(house, table):
+        make_index(house, 60.0)
+    assert caplog.records == []
+
+
+def test_an_index_that_a_role_may_not_make(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.box("a").term()
+    house.sql("DROP INDEX dbos.runctl_thread")
+    house.sql("CREATE ROLE guest LOGIN")
+    house.sql("GRANT USAGE ON SCHEMA dbos TO guest")
+    try:
+        make_index(house, 60.0, "guest")
+    finally:
+        house.sql("DROP OWNED BY guest")
+        house.sql("DROP ROLE guest")
+    (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
+    assert "must be owner of table workflow_status" in warning
+
+
+def make_index(house: House, patience: float, role: str = "postgres") -> None:
+    url = house.url.replace("postgresql://postgres@", f"postgresql+psycopg://{role}@")
+    engine = sa.create_engine(url).execution_options(
+        schema_translate_map={SCHEMA_PLACEHOLDER: "dbos"}
+    )
+
+    async def index() -> None:
+        rows = Rows(
+            *(engine, SystemSchema, "x", threading.Event()),
+            threads=trio.CapacityLimiter(1),
+            alone=False,
+            now=sa.func.now,
+        )
+        await rows.index(patience)
+
+    try:
+        trio.run(index)
+    finally:
+        engine.dispose()
 
 
 def test_a_role_that_is_serializable(house: House) -> None:
@@ -301,3 +376,45 @@ def test_a_stop_while_an_outcome_is_refused(box: Box) -> None:
     assert box.runctl("wait", lane.run, code=1).strip() == "failed"
     assert box.show(lane.run)["exit_code"] == 3
     assert box.runctl("wait", lane.behind).strip() == "succeeded"
+
+
+# ---- threads --------------------------------------------------------------------------------
+
+#: A run begins and ends while every thread that is for others hangs.
+APART = """
+import sys, threading
+from pathlib import Path
+import trio, trio.testing, trio_asyncio
+from runctl.config.schema import Config
+from runctl.supervisor.durable import Durable
+from runctl.supervisor.metrics import Meters
+from runctl.supervisor.model import Outcome, RunSpec, Status
+
+async def dispatch(spec, attempt, why):
+    return Outcome(Status.SUCCEEDED)
+
+async def main():
+    others, over = trio.to_thread.current_default_thread_limiter(), threading.Event()
+    durable = Durable(Config(Path(sys.argv[1])), "e", dispatch, lambda: None, Meters())
+    with trio.fail_after(float(sys.argv[2])):
+        async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
+            await durable.launch(loop)
+            for _ in range(int(others.total_tokens)):
+                nursery.start_soon(trio.to_thread.run_sync, over.wait)
+            try:
+                await trio.testing.wait_all_tasks_blocked()
+                assert others.available_tokens == 0
+                await durable.enqueue(RunSpec("r", "t", "shell", ("true",)))
+                while (await durable.rows.get("r"))[1].status is not Status.SUCCEEDED:
+                    await trio.sleep(0.01)
+            finally:
+                over.set()
+            await durable.close()
+
+trio.run(main)
+"""
+
+
+def test_what_waits_for_the_database_shares_no_thread_with_others(tmp_path: Path) -> None:
+    argv = [sys.executable, "-W", "ignore", "-c", APART, str(tmp_path), str(DEADLINE)]
+    subprocess.run(argv, check=True)
