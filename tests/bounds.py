@@ -33,6 +33,7 @@ from runctl.supervisor.model import (
     untoken,
 )
 from runctl.supervisor.runners.chat import Chat
+from wire_readings import take_request
 
 CORPUS = Path(__file__).with_name("corpus")
 
@@ -190,13 +191,7 @@ class Endpoint:
         while True:
             connection, _ = self._listener.accept()
             with connection, contextlib.suppress(OSError):
-                data = b""
-                while b"\r\n\r\n" not in data:
-                    data += connection.recv(65536)
-                head, _, body = data.partition(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length:")[2].split()[0])
-                while len(body) < length:
-                    body += connection.recv(65536)
+                take_request(connection)
                 connection.sendall(self.answer)
 
 

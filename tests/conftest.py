@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
+
+
+@contextmanager
+def running_box(path: Path, text: str = "") -> Iterator[Box]:
+    """A daemon whose configuration is ``text``."""
+    box = Box(path)
+    try:
+        box.configure(text)
+        box.start()
+        yield box
+    finally:
+        box.close()
 
 
 @pytest.fixture

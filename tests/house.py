@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +79,21 @@ class House:
         if self._bus is not None:
             self._bus.close()
             self._bus = None
+
+
+@contextmanager
+def own_house(path: Path, nats: str) -> Iterator[House]:
+    """Executors of a PostgreSQL of their own, which may be stopped."""
+    server = Postgres()
+    house = None
+    try:
+        server.start()
+        house = House(path, server, nats)
+        yield house
+    finally:
+        if house is not None:
+            house.close()
+        server.close()
 
 
 class Unit:

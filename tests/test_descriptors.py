@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from conftest import DEADLINE, Box, wait_until
+from conftest import DEADLINE, Box, running_box, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -28,9 +28,7 @@ ENDS = {"good": 0, "red": 1, "stopped": 5}
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """Whose runs have ended, each as its name says."""
-    box = Box(tmp_path_factory.mktemp("descriptors"))
-    try:
-        box.start()
+    with running_box(tmp_path_factory.mktemp("descriptors")) as box:
         box.submit("good", "sh", "-c", "echo good", run="good")
         box.submit("red", "sh", "-c", "echo red >&2; exit 7", run="red")
         box.submit("stopped", "sleep", "600", run="stopped")
@@ -39,8 +37,6 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         for run in ("good", "red"):
             box.runctl("wait", run, code=None)
         yield box
-    finally:
-        box.close()
 
 
 def shell(box: Box, redirection: str, *args: str) -> tuple[int, str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, wait_until
+from conftest import Box, running_box, wait_until
 from jsonschema import Draft202012Validator
 from pgserver import Postgres
 from runctl.cli import local, remote
@@ -39,13 +39,8 @@ def looked(box: Box, code: int = 0) -> dict[str, tuple[str, str, str | None]]:
 
 @pytest.fixture(scope="module")
 def well(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("well"))
-    box.configure("[stream]\nmax_bytes = '64MiB'\n")
-    box.start()
-    try:
+    with running_box(tmp_path_factory.mktemp("well"), "[stream]\nmax_bytes = '64MiB'\n") as box:
         yield box
-    finally:
-        box.close()
 
 
 def test_a_daemon_that_is_well(well: Box) -> None:

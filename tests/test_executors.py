@@ -20,7 +20,17 @@ import nats
 import pytest
 import trio_asyncio
 from conftest import SLACK, Box, Watch, wait_until
-from house import ALIVE, HELD, House, Unit, assert_no_overlap, ended, journal, stored_reply
+from house import (
+    ALIVE,
+    HELD,
+    House,
+    Unit,
+    assert_no_overlap,
+    ended,
+    journal,
+    own_house,
+    stored_reply,
+)
 from natsserver import Cluster, Node
 from netns import HERE, NETWORK, Namespaces, why_not
 from pgserver import Postgres
@@ -289,18 +299,15 @@ def test_a_nats_node_is_lost(wide: House, cluster: Cluster, which: str) -> None:
 
 
 def test_postgres_is_away(tmp_path: Path, nats_server: str) -> None:
-    server = Postgres()
-    server.start()
-    house = House(tmp_path, server, nats_server)
-    try:
+    with own_house(tmp_path, nats_server) as house:
         boxes = _three(house, TAKEOVER)
         units = [house.unit(box) for box in boxes]
         load = Load(house, 6, 2, 2.0)
         load.wait_begun(6)
-        server.stop()
+        house.postgres.stop()
         stopped = time.monotonic()
         time.sleep(POSTGRES_AWAY)
-        server.start()
+        house.postgres.start()
         back = time.monotonic()
         given_up = stopped + min(3 * SLACK, POSTGRES_AWAY - 2)
         begun = load.assert_once(90)
@@ -308,9 +315,6 @@ def test_postgres_is_away(tmp_path: Path, nats_server: str) -> None:
         for line in journal(load.path):
             assert not given_up < float(line[4]) < back, "nothing runs without a lease"
         assert all(75 in unit.exits for unit in units)
-    finally:
-        house.close()
-        server.close()
 
 
 @pytest.mark.parametrize(
@@ -321,11 +325,8 @@ def test_a_restart_of_postgres_interrupts_no_run(
 ) -> None:
     """Twice as many runs as threads: half of them end while it is away, and for ``away`` seconds
     more. Nothing is begun meanwhile."""
-    server = Postgres()
-    server.start()
-    house = House(tmp_path, server, nats_server)
     ends, goes_on = tmp_path / "ends", tmp_path / "goes-on"
-    try:
+    with own_house(tmp_path, nats_server) as house:
         boxes = _three(house, f"{QUEUE}lease_grace = '5m'\n")
         units = [house.unit(box) for box in boxes]
         short, long = Load(house, threads, 2, ends), Load(house, threads, 2, goes_on)
@@ -337,7 +338,7 @@ def test_a_restart_of_postgres_interrupts_no_run(
         ]
         for watch in watches:
             watch.wait_chunks(1)
-        server.stop()
+        house.postgres.stop()
         for box in boxes:
             wait_until(lambda b=box: "runs go on" in b.log.read_text(), "it knows")
         ends.touch()
@@ -348,7 +349,7 @@ def test_a_restart_of_postgres_interrupts_no_run(
         time.sleep(away)
         assert len(short.begun()) == len(long.begun()) == threads, "nothing is begun"
         assert len(ended(journal(short.path))) == threads
-        server.start()
+        house.postgres.start()
         goes_on.touch()
         for load in (long, short):
             assert load.assert_once(120) == 2 * threads, "a run was replayed"
@@ -357,9 +358,6 @@ def test_a_restart_of_postgres_interrupts_no_run(
             assert sum(event["type"] == "reset" for event in watch.events) == 1
         assert not any(unit.exits for unit in units)
         assert all("no run was touched" in box.log.read_text() for box in boxes)
-    finally:
-        house.close()
-        server.close()
 
 
 def _behind_proxies(house: House, settings: str) -> tuple[list[Box], Unit, Proxy, Proxy]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import Box, wait_until
+from conftest import Box, running_box, wait_until
 from runctl.cli.hints import MEANT, meant_verb
 from runctl.cli.main import VERBS
 
@@ -46,9 +46,7 @@ def test_words_of_others_stand_for_verbs_that_there_are() -> None:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("hints"))
-    try:
-        box.start()
+    with running_box(tmp_path_factory.mktemp("hints")) as box:
         box.submit("demo", "true", run="first-of-demo")
         box.submit("demo", "sh", "-c", "echo out; exit 3", run="second-of-demo")
         box.submit("Größe 1", "true", run="second-best")
@@ -57,8 +55,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
             box.runctl("wait", run, code=None)
         wait_until(lambda: box.show("sleeping-long")["status"] == "running", "it runs")
         yield box
-    finally:
-        box.close()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, running_box, wait_until
 
 RUNCTL = f"{sys.executable} -m runctl.cli.main"
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="whose stdin it is needs /proc")
@@ -18,16 +18,12 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="whose stdin it 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("inside"))
-    box.configure(
+    with running_box(
+        tmp_path_factory.mktemp("inside"),
         '[runners.agent]\nkind = "command"\nargv = ["cat"]\n'
-        '[runners.own]\nkind = "command"\nenv = { PATH = "/nowhere" }\n'
-    )
-    try:
-        box.start()
+        '[runners.own]\nkind = "command"\nenv = { PATH = "/nowhere" }\n',
+    ) as box:
         yield box
-    finally:
-        box.close()
 
 
 def shell(box: Box, script: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import DEADLINE, Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, running_box, wait_until
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 from runctl.cli import output as outputs
@@ -151,12 +151,8 @@ def test_a_gap_and_binary_chunks(capfdbinary: pytest.CaptureFixture[bytes]) -> N
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("json"))
-    try:
-        box.start()
+    with running_box(tmp_path_factory.mktemp("json")) as box:
         yield box
-    finally:
-        box.close()
 
 
 def test_every_verb_in_many_states(house: Box) -> None:

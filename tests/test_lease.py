@@ -15,8 +15,7 @@ import pytest
 import trio
 import trio_asyncio
 from conftest import DEADLINE, Watch, wait_until
-from house import NOTE, House, assert_no_overlap, journal
-from pgserver import Postgres
+from house import NOTE, House, assert_no_overlap, journal, own_house
 from proxy import Proxy
 from runctl.config.schema import Config, Database
 from runctl.config.schema import Takeover as TakeoverSettings
@@ -61,17 +60,8 @@ def settings(grace: str, more: str = "") -> str:
 
 @pytest.fixture
 def home(tmp_path: Path, nats_server: str) -> Iterator[House]:
-    """Executors of a PostgreSQL of their own, which may be stopped."""
-    server = Postgres()
-    house = None
-    try:
-        server.start()
-        house = House(tmp_path, server, nats_server)
+    with own_house(tmp_path, nats_server) as house:
         yield house
-    finally:
-        if house is not None:
-            house.close()
-        server.close()
 
 
 def test_no_takeover_of_who_is_about_to_come_back(home: House, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, wait_until
+from conftest import DEADLINE, Box, running_box, wait_until
 from natsserver import Node
 from runctl.cli.client import dial
 from runctl.config.load import load
@@ -22,18 +22,14 @@ SLEEP = "import time; time.sleep(600)"
 
 @pytest.fixture(scope="module")
 def full_box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("limits"))
-    box.configure(
+    with running_box(
+        tmp_path_factory.mktemp("limits"),
         "[queue]\nmax_queued = 5\nmax_queued_per_thread = 3\nmax_running = 10\n"
         '[runners.echo]\nkind = "command"\nargv = ["echo", "{prompt}"]\n'
         '[runners.much]\nkind = "command"\n'
-        f'argv = ["true"]\n[runners.much.env]\nMUCH = "{"x" * 200_000}"\n'
-    )
-    try:
-        box.start()
+        f'argv = ["true"]\n[runners.much.env]\nMUCH = "{"x" * 200_000}"\n',
+    ) as box:
         yield box
-    finally:
-        box.close()
 
 
 def ask(box: Box, request: wire.Request, verb: str = "") -> wire.Reply:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from conftest import Box, Watch, alive
+from conftest import Box, Watch, alive, running_box
 from runctl.supervisor.runners.flow import STEP, Flow, pipe_source
 from runctl.supervisor.wire import StreamName
 
@@ -45,18 +45,14 @@ CUT = "the end of the output was cut: what the command left behind was "
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("ends"))
-    box.configure(
+    with running_box(
+        tmp_path_factory.mktemp("ends"),
         '[queue]\nstop_grace = "3s"\n[runners.tty]\nkind = "command"\ntty = true\n'
         '[runners.merged]\nkind = "command"\nmerge_output = true\n'
         '[runners.words]\nkind = "command"\n'
-        f"argv = {json.dumps([*PYTHON, THROUGH, SLOW])}\n"
-    )
-    try:
-        box.start()
+        f"argv = {json.dumps([*PYTHON, THROUGH, SLOW])}\n",
+    ) as box:
         yield box
-    finally:
-        box.close()
 
 
 def seen(box: Box, runner: str, *argv: str, prompt: str | None = None) -> tuple[str, Watch]:

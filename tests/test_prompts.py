@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import Box, Watch, running_box, wait_until
 from runctl.config.load import load
 from runctl.config.prompts import refusal, warnings
 from runctl.config.schema import CommandRunner, Config
@@ -140,13 +140,8 @@ args = true
 
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("agents"))
-    box.configure(RUNNERS)
-    try:
-        box.start()
+    with running_box(tmp_path_factory.mktemp("agents"), RUNNERS) as box:
         yield box
-    finally:
-        box.close()
 
 
 def said(box: Box, *submit: str) -> str:

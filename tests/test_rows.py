@@ -123,7 +123,7 @@ import trio
 from runctl.supervisor.rows import Rows
 
 rows = Rows(*(system.engine, system.tables, "e", threading.Event()),
-            alone=True, now=system._now_ms_sql)
+            threads=trio.CapacityLimiter(1), alone=True, now=system._now_ms_sql)
 for key in ("a", "b", "c"):
     enqueue(key, key + "1", 1)
 theirs()
@@ -149,7 +149,8 @@ from runctl.supervisor.rows import Rows
 stopping = threading.Event()
 stopping.set()
 away = sqlalchemy.create_engine("sqlite:////nowhere/at/all")
-rows = Rows(away, system.tables, "e", stopping, alone=True, now=system._now_ms_sql)
+rows = Rows(away, system.tables, "e", stopping,
+            threads=trio.CapacityLimiter(1), alone=True, now=system._now_ms_sql)
 
 async def ask(what, *args):
     with trio.move_on_after(1) as limit:

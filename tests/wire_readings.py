@@ -23,6 +23,17 @@ from typing import Any
 FOLDER = Path(__file__).with_name("wire")
 
 
+def take_request(connection: socket.socket) -> None:
+    """Read one HTTP request that has a Content-Length, to its end."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split()[0])
+    while len(body) < length:
+        body += connection.recv(65536)
+
+
 @contextmanager
 def playing(*answer: bytes) -> Iterator[int]:
     """The port of a server that answers one request with the pieces of ``answer``, each sent
@@ -32,13 +43,7 @@ def playing(*answer: bytes) -> Iterator[int]:
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
-                data = b""
-                while b"\r\n\r\n" not in data:
-                    data += connection.recv(65536)
-                head, _, body = data.partition(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length:")[2].split()[0])
-                while len(body) < length:
-                    body += connection.recv(65536)
+                take_request(connection)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with suppress(ConnectionError):  # who has seen enough goes
                     for piece in answer:
