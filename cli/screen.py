@@ -305,6 +305,7 @@ def _note(modes: dict[int, bool], default: dict[int, bool], numbers: list[int], 
         elif len(modes) < MAX_MODES:
             modes[mode] = on
 
+
 def plain(data: bytes) -> bytes:
     """``data`` without its sequences."""
     return SEQUENCE.sub(b"", seven_bit(data))

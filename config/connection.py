@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import base64
 import functools
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .nats import CONTEXT_KEYS
+from .outgoing import key_log_problem
 from .schema import FileError, Nats
 from .secrets import hide_secrets
 
@@ -131,6 +131,8 @@ def why_refused(nats: Nats, cause: Exception) -> str | None:
     ``cause`` may pass by itself."""
     import ssl
 
+    if (problem := key_log_problem(cause)) is not None:
+        return f"{problem.said}: {problem.fix}"
     text = str(cause).lower()
     if "authorization violation" in text or "authentication expired" in text:
         kind = next((k for k in ("credentials", "nkey") if getattr(nats, k) is not None), None)
@@ -255,11 +257,8 @@ def _tls(nats: Nats) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=nats.tls_ca)
     except ssl.SSLError:
         raise _unusable(nats, "tls_ca", "holds no certificate: name a PEM file") from None
-    except OSError as error:  # the keys of connections are to be logged, for debugging
-        file = os.environ.get("SSLKEYLOGFILE", "")
-        raise FileError(
-            f"SSLKEYLOGFILE: {file} cannot be written ({error.strerror}): unset it"
-        ) from None
+    except OSError as error:
+        raise FileError(why_refused(nats, error) or str(error)) from None
     if nats.tls_cert is not None:
         assert nats.tls_key is not None
         if b"ENCRYPTED" in _read(nats, "tls_key", nats.tls_key):

@@ -59,6 +59,15 @@ def certificate_problems(environ: Mapping[str, str]) -> Iterator[Problem]:
             yield Problem(f"SSLKEYLOGFILE: {keys} cannot be written", "unset it")
 
 
+def key_log_problem(error: BaseException) -> Problem | None:
+    """Of SSLKEYLOGFILE, when it is the reason for ``error``: whoever makes a TLS context opens
+    that file, to log the keys of connections."""
+    keys = os.environ.get("SSLKEYLOGFILE")
+    if not keys or not isinstance(error, OSError) or error.filename != keys:
+        return None
+    return Problem(f"SSLKEYLOGFILE: {keys} cannot be written ({error.strerror})", "unset it")
+
+
 def _variable(environ: Mapping[str, str], name: str) -> tuple[str, str] | None:
     """(its name as it is written, its value), if it has one."""
     for spelt in (name.lower(), name):

@@ -82,7 +82,10 @@ class Connection:
             )
 
     async def _dial(self) -> bool:
-        options: dict[str, Any] = connection.options(self._nats)
+        # Reads files, of certificates and keys.
+        options: dict[str, Any] = await trio.to_thread.run_sync(
+            connection.options, self._nats, abandon_on_cancel=True
+        )
         if self._endpoint is not None:
             options |= {"user": self._endpoint.user, "password": self._endpoint.password}
         self._problems = []
@@ -108,7 +111,7 @@ class Connection:
                 )
                 connected = True
             except Exception as error:
-                self._problems.append(error)
+                self._note(error)
         if connected:
             client.options["max_reconnect_attempts"] = -1
             self.client = client
@@ -162,11 +165,15 @@ class Connection:
             else:
                 log.warning("%s", words)
         elif not hasattr(self, "client"):
-            self._problems.append(error)
-            why = connection.why_refused(self._nats, error)
-            if why is not None and not self._embedded:
-                self._fail(ConfigError(why))
-                self._dialling.cancel()
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        """Why we are not connected yet."""
+        self._problems.append(error)
+        why = connection.why_refused(self._nats, error)
+        if why is not None and not self._embedded:
+            self._fail(ConfigError(why))
+            self._dialling.cancel()
 
     async def _on_closed(self) -> None:
         """nats-py closes for good on errors of the protocol, and when credentials expire."""

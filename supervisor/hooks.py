@@ -25,6 +25,7 @@ from .reasons import why
 from .registry import Registry
 from .runners.command import Command
 from .stored import Stored
+from .trust import tls_context
 
 if TYPE_CHECKING:
     from .wire import StreamName
@@ -185,6 +186,7 @@ class Hooks:
             raise Failed(f"{outcome.error}{f' ({ascii(words)[1:-1]})' if words else ''}")
 
     async def _post(self, url: str, body: bytes, hook: str) -> None:
+        tls = await tls_context()  # which imports httpx, off the event loop
         import httpx
 
         headers = {
@@ -195,7 +197,7 @@ class Hooks:
         }
         where = shown_target(self._config)
         try:
-            async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+            async with httpx.AsyncClient(verify=tls, timeout=None, trust_env=False) as client:
                 answer = await client.post(url, content=body, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Failed(f"{where}: {why(error)}") from None

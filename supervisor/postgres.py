@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 import trio
 import trio_asyncio
 
+from ..config.outgoing import key_log_problem
 from ..config.schema import Config
 from .errors import ConfigError, Unavailable
 
@@ -37,6 +38,10 @@ SESSION = {
     "idle_session_timeout": "0",
     "statement_timeout": "0",
     "lock_timeout": "0",
+    # A session with another sees what was stored when it asked for a lock, not when it got it,
+    # and has writes refused beside those of others.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
 }
 _SET_SESSION = "; ".join(f"SET {name} = '{value}'" for name, value in SESSION.items())
 #: The same from the client's side, in libpq's words.
@@ -106,7 +111,10 @@ def settings(config: Config, key: str) -> dict[str, Any]:
     if tls.get("sslrootcert") == "system":  # libpq's word for the system's authorities
         if tls.get("sslmode", "verify-full") != "verify-full":
             raise ConfigError(f"{where}: sslrootcert=system needs sslmode=verify-full")
-        arguments["ssl"] = ssl.create_default_context()
+        try:
+            arguments["ssl"] = ssl.create_default_context()
+        except OSError as error:
+            raise _key_log(error) or error from None
         tls.clear()
     if "port" in found:
         found["port"] = int(found["port"])  # type: ignore[assignment]
@@ -115,6 +123,11 @@ def settings(config: Config, key: str) -> dict[str, Any]:
     if tls:
         arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
     return {**arguments, **found}
+
+
+def _key_log(error: OSError) -> ConfigError | None:
+    problem = key_log_problem(error)
+    return ConfigError(f"{problem.said}: {problem.fix}") if problem is not None else None
 
 
 def engine_arguments(config: Config) -> dict[str, Any]:
@@ -142,7 +155,8 @@ async def connect(
     import asyncpg
 
     key = key or lease_key(config)
-    arguments = settings(config, key)
+    # Reads certificates.
+    arguments = await trio.to_thread.run_sync(settings, config, key, abandon_on_cancel=True)
     arguments["server_settings"]["application_name"] = name
     limit = config.start_timeout if patience is None else patience
     place = f"{arguments.get('host', 'the default host')}/{arguments['database']}"
@@ -192,10 +206,10 @@ async def _connect(arguments: dict[str, Any]) -> Any:
         if isinstance(error, ssl.SSLError):
             raise
         raise _BadUrl(_line(error)) from None
-    except ConnectionError as error:
+    except OSError as error:
         if "rejected SSL" in str(error):  # the server has none: waiting does not help
             raise _BadUrl(_line(error)) from None
-        raise
+        raise _key_log(error) or error from None
 
 
 class _BadUrl(Exception):

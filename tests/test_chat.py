@@ -18,6 +18,7 @@ import trio
 from runctl.cli.mock import MockServer
 from runctl.config import outgoing
 from runctl.config.schema import ChatRunner
+from runctl.supervisor import trust
 from runctl.supervisor.errors import Fenced, RunFailed
 from runctl.supervisor.model import Outcome, RunSpec, Status
 from runctl.supervisor.runners.chat import Chat
@@ -456,7 +457,7 @@ async def test_comments_alone_have_a_bound() -> None:
 @pytest.fixture
 def no_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """The certificates are read anew."""
-    monkeypatch.setattr(calls, "_context", None)
+    monkeypatch.setattr(trust, "_context", None)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

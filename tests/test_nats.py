@@ -193,6 +193,23 @@ def test_a_key_log_that_cannot_be_written_is_named(
     assert stopped_box.stderr.count("\n") == 1
 
 
+def test_a_key_log_where_only_the_server_asks_for_tls(
+    stopped_box: Box,
+    tmp_path: Path,
+    cluster: Callable[..., Cluster],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = cluster(certificates=Certificates(tmp_path / "tls"), conf="")
+    stopped_box.configure(f'[nats]\nurl = "nats://127.0.0.1:{server.ports[0]}"\n')
+    for file, why in (("/no/such/keys", "No such file"), (str(tmp_path), "Is a directory")):
+        monkeypatch.setenv("SSLKEYLOGFILE", file)
+        words = f"SSLKEYLOGFILE: {file} cannot be written ({why}"
+        assert words in refused(stopped_box, 78)
+        stopped_box.runctl("list", code=4)
+        assert words in stopped_box.stderr
+        assert stopped_box.stderr.count("\n") == 1
+
+
 def test_certificates_are_checked(
     stopped_box: Box, tmp_path: Path, cluster: Callable[..., Cluster]
 ) -> None:

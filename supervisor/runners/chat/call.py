@@ -6,15 +6,15 @@ import errno
 import math
 import os
 import ssl
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ....config.outgoing import Problem, certificate_problems, proxy_problems
-from ...errors import RunFailed
+from ....config.outgoing import proxy_problems
 from ...reasons import causes, tls_words, why
+from ...trust import unusable
 from .body import Body, TooLong, unwinding
 from .failures import CallFailed, refused
 from .reply import Reply
@@ -266,40 +266,8 @@ def _client(tls: ssl.SSLContext) -> httpx.AsyncClient:
     try:
         return httpx.AsyncClient(verify=tls, timeout=None, follow_redirects=False)
     except (ImportError, ValueError, httpx.InvalidURL) as error:
-        raise _unusable(proxy_problems(os.environ), "proxies", error) from None
-
-
-def _unusable(problems: Iterator[Problem], what: str, error: Exception) -> RunFailed:
-    # What is not known to be wrong is not quoted: it may hold a proxy's password.
-    found = next(problems, None) or Problem(
-        f"its {what} cannot be used ({type(error).__name__})", "correct or unset its variables"
-    )
-    return RunFailed(f"runctld's environment: {found.said}; {found.fix}")
+        raise unusable(proxy_problems(os.environ), "proxies", error) from None
 
 
 def _keep_headers(request: httpx.Request) -> httpx.Request:
     return request
-
-
-_context: ssl.SSLContext | None = None
-
-
-async def tls_context() -> ssl.SSLContext:
-    """The TLS context of all calls. The first one imports httpx and reads the system's
-    certificates: 0.1 s, off the event loop, and not at the daemon's start. Raises RunFailed."""
-    global _context
-    if _context is None:
-        try:
-            _context = await trio.to_thread.run_sync(_load_tls)
-        except OSError as error:  # also ssl.SSLError
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise
-            raise _unusable(certificate_problems(os.environ), "certificates", error) from None
-    return _context
-
-
-def _load_tls() -> ssl.SSLContext:
-    import httpx
-    import httpx_sse  # noqa: F401
-
-    return httpx.create_ssl_context()

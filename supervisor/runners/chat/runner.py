@@ -13,10 +13,11 @@ import trio
 from ....config.schema import ChatRunner
 from ...errors import RunFailed
 from ...model import Outcome, RunSpec, Status
+from ...trust import tls_context
 from ...windows import Window
 from ..protocol import Emit, Turn
 from . import request
-from .call import Call, Silence, tls_context
+from .call import Call, Silence
 from .failures import CallFailed
 from .retries import Patience
 
