@@ -68,7 +68,7 @@ class Output:
 
 
 class JsonOutput(Output):
-    """One object a line, as the contract has them; with several threads each names its
+    """One object a line, as docs/schema has them; with several threads each names its
     ``thread`` as well."""
 
     counts_lines = False

@@ -1,10 +1,9 @@
 """The reader's side of JetStream: every record once, in order, across any restart.
 
 Our own ordered consumer rather than nats-py's, which never resumes after a full queue
-and takes seconds after a server restart (docs: DESIGN section 6). An ephemeral push
-consumer delivers to an inbox. Consumer sequences without a hole prove that nothing was
-lost on the way; on a hole, a silent server or a broken connection a new consumer starts
-behind the last stream sequence that was seen.
+and takes seconds after a server restart. An ephemeral push consumer delivers to an inbox.
+Consumer sequences without a hole prove that nothing was lost on the way; on a hole, a silent
+server or a broken connection a new consumer starts behind the last stream sequence that was seen.
 
 Chunk numbers are checked on top of that, per run: what retention removed is reported
 as a ``Gap``, and what was seen already is dropped.

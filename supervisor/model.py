@@ -195,7 +195,7 @@ def token(name: str) -> str:
     """A legal NATS subject token for any thread name or executor ID, one to one.
 
     Plain names stay readable; others become "x_" and base64url of their UTF-8. A
-    literal "*" in a subject would address every thread (DESIGN section 6)."""
+    literal "*" in a subject would address every thread."""
     if _PLAIN.fullmatch(name) and not name.startswith("x_"):
         return name
     return "x_" + base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")

@@ -1,9 +1,9 @@
 """The writer's side of JetStream: ``Attempt`` (reset, append, end).
 
-The protocol (docs: DESIGN section 6): a reset is one publish that rolls the subject up;
-each further publish names the subject's last sequence, one in flight, and what
-arrives meanwhile goes into the next record. Whoever loses that comparison to another
-attempt is fenced and must stop.
+The protocol (docs/design.md, "One reply, even mid-watch"): a reset is one publish that rolls
+the subject up; each further publish names the subject's last sequence, one in flight, and what
+arrives meanwhile goes into the next record. Whoever loses that comparison to another attempt is
+fenced and must stop.
 
 A full stream refuses records (``discard=new``; what JetStream would discard by itself is
 the head of the longest running run). Writers then wait in ``Room`` for retention.

@@ -12,7 +12,7 @@ import pytest
 from conftest import DEADLINE, Box, wait_until
 
 pytestmark = pytest.mark.long
-#: How a run ends: its exit code as CONTRACT has it, its status.
+#: How a run ends: its exit code as docs/scripting.md has it, its status.
 ENDINGS = {
     "good": (0, "succeeded"),
     "red": (1, "failed"),

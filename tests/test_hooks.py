@@ -6,17 +6,26 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from conftest import Box, alive, wait_until
+import referencing
+import trio
+from conftest import DEADLINE, Box, alive, wait_until
 from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
+from runctl.config.schema import Config
+from runctl.supervisor import trust
+from runctl.supervisor.errors import RunFailed
+from runctl.supervisor.hooks import Hooks
+from runctl.supervisor.metrics import Meters
+from runctl.supervisor.registry import Registry
+from securenats import Certificates
 
 SCHEMAS = Path(__file__).parent.parent / "docs" / "schema"
 
@@ -25,7 +34,7 @@ class Hearer:
     """Takes posts. ``codes`` are the answers in turn, the last for all further ones; while
     ``held`` is set no answer is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.heard: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.codes = [200]
         self.held = threading.Event()
@@ -50,6 +59,8 @@ class Hearer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}/very/secret"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -142,8 +153,13 @@ def test_every_end_is_told_as_it_is_shown(posting: Posting, hearer: Hearer) -> N
     assert headers["Idempotency-Key"] == f"{bad}.hook"
     assert headers["Authorization"] == "Bearer sesame-open-now"
     schema = json.loads((SCHEMAS / "show.schema.json").read_text())
-    files = [(f.name, Resource.from_contents(json.loads(f.read_text()))) for f in SCHEMAS.iterdir()]
-    Draft202012Validator(schema, registry=Registry().with_resources(files)).validate(body)
+    files = [
+        (f.name, referencing.Resource.from_contents(json.loads(f.read_text())))
+        for f in SCHEMAS.iterdir()
+    ]
+    Draft202012Validator(schema, registry=referencing.Registry().with_resources(files)).validate(
+        body
+    )
 
 
 def test_hooks_are_no_runs(posting: Posting, hearer: Hearer) -> None:
@@ -337,3 +353,34 @@ def test_a_hook_that_cannot_connect_says_why(stopped_box: Box, hearer: Hearer) -
     stopped_box.submit("t", "true")
     wait_until(lambda: b"given up" in stopped_box.log.read_bytes(), "the hook is given up")
     assert ": TLS failed (" in stopped_box.log.read_text()
+
+
+async def test_a_post_trusts_what_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Certificates on a file system that hangs hold up that post, and nothing else."""
+    certificates = Certificates(tmp_path / "tls")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.make("receiver", "127.0.0.1"))
+    hearer = Hearer(context)
+    url = hearer.url.replace("http:", "https:")
+    monkeypatch.setattr(trust, "_context", None)
+    slow = tmp_path / "slow.pem"
+    os.mkfifo(slow)  # whose reader waits for a writer
+    try:
+        hooks = Hooks(Config(tmp_path), cast("Any", None), Registry(), Meters())
+        monkeypatch.setenv("SSL_CERT_FILE", str(slow))
+        with trio.move_on_after(0.2) as limit:
+            await hooks._post(url, b"{}", "r.hook")
+        assert limit.cancelled_caught
+        os.close(os.open(slow, os.O_RDWR))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
+        with trio.fail_after(DEADLINE):
+            await hooks._post(url, b'{"run": "r"}', "r.hook")
+        assert hearer.of("r")
+        monkeypatch.setattr(trust, "_context", None)
+        monkeypatch.setenv("SSL_CERT_FILE", "/no/such.pem")
+        with pytest.raises(RunFailed, match=r"SSL_CERT_FILE: /no/such.pem: No such file"):
+            await hooks._post(url, b"{}", "r.hook")
+    finally:
+        hearer.close()

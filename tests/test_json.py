@@ -19,11 +19,11 @@ from runctl.cli import watch
 from runctl.supervisor import jsontext, model, wire
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schema"
-#: What CONTRACT lists: each must be required, where it is listed.
+#: What scripts rely on (docs/json.md): each must be required, where it is listed.
 RUN_FIELDS = (
     "run thread status attempt runner executor created_at started_at ended_at exit_code error"
 )
-CONTRACT = {
+REQUIRED = {
     "submit": "thread run status",
     "list": "thread status run queued",
     "run": RUN_FIELDS,
@@ -99,9 +99,9 @@ def test_schemas_are_schemas_and_describe_every_field() -> None:
 
 
 @pytest.mark.short
-@pytest.mark.parametrize("name", CONTRACT)
-def test_what_the_contract_lists_is_required(name: str) -> None:
-    assert set(CONTRACT[name].split()) <= set(ALL[name]["required"])
+@pytest.mark.parametrize("name", REQUIRED)
+def test_what_scripts_rely_on_is_required(name: str) -> None:
+    assert set(REQUIRED[name].split()) <= set(ALL[name]["required"])
 
 
 @pytest.mark.short

@@ -20,11 +20,11 @@ import trio_asyncio
 from conftest import SLACK, Box, Watch, alive, wait_until
 from house import NOTE, House, assert_no_overlap, ended, journal
 from pgserver import Postgres, TlsFront, free_port
-from runctl.config.schema import Config, Database
+from runctl.config.schema import Config, ConfigError, Database
 from runctl.supervisor import wire
 from runctl.supervisor.lease import hold_database_lease
 from runctl.supervisor.members import Members
-from runctl.supervisor.postgres import aio, connection
+from runctl.supervisor.postgres import aio, connect, connection
 
 #: The first attempt stays in the middle, whenever it is that it is cut.
 TEN = """
@@ -353,6 +353,33 @@ async def test_acting_for_an_executor_excludes_its_life(house: House) -> None:
             with trio.fail_after(10):
                 await started.wait()
         peer.close()
+
+
+async def test_sessions_of_our_own_choose_their_isolation(house: House) -> None:
+    """With that of a database one would not see what was stored while it waited for a lock."""
+    name = house.url.rpartition("/")[2].partition("?")[0]
+    for setting in ("isolation = 'serializable'", "deferrable = on"):
+        text = f"ALTER DATABASE {name} SET default_transaction_{setting}"
+        await trio.to_thread.run_sync(house.sql, text)
+    config = Config(Path("/nowhere"), database=Database(house.url))
+    async with trio_asyncio.open_loop(), connection(config, "ours") as ours:
+        for setting, value in (("isolation", "read committed"), ("deferrable", "off")):
+            shown = await aio(ours.fetchval)(f"SHOW transaction_{setting}")
+            assert shown == value
+
+
+async def test_a_key_log_that_cannot_be_written_is_named(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", "/no/such/keys")
+    words = (
+        r"^SSLKEYLOGFILE: /no/such/keys cannot be written \(No such file or directory\): unset it$"
+    )
+    for query in ("sslmode=require", "sslmode=verify-full&sslrootcert=system"):
+        config = Config(Path("/nowhere"), database=Database(f"{house.url}?{query}"))
+        async with trio_asyncio.open_loop():
+            with pytest.raises(ConfigError, match=words):
+                await connect(config, "ours")
 
 
 SETUP_LOCK = "hashtextextended('runctl executors', 0)"
