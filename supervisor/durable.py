@@ -31,7 +31,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
-from . import calm, outcomes, recovery, retries, sqlite
+from . import calm, outcomes, pickles, recovery, retries, sqlite
 from .claims import Active, Worker, reason
 from .dbfiles import database_path, look_for_saved
 from .errors import Unavailable
@@ -39,8 +39,8 @@ from .metrics import Meters
 from .model import Outcome, Run, RunSpec, Status, is_run_id, made_at
 from .outcomes import Outcomes, Waiting
 from .postgres import engine_arguments
-from .rows import APP_VERSION, HOOK, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows, hook_id
-from .status import WORKFLOW, executable, unreadable
+from .rows import APP_VERSION, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows
+from .status import HOOK, WORKFLOW, executable, hook_id, tellable, unreadable
 from .strays import Strays
 
 log = logging.getLogger("runctld.durable")
@@ -114,8 +114,9 @@ class Durable:
     async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
 
-        Raises: Unavailable, when the database cannot be opened; ConfigError, when it is gone,
-        and saved."""
+        Raises: Unavailable, when the database cannot be opened, or DBOS is none that this knows;
+        ConfigError, when it is gone, and saved."""
+        pickles.refuse()
         traces = self._config.traces.endpoint
         config = DBOSConfig(
             name="runctl",
@@ -127,7 +128,6 @@ class Durable:
             otlp_traces_endpoints=[traces] if traces is not None else [],
             otel_attribute_format="semconv",
             log_level="WARNING",
-            scheduler_polling_interval_sec=calm.SELDOM,
             db_engine_kwargs=sqlite.SMALL
             if self._config.database.embedded
             else engine_arguments(self._config),
@@ -143,6 +143,7 @@ class Durable:
         self._dbos = DBOS(config=config)
         calm.quiet(self._held)
         calm.poll_seldom(self._dbos)
+        calm.schedule_nothing()
         retries.teach_dbos(self._stopping)
         sqlite.no_messages(self._stopping)
         sqlite.exact_times()
@@ -219,7 +220,7 @@ class Durable:
         dbos: Any = self._dbos
         active = dbos._active_workflows_set = Active()
         for queue in queues:
-            prepare = executable if queue.name == QUEUE else dict
+            prepare = executable if queue.name == QUEUE else tellable
             worker = Worker(dbos, queue, self._executor, APP_VERSION, self._held, prepare)
             active.workers[queue.name] = worker
             worker.start()
@@ -294,8 +295,10 @@ class Durable:
             interval_seconds=hook.backoff,
         )(tell_step)
 
-        async def tell_hook(run: str) -> bool:
+        async def tell_hook(run: str, unread: str | None = None) -> bool:
             try:
+                if unread is not None:
+                    raise ValueError(unread)
                 await step(run)
             except Exception as error:  # a row that fails would be logged as an error of ours
                 hook.given_up(run, error)

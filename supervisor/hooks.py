@@ -102,8 +102,12 @@ class Hooks:
         self._failing.discard(run)
         self.failed += 1
         self._meters.hook(delivered=False)
-        last = getattr(error, "errors", None) or [error]
-        log.error("the hook of run %s is given up after %d tries: %s", run, self.tries, last[-1])
+        errors = getattr(error, "errors", None)
+        if errors or isinstance(error, Failed):
+            last = errors[-1] if errors else error
+            log.error("the hook of run %s is given up after %d tries: %s", run, self.tries, last)
+        else:
+            log.error("the hook of run %s cannot be told: %s", run, error)
 
     async def stop(self) -> None:
         """End what is being tried, and wait until it is gone."""

@@ -21,12 +21,11 @@ from .claims import reason
 from .errors import QueueFull
 from .model import Run, RunSpec, Status, ThreadRow
 from .retries import FIRST, LONGEST, Complaint, passes
-from .status import LIVE, NO_THREAD, WORKFLOW, read, read_thread
+from .status import FORMATS, HOOK, LIVE, NO_THREAD, WORKFLOW, hook_id, read, read_thread
 
 log = logging.getLogger("runctld.rows")
 
 QUEUE = "threads"
-HOOK = "tell_hook"
 HOOKS_QUEUE = "hooks"
 #: Changes only when the workflow's shape does: recovery finds rows of this version only.
 APP_VERSION = "runctl-1"
@@ -46,11 +45,6 @@ PAGE = 100
 ESCAPED, SPEC_BYTES = 6, 16 * 1024
 
 T = TypeVar("T")
-
-
-def hook_id(run: str) -> str:
-    """The workflow that tells of the run's end. No run's id has a dot."""
-    return f"{run}.hook"
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -195,6 +189,8 @@ class Rows:
         refuse for ever. Blocking."""
         query = sa.select(*self._columns()).where(self._table.c.workflow_uuid == run)
         for row in self._fetch(query, math.inf):
+            if row.serialization not in FORMATS:
+                continue
             try:
                 spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
                 prompt, reply = spec.get("prompt") or "", outcome.get("reply") or ""
@@ -675,6 +671,7 @@ class Rows:
             c.workflow_uuid,
             c.status,
             c.name,
+            c.serialization,
             c.queue_partition_key,
             c.recovery_attempts,
             c.executor_id,
