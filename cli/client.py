@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from ..config import connection
+from ..config.files import MOST_SECRET
 from ..config.schema import Config, ConfigError, Nats
 from ..supervisor import wire
 from ..supervisor.errors import BadRequest, Denied, NotFound, RequestError, Unavailable
@@ -221,7 +222,7 @@ def _read_own(path: Path) -> bytes:
                 f"{path} belongs to user id {owner}, and this is {user};"
                 " run runctl as the user that runs runctld"
             )
-        return file.read()
+        return file.read(MOST_SECRET)
 
 
 async def dial(config: Config) -> Link:

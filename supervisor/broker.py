@@ -32,6 +32,8 @@ FIRST_PAUSE, LIVED_PAUSE, DEAD_PAUSE = 0.05, 0.4, 5.0
 
 log = logging.getLogger("runctld.broker")
 
+#: Of the server's log, bytes: its end is looked at when it has ended.
+LAST_WORDS = 64 * 1024
 #: Below those that Linux and IANA use for outgoing connections.
 PORTS = range(10240, 32768)
 
@@ -189,7 +191,10 @@ class Broker:
 def _last_words(log_file: Path, status: int) -> str:
     """What the server said of its end, else how it ended."""
     with contextlib.suppress(OSError):
-        for line in reversed(log_file.read_text(errors="replace").splitlines()):
+        with log_file.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+            said = file.read(LAST_WORDS).decode(errors="replace")
+        for line in reversed(said.splitlines()):
             if (found := line.rpartition("[FTL] ")) and found[1]:
                 return found[2]
     return f"signal {-status}" if status < 0 else f"exit code {status}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,6 +28,8 @@ from .runners.command import Command
 from .stored import Stored
 
 if TYPE_CHECKING:
+    import httpx
+
     from .wire import StreamName
 
 log = logging.getLogger("runctld.hooks")
@@ -35,6 +38,9 @@ log = logging.getLogger("runctld.hooks")
 AT_ONCE = 10
 #: How much of what a command says last is quoted.
 QUOTED = 200
+#: Of an answer only its status counts. So much of what follows is read, bytes and seconds: some
+#: take a connection that ends before for one that broke.
+ANSWER, ANSWER_TIME = 64 * 1024, 1.0
 #: For JetStream to say how much of the output is stored, seconds.
 PATIENCE = 2.0
 
@@ -194,14 +200,34 @@ class Hooks:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"runctl/{__version__}",
+            "Accept-Encoding": "identity",
             "Idempotency-Key": hook,
             **self._config.headers,
         }
         where = shown_target(self._config)
         try:
-            async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
-                answer = await client.post(url, content=body, headers=headers)
+            async with (
+                httpx.AsyncClient(timeout=None, trust_env=False) as client,
+                client.stream("POST", url, content=body, headers=headers) as answer,
+            ):
+                await _hear_out(answer)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Failed(f"{where}: {why(error)}") from None
         if not answer.is_success:
             raise Failed(f"{where} answered {answer.status_code}")
+
+
+async def _hear_out(answer: httpx.Response) -> None:
+    """The rest of ``answer``, as it comes: what it would be unpacked has no bound."""
+    import httpx
+
+    size = 0
+    with trio.move_on_after(ANSWER_TIME):
+        try:
+            async with aclosing(answer.aiter_raw()) as parts:
+                async for part in parts:
+                    size += len(part)
+                    if size > ANSWER:
+                        break
+        except httpx.HTTPError as error:  # the status was there
+            log.debug("the answer of a hook: %r", error)
