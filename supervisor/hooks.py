@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,6 +23,7 @@ from .model import Run, RunSpec, Status
 from .processes import Keeper
 from .reasons import why
 from .registry import Registry
+from .runners.chat.body import unwinding
 from .runners.command import Command
 from .stored import Stored
 
@@ -224,7 +224,7 @@ async def _hear_out(answer: httpx.Response) -> None:
     size = 0
     with trio.move_on_after(ANSWER_TIME):
         try:
-            async with aclosing(answer.aiter_raw()) as parts:
+            async with unwinding(answer.aiter_raw()) as parts:
                 async for part in parts:
                     size += len(part)
                     if size > ANSWER:

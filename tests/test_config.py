@@ -137,8 +137,9 @@ def test_a_file_that_the_system_refuses(write, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
+    file = write("")
     monkeypatch.setattr(Path, "open", refuse)
-    assert "cannot be read: Permission denied" in refusal(write(""))
+    assert "cannot be read: Permission denied" in refusal(file)
 
 
 @pytest.mark.parametrize(
