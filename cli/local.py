@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ..config.access import access_problems
 from ..config.outgoing import certificate_problems, proxy_problems
 from ..config.outside import split_listen
 from ..config.schema import ChatRunner, Config
@@ -127,6 +128,19 @@ def permissions(config: Config) -> Iterator[Finding]:
         file = path / name
         if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             yield warn("state_dir", f"{file} is open to other users", f"chmod 600 {file}")
+
+
+def access(config: Config) -> Iterator[Finding]:
+    """Of the configuration, and of the files that it names."""
+    try:
+        user = os.stat(config.state_dir).st_uid
+    except OSError:
+        user = os.geteuid()
+    say = fail if config.environment == "production" else warn
+    problems = list(access_problems(config, user))
+    yield from (say("access", f"{key}: {said}", fix) for key, said, fix in problems)
+    if not problems:
+        yield ok("access", "no others read the secrets, or write the configuration")
 
 
 def disk(config: Config) -> Finding:
