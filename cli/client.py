@@ -215,7 +215,8 @@ def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
 def _read_own(path: Path) -> bytes:
     """Its content. Where others may make directories, such as /tmp, one of them could lead
     us to a server of theirs: raises Unavailable. root may use any user's daemon."""
-    with path.open("rb") as file:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
         owner, user = os.fstat(file.fileno()).st_uid, os.geteuid()
         if user not in (0, owner):
             raise Unavailable(

@@ -326,6 +326,10 @@ def _read_queue(table: _Table, takeover: Takeover) -> Queue:
         max_queued_per_thread=table.whole(
             "max_queued_per_thread", _QUEUE.max_queued_per_thread, 1, 1_000_000_000
         ),
+        # The largest run that there may be, and its JSON.
+        max_queued_bytes=table.size(
+            "max_queued_bytes", _QUEUE.max_queued_bytes, least=4 * 1024**2
+        ),
         lease_grace=lease_grace,
     )
 
@@ -470,6 +474,7 @@ def _describe(config: Config) -> Iterator[str]:
         stop_grace=format_duration(queue.stop_grace),
         max_queued=queue.max_queued,
         max_queued_per_thread=queue.max_queued_per_thread,
+        max_queued_bytes=format_size(queue.max_queued_bytes),
         lease_grace=format_duration(queue.lease_grace),
     )
     yield from _lines(

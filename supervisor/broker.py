@@ -132,9 +132,8 @@ class Broker:
         # A full disk may be why it is started again: then there is room for nothing.
         if not conf.exists() or conf.read_bytes() != text:
             write_private(conf, text)
-        log_fd = os.open(
-            self._dir / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        log_fd = os.open(self._dir / "server.log", flags, 0o600)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._process = process = await self._keeper.spawn(

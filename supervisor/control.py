@@ -100,7 +100,9 @@ class Control:
         self._ids = RunIds()
         self._hide = hide
         self._backlog = Backlog(
-            lambda: settings.queue.max_queued, lambda: durable.rows.count("ENQUEUED")
+            lambda: settings.queue,
+            lambda: durable.rows.count("ENQUEUED"),
+            lambda: durable.rows.weigh_queued(),
         )
         self._began = time.monotonic()
         self._service: Any = None
@@ -282,7 +284,7 @@ class Control:
         if found is None and not fresh:
             found = await self._forgotten(spec)
         if found is None:
-            await self._backlog.admit()
+            await self._backlog.admit(len(msgspec.json.encode(spec)))
             await self._durable.enqueue(spec)
             await self._tell_if_full()
             await self._tell_changed(spec.thread)

@@ -48,6 +48,8 @@ aio = trio_asyncio.aio_as_trio
 
 #: Hooks at once on this executor, those that wait for a next try among them.
 MAX_HOOKS = 100
+#: Between two steps in which space is given back, seconds: others write meanwhile.
+GIVE_WAY = 0.05
 
 #: (what to do, which attempt it is, why it cannot be done if it cannot)
 Dispatch = Callable[[RunSpec, int, str | None], Awaitable[Outcome]]
@@ -404,6 +406,14 @@ class Durable:
         await aio(DBOS.delete_workflows_async)([*runs, *map(hook_id, runs)])
         for run in runs:
             self._cancelled.pop(run, None)
+
+    async def give_back(self) -> None:
+        """What was forgotten takes no space in the embedded database any more. PostgreSQL sees to
+        that by itself."""
+        more = self._config.database.embedded
+        while more and not self._stopping.is_set():
+            more = await trio.to_thread.run_sync(sqlite.give_back, self._dbos._sys_db.engine)
+            await trio.sleep(GIVE_WAY)
 
     async def unfinished_of(self, executor: str) -> recovery.Tokens:
         """By which tokens a dead executor has its unfinished runs. Tried once: the caller

@@ -548,7 +548,7 @@ def _open_lock(state_dir: Path) -> tuple[str, int]:
     """(real path of the state directory, descriptor of its keeper.lock)"""
     state = os.path.realpath(state_dir)
     lock = os.path.join(state, "keeper.lock")
-    return state, os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return state, os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 async def _take(lock: int, state: str, wait: float) -> None:

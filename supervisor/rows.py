@@ -334,6 +334,16 @@ class Rows:
         query = sa.select(sa.func.count()).where(self._run(t.c), t.c.status == status)
         return int(await trio.to_thread.run_sync(self._scalar, query, patience))
 
+    async def weigh_queued(self) -> int:
+        """How many bytes the inputs of the runs have that wait."""
+        text = self._input()
+        size = sa.func.octet_length(text)
+        if self._engine.dialect.name == "sqlite":  # older ones have no octet_length
+            size = sa.func.length(sa.cast(text, sa.LargeBinary))
+        query = sa.select(sa.func.coalesce(sa.func.sum(size), 0))
+        query = query.where(self._run(self._table.c), self._table.c.status == "ENQUEUED")
+        return int(await trio.to_thread.run_sync(self._scalar, query))
+
     async def hooks_waiting(self, patience: float = PATIENCE) -> int:
         """How many are not told yet, of all executors."""
         t = self._table

@@ -117,6 +117,50 @@ def test_a_state_dir_that_others_may_write_is_refused_unless_empty(tmp_path: Pat
 
 
 @root
+@pytest.mark.parametrize("name", ["lock", "runctl.sqlite", "executor-id", "nats/server.log", "new"])
+def test_links_and_files_of_others_in_a_state_dir(tmp_path: Path, name: str) -> None:
+    place, target = tmp_path / "state", tmp_path / "target"
+    (place / "nats").mkdir(parents=True)
+    place.chmod(0o700)
+    target.write_text("mine")
+    file = place / name
+    file.symlink_to(target)
+    with pytest.raises(ConfigError, match="is a link, and none is followed there; remove it"):
+        prepare_state_dir(place)
+    file.unlink()
+    file.touch()
+    os.chown(file, NOBODY, NOBODY)
+    with pytest.raises(ConfigError, match=f"{name} belongs to user id {NOBODY}, runctld runs as"):
+        prepare_state_dir(place)
+    file.unlink()
+    prepare_state_dir(place)
+    (place / "nats").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (place / "nats").symlink_to(tmp_path / "elsewhere")  # a bigger disk, say
+    prepare_state_dir(place)
+    assert target.read_text() == "mine"
+
+
+@pytest.mark.short
+def test_a_state_dir_is_closed_while_it_is_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    listdir = os.listdir
+
+    def look(path: int) -> list[str]:
+        seen.append(stat.S_IMODE(os.fstat(path).st_mode))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", look)
+    place = tmp_path / "state"
+    place.mkdir()
+    place.chmod(0o777)
+    prepare_state_dir(place)
+    assert seen == [0o700]
+
+
+@root
 def test_a_state_dir_of_another_user_is_refused(stopped_box: Box, tmp_path: Path) -> None:
     box = stopped_box
     ours = tmp_path / "ours"
