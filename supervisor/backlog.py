@@ -54,8 +54,8 @@ class Backlog:
             self._bytes = await self._weigh()
         if self._bytes + size > most:
             raise QueueFull(
-                f"runs of {self._bytes / MIB:.1f} MiB are queued, and one of {size / MIB:.1f} MiB is"
-                f" more than queue.max_queued_bytes, {most / MIB:.1f} MiB, has room for; submit"
+                f"runs of {self._bytes / MIB:.1f} MiB are queued, and one of {size / MIB:.1f} MiB"
+                f" is more than queue.max_queued_bytes, {most / MIB:.1f} MiB, has room for; submit"
                 " again when some have run, or raise it"
             )
         self._known += 1
