@@ -46,6 +46,8 @@ from .strays import Strays
 log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
 
+#: What is said to whoever asks for something.
+STOPPING = "runctld is stopping; ask again when it has started"
 #: Hooks at once on this executor, those that wait for a next try among them.
 MAX_HOOKS = 100
 #: Between two steps in which space is given back, seconds: others write meanwhile.
@@ -256,7 +258,7 @@ class Durable:
         """What to tell whoever asked for something that ended in ``error``, when it is the
         database's doing; one line."""
         if self._closing:
-            return "runctld is stopping; ask again when it has started"
+            return STOPPING
         if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
             return f"the database cannot be used now ({reason(error)}); mend that, then ask again"
         return None

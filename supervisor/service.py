@@ -150,11 +150,15 @@ class Service:
                 nursery.start_soon(self._broker.supervise, self._meters)
             if self._scrape is not None:
                 await nursery.start(self._scrape.run)
-            async with connect(
-                *(self._config, self._executor, endpoint),
-                *(self._disconnected, self._reconnected),
-            ) as connection:
+            async with (
+                connect(
+                    *(self._config, self._executor, endpoint),
+                    *(self._disconnected, self._reconnected),
+                ) as connection,
+                connect(self._config, f"{self._executor} for watchers", endpoint) as watchers,
+            ):
                 nursery.start_soon(connection.watch)
+                nursery.start_soon(watchers.watch)
                 client = connection.client
                 room, stored = Room(), Stored(client)
                 self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
@@ -201,8 +205,9 @@ class Service:
                 )
                 takeover = self._takeover(control)
                 with wishes.until_stop():
-                    await control.start(self._loop, nursery)
+                    await control.start(nursery, watchers.client)
                     connection.started()
+                    watchers.started()
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
                     nursery.start_soon(self._retention.run)
