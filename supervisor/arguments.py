@@ -18,12 +18,12 @@ from ..config.prompts import warnings
 from ..config.schema import Config
 from ..config.secrets import Masker
 from . import __version__
+from .closed import close_process
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
 from .extras import require
 from .logs import last_words, set_up
 from .memory import few_arenas
-from .private import close_process
 from .report import mask_tracebacks
 
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,8 @@ from .wire import ENDPOINT_FILE, Endpoint
 #: What nats-server keeps its memory below, if it can.
 MEMORY = "512MiB"
 
+#: Between two looks whether it answers, and of silence until it is ended, seconds.
+ASK, SILENCE = 2.0, 10.0
 #: Seconds before a server that ended is started again, doubled each time: at first, at most
 #: after one that had come up, and after one that had not.
 FIRST_PAUSE, LIVED_PAUSE, DEAD_PAUSE = 0.05, 0.4, 5.0
@@ -65,6 +68,8 @@ class Broker:
         self._process: Process | None = None
         self.endpoint: Endpoint
         self.restarts = 0
+        #: It has answered since it was started.
+        self._up = False
 
     async def start(self) -> Endpoint:
         self._dir.mkdir(mode=0o700, exist_ok=True)
@@ -81,6 +86,7 @@ class Broker:
             assert self._process is not None
             began = time.monotonic()
             status = await self._process.wait()
+            self._up = False
             if time.monotonic() - began > 10:
                 delay = FIRST_PAUSE
             self.restarts += 1
@@ -94,6 +100,29 @@ class Broker:
             except (Unavailable, RunFailed, OSError) as error:  # no disk, no descriptors
                 log.error("%s", error)
                 most = DEAD_PAUSE
+
+    async def watch(self, contact: Callable[[], Awaitable[None]]) -> None:
+        """End a server that does not answer, though it did when it came up: whoever may signal
+        it may have stopped it. ``contact`` raises when there is no answer within some seconds."""
+        since, misses, seen = 0.0, 0, self._process
+        while True:
+            await trio.sleep(ASK)
+            began = trio.current_time()
+            try:
+                await contact()
+            except Exception as error:  # not connected, or no answer
+                log.debug("nats-server: %r", error)
+                if misses == 0 or seen is not self._process:
+                    since, misses, seen = began, 0, self._process
+                misses += 1
+            else:
+                misses = 0
+            # Twice: a single one may be late since we were stopped ourselves.
+            if misses > 1 and self._up and trio.current_time() - since >= SILENCE:
+                log.error("nats-server has not answered for %g s, and is killed", SILENCE)
+                misses = 0
+                if self._process is not None:
+                    await self._process.end(0)
 
     async def renew(self) -> None:
         """The server reads and stores nothing. That is how it is left by a full disk, even
@@ -163,6 +192,7 @@ class Broker:
             os.close(log_fd)
             os.close(null)
         await self._answers(process)
+        self._up = True
 
     async def _answers(self, process: Process) -> None:
         """Returns when the server does. Raises Unavailable: it ended, or takes too long."""

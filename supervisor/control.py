@@ -109,8 +109,10 @@ class Control:
         hooks: Hooks | None,
         hide: Callable[[str], str],
         waiting: Waiting,
+        keeper_silent: Callable[[], float],
     ) -> None:
         self._waiting = waiting
+        self._keeper_silent = keeper_silent
         self._meters = meters
         self._hooks = hooks
         self._config = config
@@ -713,6 +715,7 @@ class Control:
             metrics=self._config.metrics.listen,
             hooks=await self._hooks_status(r),
             unfinished=unfinished,
+            keeper_silent=self._keeper_silent(),
         )
 
     def _unfinished(self) -> builtins.list[wire.UnfinishedRun]:

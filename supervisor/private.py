@@ -1,14 +1,12 @@
-"""What is ours alone: files that are closed to others from their first byte, a process that
-others cannot look into, and what commands inherit of it."""
+"""What is ours alone: files that are closed to others from their first byte, and what commands
+inherit of us."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
 import stat
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from .errors import ConfigError
 log = logging.getLogger("runctld")
 
 UMASK = 0o077
-_PR_SET_DUMPABLE = 4
 #: What the daemon got from its own supervisor is not a command's business.
 _SUPERVISION = (
     *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"),
@@ -45,13 +42,6 @@ def inherited(
     if source is not None:
         env["RUNCTL_CONFIG"] = str(source)
     return Inherited(env, umask)
-
-
-def close_process() -> None:
-    """No core dumps of this process, and no look at its memory or environment by others of
-    its user, such as the commands it runs. It ends with an exec, so children are as ever."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -108,7 +108,10 @@ class Service:
             held=fence.holds,
         )
         if isinstance(self._meters, Prometheus):
-            self._scrape = Scrape(config, self._meters, self._registry, self._durable)
+            self._scrape = Scrape(
+                *(config, self._meters, self._registry, self._durable),
+                lambda: self._keeper.silent,
+            )
         self._housekeeping = Housekeeping(
             config.history, self._durable, lambda: self._settings.runners
         )
@@ -202,6 +205,7 @@ class Service:
                     self._hooks,
                     self._hide,
                     Waiting(self._registry, self._keeper.held),
+                    lambda: self._keeper.silent,
                 )
                 takeover = self._takeover(control)
                 with wishes.until_stop():
@@ -218,6 +222,8 @@ class Service:
                     nursery.start_soon(self._durable.strays.watch)
                     nursery.start_soon(self._endings.mend, self._config.stream.max_age)
                     nursery.start_soon(self._watch_keeper)
+                    if self._broker is not None:
+                        nursery.start_soon(self._broker.watch, partial(_contact, client))
                     reload = Reload(
                         *(self._settings.config, self._file, self._settings, self._apply),
                         *(self._hide, self._notifier.reloading),
@@ -359,7 +365,8 @@ class Service:
 
     async def _watch_keeper(self) -> None:
         await self._keeper.dead.wait()
-        raise Unavailable("the process keeper was killed; restarting is the way to a known state")
+        killed = "the process keeper was killed; restarting is the way to a known state"
+        raise Unavailable(self._keeper.stopped or killed)
 
     # ---- one attempt ------------------------------------------------------------
 

@@ -479,6 +479,18 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     cgroups: bool | None = None
     #: They count as running.
     unfinished: list[UnfinishedRun] = []
+    #: Seconds since which the process keeper owes an answer; the daemon ends at 10.
+    keeper_silent: float = 0.0
+
+    @property
+    def keeper_warning(self) -> str | None:
+        """A line on a keeper that does not answer."""
+        if self.keeper_silent < 2:
+            return None
+        return (
+            f"the process keeper has not answered for {self.keeper_silent:.0f} s: no run begins or"
+            " ends; the daemon ends within 10 s, to be started again"
+        )
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):

@@ -74,7 +74,7 @@ def test_nothing_is_open_to_others_under_umask_0(open_box: Box) -> None:
 @linux
 def test_the_daemon_leaves_no_core_and_cannot_be_looked_into() -> None:
     code = (
-        "import ctypes; from runctl.supervisor.private import close_process; close_process();"
+        "import ctypes; from runctl.supervisor.closed import close_process; close_process();"
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
     assert subprocess.check_output([sys.executable, "-c", code]).strip() == b"0"
