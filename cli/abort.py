@@ -41,7 +41,8 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
     """End the running run of THREAD; answers once its whole process tree is gone.
 
     The tree gets TERM, and KILL after the configured grace. Queued runs go on, unless
-    --queued is given. Exits with 6 if there is nothing to abort.
+    --queued is given. Exits with 6 if there is nothing to abort, and with 1 if
+    something of it is still there 15 s after the grace, which is named.
     """
     check_thread(thread)
     if run_id is not None:

@@ -20,7 +20,7 @@ from .common import FAILED, OK, UNAVAILABLE, innermost
 
 #: Requests in flight, and the bytes of their lines: one that is larger is alone.
 MOST, MOST_BYTES = 64, 8 * 1024 * 1024
-#: For one answer, seconds: the daemon takes a connection's requests one after the other.
+#: For one answer, seconds: the daemon takes a thread's requests one after the other.
 TIMEOUT = 60.0
 BLOCK = 64 * 1024
 
@@ -39,7 +39,7 @@ class Line(msgspec.Struct, forbid_unknown_fields=True):
 
 class Problem(msgspec.Struct):
     """The answer to a line that was not submitted. ``code``: bad-request, not-found, refused,
-    queue-full, error, or unanswered, which means that it may have been submitted. ``line``
+    queue-full, busy, error, or unanswered, which means that it may have been submitted. ``line``
     counts from 1."""
 
     error: str
@@ -155,7 +155,11 @@ class Batch:
             os.path.join(self._cwd, line.cwd or ""),
         )
         try:
-            return await ask(self._link, request, wire.Submitted, timeout=TIMEOUT)
+            # What was sent behind it may be queued already: its thread's order counts for more.
+            patience = 0.0 if self._ordered else None
+            return await ask(
+                self._link, request, wire.Submitted, timeout=TIMEOUT, patience=patience
+            )
         except RequestError as error:
             return error
         except Unavailable as error:

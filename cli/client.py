@@ -12,15 +12,17 @@ import contextlib
 import json
 import logging
 import os
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from ..config import connection
+from ..config.files import MOST_SECRET
 from ..config.schema import Config, ConfigError, Nats
 from ..supervisor import wire
-from ..supervisor.errors import BadRequest, Denied, NotFound, RequestError, Unavailable
+from ..supervisor.errors import BadRequest, Busy, Denied, NotFound, RequestError, Unavailable
 from .hedge import first_answer
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ REQUEST_TIMEOUT = 15.0
 #: On top of the configured grace between TERM and KILL.
 ABORT_TIMEOUT = 120.0
 API_TIMEOUT = 2.0
+#: A daemon that is busy is asked again for so long, with pauses that double, seconds.
+BUSY_PATIENCE = 5.0
+BUSY_PAUSE, BUSY_LONGEST = 0.1, 1.0
 
 
 class NotReady(Exception):
@@ -214,14 +219,15 @@ def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
 def _read_own(path: Path) -> bytes:
     """Its content. Where others may make directories, such as /tmp, one of them could lead
     us to a server of theirs: raises Unavailable. root may use any user's daemon."""
-    with path.open("rb") as file:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
         owner, user = os.fstat(file.fileno()).st_uid, os.geteuid()
         if user not in (0, owner):
             raise Unavailable(
                 f"{path} belongs to user id {owner}, and this is {user};"
                 " run runctl as the user that runs runctld"
             )
-        return file.read()
+        return file.read(MOST_SECRET)
 
 
 async def dial(config: Config) -> Link:
@@ -230,8 +236,6 @@ async def dial(config: Config) -> Link:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
     nats, options = _target(config)
-    import random
-
     servers = connection.servers(nats)
     random.shuffle(servers)
     problem: Exception = TimeoutError()
@@ -281,10 +285,37 @@ async def ask(
     executor: str | None = None,
     hint: bool = True,
     timeout: float | None = None,
+    patience: float | None = None,
 ) -> R:
     """The daemon's answer; any executor's, or the named one's. Raises Unavailable, and what
     the daemon named: BadRequest, NotFound, Refused, RequestError. ``hint``: a NotFound says
-    what may have been meant. ``timeout``: seconds, in place of the verb's own."""
+    what may have been meant. ``timeout``: seconds, in place of the verb's own. ``patience``:
+    for how long one that is busy is asked again, seconds; an abort waits for its end anyway."""
+    if patience is None:
+        patience = BUSY_PATIENCE
+        if isinstance(request, wire.Abort):
+            patience = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
+    now = asyncio.get_running_loop().time
+    end, pause = now() + patience, BUSY_PAUSE
+    while True:
+        try:
+            return await _ask(link, request, expect, executor, hint, timeout)
+        except Busy:
+            if now() + pause > end:
+                raise
+        await asyncio.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, BUSY_LONGEST)
+
+
+async def _ask(
+    link: Link,
+    request: wire.Request,
+    expect: type[R],
+    executor: str | None,
+    hint: bool,
+    timeout: float | None,
+) -> R:
+    """``ask``, once."""
     from nats.errors import NoRespondersError
     from nats.errors import TimeoutError as NatsTimeout
 
@@ -305,7 +336,7 @@ async def ask(
         timeout = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     else:
         timeout = REQUEST_TIMEOUT
-    reads = verb in ("list", "locate", "show", "status")
+    reads = verb in wire.READING
     unsure = "" if reads else "; it may have taken effect, see: runctl list"
     try:
         subject = wire.control_subject(verb, executor)

@@ -72,6 +72,7 @@ def _look(app: App) -> Iterator[Finding]:
         config = replace(config, executor_id=_kept(config))
     yield from local.programs(config)
     yield from local.permissions(config)
+    yield from local.access(config)
     yield local.disk(config)
     holder = local.holder(config)
     status, asked = run(lambda: remote.nats(config, holder))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..config.schema import Config
 from ..supervisor import wire
-from ..supervisor.errors import NotFound, RequestError, Unavailable
+from ..supervisor.errors import Busy, NotFound, RequestError, Unavailable
 from ..supervisor.model import Run, Status
 from . import output as outputs
 from . import watch
@@ -100,7 +100,7 @@ async def locate(link: Link, thread: str, run: str | None, options: Options) -> 
         name = found.run
     except LinkLost:
         raise
-    except Unavailable:  # output is served by JetStream, without the daemon
+    except (Unavailable, Busy):  # output is served by JetStream, without the daemon
         name = run or await _latest_run(link, thread)
     queued = found is not None and found.status is Status.QUEUED
     behind = await goes_before(link, name, thread) if queued and run is not None else None
@@ -272,7 +272,7 @@ async def settle(config: Config, name: str, watcher: watch.Watcher) -> None:
     while True:
         try:
             found = (await ask_once(config, wire.Show(name), wire.RunDetails)).run
-        except Unavailable:
+        except (Unavailable, Busy):
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
             continue
@@ -305,14 +305,17 @@ async def recorded(config: Config, watcher: watch.Watcher, name: str) -> Run | N
     delay = 0.005
     while True:
         link = watcher.link
+        reply: wire.RunDetails | None
         try:
             if link is None or link.closed.is_set():
                 reply = await ask_once(config, wire.Show(name), wire.RunDetails)
             else:
                 reply = await ask(link, wire.Show(name), wire.RunDetails)
+        except Busy:
+            reply = None
         except (Unavailable, RequestError):
             return None
-        if reply.run.status.terminal:
+        if reply is not None and reply.run.status.terminal:
             return reply.run
         await asyncio.sleep(delay)
         delay = min(delay * 2, 0.2)

@@ -25,12 +25,14 @@ _MARKED = re.compile(rb"(?s)(.*)^" + re.escape(_MARK.encode()) + rb"([0-9a-f]{64
 @dataclass(frozen=True)
 class File:
     """``text`` is what it is to hold. ``keep``: it is the user's from its first byte on, so
-    it is never replaced or removed. ``mode``: permissions."""
+    it is never replaced or removed. ``mode``: permissions. ``closed``: its directory is for its
+    owner alone if it has to be made."""
 
     path: Path
     text: str
     mode: int = 0o644
     keep: bool = False
+    closed: bool = False
 
     @property
     def content(self) -> bytes:
@@ -96,7 +98,8 @@ def take(
 def _write(file: File) -> None:
     """In one step, so that nobody reads half of it, after a power cut neither; with its mode
     from the first byte."""
-    file.path.parent.mkdir(parents=True, exist_ok=True)
+    file.path.parent.parent.mkdir(parents=True, exist_ok=True)
+    file.path.parent.mkdir(mode=0o700 if file.closed else 0o777, exist_ok=True)
     temporary = file.path.with_name(f".{file.path.name}.new")
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

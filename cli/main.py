@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from ..config.schema import ConfigError, FileError, RunctlError
-from ..supervisor import __version__, descriptors
+from ..supervisor import __version__, closed, descriptors
 from .common import (
     DETACHED,
     FAILED,
@@ -93,6 +93,7 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
+        closed.close_process()
         descriptors.fill()
         if os.environ.get("_RUNCTL_COMPLETE"):
             importlib.import_module((__package__ or "runctl.cli") + ".shells")

@@ -75,6 +75,9 @@ async def _daemon(
         found = [warn("daemon", said, f"restart it: installed is {__version__}")]
     else:
         found = [ok("daemon", f"{said}, {status.running} running, {status.queued} queued")]
+    if status.keeper_warning is not None:
+        fix = "see whether a run has stopped it (SIGSTOP): runs as another user cannot"
+        found.append(fail("keeper", status.keeper_warning, fix))
     found += _warnings(status.nats)
     found += [_unfinished(x) for x in status.unfinished]
     if status.hooks is not None and status.hooks.failed:

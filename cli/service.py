@@ -72,7 +72,8 @@ def _files(place: Place, program: Path, chat_only: bool) -> list[File]:
         for folder in ("sysusers", "tmpfiles"):
             path = place.root / f"etc/{folder}.d/runctl.conf"
             files.append(File(path, _shipped(f"{folder}.conf")))
-    return [*files, File(place.config, _config(place), 0o600 if place.user else 0o644, keep=True)]
+    # Root's alone until systemd-tmpfiles gives it to the daemon's group: keys will stand in it.
+    return [*files, File(place.config, _config(place), 0o600, keep=True, closed=True)]
 
 
 def _shipped(name: str) -> str:

@@ -59,6 +59,7 @@ def status(app: App, probe: str | None) -> None:
                 "stream",
                 f"{render.size(nats.stream_bytes)} in {nats.stream_messages} records",
             ),
+            *[("warning", line) for line in (found.keeper_warning,) if line],
             *[("warning", line) for line in nats.warnings],
             *[("unfinished", f"{x.run} ({x.status}): {x.why}") for x in found.unfinished],
             ("database", f"{database.url} ({database.kind})"),

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import MOST_KEYS, read_bounded
 from .nats import CONTEXT_KEYS
 from .outgoing import key_log_problem
 from .schema import FileError, Nats
@@ -90,11 +91,32 @@ def new_client(nats: Nats) -> Client:
 def _client_type() -> type[Client]:
     """nats-py stops reading for good, without a word, at a subject that is not UTF-8 and at
     some headers, which whoever may publish can send us: this reads on. And a flush whose
-    answer went with its connection is in vain: this asks again."""
+    answer went with its connection is in vain: this asks again. What does not end as the
+    protocol has it, nats-py keeps in memory for as long as it comes: this ends the connection."""
     from nats.aio.client import Client
-    from nats.errors import FlushTimeoutError
+    from nats.errors import FlushTimeoutError, ProtocolError
+    from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+
+    class BoundedParser(Parser):
+        async def parse(self, data: bytes = b"") -> None:
+            try:
+                await super().parse(data)
+            except ProtocolError:
+                raise
+            except Exception as error:
+                raise ProtocolError(f"nats: {error!r}") from None
+            line = self.state == AWAITING_CONTROL_LINE
+            if (len(self.buf) if line else self.needed) > (MOST_LINE if line else MOST_MESSAGE):
+                raise ProtocolError("nats: more is sent than a server may send")
 
     class SturdyClient(Client):
+        def __init__(self) -> None:
+            super().__init__()
+            self._ps = BoundedParser(self)
+
+        async def _process_err(self, err_msg: str) -> None:
+            await super()._process_err(err_msg[:MOST_WORDS])
+
         async def flush(self, timeout: int = 10) -> None:
             for left in range(timeout, 0, -FLUSH):
                 try:
@@ -121,6 +143,12 @@ def _utf8(text: bytes) -> bytes:
     return text if text is None or text.isascii() else text.decode(errors="replace").encode()
 
 
+#: A server's longest line, which is its INFO with the addresses of a cluster; its longest
+#: message (NATS has 64 MiB as the highest max_payload, headers on top); and what is kept of its
+#: errors.
+MOST_LINE = 1024 * 1024
+MOST_MESSAGE = 72 * 1024 * 1024
+MOST_WORDS = 2000
 #: One PING's answer is waited for so long, seconds.
 FLUSH = 2
 _NO_TLS = "nats: the server does not require TLS"
@@ -196,7 +224,7 @@ def _unusable(nats: Nats, key: str, problem: str) -> FileError:
 
 def _read(nats: Nats, key: str, file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_bounded(file, MOST_KEYS)
     except FileNotFoundError:
         problem = "no such file: correct the path, or put the file there"
     except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import tomli
 
+from .files import MOST_SECRET, MOST_TOML, read_bounded
 from .nats import describe_nats, nats_keys, read_nats
 from .outside import (
     describe_hooks,
@@ -115,7 +116,7 @@ def _default_state_dir(client: bool) -> Path:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomli.loads(file.read_bytes().decode("utf-8-sig"))
+        return tomli.loads(read_bounded(file, MOST_TOML).decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file: create it, or name another") from error
     except IsADirectoryError as error:
@@ -278,7 +279,7 @@ def _read_database_url(table: _Table, key: str, default: str) -> tuple[str, str,
 def _read_secret(table: _Table, key: str, file: Path) -> str:
     """What ``file`` holds, without the white space around it."""
     try:
-        text = file.read_text(encoding="utf-8").strip()
+        text = read_bounded(file, MOST_SECRET).decode().strip()
     except OSError as error:
         table.fail(key, f"{file} cannot be read ({error.strerror}): correct the path or its mode")
     except UnicodeDecodeError:
@@ -324,6 +325,10 @@ def _read_queue(table: _Table, takeover: Takeover) -> Queue:
         max_queued=table.whole("max_queued", _QUEUE.max_queued, 1, 1_000_000_000),
         max_queued_per_thread=table.whole(
             "max_queued_per_thread", _QUEUE.max_queued_per_thread, 1, 1_000_000_000
+        ),
+        # The largest run that there may be, and its JSON.
+        max_queued_bytes=table.size(
+            "max_queued_bytes", _QUEUE.max_queued_bytes, least=4 * 1024**2
         ),
         lease_grace=lease_grace,
     )
@@ -469,6 +474,7 @@ def _describe(config: Config) -> Iterator[str]:
         stop_grace=format_duration(queue.stop_grace),
         max_queued=queue.max_queued,
         max_queued_per_thread=queue.max_queued_per_thread,
+        max_queued_bytes=format_size(queue.max_queued_bytes),
         lease_grace=format_duration(queue.lease_grace),
     )
     yield from _lines(

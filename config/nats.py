@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .files import MOST_SECRET, read_bounded
 from .schema import ConfigError, FileError, Login, Nats
 from .table import Table, check_url, kind_of, quote, xdg_dir
 
@@ -218,7 +219,7 @@ def _context_file(table: Table) -> Path:
 
 def _read_json(table: Table, file: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(read_bounded(file, MOST_SECRET))
     except FileNotFoundError:
         problem = "no such file: make it with `nats context save`, or correct the name"
     except OSError as error:

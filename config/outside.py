@@ -23,7 +23,7 @@ def read_metrics(table: Table) -> Metrics:
     remote = table.flag("allow_remote", _METRICS.allow_remote)
     if listen is not None:
         host, _ = split_listen(listen, table)
-        if not remote and not _loopback(host):
+        if not remote and not is_loopback(host):
             table.fail(
                 "listen",
                 f"{host} can be reached from other machines, and metrics have no password:"
@@ -41,7 +41,7 @@ def split_listen(listen: str, table: Table | None = None) -> tuple[str, int]:
     return match["six"] or match["host"], int(match["port"])
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

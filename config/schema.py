@@ -98,15 +98,17 @@ class Stream:
 class Queue:
     """``max_running`` runs at once on this executor; a run is tried ``max_attempts``
     times and is then ``dead``; ``stop_grace`` seconds lie between TERM and KILL. A submit
-    is refused while ``max_queued`` runs wait in the database, or
-    ``max_queued_per_thread`` on its thread. Without its lease, while PostgreSQL is away, the
-    daemon goes on for ``lease_grace`` seconds: less than its peers wait before a takeover."""
+    is refused while ``max_queued`` runs wait in the database, runs of ``max_queued_bytes``
+    bytes, or ``max_queued_per_thread`` on its thread. Without its lease, while PostgreSQL is
+    away, the daemon goes on for ``lease_grace`` seconds: less than its peers wait before a
+    takeover."""
 
     max_running: int = 1000
     max_attempts: int = 5
     stop_grace: float = 5.0
     max_queued: int = 100_000
     max_queued_per_thread: int = 10_000
+    max_queued_bytes: int = 1024**3
     lease_grace: float = 60.0
 
 

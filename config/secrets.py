@@ -57,7 +57,7 @@ class Masker:
 
     def add(self, config: Config) -> None:
         """``config`` is in force from now on; earlier ones' secrets stay hidden."""
-        self._found |= {secret for secret in _secrets(config) if len(secret) >= _SHORTEST}
+        self._found |= set(plain_secrets(config))
         if self._found:
             forms = [
                 re.escape(secret) if len(secret) >= _LONG else rf"(?<!\w){re.escape(secret)}(?!\w)"
@@ -67,6 +67,11 @@ class Masker:
 
     def __call__(self, text: str) -> str:
         return self._pattern.sub(HIDDEN, text) if self._pattern else text
+
+
+def plain_secrets(config: Config) -> Iterator[str]:
+    """As they are, but for those that are too short to be known in a text."""
+    return (secret for secret in _secrets(config) if len(secret) >= _SHORTEST)
 
 
 def _secrets(config: Config) -> Iterator[str]:

@@ -72,12 +72,17 @@ class Absence:
 
     async def answers(self, executor: str, timeout: float = HEAR_TIMEOUT) -> bool:
         """Whether it says anything. One that stops serves no verb any more, but has runs."""
-        from nats.errors import Error
+        from nats.errors import Error, NoRespondersError
 
-        subject = wire.control_subject("here", executor)
-        try:
-            await aio(self._nc.request)(subject, b"", timeout)
-        except (Error, TimeoutError) as error:
-            log.debug("executor %s: %r", ascii(executor), error)
-            return False
-        return True
+        # "here" may be asked by whoever watches, and so be flooded; an older daemon knows no
+        # other.
+        for verb in ("alive", "here"):
+            try:
+                await aio(self._nc.request)(wire.control_subject(verb, executor), b"", timeout)
+            except NoRespondersError:
+                continue
+            except (Error, TimeoutError) as error:
+                log.debug("executor %s: %r", ascii(executor), error)
+                return False
+            return True
+        return False

@@ -12,17 +12,18 @@ from typing import Any
 
 import click
 
+from ..config.access import access_problems, check_access
 from ..config.load import describe, load
 from ..config.prompts import warnings
 from ..config.schema import Config
 from ..config.secrets import Masker
 from . import __version__
+from .closed import close_process
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
 from .extras import require
 from .logs import last_words, set_up
 from .memory import few_arenas
-from .private import close_process
 from .report import mask_tracebacks
 
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
@@ -55,6 +56,7 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     few_arenas()
     try:
         config = load(file)
+        check_access(config)
     except ConfigError as error:
         _fail(error)
     if check:
@@ -65,6 +67,8 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         click.echo(describe(config))
         for name, said, fix in warnings(config):
             last_words(f"runctld: warning: runner {name}: {said}; {fix}")
+        for key, said, fix in access_problems(config):
+            last_words(f"runctld: warning: {key}: {said}; {fix}")
         return
     hide = Masker(config)
     mask_tracebacks(hide)

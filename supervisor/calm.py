@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import dbos._dbos
 import dbos._workflow_commands
 import sqlalchemy as sa
 
 from .retries import reason
 
 _commands: Any = dbos._workflow_commands
+_launch: Any = dbos._dbos
 
-#: How often DBOS looks after what we do not use (schedules, delays, a queue of its own), in
-#: seconds: its every second is half of what an idle daemon costs.
+#: How often DBOS looks after what we do not use (delays, a queue of its own), in seconds: its
+#: every second is half of what an idle daemon costs.
 SELDOM = 60.0
 #: Its own queue: what its tools put there is taken to ours (``rows.Rows.adopt``).
 NEVER = 10 * 365 * 86400.0
@@ -47,6 +50,15 @@ def quiet(held: Callable[[], bool]) -> None:
         )
 
     library.addFilter(expected)
+
+
+def schedule_nothing() -> None:
+    """No workflow of ours has a schedule: whoever may write rows gives us none, either."""
+
+    def wait(stop: threading.Event, _: float) -> None:
+        stop.wait()
+
+    _launch.dynamic_scheduler_loop = wait
 
 
 def poll_seldom(dbos: Any) -> None:

@@ -38,12 +38,12 @@ class Connection:
         config: Config,
         executor: str,
         endpoint: Endpoint | None,
-        disconnected: Callable[[], Awaitable[None]],
+        disconnected: Callable[[], Awaitable[None]] | None = None,
         reconnected: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``endpoint``: the embedded server's, None for an external one. ``disconnected``
-        is called, in asyncio, each time the connection breaks, ``reconnected`` when it is
-        there again."""
+        """``executor``: who NATS is told that we are. ``endpoint``: the embedded server's, None
+        for an external one. ``disconnected`` is called, in asyncio, each time the connection
+        breaks, ``reconnected`` when it is there again."""
         self._disconnected = disconnected
         self._reconnected = reconnected
         self._config = config
@@ -192,7 +192,7 @@ async def connect(
     config: Config,
     executor: str,
     endpoint: Endpoint | None,
-    disconnected: Callable[[], Awaitable[None]],
+    disconnected: Callable[[], Awaitable[None]] | None = None,
     reconnected: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Connection]:
     """A connection, closed at the end. Raises ConfigError, Unavailable."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import logging
 import os
@@ -17,10 +16,11 @@ import trio_asyncio
 from ..config.prompts import refusal
 from . import __version__, wire
 from .backlog import Backlog
-from .durable import Durable
+from .durable import STOPPING, Durable
 from .endings import Endings
-from .errors import BadRequest, NotFound, Refused, RequestError, Unavailable
+from .errors import BadRequest, NotFound, NotGone, Refused, RequestError, Unavailable
 from .hooks import Hooks
+from .lanes import MIB, Bounds, Lane, client_of
 from .metrics import Meters
 from .model import (
     MAX_ARGV_BYTES,
@@ -37,7 +37,7 @@ from .model import (
     one_line,
 )
 from .others import Others
-from .registry import Registry
+from .registry import Live, Registry
 from .reload import Settings
 from .status import NO_RUNNER
 from .stored import Stored
@@ -47,6 +47,7 @@ from .windows import checked
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
+    from nats.micro.request import Request
 
     from ..config.schema import Config, Runner
     from .members import Members
@@ -61,7 +62,33 @@ PAGE = 500
 MAX_AFTER = 2**53
 #: Bytes of an answer of ``list`` beside its rows, and of a row beside what is stored of it.
 AROUND_ROWS, AROUND_ROW = 64 * 1024, 32
-VERBS = ("submit", "list", "locate", "abort", "purge", "show", "retry", "status", "resize")
+#: An abort is answered so long after the longest grace, at the latest, seconds.
+ABORT_LIMIT = 15.0
+#: For what is answered to get here, and for a peer that takes its time.
+ANSWER = 10.0
+#: Between two lines in the log that say that a verb is busy, seconds.
+SELDOM = 60.0
+#: Of each verb. An abort waits, and costs little meanwhile; a batch has 64 submits under way, and
+#: 8 MiB of them; what reads is asked for by many, at their ends by all watchers at once.
+READS = Bounds(8, 512, 256, 4 * MIB, MIB)
+BOUNDS = {
+    "submit": Bounds(8, 1024, 256, 64 * MIB, 16 * MIB),
+    "list": Bounds(4, 512, 128, 4 * MIB, MIB),
+    "locate": READS,
+    "abort": Bounds(1024, 2048, 512, 4 * MIB, MIB),
+    "purge": Bounds(4, 64, 32, 64 * MIB, 16 * MIB),
+    "show": READS,
+    "retry": Bounds(8, 512, 256, 4 * MIB, MIB),
+    "status": READS,
+    "resize": READS,
+}
+#: SQLite has one writer at a time: more would only be in each other's way.
+ONE_WRITER = {verb: BOUNDS[verb]._replace(at_once=2) for verb in ("submit", "retry")}
+#: What watchers may ask for comes over a connection of its own, and fills no other.
+WATCHERS_MAY = {
+    *(("list", "any"), ("locate", "any"), ("show", "any"), ("status", "any")),
+    *(("resize", "any"), ("resize", "own")),
+}
 
 
 class Control:
@@ -82,8 +109,10 @@ class Control:
         hooks: Hooks | None,
         hide: Callable[[str], str],
         waiting: Waiting,
+        keeper_silent: Callable[[], float],
     ) -> None:
         self._waiting = waiting
+        self._keeper_silent = keeper_silent
         self._meters = meters
         self._hooks = hooks
         self._config = config
@@ -96,14 +125,20 @@ class Control:
         self._streams = streams
         self._endings = endings
         self._stored = stored
-        self._others = Others(executor, client, durable, streams, endings, members, meters)
+        self._others = Others(
+            *(executor, client, durable, streams, endings, members, meters),
+            lambda: self._abort_limit() + ANSWER,
+        )
         self._ids = RunIds()
         self._hide = hide
         self._backlog = Backlog(
-            lambda: settings.queue.max_queued, lambda: durable.rows.count("ENQUEUED")
+            lambda: settings.queue,
+            lambda: durable.rows.count("ENQUEUED"),
+            lambda: durable.rows.weigh_queued(),
         )
         self._began = time.monotonic()
-        self._service: Any = None
+        self._services: builtins.list[Any] = []
+        self._lanes: builtins.list[Lane[Request]] = []
         self._verbs: dict[type, Callable[[Any], Awaitable[wire.Reply]]] = {
             wire.Submit: self.submit,
             wire.List: self.list,
@@ -116,58 +151,96 @@ class Control:
             wire.Resize: self.resize,
         }
 
-    async def start(self, loop: asyncio.AbstractEventLoop, nursery: trio.Nursery) -> None:
-        """Answer requests from here on: those of a verb one after the other, which keeps the
-        order of submits, and aborts, which may take long, at once and in ``nursery``."""
+    async def start(self, nursery: trio.Nursery, watchers: Client) -> None:
+        """Answer requests from here on, each in a task in ``nursery`` when its turn comes.
+        ``watchers``: a second connection, for what whoever may only watch may ask for. What
+        floods it waits at NATS there, and nothing else behind it."""
+        from nats.errors import Error
+
+        try:
+            await aio(self._subscribe)(nursery, watchers)
+        except (Error, TimeoutError, OSError) as error:
+            words = str(error).removeprefix("nats: ") or type(error).__name__
+            raise Unavailable(f"NATS went away while runctld started ({words})") from error
+
+    async def _subscribe(self, nursery: trio.Nursery, watchers: Client) -> None:
         import nats.micro
         from nats.micro.service import EndpointConfig, ServiceConfig
 
-        async def abort(request: Any) -> None:
-            nursery.start_soon(self._answer_later, request)
-
-        async def handler(request: Any) -> None:
-            reply = await loop.trio_as_future(self._answer, request.subject, request.data)  # type: ignore[attr-defined]
-            await request.respond(self._fitting(wire.encode(reply)))
-
-        async def add() -> None:
-            self._service = await nats.micro.add_service(
-                self._nc,
+        bounds_of = BOUNDS if not self._config.database.embedded else BOUNDS | ONE_WRITER
+        for client, name in ((self._nc, wire.SERVICE), (watchers, wire.READING_SERVICE)):
+            service = await nats.micro.add_service(
+                client,
                 ServiceConfig(
-                    name=wire.SERVICE,
+                    name=name,
                     version=__version__,
                     description="run supervisor",
                     metadata={"executor": self._executor},
                 ),
             )
-            for verb in VERBS:
+            self._services.append(service)
+            for verb, bounds in bounds_of.items():
                 for kind, executor in (("any", None), ("own", self._executor)):
-                    await self._service.add_endpoint(
-                        EndpointConfig(
-                            name=f"{verb}-{kind}",
-                            subject=wire.control_subject(verb, executor),
-                            queue_group="runctl",
-                            handler=abort if verb == "abort" else handler,
+                    if ((verb, kind) in WATCHERS_MAY) is (client is watchers):
+                        lane = Lane(bounds, nursery, self._serve)
+                        self._lanes.append(lane)
+                        await service.add_endpoint(
+                            EndpointConfig(
+                                name=f"{verb}-{kind}",
+                                subject=wire.control_subject(verb, executor),
+                                queue_group="runctl",
+                                handler=self._handler(verb, lane),
+                            )
                         )
-                    )
-            await self._nc.subscribe(wire.KICK_SUBJECT, cb=kicked)
-            for executor in (None, self._executor):
-                subject = wire.control_subject("here", executor)
-                await self._nc.subscribe(subject, queue="runctl", cb=here)
-            await self._nc.flush()
+        await self._nc.subscribe(wire.KICK_SUBJECT, cb=self._kicked)
+        alive = wire.control_subject("alive", self._executor)
+        await self._nc.subscribe(alive, queue="runctl", cb=_here)
+        for executor in (None, self._executor):
+            subject = wire.control_subject("here", executor)
+            await watchers.subscribe(subject, queue="runctl", cb=_here)
+        await self._nc.flush()
+        await watchers.flush()
 
-        async def kicked(_: object) -> None:
-            self._durable.kick()
+    def _handler(self, verb: str, lane: Lane[Request]) -> Callable[[Request], Awaitable[None]]:
+        busy = wire.encode(
+            wire.Problem(
+                "busy",
+                f"runctld has all the requests to {verb} that it takes at once; try again",
+            )
+        )
 
-        async def here(request: Any) -> None:  # watchers of silent runs ask, each second
-            await request.respond(b"")
+        said = -SELDOM
 
-        from nats.errors import Error
+        async def handle(request: Request) -> None:
+            """It does not wait: what comes in is taken from NATS, and lies here nowhere else."""
+            reply = request._msg.reply
+            if not reply and verb in wire.READING:
+                return  # nobody would hear the answer
+            key = _key(verb, request.data)
+            refused = lane.enter(request, client_of(reply), len(request.data), key)
+            if refused is None:
+                return
+            nonlocal said
+            if time.monotonic() - said >= SELDOM:
+                said = time.monotonic()
+                whose = ascii(client_of(reply)[:100])
+                log.warning("busy: %d requests to %s, the last of %s", len(lane), verb, whose)
+            await self._respond(refused, busy)
 
+        return handle
+
+    async def _kicked(self, _: object) -> None:
+        self._durable.kick()
+
+    async def _serve(self, request: Request) -> None:
+        reply = await self._answer(request.subject, request.data)
+        await aio(self._respond)(request, self._fitting(wire.encode(reply)))
+
+    async def _respond(self, request: Request, answer: bytes) -> None:
         try:
-            await aio(add)()
-        except (Error, TimeoutError, OSError) as error:
-            words = str(error).removeprefix("nats: ") or type(error).__name__
-            raise Unavailable(f"NATS went away while runctld started ({words})") from error
+            await request.respond(answer)
+        except Exception as error:  # no reply was asked for, or the connection is closed
+            log.debug("%s was not answered: %r", request.subject, error)
 
     async def tell_others(self) -> None:
         """There is work for any executor that has room."""
@@ -190,9 +263,14 @@ class Control:
             await self.tell_others()
 
     async def stop(self) -> None:
-        if self._service is not None:
-            with trio.move_on_after(1):
-                await aio(self._service.stop)()
+        """Take no more requests. What is being served is answered, who waits is told."""
+        with trio.move_on_after(1):
+            for service in self._services:
+                await aio(service.stop)()
+        told = wire.encode(wire.Problem("error", STOPPING))
+        for lane in self._lanes:
+            for request in lane.close():
+                await aio(self._respond)(request, told)
 
     async def _answer(self, subject: str, data: bytes) -> wire.Reply:
         try:
@@ -215,13 +293,6 @@ class Control:
             log.exception("request failed")
             words = one_line(self._hide(f"{type(error).__name__}: {error}"))
             return wire.Problem("error", f"{words}; see the daemon's log")
-
-    async def _answer_later(self, request: Any) -> None:
-        reply = await self._answer(request.subject, request.data)
-        try:
-            await aio(request.respond)(self._fitting(wire.encode(reply)))
-        except Exception as error:  # the connection is closed, or too much waits for it
-            log.debug("%s was not answered: %r", request.subject, error)
 
     def _fitting(self, answer: bytes) -> bytes:
         """``answer``, or the news that NATS would not carry it: the client need not wait."""
@@ -282,7 +353,7 @@ class Control:
         if found is None and not fresh:
             found = await self._forgotten(spec)
         if found is None:
-            await self._backlog.admit()
+            await self._backlog.admit(len(msgspec.json.encode(spec)))
             await self._durable.enqueue(spec)
             await self._tell_if_full()
             await self._tell_changed(spec.thread)
@@ -475,24 +546,32 @@ class Control:
         # Queued ones first: ending the running one would start the next.
         wanted.sort(key=lambda run: run.status is Status.RUNNING)
         ended: builtins.list[str] = []
+        limit = trio.current_time() + self._abort_limit()
         for run in wanted:
             try:
-                if await self._abort_one(run):
+                if await self._abort_one(run, limit):
                     ended.append(run.run)
             except RequestError as error:
                 if not ended:
                     raise
-                raise Refused(f"{error}; aborted already: {', '.join(ended)}") from error
+                kind = NotGone if isinstance(error, NotGone) else Refused
+                raise kind(f"{error}; aborted already: {', '.join(ended)}") from error
         if not ended:
             raise Refused("the run ended by itself before it could be aborted")
         return wire.Aborted(ended)
 
-    async def _abort_one(self, run: Run) -> bool:
+    def _abort_limit(self) -> float:
+        """Seconds from the request to its answer."""
+        return self._settings.longest_grace + ABORT_LIMIT
+
+    async def _abort_one(self, run: Run, limit: float) -> bool:
+        """Whether it was this that ended it. Raises NotGone, when something of it is left at
+        ``limit``."""
         began = time.monotonic()
         if self._others.owns(run):
             aborted = await self._others.abort(run)
             found = None if aborted is not None else await self._durable.rows.get(run.run)
-            return bool(aborted) if found is None else await self._abort_one(found[1])
+            return bool(aborted) if found is None else await self._abort_one(found[1], limit)
         live = self._registry.get(run.run)
         if live is not None and not live.wish_abort():
             return False
@@ -513,7 +592,10 @@ class Control:
         if live is not None:
             live.wish_abort()
             live.scope.cancel()
-            await live.gone.wait()
+            with trio.move_on_at(limit):
+                await live.gone.wait()
+            if not live.gone.is_set():
+                raise NotGone(self._not_gone(live))
             if live.aborted:
                 self._meters.aborted(time.monotonic() - began)
                 return True
@@ -531,6 +613,19 @@ class Control:
             self._meters.run_ended(Status.ABORTED, run.runner)
         self._meters.aborted(time.monotonic() - began)
         return True
+
+    def _not_gone(self, live: Live) -> str:
+        run = live.spec.run
+        if live.ended_ms is not None:
+            why = self._streams.life.unfit or "NATS does not take it"
+            left = f"its processes are gone, the end of its output is not stored yet: {why}"
+        else:
+            left = self._waiting.reason(run) or "some of its processes have not ended"
+        return (
+            f"run {run} is aborted, and not gone after {self._abort_limit():g} s: {left};"
+            " it will not be replayed, its thread goes on when it is gone. See what it waits for:"
+            f" runctl show {run}"
+        )
 
     async def purge(self, r: wire.Purge) -> wire.Reply:
         if not r.threads:
@@ -620,6 +715,7 @@ class Control:
             metrics=self._config.metrics.listen,
             hooks=await self._hooks_status(r),
             unfinished=unfinished,
+            keeper_silent=self._keeper_silent(),
         )
 
     def _unfinished(self) -> builtins.list[wire.UnfinishedRun]:
@@ -645,6 +741,25 @@ class Control:
             time.monotonic() - self._began,
         )
         return sorted([me, *await self._others.status()], key=lambda x: x.executor_id)
+
+
+async def _here(request: Any) -> None:
+    """Watchers of silent runs ask, each second."""
+    if request.reply:
+        await request.respond(b"")
+
+
+def _key(verb: str, data: bytes) -> str | None:
+    """What one request of ``verb`` must not overtake another for."""
+    if verb not in ("submit", "resize"):
+        return None
+    try:
+        request = wire.decode_request(data)
+    except RequestError:  # its answer says what is wrong with it
+        return None
+    if isinstance(request, wire.Submit):
+        return request.thread
+    return f"{request.run} {request.client}" if isinstance(request, wire.Resize) else None
 
 
 def how_many_fit(rows: Sequence[Run | ThreadRow], room: int) -> int:

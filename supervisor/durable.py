@@ -32,7 +32,7 @@ from dbos import (
 )
 
 from ..config.schema import Config
-from . import calm, outcomes, recovery, retries, sqlite
+from . import calm, outcomes, pickles, recovery, retries, sqlite
 from .claims import Active, Worker
 from .dbfiles import database_path, look_for_saved
 from .errors import Unavailable
@@ -41,8 +41,8 @@ from .model import Outcome, Run, RunSpec, Status, is_run_id, made_at
 from .outcomes import Outcomes, Waiting
 from .postgres import engine_arguments
 from .retries import reason
-from .rows import APP_VERSION, HOOK, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows, hook_id
-from .status import WORKFLOW, executable, unreadable
+from .rows import APP_VERSION, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows
+from .status import HOOK, WORKFLOW, executable, hook_id, tellable, unreadable
 from .strays import Strays
 
 log = logging.getLogger("runctld.durable")
@@ -50,8 +50,12 @@ aio = trio_asyncio.aio_as_trio
 
 #: Commits that wait for the lease have one each, as many as the pool has connections.
 THREADS = 100
+#: What is said to whoever asks for something.
+STOPPING = "runctld is stopping; ask again when it has started"
 #: Hooks at once on this executor, those that wait for a next try among them.
 MAX_HOOKS = 100
+#: Between two steps in which space is given back, seconds: others write meanwhile.
+GIVE_WAY = 0.05
 
 #: (what to do, which attempt it is, why it cannot be done if it cannot)
 Dispatch = Callable[[RunSpec, int, str | None], Awaitable[Outcome]]
@@ -119,8 +123,9 @@ class Durable:
     async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
 
-        Raises: Unavailable, when the database cannot be opened; ConfigError, when it is gone,
-        and saved."""
+        Raises: Unavailable, when the database cannot be opened, or DBOS is none that this knows;
+        ConfigError, when it is gone, and saved."""
+        pickles.refuse()
         traces = self._config.traces.endpoint
         config = DBOSConfig(
             name="runctl",
@@ -132,7 +137,6 @@ class Durable:
             otlp_traces_endpoints=[traces] if traces is not None else [],
             otel_attribute_format="semconv",
             log_level="WARNING",
-            scheduler_polling_interval_sec=calm.SELDOM,
             db_engine_kwargs=sqlite.SMALL
             if self._config.database.embedded
             else engine_arguments(self._config),
@@ -151,6 +155,7 @@ class Durable:
         self._dbos = DBOS(config=config)
         calm.quiet(self._held)
         calm.poll_seldom(self._dbos)
+        calm.schedule_nothing()
         retries.teach_dbos(self._stopping)
         sqlite.no_messages(self._stopping)
         sqlite.exact_times()
@@ -229,7 +234,7 @@ class Durable:
         dbos: Any = self._dbos
         active = dbos._active_workflows_set = Active()
         for queue in queues:
-            prepare = executable if queue.name == QUEUE else dict
+            prepare = executable if queue.name == QUEUE else tellable
             worker = Worker(dbos, queue, self._executor, APP_VERSION, self._held, prepare)
             active.workers[queue.name] = worker
             worker.start()
@@ -263,7 +268,7 @@ class Durable:
         """What to tell whoever asked for something that ended in ``error``, when it is the
         database's doing; one line."""
         if self._closing:
-            return "runctld is stopping; ask again when it has started"
+            return STOPPING
         if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
             return f"the database cannot be used now ({reason(error)}); mend that, then ask again"
         return None
@@ -304,8 +309,10 @@ class Durable:
             interval_seconds=hook.backoff,
         )(tell_step)
 
-        async def tell_hook(run: str) -> bool:
+        async def tell_hook(run: str, unread: str | None = None) -> bool:
             try:
+                if unread is not None:
+                    raise ValueError(unread)
                 await step(run)
             except Exception as error:  # a row that fails would be logged as an error of ours
                 hook.given_up(run, error)
@@ -404,6 +411,14 @@ class Durable:
         await aio(DBOS.delete_workflows_async)([*runs, *map(hook_id, runs)])
         for run in runs:
             self._cancelled.pop(run, None)
+
+    async def give_back(self) -> None:
+        """What was forgotten takes no space in the embedded database any more. PostgreSQL sees to
+        that by itself."""
+        more = self._config.database.embedded
+        while more and not self._stopping.is_set():
+            more = await trio.to_thread.run_sync(sqlite.give_back, self._dbos._sys_db.engine)
+            await trio.sleep(GIVE_WAY)
 
     async def unfinished_of(self, executor: str) -> recovery.Tokens:
         """By which tokens a dead executor has its unfinished runs. Tried once: the caller

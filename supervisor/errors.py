@@ -10,7 +10,9 @@
     +- RequestError           a control request that is answered with a named error
     |  +- BadRequest          malformed or out of bounds
     |  +- NotFound            no such thread or run
+    |  +- NotGone             aborted, and something of it is still there
     |  +- Refused             not possible as things stand
+    |     +- Busy             as many requests are being served, and wait, as may
     |     +- Denied           NATS does not permit this user to ask for it
     |     +- QueueFull        as many runs wait as may
     +- Fenced                 a newer attempt owns the run's stream
@@ -62,6 +64,19 @@ class Refused(RequestError):
     code = "refused"
 
 
+class NotGone(RequestError):
+    """The run is aborted, for good, and something of it is still there: what is in the message."""
+
+    code = "not-gone"
+
+
+class Busy(Refused):
+    """As many requests are being served, and wait, as may, of this client or in all. Nothing was
+    done: to try again is safe."""
+
+    code = "busy"
+
+
 class Denied(Refused):
     """NATS does not permit this user to ask for it, or to hear the answer."""
 
@@ -97,12 +112,14 @@ class RunFailed(RunctlError):
 
 __all__ = [
     "BadRequest",
+    "Busy",
     "ConfigError",
     "Denied",
     "Fenced",
     "LeaseHeld",
     "LeaseLost",
     "NotFound",
+    "NotGone",
     "QueueFull",
     "Refused",
     "RequestError",

@@ -23,11 +23,14 @@ from .model import Run, RunSpec, Status
 from .processes import Keeper
 from .reasons import why
 from .registry import Registry
+from .runners.chat.body import unwinding
 from .runners.command import Command
 from .stored import Stored
 from .trust import tls_context
 
 if TYPE_CHECKING:
+    import httpx
+
     from .wire import StreamName
 
 log = logging.getLogger("runctld.hooks")
@@ -36,6 +39,9 @@ log = logging.getLogger("runctld.hooks")
 AT_ONCE = 10
 #: How much of what a command says last is quoted.
 QUOTED = 200
+#: Of an answer only its status counts. So much of what follows is read, bytes and seconds: some
+#: take a connection that ends before for one that broke.
+ANSWER, ANSWER_TIME = 64 * 1024, 1.0
 #: For JetStream to say how much of the output is stored, seconds.
 PATIENCE = 2.0
 
@@ -103,8 +109,12 @@ class Hooks:
         self._failing.discard(run)
         self.failed += 1
         self._meters.hook(delivered=False)
-        last = getattr(error, "errors", None) or [error]
-        log.error("the hook of run %s is given up after %d tries: %s", run, self.tries, last[-1])
+        errors = getattr(error, "errors", None)
+        if errors or isinstance(error, Failed):
+            last = errors[-1] if errors else error
+            log.error("the hook of run %s is given up after %d tries: %s", run, self.tries, last)
+        else:
+            log.error("the hook of run %s cannot be told: %s", run, error)
 
     async def stop(self) -> None:
         """End what is being tried, and wait until it is gone."""
@@ -192,14 +202,34 @@ class Hooks:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"runctl/{__version__}",
+            "Accept-Encoding": "identity",
             "Idempotency-Key": hook,
             **self._config.headers,
         }
         where = shown_target(self._config)
         try:
-            async with httpx.AsyncClient(verify=tls, timeout=None, trust_env=False) as client:
-                answer = await client.post(url, content=body, headers=headers)
+            async with (
+                httpx.AsyncClient(verify=tls, timeout=None, trust_env=False) as client,
+                client.stream("POST", url, content=body, headers=headers) as answer,
+            ):
+                await _hear_out(answer)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Failed(f"{where}: {why(error)}") from None
         if not answer.is_success:
             raise Failed(f"{where} answered {answer.status_code}")
+
+
+async def _hear_out(answer: httpx.Response) -> None:
+    """The rest of ``answer``, as it comes: what it would be unpacked has no bound."""
+    import httpx
+
+    size = 0
+    with trio.move_on_after(ANSWER_TIME):
+        try:
+            async with unwinding(answer.aiter_raw()) as parts:
+                async for part in parts:
+                    size += len(part)
+                    if size > ANSWER:
+                        break
+        except httpx.HTTPError as error:  # the status was there
+            log.debug("the answer of a hook: %r", error)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
+import re
 from collections.abc import Awaitable, Callable
 
 import h11
 import trio
 
-from ..config.outside import split_listen
+from ..config.outside import is_loopback, split_listen
 from .errors import ConfigError, Unavailable
 
 log = logging.getLogger("runctld.metrics")
 
-#: Seconds for a whole request and its answer.
-LIMIT = 10.0
+#: Seconds for the head of a request, and for all with its answer.
+HEAD_LIMIT, LIMIT = 3.0, 10.0
+#: Connections at once: a new one takes the place of the oldest that has asked for nothing yet.
 MOST = 32
+#: Between two lines in the log that say so, seconds.
+SELDOM = 60.0
+
+#: A Host header: an address in brackets, or what is before the port.
+_HOST = re.compile(r"(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?")
 
 #: Path to (status, content type, body).
 Answer = Callable[[str], Awaitable[tuple[int, str, bytes]]]
@@ -39,18 +47,37 @@ async def listen(address: str, key: str) -> list[trio.SocketListener]:
 
 
 async def serve(listeners: list[trio.SocketListener], answer: Answer) -> None:
-    """Until cancelled."""
-    open_now = 0
+    """Until cancelled. Of a listener on loopback only requests to loopback are answered: a page
+    in somebody's browser may have a name of its own for this address."""
+    idle: dict[trio.CancelScope, None] = {}  # the oldest first
+    open_now, said = 0, -SELDOM
 
     async def handle(stream: trio.SocketStream) -> None:
-        nonlocal open_now
+        nonlocal open_now, said
         async with stream:
             if open_now >= MOST:
-                return
+                if trio.current_time() - said >= SELDOM:
+                    said = trio.current_time()
+                    log.warning("%d connections at once: those that ask nothing are closed", MOST)
+                if not idle:
+                    return
+                oldest = next(iter(idle))
+                del idle[oldest]
+                oldest.cancel()
             open_now += 1
             try:
-                with trio.move_on_after(LIMIT):
-                    await _one(stream, answer)
+                with trio.move_on_after(LIMIT), trio.CancelScope() as scope:
+                    scope.deadline = trio.current_time() + HEAD_LIMIT
+                    idle[scope] = None
+
+                    def asked() -> None:
+                        scope.deadline = math.inf
+                        idle.pop(scope, None)
+
+                    try:
+                        await _one(stream, answer, asked)
+                    finally:
+                        idle.pop(scope, None)
             except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError) as error:
                 log.debug("request: %r", error)
             except OSError as error:
@@ -61,7 +88,9 @@ async def serve(listeners: list[trio.SocketListener], answer: Answer) -> None:
     await trio.serve_listeners(handle, listeners)
 
 
-async def _one(stream: trio.SocketStream, answer: Answer) -> None:
+async def _one(
+    stream: trio.SocketStream, answer: Answer, asked: Callable[[], None]
+) -> None:
     """One request, one answer: a scrape comes every few seconds."""
     http = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
     request = None
@@ -78,12 +107,25 @@ async def _one(stream: trio.SocketStream, answer: Answer) -> None:
             break
         else:
             return
+    asked()
+    if not _meant(stream, request):
+        words = b"this is a loopback address: ask for it by 127.0.0.1, [::1] or localhost\n"
+        await _send(stream, http, 421, "text/plain", words)
+        return
     if request.method not in (b"GET", b"HEAD"):
         await _send(stream, http, 405, "text/plain", b"only GET is answered\n")
         return
     path = request.target.split(b"?", 1)[0].decode("ascii", "replace")
     status, kind, body = await answer(path)
     await _send(stream, http, status, kind, body, head=request.method == b"HEAD")
+
+
+def _meant(stream: trio.SocketStream, request: h11.Request) -> bool:
+    """Whether its Host is loopback, if that is where it came in."""
+    if not is_loopback(str(stream.socket.getsockname()[0])):
+        return True
+    hosts = [value.decode("ascii", "replace") for name, value in request.headers if name == b"host"]
+    return all(is_loopback(_HOST.sub(r"\1\2", host)) for host in hosts)
 
 
 async def _send(

@@ -9,6 +9,7 @@ Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)
 
     -> {op: spawn, id, argv, mark, env, cwd, tty, umask, group}
                                                 <- {id, pid}  or  {id, step, errno}
+    -> {op: ping, id}                           <- {id}
     -> {op: end, id, tree, grace, keep}         <- {id, ended, kept}  once the tree is empty
                                                 <- {exit: tree, status}
                                                 <- {held: tree, pids}
@@ -57,7 +58,7 @@ else:  # as the process that it is, it belongs to no package
 
 LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 #: A process that never became its command and does not die within so many seconds of KILL
 #: hangs in a system call. It is waited for no longer: the kernel ends it when that returns.
 STUCK = 1.0
@@ -488,6 +489,8 @@ class Keeper:
             finally:
                 for fd in fds:
                     os.close(fd)
+        elif message["op"] == "ping":
+            self.send({"id": message["id"]})
         else:
             self.end(message)
 
@@ -786,6 +789,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_DUMPABLE, 0)  # what it runs is of its user, and is not to steer it
     sock, lock = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(sock, False)
     os.set_inheritable(lock, False)

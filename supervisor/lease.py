@@ -111,7 +111,7 @@ def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
     """Hold the state directory's lock. Raises LeaseHeld, naming the holder."""
     path = state_dir / "lock"
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             lease = FileLease(fd, path, executor)
             try:

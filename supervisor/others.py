@@ -8,7 +8,7 @@ done twice, or assumed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,7 +18,7 @@ from . import wire
 from .absence import HEAR_TIMEOUT, Absence
 from .durable import Durable
 from .endings import Endings
-from .errors import Refused
+from .errors import Busy, NotGone, Refused
 from .members import TREES_GONE, Members
 from .metrics import Meters
 from .model import Run, Status
@@ -31,8 +31,8 @@ log = logging.getLogger("runctld.others")
 aio = trio_asyncio.aio_as_trio
 
 STATUS_TIMEOUT = 2.0
-#: An abort is answered when the processes are gone.
-ABORT_TIMEOUT = 110.0
+#: Before one that is busy is asked again, seconds.
+AGAIN = 0.5
 #: How long an executor that holds its lease may be without ears: it starts, or stops.
 DEAF = 5.0
 
@@ -47,7 +47,10 @@ class Others:
         endings: Endings,
         members: Members | None,
         meters: Meters,
+        abort_limit: Callable[[], float],
     ) -> None:
+        """``abort_limit``: how long another may take to answer an abort, seconds."""
+        self._abort_limit = abort_limit
         self._meters = meters
         self._absence = Absence(client, members)
         self._executor = executor
@@ -70,7 +73,7 @@ class Others:
         that its restart does not replay the run. False when it ended by itself, None when
         it waits in the queue again: a takeover came first.
 
-        Raises: Refused, when the owner is alive and does not answer."""
+        Raises: Refused, when the owner is alive and does not answer; NotGone, when it says so."""
         assert self._members is not None
         deadline = trio.current_time() + DEAF
         while True:
@@ -119,7 +122,7 @@ class Others:
     async def settle(self, run: Run) -> None:
         """See that no process of an aborted run lives at its owner.
 
-        Raises: Refused, when the owner is alive and does not answer."""
+        Raises: Refused, when the owner is alive and does not answer; NotGone, when it says so."""
         assert self._members is not None
         assert run.executor is not None
         deadline = trio.current_time() + DEAF
@@ -214,10 +217,21 @@ class Others:
         return await self._ask(executor, wire.StatusRequest(alone=True, brief=True), timeout)
 
     async def _ask_abort(self, executor: str, run: Run) -> wire.Reply | None:
-        """One that hangs, but is still connected, is not given all the time of an abort."""
+        """One that hangs, but is still connected, is not given all the time of an abort.
+
+        Raises NotGone."""
         if await self._hear(executor, HEAR_TIMEOUT) is None:
             return None
-        return await self._ask(executor, wire.Abort(run.thread, run.run), ABORT_TIMEOUT)
+        limit = self._abort_limit()
+        end = trio.current_time() + limit
+        while True:
+            reply = await self._ask(executor, wire.Abort(run.thread, run.run), limit)
+            code = reply.code if isinstance(reply, wire.Problem) else ""
+            if code == NotGone.code:
+                raise NotGone(_words(reply))
+            if code != Busy.code or trio.current_time() > end:
+                return reply
+            await trio.sleep(AGAIN)
 
     async def _ask(self, executor: str, request: wire.Request, timeout: float) -> wire.Reply | None:
         """Its answer; None when it is not there, or does not answer in time."""
@@ -232,5 +246,5 @@ class Others:
         return wire.decode_reply(message.data)
 
 
-def _words(reply: wire.Reply) -> str:
+def _words(reply: wire.Reply | None) -> str:
     return reply.message if isinstance(reply, wire.Problem) else type(reply).__name__

@@ -1,14 +1,12 @@
-"""What is ours alone: files that are closed to others from their first byte, a process that
-others cannot look into, and what commands inherit of it."""
+"""What is ours alone: files that are closed to others from their first byte, and what commands
+inherit of us."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
 import stat
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from .errors import ConfigError
 log = logging.getLogger("runctld")
 
 UMASK = 0o077
-_PR_SET_DUMPABLE = 4
 #: What the daemon got from its own supervisor is not a command's business.
 _SUPERVISION = (
     *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"),
@@ -45,13 +42,6 @@ def inherited(
     if source is not None:
         env["RUNCTL_CONFIG"] = str(source)
     return Inherited(env, umask)
-
-
-def close_process() -> None:
-    """No core dumps of this process, and no look at its memory or environment by others of
-    its user, such as the commands it runs. It ends with an exec, so children are as ever."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -103,6 +93,8 @@ def prepare_state_dir(path: Path) -> None:
         raise ConfigError(
             f"state_dir {path}: {error.strerror}; choose a directory that this user may write"
         ) from None
+    for folder in (path, path / "nats"):
+        _refuse_strange(path, folder)
     try:
         probe = path / f".probe-{os.getpid()}"
         probe.touch(mode=0o600)
@@ -111,6 +103,29 @@ def prepare_state_dir(path: Path) -> None:
         raise ConfigError(
             f"state_dir {path} is not writable ({error.strerror}); choose another, or mount it rw"
         ) from None
+
+
+def _refuse_strange(state_dir: Path, folder: Path) -> None:
+    """What another user made in it, and links in place of its files: they would be written to, or
+    believed. A directory of ours may be elsewhere. Raises ConfigError."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.path, entry.stat(follow_symlinks=False)) for entry in entries]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"state_dir {state_dir}: {folder}: {error.strerror}; mend that") from None
+    for path, made in found:
+        if made.st_uid not in (0, os.getuid()):
+            raise ConfigError(
+                f"state_dir {state_dir}: {path} belongs to user id {made.st_uid}, runctld runs as"
+                f" {os.getuid()}; chown it if you know what it is, or remove it"
+            )
+        if stat.S_ISLNK(made.st_mode) and not os.path.isdir(path):
+            raise ConfigError(
+                f"state_dir {state_dir}: {path} is a link, and none is followed there;"
+                " remove it, or put what it leads to in its place"
+            )
 
 
 def _check_owner(path: Path, owner: int) -> None:
@@ -125,11 +140,13 @@ def _close_to_others(path: Path, fd: int) -> None:
     found = os.fstat(fd)
     _check_owner(path, found.st_uid)  # of what we opened, should it have been replaced
     mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o077:
+        os.fchmod(fd, 0o700)  # before we look: nobody adds to it from here on
     if mode & 0o022 and os.listdir(fd):
+        os.fchmod(fd, mode)  # the next start is to find it as this one did
         raise ConfigError(
             f"state_dir {path} may be written by other users (mode {mode:04o}); see that all in"
             " it is yours, then chmod 700 it, or choose another state_dir"
         )
     if mode & 0o077:
-        os.fchmod(fd, 0o700)
         log.warning("state_dir %s was open to other users (mode %04o): it is 0700 now", path, mode)

@@ -36,6 +36,7 @@ from .keeper import (
     environment,
     prctl,
     scan,
+    status_of,
     strike,
 )
 from .model import one_line
@@ -51,6 +52,9 @@ _NEEDED = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "DYLD_I
 MOST_NAMED = 5
 #: Keepers that stay on after us, with what cannot be ended: nobody waits for them.
 _LEFT: list[subprocess.Popen[bytes]] = []
+#: Between two looks whether the keeper answers, seconds; after so many of silence it is ended.
+ASK, SILENCE = 2.0, 10.0
+_TICK = 0.5
 #: What a command may take until it is executed, seconds. A directory on a server that is gone,
 #: or a virus scanner that does not answer, may hold it for ever.
 SPAWN_LIMIT = 30.0
@@ -59,8 +63,9 @@ SPAWN_LIMIT = 30.0
 class KeeperLost(Unavailable):
     """The keeper is gone, and with it all knowledge of its processes."""
 
-    def __init__(self) -> None:
-        super().__init__("the process keeper is gone; restart runctld, which clears up after it")
+    def __init__(self, why: str | None = None) -> None:
+        gone = "the process keeper is gone; restart runctld, which clears up after it"
+        super().__init__(why or gone)
 
 
 class Left(NamedTuple):
@@ -85,7 +90,7 @@ class Process:
         """Exit code of the root, or minus the signal that ended it. Raises KeeperLost."""
         await self._exited.wait()
         if self._status is None:
-            raise KeeperLost
+            raise KeeperLost(self._keeper.stopped)
         return self._status
 
     async def end(self, grace: float, *, keep: bool = False) -> Left:
@@ -99,12 +104,15 @@ class Process:
 
 class Keeper:
     """The daemon's end of the keeper; see ``open_keeper``. ``dead`` is set when it went
-    away though nobody closed it. ``inherited``: what is for commands of our own."""
+    away though nobody closed it; ``stopped`` says why, when it was we who killed it.
+    ``inherited``: what is for commands of our own. ``silent``: for how many seconds it owes an
+    answer."""
 
     def __init__(
         self, sock: trio.socket.SocketType, nursery: trio.Nursery, given: Inherited
     ) -> None:
         self.inherited = given
+        self.stopped: str | None = None
         self._sock = sock
         self._nursery = nursery
         self._lock = trio.Lock()
@@ -120,6 +128,8 @@ class Keeper:
         self._kept: set[int] = set()
         self._held: dict[int, list[str]] = {}
         self._hasty = False
+        #: Since when an answer is owed, in seconds in which we ourselves ran.
+        self.silent = 0.0
         self.dead = trio.Event()
 
     async def spawn(
@@ -245,7 +255,7 @@ class Keeper:
     def _answer(self, number: int) -> dict[str, Any]:
         """Raises KeeperLost."""
         if number not in self._replies:
-            raise KeeperLost
+            raise KeeperLost(self.stopped)
         return self._replies[number]
 
     def _forget(self, number: int) -> None:
@@ -257,7 +267,7 @@ class Keeper:
         try:
             while True:
                 if self._gone:
-                    raise KeeperLost
+                    raise KeeperLost(self.stopped)
                 try:
                     sent = await self._sock.sendmsg([data], rights)
                     break
@@ -268,7 +278,7 @@ class Keeper:
             while sent < len(data):
                 sent += await self._sock.send(data[sent:])
         except (BrokenPipeError, ConnectionError, trio.ClosedResourceError) as error:
-            raise KeeperLost from error
+            raise KeeperLost(self.stopped) from error
 
     async def _read(self, scope: trio.CancelScope) -> None:
         """Dispatch what the keeper says, until it is gone, or ``scope`` is cancelled."""
@@ -278,6 +288,39 @@ class Keeper:
                     self._handle(message)
             self.dead.set()
             self._lose()
+
+    async def _ping(self) -> None:
+        """Ask it whether it is there, every so often."""
+        with contextlib.suppress(KeeperLost):
+            while True:
+                await trio.sleep(ASK)
+                number = self._number()
+                self.silent = _TICK
+                try:
+                    await (await self._post(number, {"op": "ping"})).wait()
+                    self._answer(number)
+                finally:
+                    self._forget(number)
+                self.silent = 0.0
+
+    async def _watch(self, popen: subprocess.Popen[bytes], scope: trio.CancelScope) -> None:
+        """End one that does not answer: whoever may signal it may have stopped it, and with it
+        all that is asked of it. What it has spawned ends with it."""
+        with scope:
+            while not self._gone:
+                # Tick by tick: time in which we were stopped ourselves says nothing of it.
+                await trio.sleep(_TICK)
+                if self.silent:
+                    self.silent += _TICK
+                if self.silent > SILENCE and not self._gone:
+                    self.stopped = (
+                        f"the process keeper has not answered for {SILENCE:g} s, as when a run has"
+                        " stopped it (SIGSTOP); it is killed with all its processes: start runctld"
+                        " again"
+                    )
+                    log.error("%s", self.stopped)
+                    popen.kill()
+                    return
 
     async def _hear(self) -> list[dict[str, Any]] | None:
         """What has come since; None when the keeper is gone."""
@@ -470,17 +513,25 @@ async def open_keeper(
     finally:
         os.close(lock)
     try:
-        async with trio.open_nursery() as nursery:
-            keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery, given)
-            # Answers are read as long as somebody may wait for one: what is cancelled, as a
-            # spawn, still waits for the end of its tree.
-            reading = trio.CancelScope(shield=True)
-            nursery.start_soon(keeper._read, reading)
+        async with trio.open_nursery() as outer:
+            # As long as somebody may wait for it: what is cancelled is sent to its end.
+            watching = trio.CancelScope(shield=True)
             try:
-                yield keeper
+                async with trio.open_nursery() as nursery:
+                    keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery, given)
+                    outer.start_soon(keeper._watch, popen, watching)
+                    # Answers are read as long as somebody may wait for one: what is cancelled,
+                    # as a spawn, still waits for the end of its tree.
+                    reading = trio.CancelScope(shield=True)
+                    nursery.start_soon(keeper._read, reading)
+                    nursery.start_soon(keeper._ping)
+                    try:
+                        yield keeper
+                    finally:
+                        reading.cancel()
+                        nursery.cancel_scope.cancel()
             finally:
-                reading.cancel()
-                nursery.cancel_scope.cancel()
+                watching.cancel()
     finally:
         keeper._lose()
         with trio.CancelScope(shield=True), keeper._sock:
@@ -515,7 +566,8 @@ def _start(
                 start_new_session=True,
                 cwd="/",
                 # Commands can look at it, also at what only a later configuration calls secret:
-                # no more than it takes to start. RUNCTL_KEEPER: for ``_sweep``; not for children.
+                # no more than it takes to start. RUNCTL_KEEPER: for who looks for it; not for
+                # children.
                 env={k: v for k, v in given.env.items() if k in _NEEDED} | {"RUNCTL_KEEPER": state},
             )
         except BaseException:
@@ -547,7 +599,7 @@ def _open_lock(state_dir: Path) -> tuple[str, int]:
     """(real path of the state directory, descriptor of its keeper.lock)"""
     state = os.path.realpath(state_dir)
     lock = os.path.join(state, "keeper.lock")
-    return state, os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return state, os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 async def _take(lock: int, state: str, wait: float) -> None:
@@ -569,8 +621,7 @@ async def _take(lock: int, state: str, wait: float) -> None:
 def _named_left(state: bytes) -> str:
     """What lives below the keeper of an earlier daemon of ``state``, in words."""
     table = scan()
-    mark = b"RUNCTL_KEEPER=" + state
-    keepers = [pid for pid in table if _ours(pid) and mark in environment(pid)]
+    keepers = [pid for pid in table if _ours(pid) and _keeps(pid, state)]
     below = [pid for keeper in keepers for pid in descent(table, keeper)]
     found = described({pid: "" for pid in below if not table[pid].zombie})
     return ", ".join(_names(found))
@@ -620,7 +671,7 @@ def _strike_left(state: bytes, adopt: bool, at: list[int]) -> list[int]:
         if b"RUNCTL_STATE=" + state in found:
             marked.add(pid)
         # A child of it that hangs on the way to its command looks like it.
-        elif b"RUNCTL_KEEPER=" + state in found and not doomed(pid):
+        elif _keeps(pid, state) and not doomed(pid):
             keepers.add(pid)
     roots = keepers | ({os.getpid()} if adopt else set())
     below = {pid for root in roots for pid in descent(table, root) if not table[pid].zombie}
@@ -644,7 +695,22 @@ def _reap() -> None:
 
 
 def _ours(pid: int) -> bool:
+    """Whether it is of our user. (The owner of a keeper's files in /proc is root.)"""
+    users = status_of(pid).get("Uid", "").split()
+    return len(users) > 1 and int(users[1]) == os.geteuid()
+
+
+def _keeps(pid: int, state: bytes) -> bool:
+    """Whether it is a keeper of ``state``, by its command line: its environment it shows to
+    nobody."""
     try:
-        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
-    except OSError:
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            argv = file.readall().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
+    return (
+        len(argv) > 8
+        and argv[1:5] == [b"-I", b"-S", b"-X", b"utf8"]
+        and os.path.basename(argv[5]) == b"keeper.py"
+        and argv[8] == state
+    )

@@ -15,6 +15,7 @@ from typing import Any
 
 import trio
 
+from ..config.access import access_problems, check_access
 from ..config.load import load
 from ..config.prompts import warnings
 from ..config.schema import Config, ConfigError, Queue, Runner
@@ -65,6 +66,8 @@ class Settings:
     def replace(self, config: Config) -> None:
         for name, said, fix in warnings(config):
             log.warning("runner %s: %s; %s", name, said, fix)
+        for key, said, fix in access_problems(config):
+            log.warning("%s: %s; %s", key, said, fix)
         self._runners = {n: self._make(r, config.queue) for n, r in config.runners.items()}
         self._config = config
         self.longest_grace = max(self.longest_grace, config.queue.stop_grace)
@@ -101,6 +104,7 @@ class Reload:
     async def _reload(self) -> None:
         try:
             config = await trio.to_thread.run_sync(load, self._file)
+            check_access(config)
             self._hide.add(config)
             self._settings.replace(config)
             self._apply(config)

@@ -20,12 +20,11 @@ import trio
 from .errors import QueueFull
 from .model import Run, RunSpec, Status, ThreadRow
 from .retries import FIRST, Complaint, passes, reason, until_done
-from .status import LIVE, NO_THREAD, WORKFLOW, read, read_thread
+from .status import FORMATS, HOOK, LIVE, NO_THREAD, WORKFLOW, hook_id, read, read_thread
 
 log = logging.getLogger("runctld.rows")
 
 QUEUE = "threads"
-HOOK = "tell_hook"
 HOOKS_QUEUE = "hooks"
 #: Changes only when the workflow's shape does: recovery finds rows of this version only.
 APP_VERSION = "runctl-1"
@@ -47,11 +46,6 @@ PAGE = 100
 ESCAPED, SPEC_BYTES = 6, 16 * 1024
 
 T = TypeVar("T")
-
-
-def hook_id(run: str) -> str:
-    """The workflow that tells of the run's end. No run's id has a dot."""
-    return f"{run}.hook"
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -203,6 +197,8 @@ class Rows:
         refuse for ever. Blocking."""
         query = sa.select(*self._columns()).where(self._table.c.workflow_uuid == run)
         for row in self._fetch(query, 0):
+            if row.serialization not in FORMATS:
+                continue
             try:
                 spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
                 prompt, reply = spec.get("prompt") or "", outcome.get("reply") or ""
@@ -345,6 +341,16 @@ class Rows:
         t = self._table
         query = sa.select(sa.func.count()).where(self._run(t.c), t.c.status == status)
         return int(await self._in_thread(self._scalar, query, patience))
+
+    async def weigh_queued(self) -> int:
+        """How many bytes the inputs of the runs have that wait."""
+        text = self._input()
+        size = sa.func.octet_length(text)
+        if self._engine.dialect.name == "sqlite":  # older ones have no octet_length
+            size = sa.func.length(sa.cast(text, sa.LargeBinary))
+        query = sa.select(sa.func.coalesce(sa.func.sum(size), 0))
+        query = query.where(self._run(self._table.c), self._table.c.status == "ENQUEUED")
+        return int(await self._in_thread(self._scalar, query))
 
     async def hooks_waiting(self, patience: float = PATIENCE) -> int:
         """How many are not told yet, of all executors."""
@@ -726,6 +732,7 @@ class Rows:
             c.workflow_uuid,
             c.status,
             c.name,
+            c.serialization,
             c.queue_partition_key,
             c.recovery_attempts,
             c.executor_id,

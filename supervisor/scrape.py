@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -28,8 +29,14 @@ class Scrape:
     """Answers from its start on: that the daemon is not ready, until ``ready``."""
 
     def __init__(
-        self, config: Config, meters: Prometheus, registry: Registry, durable: Durable
+        self,
+        config: Config,
+        meters: Prometheus,
+        registry: Registry,
+        durable: Durable,
+        keeper_silent: Callable[[], float],
     ) -> None:
+        self._keeper_silent = keeper_silent
         self._config = config
         self._meters = meters
         self._registry = registry
@@ -96,6 +103,7 @@ class Scrape:
             nursery.start_soon(stream)
             nursery.start_soon(database)
         stores = found["nats_connected"] and streams.life.unfit is None
+        stores = stores and self._keeper_silent() < PATIENCE
         if stores and {"stream_bytes", "runs_queued"} <= found.keys():
             found["ready"] = 1
         return found

@@ -108,7 +108,10 @@ class Service:
             held=fence.holds,
         )
         if isinstance(self._meters, Prometheus):
-            self._scrape = Scrape(config, self._meters, self._registry, self._durable)
+            self._scrape = Scrape(
+                *(config, self._meters, self._registry, self._durable),
+                lambda: self._keeper.silent,
+            )
         self._housekeeping = Housekeeping(
             config.history, self._durable, lambda: self._settings.runners
         )
@@ -150,11 +153,15 @@ class Service:
                 nursery.start_soon(self._broker.supervise, self._meters)
             if self._scrape is not None:
                 await nursery.start(self._scrape.run)
-            async with connect(
-                *(self._config, self._executor, endpoint),
-                *(self._disconnected, self._reconnected),
-            ) as connection:
+            async with (
+                connect(
+                    *(self._config, self._executor, endpoint),
+                    *(self._disconnected, self._reconnected),
+                ) as connection,
+                connect(self._config, f"{self._executor} for watchers", endpoint) as watchers,
+            ):
                 nursery.start_soon(connection.watch)
+                nursery.start_soon(watchers.watch)
                 client = connection.client
                 room, stored = Room(), Stored(client)
                 self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
@@ -198,11 +205,13 @@ class Service:
                     self._hooks,
                     self._hide,
                     Waiting(self._registry, self._keeper.held),
+                    lambda: self._keeper.silent,
                 )
                 takeover = self._takeover(control)
                 with wishes.until_stop():
-                    await control.start(self._loop, nursery)
+                    await control.start(nursery, watchers.client)
                     connection.started()
+                    watchers.started()
                     if takeover is not None:
                         nursery.start_soon(takeover.watch)
                     nursery.start_soon(self._retention.run)
@@ -214,6 +223,8 @@ class Service:
                     nursery.start_soon(self._durable.rows.index, self._config.start_timeout)
                     nursery.start_soon(self._endings.mend, self._config.stream.max_age)
                     nursery.start_soon(self._watch_keeper)
+                    if self._broker is not None:
+                        nursery.start_soon(self._broker.watch, partial(_contact, client))
                     reload = Reload(
                         *(self._settings.config, self._file, self._settings, self._apply),
                         *(self._hide, self._notifier.reloading),
@@ -355,7 +366,8 @@ class Service:
 
     async def _watch_keeper(self) -> None:
         await self._keeper.dead.wait()
-        raise Unavailable("the process keeper was killed; restarting is the way to a known state")
+        killed = "the process keeper was killed; restarting is the way to a known state"
+        raise Unavailable(self._keeper.stopped or killed)
 
     # ---- one attempt ------------------------------------------------------------
 

@@ -17,6 +17,10 @@ from .model import ABORTED, Outcome, Run, RunSpec, Status, ThreadRow, made_at, s
 
 #: The workflow that a run is.
 WORKFLOW = "run_thread"
+#: The workflow that tells of a run's end.
+HOOK = "tell_hook"
+#: The format of what is in a row: DBOS's name of JSON, or none, which is ours.
+FORMATS = (None, "portable_json")
 #: DBOS's statuses of what is not over, and ours.
 LIVE = {"ENQUEUED": Status.QUEUED, "DELAYED": Status.QUEUED, "PENDING": Status.RUNNING}
 _ENDED = {
@@ -30,18 +34,25 @@ _ENDED = {
 NO_THREAD, NO_RUNNER = "(none)", "?"
 
 
+def hook_id(run: str) -> str:
+    """The id of the workflow that tells of the run's end. No run's id has a dot."""
+    return f"{run}.hook"
+
+
 def read(row: Any) -> tuple[RunSpec, Run]:
     """Of a row with the columns that ``Rows`` asks for, whose input and output may be cut. One
     that cannot be read is shown as what it is by its other columns, and its error says why."""
     thread = NO_THREAD if row.queue_partition_key is None else row.queue_partition_key
     spec, unread = RunSpec(row.workflow_uuid, thread, NO_RUNNER), None
     try:
+        check_format(row.serialization)
         spec = parse_spec(row.workflow_uuid, row.queue_partition_key, row.name, row.inputs)
     except ValueError as problem:
         unread = str(problem)
     outcome = None
     if row.status == "SUCCESS":
         try:
+            check_format(row.serialization)
             outcome = msgspec.convert(parse_beginning(row.output or ""), Outcome)
         except ValueError:
             unread = unread or f"{UNREADABLE}: its outcome is none of runctl's"
@@ -84,6 +95,12 @@ def read_thread(row: Any, queued: int, busy: int) -> ThreadRow:
 UNREADABLE = "its record cannot be read"
 
 
+def check_format(name: str | None) -> None:
+    """Raises ValueError, with words as ``parse_spec``'s, unless it is ours."""
+    if name not in FORMATS:
+        raise ValueError(f"{UNREADABLE}: its input is in another format")
+
+
 def parse_spec(run: str, thread: str | None, name: str, inputs: str | None) -> RunSpec:
     """What is to be done, from the row ``run`` of a workflow ``name``. Raises ValueError, with
     words for whoever asks what became of the run."""
@@ -106,19 +123,45 @@ def executable(row: dict[str, Any]) -> dict[str, Any]:
     """``row``, a claimed workflow as DBOS executes it; one that cannot be read gets an input
     from which ``unreadable`` knows why, so that it ends like any other."""
     run, thread = row["workflow_uuid"], row["queue_partition_key"]
-    plain = ("class_name", "config_name", "authenticated_user", "authenticated_roles")
     try:
-        if row["serialization"] not in (None, "portable_json"):
-            raise ValueError(f"{UNREADABLE}: its input is in another format")
-        if any(row[name] is not None for name in plain):
-            raise ValueError(f"{UNREADABLE}: it is of another program")
+        check_format(row["serialization"])
+        _check_plain(row)
         parse_spec(run, thread, row["name"], row["inputs"])
     except ValueError as problem:
         spec = {"run": run, "thread": thread or NO_THREAD, "unreadable": str(problem)}
-        inputs = json.dumps({"positionalArgs": [spec], "namedArgs": {}})
-        changed = {"name": WORKFLOW, "inputs": inputs, "serialization": "portable_json"}
-        return {**row, **dict.fromkeys(plain), **changed}
+        return _replaced(row, WORKFLOW, spec)
     return row
+
+
+def tellable(row: dict[str, Any]) -> dict[str, Any]:
+    """``executable``, of what was claimed to tell of a run's end. Which run that is stands in the
+    row's id, so that its input is not needed."""
+    run = row["workflow_uuid"].removesuffix(hook_id(""))
+    try:
+        check_format(row["serialization"])
+        _check_plain(row)
+        if row["name"] != HOOK or row["workflow_uuid"] != hook_id(run):
+            raise ValueError(f"{UNREADABLE}: it is a workflow {row['name']!r} of another program")
+    except ValueError as problem:
+        return _replaced(row, HOOK, run, str(problem))
+    return _replaced(row, HOOK, run)
+
+
+#: What DBOS acts upon that no row of ours has.
+_THEIRS = ("class_name", "config_name", "authenticated_user", "authenticated_roles")
+
+
+def _check_plain(row: dict[str, Any]) -> None:
+    if any(row[name] is not None for name in _THEIRS):
+        raise ValueError(f"{UNREADABLE}: it is of another program")
+
+
+def _replaced(row: dict[str, Any], name: str, *arguments: object) -> dict[str, Any]:
+    """``row`` as a workflow ``name`` of ours with these arguments, and with nothing else of it
+    that DBOS would read."""
+    inputs = json.dumps({"positionalArgs": arguments, "namedArgs": {}})
+    changed = {"name": name, "inputs": inputs, "serialization": FORMATS[-1]}
+    return {**row, **dict.fromkeys(_THEIRS), **changed}
 
 
 def unreadable(spec: dict[str, Any]) -> tuple[RunSpec, str | None]:

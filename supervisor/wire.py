@@ -23,7 +23,7 @@ from typing import Literal
 
 import msgspec
 
-from .errors import BadRequest, NotFound, QueueFull, Refused, RequestError
+from .errors import BadRequest, Busy, NotFound, NotGone, QueueFull, Refused, RequestError
 from .model import Outcome, Run, Status, ThreadRow, one_line, token
 
 VERSION = 1
@@ -35,6 +35,10 @@ NO_STREAM = 10059
 ADVISORIES = f"$JS.EVENT.ADVISORY.STREAM.*.{STREAM}"
 CONTROL_PREFIX = "runctl.ctl"
 SERVICE = "runctl"
+#: Its part that answers whoever may only watch, over a connection of its own.
+READING_SERVICE = "runctl-reads"
+#: The verbs that change nothing: they may be asked again, and need not be heard by nobody.
+READING = frozenset({"list", "locate", "show", "status"})
 #: A core message without content: there is work that its sender has no room for.
 KICK_SUBJECT = "runctl.kick"
 #: A core message, its content a thread's name: a run was queued on it, or is no longer.
@@ -257,7 +261,8 @@ class Locate(msgspec.Struct, tag="locate", tag_field="verb", forbid_unknown_fiel
 
 class Abort(msgspec.Struct, tag="abort", tag_field="verb", forbid_unknown_fields=True):
     """Ends the running run (or ``run``), and with ``queued`` the queued ones as well.
-    Answered when the process trees are gone."""
+    Answered when the process trees are gone, or, by a ``Problem`` "not-gone", some seconds
+    after the grace."""
 
     thread: str
     run: str | None = None
@@ -474,10 +479,22 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     cgroups: bool | None = None
     #: They count as running.
     unfinished: list[UnfinishedRun] = []
+    #: Seconds since which the process keeper owes an answer; the daemon ends at 10.
+    keeper_silent: float = 0.0
+
+    @property
+    def keeper_warning(self) -> str | None:
+        """A line on a keeper that does not answer."""
+        if self.keeper_silent < 2:
+            return None
+        return (
+            f"the process keeper has not answered for {self.keeper_silent:.0f} s: no run begins or"
+            " ends; the daemon ends within 10 s, to be started again"
+        )
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):
-    """``code``: bad-request, not-found, refused, queue-full or error."""
+    """``code``: bad-request, not-found, refused, queue-full, busy, not-gone or error."""
 
     code: str
     message: str
@@ -522,7 +539,7 @@ def encode(message: Request | Reply) -> bytes:
 
 def raise_problem(problem: Problem) -> None:
     """Raise the error that the daemon named."""
-    for kind in (BadRequest, NotFound, Refused, QueueFull):
+    for kind in (BadRequest, NotFound, Refused, QueueFull, Busy, NotGone):
         if problem.code == kind.code:
             raise kind(problem.message)
     raise RequestError(problem.message)

@@ -227,8 +227,8 @@ class Cluster:
         def ready() -> bool:
             assert process.poll() is None, (self.path / f"n{n}.log").read_text()
             try:
-                health = self._get(n, "healthz")
-                meta = self._get(n, "jsz").get("meta_cluster", {})
+                health = self.get(n, "healthz")
+                meta = self.get(n, "jsz").get("meta_cluster", {})
             except OSError:
                 return False
             return health["status"] == "ok" and (self.size == 1 or bool(meta.get("leader")))
@@ -240,13 +240,14 @@ class Cluster:
         for n, process in enumerate(self._processes):
             if process is None:
                 continue
-            for account in self._get(n, "jsz?streams=1&accounts=1")["account_details"]:
+            for account in self.get(n, "jsz?streams=1&accounts=1")["account_details"]:
                 for stream in account.get("stream_detail", []):
                     if stream["name"] == "RUNCTL":
                         return int(stream["cluster"]["leader"].removeprefix("n"))
         raise AssertionError("no stream RUNCTL")
 
-    def _get(self, n: int, what: str) -> Any:
+    def get(self, n: int, what: str) -> Any:
+        """What the monitoring of server ``n`` says of ``what``."""
         url = f"http://127.0.0.1:{self._http[n]}/{what}"
         with urllib.request.urlopen(url, timeout=5) as answer:
             return json.load(answer)

@@ -600,3 +600,9 @@ async def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch, no_context:
         message = await failure(config(1, base_url="https://127.0.0.1:1/v1"))
     assert "the proxy that runctld's environment names does not connect (407" in message
     assert "hunter22" not in message
+
+
+async def test_a_key_file_without_an_end() -> None:
+    runner = ChatRunner("chat", "http://127.0.0.1:1/v1", "m", api_key_file=Path("/dev/zero"))
+    with pytest.raises(RunFailed, match="/dev/zero cannot be read: it holds more than 64 KiB"):
+        await call(runner)

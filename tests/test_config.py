@@ -134,11 +134,12 @@ def test_an_unreadable_file(write):
 
 
 def test_a_file_that_the_system_refuses(write, monkeypatch):
-    def refuse(self):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert "cannot be read: Permission denied" in refusal(write(""))
+    file = write("")
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "cannot be read: Permission denied" in refusal(file)
 
 
 @pytest.mark.parametrize(

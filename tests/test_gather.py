@@ -207,7 +207,9 @@ async def test_no_end_is_written_for_an_owner_that_may_live(home: House) -> None
             await members.announce()
             # Streams, rows and ends are not to be touched: there are none here.
             none: Any = None
-            others = Others("peer", client, none, none, none, members, Meters())
+            others = Others(
+                *("peer", client, none, none, none, members, Meters()), lambda: DEADLINE
+            )
             async with hold_database_lease(config, "mute"):
                 with pytest.raises(Refused, match="does not answer whether its processes are gone"):
                     await others.settle(run)

@@ -48,13 +48,14 @@ time.sleep(600)
 
 
 @pytest.fixture
-def bound() -> Iterator[Box]:
-    """A daemon, run by root, that may not signal other users."""
+def bound(request: pytest.FixtureRequest) -> Iterator[Box]:
+    """A daemon, run by root, that may not signal other users. Its parameter is the grace."""
     path = Path(tempfile.mkdtemp(prefix="runctl-held-"))
     path.chmod(0o755)
     box = Box(path)
     box.prefix = [sys.executable, "-c", WITHOUT_CAP_KILL]
-    box.configure('start_timeout = "1s"\n[queue]\nstop_grace = "200ms"\n')
+    grace = getattr(request, "param", "200ms")
+    box.configure(f'start_timeout = "1s"\n[queue]\nstop_grace = "{grace}"\n')
     box.start()
     try:
         yield box
@@ -73,6 +74,7 @@ def _foreign(box: Box, thread: str) -> tuple[str, int]:
     return run, int(box.runctl("attach", thread, "--no-follow").split()[1])
 
 
+@pytest.mark.parametrize("bound", ["1h"], indirect=True)  # an abort waits for no shorter
 def test_an_abort_says_whom_it_waits_for(bound: Box) -> None:
     box = bound
     run, pid = _foreign(box, "t")
@@ -105,6 +107,26 @@ def test_an_abort_says_whom_it_waits_for(bound: Box) -> None:
     box.runctl("wait", after)
     assert box.show(run)["waits_for"] is None
     assert box.log.read_text().count("cannot be ended") == 1
+
+
+@pytest.mark.long  # as an abort waits
+def test_an_abort_does_not_wait_for_ever(bound: Box) -> None:
+    box = bound
+    run, pid = _foreign(box, "t")
+    after = box.submit("t", "true")
+    box.runctl("abort", "t", code=1)
+    *_, line = box.stderr.splitlines()
+    assert line.startswith(
+        f"runctl: run {run} is aborted, and not gone after 15.2 s: process {pid} ("
+    )
+    assert line.endswith(
+        f"belongs to user id {NOBODY}, and this daemon may not signal it; it will not be replayed,"
+        f" its thread goes on when it is gone. See what it waits for: runctl show {run}"
+    )
+    assert box.show(run)["status"] == "aborted"
+    assert box.show(after)["status"] == "queued"
+    (box.path / "go").touch()
+    box.runctl("wait", after)
 
 
 def test_the_daemon_stops_and_the_next_one_waits(bound: Box) -> None:

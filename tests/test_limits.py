@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ from conftest import DEADLINE, Box, running_box, wait_until
 from natsserver import Node
 from runctl.cli.client import dial
 from runctl.config.load import load
-from runctl.supervisor import wire
+from runctl.config.schema import Queue
+from runctl.supervisor import sqlite, wire
 from runctl.supervisor.backlog import Backlog
 from runctl.supervisor.errors import QueueFull, RunFailed
 
@@ -155,18 +158,18 @@ async def test_the_backlog_counts_anew_before_it_refuses() -> None:
         asked += 1
         return waiting
 
-    backlog = Backlog(lambda: 3, count)
+    backlog = Backlog(lambda: Queue(max_queued=3), count, count)
     for _ in range(3):
-        await backlog.admit()
-    assert asked == 1
-    await backlog.admit()  # they have all run meanwhile
-    assert asked == 2
+        await backlog.admit(1)
+    assert asked == 2  # runs and bytes
+    await backlog.admit(1)  # they have all run meanwhile
+    assert asked == 3
     waiting = 2
-    await backlog.admit()
-    await backlog.admit()
+    await backlog.admit(1)
+    await backlog.admit(1)
     waiting = 3
     with pytest.raises(QueueFull, match=r"queue\.max_queued is 3"):
-        await backlog.admit()
+        await backlog.admit(1)
 
 
 @pytest.mark.short
@@ -229,3 +232,47 @@ def test_an_answer_too_large_is_an_error_with_a_name() -> None:
     problem = wire.decode_reply(control._fitting(b"x" * 1001))
     assert isinstance(problem, wire.Problem)
     assert "the answer has 1001 bytes, NATS takes 1000" in problem.message
+
+
+def test_bytes_that_wait_are_bounded_and_given_back(stopped_box: Box) -> None:
+    """Prompts that wait behind a run; and the database when they are forgotten."""
+    box = stopped_box
+    box.configure('[queue]\nmax_queued_bytes = "4MiB"\n[history]\nmax_runs = 1\n')
+    box.start()
+    submit(box, "t", "holds", sys.executable, "-c", SLEEP)
+    prompt = "x" * (MIB - 64)
+    replies = [ask(box, wire.Submit("t", None, f"r{n}", prompt, ["true"])) for n in range(4)]
+    assert [isinstance(reply, wire.Submitted) for reply in replies] == [True, True, True, False]
+    refused = replies[3]
+    assert isinstance(refused, wire.Problem)
+    assert refused.code == "queue-full"
+    assert refused.message.startswith("runs of 3.0 MiB are queued, and one of 1.0 MiB is more than")
+    big = ("submit", "u", "-", "--", "cat")
+    box.runctl(*big, code=6, input=prompt.encode())
+    assert "queue.max_queued_bytes, 4.0 MiB, has room for" in box.stderr
+    box.runctl("submit", "u", "--attach", "--", "true")
+    assert isinstance(ask(box, wire.Submit("t", None, "r0", prompt, ["true"])), wire.Submitted)
+
+    database = box.state / "runctl.sqlite"
+    box.runctl("abort", "t")
+    box.runctl("wait", "r2")
+
+    def small() -> bool:
+        with contextlib.closing(sqlite3.connect(database, timeout=30)) as db:
+            (free,), (pages,) = (db.execute(f"PRAGMA {x}").fetchone() for x in (
+                "freelist_count", "page_count"))  # fmt: skip
+        return free < 256 and pages * 4096 < 3 * MIB
+
+    wait_until(small, "the space of what was forgotten is given back")
+
+
+@pytest.mark.short
+def test_a_database_that_could_give_nothing_back_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "runctl.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        db.executescript("PRAGMA journal_mode=WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+    sqlite.prepare(file)
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("SELECT x FROM t").fetchall() == [(1,)]

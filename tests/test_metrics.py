@@ -185,6 +185,31 @@ def test_health_paths_and_methods(shown: Shown) -> None:
     assert "metrics" in shown.box.runctl("status")
 
 
+def test_idle_connections_keep_nobody_out(shown: Shown) -> None:
+    idle = [socket.create_connection(("127.0.0.1", shown.port)) for _ in range(40)]
+    try:
+        assert get(shown.port, "/metrics")[0] == 200
+        log = shown.box.log.read_text()
+        assert log.count("32 connections at once: those that ask nothing are closed") == 1
+    finally:
+        for link in idle:
+            link.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:2", 200), ("evil.example:80", 421)],
+)
+def test_loopback_is_asked_by_its_own_names(shown: Shown, host: str, status: int) -> None:
+    """A page of evil.example may be given this address for its name."""
+    link = http.client.HTTPConnection("127.0.0.1", shown.port, timeout=30)
+    try:
+        link.request("GET", "/healthz", headers={"Host": host})
+        assert link.getresponse().status == status
+    finally:
+        link.close()
+
+
 def test_a_broker_that_is_killed_is_counted(shown: Shown) -> None:
     assert shown.box.daemon is not None
     before = shown.value("runctl_broker_restarts_total")

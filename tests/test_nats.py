@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import Node
-from runctl.cli.client import Link, NotReady, dial
+from runctl.cli.client import Link, NotReady, ask, dial
 from runctl.config.connection import new_client
 from runctl.config.load import describe, load
 from runctl.config.schema import Nats
 from runctl.supervisor import wire
+from runctl.supervisor.errors import Busy
 from securenats import Certificates, Cluster, Nkey, Operator
 
 DOCS = Path(__file__).parents[1] / "docs/nats.md"
@@ -440,13 +441,17 @@ def test_other_differences_are_warnings(shared: Box) -> None:
 class Permitted:
     """A server with the permissions of docs/nats.md, a daemon, and its users' files."""
 
-    def __init__(self, box: Box, cluster: Callable[..., Cluster], path: Path) -> None:
+    def __init__(
+        self, box: Box, cluster: Callable[..., Cluster], path: Path, conf: str = ""
+    ) -> None:
+        """``conf`` is added to the server's configuration."""
         text = DOCS.read_text()
         block = re.search(r"<!-- permissions -->\n```conf\n(.*?)```", text, re.S)
         assert block is not None
         keys = {name: Nkey() for name in ("RUNCTLD", "ALICE", "BOB")}
         self.box = box
-        self.server = cluster(conf=block[1], env={name: key.public for name, key in keys.items()})
+        public = {name: key.public for name, key in keys.items()}
+        self.server = cluster(conf=conf + block[1], env=public)
         files = {name: key.file(path / f"{name}.nk") for name, key in keys.items()}
 
         def nats(name: str, prefix: str) -> str:
@@ -560,6 +565,122 @@ def test_a_daemon_without_its_permissions_says_so(permitted: Permitted) -> None:
     line = refused(box, 78)
     assert "does not allow this user to" in line
     assert "docs/nats.md" in line
+
+
+# ---- nuisances ---------------------------------------------------------------------------
+
+SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
+
+
+async def _flood(file: Path, count: int, payload: bytes, reply: str = "") -> None:
+    """``count`` requests to list, whose answers nobody hears."""
+    link = await dial(load(file, client=True))
+    try:
+        for n in range(count):
+            await link.nc.publish(wire.control_subject("list"), payload, reply=reply % n)
+            if link.nc.pending_data_size > 2**20:
+                await link.nc.flush()
+        await link.nc.flush()
+    finally:
+        await link.close()
+
+
+def test_a_flood_of_lists_keeps_nobody_from_the_executor(permitted: Permitted) -> None:
+    """Of one who may only watch: others are answered while he waits, and his own turn comes
+    once in a while."""
+    runctl(permitted.alice, "submit", "t", "--", *SLEEP, code=0)
+    wanted = 4000
+    answers: list[bytes] = []
+
+    async def main() -> tuple[list[wire.Reply], int]:
+        all_there = asyncio.Event()
+        bob = await dial(load(permitted.bob, client=True))
+        alice = await dial(load(permitted.alice, client=True))
+
+        async def heard(message: Any) -> None:
+            answers.append(message.data)
+            if len(answers) == wanted:
+                all_there.set()
+
+        try:
+            await bob.nc.subscribe("_INBOX.bob.flood.*", cb=heard, pending_msgs_limit=0)
+            for n in range(wanted):
+                subject, reply = wire.control_subject("list"), f"_INBOX.bob.flood.{n}"
+                await bob.nc.publish(subject, wire.encode(wire.List()), reply=reply)
+            await bob.nc.flush()
+            kinds: list[tuple[wire.Request, Any]] = [
+                (wire.List(), wire.Threads),
+                (wire.Submit("u", argv=["true"]), wire.Submitted),
+                (wire.Abort("t"), wire.Aborted),
+            ]
+            found = [await ask(alice, request, expect) for request, expect in kinds]
+            served = sum(b'"threads"' in answer for answer in answers)
+            await all_there.wait()
+            return found, served
+        finally:
+            await bob.close()
+            await alice.close()
+
+    found, served = asyncio.run(main())
+    assert [type(reply) for reply in found] == [wire.Threads, wire.Submitted, wire.Aborted]
+    assert served < wanted / 4
+    replies = [wire.decode_reply(answer) for answer in answers]
+    refused = [reply for reply in replies if isinstance(reply, wire.Problem)]
+    assert {reply.code for reply in refused} == {"busy"}
+    assert len(refused) < wanted
+    log = permitted.box.log.read_text()
+    assert log.count(" requests to list, the last of '_INBOX.bob'") == 1
+
+
+def test_a_flood_costs_no_connection_but_the_one_that_watchers_share(
+    stopped_box: Box, cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    """NATS cuts a connection on which more waits than it may; output goes over another."""
+    permitted = Permitted(stopped_box, cluster, tmp_path, "max_pending: 2MB\n")
+    box, server = permitted.box, permitted.server
+
+    def numbers() -> dict[str, int]:
+        found = server.get(0, "connz")["connections"]
+        found = [x for x in found if x.get("name", "").startswith("runctld ")]
+        return {x["name"]: x["cid"] for x in found}
+
+    before = numbers()
+    assert len(before) == 2
+    os.kill(box.pid, signal.SIGSTOP)  # it reads nothing: as slow as can be
+    try:
+        # More than the sockets between them hold.
+        asyncio.run(_flood(permitted.bob, 600, b"x" * 65536, "_INBOX.forged%d.x"))
+        wait_until(lambda: numbers() != before, "NATS has cut a connection")
+    finally:
+        os.kill(box.pid, signal.SIGCONT)
+    (main,) = (name for name in before if not name.endswith(" for watchers"))
+    wait_until(lambda: len(numbers()) == 2, "it is connected again")
+    assert numbers()[main] == before[main]
+    runctl(permitted.alice, "submit", "t", "-a", "--", "true", code=0)
+    wait_until(lambda: ask_as(permitted.bob, wire.control_subject("list"), wire.List()), "lists")
+
+
+def test_who_is_busy_is_asked_again(nats_server: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        link = await dial(load(operator_file(tmp_path / "x.toml", f'url = "{nats_server}"\n')))
+        busy = [wire.Problem("busy", "too many")] * 2
+        left: list[wire.Reply] = [*busy, wire.Aborted(["r"])]
+
+        async def answer(message: Any) -> None:
+            await message.respond(wire.encode(left.pop(0)))
+
+        subject = wire.control_subject("abort")
+        try:
+            await link.nc.subscribe(subject, cb=answer)
+            assert (await ask(link, wire.Abort("t"), wire.Aborted)).runs == ["r"]
+            left += busy
+            with pytest.raises(Busy, match="too many"):
+                await ask(link, wire.Abort("t"), wire.Aborted, patience=0)
+            assert len(left) == 1
+        finally:
+            await link.close()
+
+    asyncio.run(main())
 
 
 # ---- acks --------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_nothing_is_open_to_others_under_umask_0(open_box: Box) -> None:
 @linux
 def test_the_daemon_leaves_no_core_and_cannot_be_looked_into() -> None:
     code = (
-        "import ctypes; from runctl.supervisor.private import close_process; close_process();"
+        "import ctypes; from runctl.supervisor.closed import close_process; close_process();"
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
     assert subprocess.check_output([sys.executable, "-c", code]).strip() == b"0"
@@ -114,6 +114,50 @@ def test_a_state_dir_that_others_may_write_is_refused_unless_empty(tmp_path: Pat
         prepare_state_dir(place)
     assert stat.S_IMODE(place.stat().st_mode) == 0o777
     assert not (tmp_path / "target").exists()
+
+
+@root
+@pytest.mark.parametrize("name", ["lock", "runctl.sqlite", "executor-id", "nats/server.log", "new"])
+def test_links_and_files_of_others_in_a_state_dir(tmp_path: Path, name: str) -> None:
+    place, target = tmp_path / "state", tmp_path / "target"
+    (place / "nats").mkdir(parents=True)
+    place.chmod(0o700)
+    target.write_text("mine")
+    file = place / name
+    file.symlink_to(target)
+    with pytest.raises(ConfigError, match="is a link, and none is followed there; remove it"):
+        prepare_state_dir(place)
+    file.unlink()
+    file.touch()
+    os.chown(file, NOBODY, NOBODY)
+    with pytest.raises(ConfigError, match=f"{name} belongs to user id {NOBODY}, runctld runs as"):
+        prepare_state_dir(place)
+    file.unlink()
+    prepare_state_dir(place)
+    (place / "nats").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (place / "nats").symlink_to(tmp_path / "elsewhere")  # a bigger disk, say
+    prepare_state_dir(place)
+    assert target.read_text() == "mine"
+
+
+@pytest.mark.short
+def test_a_state_dir_is_closed_while_it_is_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    listdir = os.listdir
+
+    def look(path: int) -> list[str]:
+        seen.append(stat.S_IMODE(os.fstat(path).st_mode))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", look)
+    place = tmp_path / "state"
+    place.mkdir()
+    place.chmod(0o777)
+    prepare_state_dir(place)
+    assert seen == [0o700]
 
 
 @root

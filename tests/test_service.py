@@ -67,6 +67,9 @@ def test_the_system_s(root: Path) -> None:
     config = load(root / CONFIG)
     assert config.executor_id
     assert config.state_dir == Path("/var/lib/runctl")
+    # Nobody else's, until systemd-tmpfiles has given them to the daemon's group.
+    assert (root / CONFIG).stat().st_mode & 0o777 == 0o600
+    assert (root / CONFIG).parent.stat().st_mode & 0o777 == 0o700
     before = {name: (root / name).read_bytes() for name in files(root)}
     told, _ = runctl(root, "install-service")
     assert "created" not in told

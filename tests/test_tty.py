@@ -266,7 +266,7 @@ def announcements(box: Box) -> int:
     async def main() -> bytes:
         link = await dial(load(box.config, client=True))
         try:
-            return await link.request("$SRV.STATS.runctl", b"", 30)
+            return await link.request("$SRV.STATS.runctl-reads", b"", 30)
         finally:
             await link.close()
 

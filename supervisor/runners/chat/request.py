@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ....config.files import MOST_SECRET, read_bounded
 from ....config.schema import ChatRunner
 from ...errors import RunFailed
 from ..protocol import Turn
@@ -62,9 +63,10 @@ async def read_key(config: ChatRunner, limiter: trio.CapacityLimiter) -> str | N
         return _usable(config.api_key, "api_key")
     try:
         with trio.fail_after(config.timeout):
-            key = await trio.to_thread.run_sync(
-                file.read_text, "utf-8", abandon_on_cancel=True, limiter=limiter
+            data = await trio.to_thread.run_sync(
+                read_bounded, file, MOST_SECRET, abandon_on_cancel=True, limiter=limiter
             )
+        key = data.decode()
     except trio.TooSlowError:
         raise RunFailed(
             f"api_key_file {file} cannot be read: its file system has not answered for"

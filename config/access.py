@@ -1,0 +1,186 @@
+"""Who else may read the secrets, or write the configuration: the rules of ssh and libpq.
+
+A file with a secret is for its owner alone, or root's and for a group. What the daemon is told
+to do, and whom it is told to trust, is for itself and root to write: the file, and every
+directory above it, where a file may be put in another's place.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from .files import MOST_TOML, read_bounded
+from .schema import ChatRunner, Config, ConfigError
+from .secrets import plain_secrets
+
+#: What of a mode others may do with a file.
+_READ, _WRITE = 0o044, 0o022
+
+
+class Problem(NamedTuple):
+    """``key``: of the file, "configuration" for the one that has the others."""
+
+    key: str
+    said: str
+    fix: str
+
+
+def check_access(config: Config) -> None:
+    """Raises ConfigError, of the first problem: in production only."""
+    if config.environment == "production":
+        for key, said, fix in access_problems(config):
+            raise ConfigError(f"{key}: {said}; {fix}")
+
+
+def access_problems(config: Config, user: int | None = None) -> Iterator[Problem]:
+    """``user``: the id of the daemon's user, by default ours."""
+    user = os.geteuid() if user is None else user
+    secret, plain = _secret_files(config), _plain_files(config)
+    for key, file in [*secret, *plain]:
+        with_secret = (key, file) in secret
+        try:
+            found = os.stat(file)
+        except OSError:  # whoever reads it says so
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            continue  # a pipe, or a device: nothing lies there
+        yield from _of_file(key, file, found, user, with_secret)
+
+
+def _secret_files(config: Config) -> list[tuple[str, Path]]:
+    """Those that hold a secret."""
+    nats, database = config.nats, config.database
+    named = {
+        "database.url_file": database.url_file,
+        "database.lease_url_file": database.lease_url_file,
+        "nats.context": nats.context if nats.login is not None else None,
+        "nats.credentials": nats.credentials,
+        "nats.nkey": nats.nkey,
+        "nats.tls_key": nats.tls_key,
+        "metrics.token_file": getattr(config.metrics, "token_file", None),
+    }
+    for key, url in (("database.url", database.url), ("database.lease_url", database.lease_url)):
+        given = parse_qs(urlsplit(url).query) if "?" in url else {}
+        for name in ("sslkey", "passfile"):
+            named[f"{name} in {key}"] = Path(given[name][0]) if name in given else None
+    for runner in config.runners.values():
+        if isinstance(runner, ChatRunner):
+            named[f"runners.{runner.name}.api_key_file"] = runner.api_key_file
+    if config.source is not None and _holds_secret(config, config.source):
+        named["configuration"] = config.source
+    return [(key, file) for key, file in named.items() if file is not None]
+
+
+def _plain_files(config: Config) -> list[tuple[str, Path]]:
+    """Those that hold none, but say whom to trust, or what to do."""
+    nats = config.nats
+    named = {
+        "nats.context": nats.context if nats.login is None else None,
+        "nats.tls_ca": nats.tls_ca,
+        "nats.tls_cert": nats.tls_cert,
+    }
+    if config.source is not None and not _holds_secret(config, config.source):
+        named["configuration"] = config.source
+    return [(key, file) for key, file in named.items() if file is not None]
+
+
+def _holds_secret(config: Config, source: Path) -> bool:
+    """Whether one stands in the file itself, and not in a variable that it names."""
+    try:
+        text = read_bounded(source, MOST_TOML).decode(errors="replace")
+    except OSError:
+        return False
+    return any(secret in text for secret in plain_secrets(config))
+
+
+def _of_file(
+    key: str, file: Path, found: os.stat_result, user: int, secret: bool
+) -> Iterator[Problem]:
+    mode, owner = stat.S_IMODE(found.st_mode), found.st_uid
+    if owner not in _trusted(user):
+        said = f"{file} belongs to user id {owner}, who may write it"
+        yield Problem(key, said, f"chown {user} {file}, or root")
+        return
+    what = "holds a secret, and others may read it"
+    if secret and mode & (_READ & ~0o040 if owner == 0 else _READ):
+        wanted = "640" if owner == 0 and mode & 0o040 and found.st_gid else "600"
+        yield Problem(key, f"{file} {what} (mode {mode:04o})", f"chmod {wanted} {file}")
+    elif _others_write(found) and not _read_only(file):
+        yield Problem(key, f"{file} may be written by others (mode {mode:04o})", _shut(file))
+    else:
+        yield from _of_directories(key, file, user)
+
+
+def _of_directories(key: str, file: Path, user: int) -> Iterator[Problem]:
+    """Of those above ``file``, and above what it is a link to: the first that is open."""
+    whole = Path(os.path.abspath(file))
+    above = dict.fromkeys((*whole.parents, *Path(os.path.realpath(file)).parents))
+    for folder in above:
+        try:
+            found = os.stat(folder)
+        except OSError:
+            continue
+        if _read_only(folder):
+            continue
+        if found.st_uid not in _trusted(user):
+            said = f"{folder}, where {file.name} is, belongs to user id {found.st_uid}"
+            yield Problem(key, said, f"put {file.name} where only root and user id {user} write")
+            return
+        # In a sticky directory nobody replaces another's file.
+        if _others_write(found) and not found.st_mode & stat.S_ISVTX:
+            mode = stat.S_IMODE(found.st_mode)
+            said = f"{folder}, where {file.name} is, may be written by others (mode {mode:04o})"
+            yield Problem(key, said, _shut(folder))
+            return
+
+
+def _shut(path: Path) -> str:
+    return f"chmod go-w {path}"
+
+
+def _others_write(found: os.stat_result) -> bool:
+    """A group that has the owner alone, as many systems give each user, is no other."""
+    shared = found.st_mode & 0o002
+    return bool(shared or (found.st_mode & 0o020 and not _private(found.st_uid, found.st_gid)))
+
+
+@cache
+def _private(user: int, group: int) -> bool:
+    if user == 0 and group == 0:
+        return True  # root may do so anyway
+    try:
+        owner, members = pwd.getpwuid(user), grp.getgrgid(group)
+    except KeyError:
+        return False
+    others = set(members.gr_mem) - {owner.pw_name}
+    return owner.pw_gid == group and owner.pw_name == members.gr_name and not others
+
+
+def _read_only(path: Path) -> bool:
+    """On a file system that nobody here may write, such as a container's mount."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+@cache
+def _trusted(user: int) -> frozenset[int]:
+    """root, and ``user``; in a namespace of users, such as systemd's PrivateUsers=, root outside
+    of it is shown as the user that stands for all who are not in it."""
+    trusted = {0, user}
+    try:
+        first, *more = Path("/proc/self/uid_map").read_text().splitlines()
+        if more or first.split() != ["0", "0", "4294967295"]:
+            trusted.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))
+    except (OSError, ValueError):
+        pass
+    return frozenset(trusted)
