@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ..config.accounts import check_rights
 from ..config.load import describe, load
 from ..config.prompts import warnings
 from ..config.schema import Config
@@ -60,6 +61,7 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     if check:
         try:
             require(config)
+            check_rights(config)
         except ConfigError as error:
             _fail(error)
         click.echo(describe(config))

@@ -15,6 +15,7 @@ from typing import Any
 
 import trio
 
+from ..config.accounts import check_rights
 from ..config.load import load
 from ..config.prompts import warnings
 from ..config.schema import Config, ConfigError, Queue, Runner
@@ -100,7 +101,7 @@ class Reload:
 
     async def _reload(self) -> None:
         try:
-            config = await trio.to_thread.run_sync(load, self._file)
+            config = await trio.to_thread.run_sync(_load, self._file)
             self._hide.add(config)
             self._settings.replace(config)
             self._apply(config)
@@ -119,6 +120,13 @@ class Reload:
         waits = [k for k in differences(self._started, config) if not _is_live(k)]
         words = f"{config.source or 'defaults'}: changed: {', '.join(done) or 'nothing'}"
         return words + (f"; a restart is needed for: {', '.join(waits)}" if waits else "")
+
+
+def _load(file: Path | None) -> Config:
+    """Raises ConfigError, also when this process may not do what it says."""
+    config = load(file)
+    check_rights(config)
+    return config
 
 
 def _is_live(key: str) -> bool:
