@@ -47,9 +47,11 @@ def _keep_only(kept: int) -> None:
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
     _check(_LIBC.capget(header, data))
+    held = list(data)
     for index in range(6):
         data[index] &= (kept >> 32 * (index // 3)) & 0xFFFFFFFF
-    _check(_LIBC.capset(header, data))
+    if list(data) != held:  # who holds none may be forbidden the very call
+        _check(_LIBC.capset(header, data))
 
 
 @contextmanager

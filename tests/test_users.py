@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, Watch, alive, wait_until
+from conftest import DEADLINE, Box, alive, wait_until
 from runctl.config.load import load
 from runctl.config.schema import CommandRunner, ConfigError
 from runctl.supervisor import credentials, wire
@@ -58,10 +58,10 @@ def box(request: pytest.FixtureRequest) -> Iterator[Box]:
 
 def said(box: Box, *words: str) -> str:
     """What a run on a thread of its own says, once it has ended."""
-    run = box.runctl("submit", f"t{len(box.clients)}", *words).strip()
-    watch = Watch(box, "--run", run, f"t{len(box.clients) - 1}")
-    watch.wait()
-    return watch.text()
+    thread = f"t{len(box.clients)}"
+    runner, argv = words[1], list(words[3:])
+    (made,) = box.ask(wire.Submit(thread, runner, argv=argv, cwd="/"))
+    return box.runctl("attach", thread, "--run", made.run)
 
 
 def sh(box: Box, code: str, runner: str = "agent") -> str:
