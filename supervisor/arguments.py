@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -14,9 +15,9 @@ import click
 
 from ..config.accounts import check_rights
 from ..config.load import describe, load
-from ..config.prompts import warnings
 from ..config.schema import Config
 from ..config.secrets import Masker
+from ..config.submitters import described, warnings
 from . import __version__
 from .early import STOP, Early
 from .errors import ConfigError, LeaseHeld, LeaseLost, RunctlError, Unavailable
@@ -65,7 +66,9 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         except ConfigError as error:
             _fail(error)
         click.echo(describe(config))
-        for name, said, fix in warnings(config):
+        for name, runner in config.runners.items():
+            click.echo(f"# runner {name}: {described(runner)}")
+        for name, said, fix in warnings(config, os.geteuid()):
             last_words(f"runctld: warning: runner {name}: {said}; {fix}")
         return
     hide = Masker(config)

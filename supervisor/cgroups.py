@@ -35,11 +35,8 @@ class Cgroup:
         try:
             os.makedirs(self.path, exist_ok=True)
             for name, text in (limits or {}).items():
-                try:
+                if name not in OPTIONAL or os.path.exists(os.path.join(self.path, name)):
                     _write(self.path, name, text)
-                except FileNotFoundError:
-                    if name not in OPTIONAL:
-                        raise
             _write(self.path, "cgroup.procs", "0")
         except OSError:
             if limits:
@@ -117,7 +114,7 @@ class Groups:
     def enable(self, controllers: Collection[str]) -> frozenset[str]:
         """Have runs' cgroups limited by these; by which of them they are."""
         root = os.path.dirname(self.start)
-        for controller in controllers:
+        for controller in sorted(controllers):
             with contextlib.suppress(OSError):  # not handed over, or not of this kernel
                 _write(root, "cgroup.subtree_control", f"+{controller}")
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from ..config.schema import CommandRunner
-from .cgroups import Groups
+from ..config.schema import CommandRunner, Limits
 
 #: Microseconds in which a run may use so many of them, and cores times as many.
 PERIOD = 100_000
@@ -26,12 +26,14 @@ class Plan:
     gaps: list[str] = field(default_factory=list)
 
 
-def plan(runner: CommandRunner, groups: Groups | None) -> Plan:
-    """``groups``: where runs get their cgroups; of their controllers what is needed is
-    switched on."""
+def controllers(limits: Limits) -> set[str]:
+    """The controllers by which a cgroup would keep ``limits``."""
+    return {name for key, name in CONTROLLERS.items() if getattr(limits, key) is not None}
+
+
+def plan(runner: CommandRunner, there: Collection[str]) -> Plan:
+    """``there``: the controllers that runs' cgroups have."""
     limits, made = runner.limits, Plan()
-    wanted = {CONTROLLERS[key] for key in CONTROLLERS if getattr(limits, key) is not None}
-    there = groups.enable(wanted) if groups is not None and wanted else frozenset()
     if limits.files is not None:
         made.each.append((resource.RLIMIT_NOFILE, limits.files))
     if limits.memory is not None:

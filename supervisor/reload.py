@@ -7,6 +7,7 @@ dispatched with. A file that is wrong changes nothing.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import fields
@@ -17,9 +18,9 @@ import trio
 
 from ..config.accounts import check_rights
 from ..config.load import load
-from ..config.prompts import warnings
 from ..config.schema import Config, ConfigError, Queue, Runner
 from ..config.secrets import Masker
+from ..config.submitters import warnings
 from .runners import protocol
 
 log = logging.getLogger("runctld.reload")
@@ -64,7 +65,7 @@ class Settings:
         return None if made is None else (self._config.runners[name], made)
 
     def replace(self, config: Config) -> None:
-        for name, said, fix in warnings(config):
+        for name, said, fix in warnings(config, os.geteuid()):
             log.warning("runner %s: %s; %s", name, said, fix)
         self._runners = {n: self._make(r, config.queue) for n, r in config.runners.items()}
         self._config = config

@@ -38,7 +38,7 @@ from .fence import Fence
 from .hooks import Hooks
 from .housekeeping import Housekeeping
 from .lease import PROBE_LIMIT
-from .limits import Plan, plan
+from .limits import Plan, controllers, plan
 from .logs import about
 from .members import TREES_GONE, Members
 from .metrics import Meters, Prometheus
@@ -128,7 +128,8 @@ class Service:
         return Command(runner, self._keeper, queue.stop_grace, self._limits(runner))
 
     def _limits(self, runner: CommandRunner) -> Plan:
-        made = plan(runner, self._keeper.cgroups)
+        wanted, groups = controllers(runner.limits), self._keeper.cgroups
+        made = plan(runner, groups.enable(wanted) if groups is not None else ())
         if made.gaps:
             log.warning(
                 "runner %s: its limits are not kept by a cgroup for each run, for there is none"
