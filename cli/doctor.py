@@ -8,7 +8,7 @@ from dataclasses import replace
 import click
 import msgspec
 
-from ..config import prompts
+from ..config import submitters
 from ..config.load import load
 from ..config.schema import Config, ConfigError
 from ..config.secrets import Masker
@@ -66,7 +66,9 @@ def _look(app: App) -> Iterator[Finding]:
             yield warn("config", said, "run doctor with the daemon's environment to check the rest")
         else:
             yield split("config", "fail", str(error))
-    for name, said, fix in prompts.warnings(config):
+    for name, runner in config.runners.items():
+        yield ok(f"runner {name}", submitters.described(runner))
+    for name, said, fix in submitters.warnings(config, local.daemons_user(config)):
         yield warn(f"runner {name}", said, fix)
     if config.executor_id is None and config.nats.embedded:
         config = replace(config, executor_id=_kept(config))

@@ -92,6 +92,14 @@ def holder(config: Config) -> str | None:
     return None
 
 
+def daemons_user(config: Config) -> int:
+    """The id of the daemon's user: whose the state directory is, or would be."""
+    try:
+        return os.stat(config.state_dir).st_uid
+    except OSError:
+        return os.geteuid()
+
+
 def permissions(config: Config) -> Iterator[Finding]:
     path = config.state_dir
     try:

@@ -25,6 +25,8 @@ from .install import LEFT, File, put, take
 
 UNIT = "runctld.service"
 TEMPLATE = "runctld@.service"
+#: What commands need on top, and what they need to be another user's.
+DROP_INS = ("commands.conf", "users.conf")
 #: The first lines of a new configuration.
 HEAD = """\
 # The configuration of runctld under systemd. What it comes to: runctld -c {config} --check
@@ -60,15 +62,15 @@ class Place:
         return "systemctl --user" if self.user else "systemctl"
 
 
-def _files(place: Place, program: Path, chat_only: bool) -> list[File]:
+def _files(place: Place, program: Path, drop_ins: Iterable[str]) -> list[File]:
     units = place.units
     if place.user:
         files = [File(units / UNIT, _unit("user.service", program))]
     else:
         files = [File(units / name, _unit(name, program)) for name in (UNIT, TEMPLATE)]
-        if not chat_only:
-            looser = _shipped("commands.conf")
-            files += [File(units / f"{name}.d/commands.conf", looser) for name in (UNIT, TEMPLATE)]
+        for drop_in in drop_ins:
+            looser = _shipped(drop_in)
+            files += [File(units / f"{name}.d/{drop_in}", looser) for name in (UNIT, TEMPLATE)]
         for folder in ("sysusers", "tmpfiles"):
             path = place.root / f"etc/{folder}.d/runctl.conf"
             files.append(File(path, _shipped(f"{folder}.conf")))
@@ -146,18 +148,27 @@ Examples:
 @click.option(
     "--chat-only", is_flag=True, help="Without the drop-in for commands: hardened for chats alone."
 )
+@click.option("--run-as", is_flag=True, help="With the drop-in for commands of other users, too.")
 @dry_option
 @force_option
 @root_option
-def install_service(user: bool, chat_only: bool, dry: bool, force: bool, root: Path) -> int:
+def install_service(
+    user: bool, chat_only: bool, run_as: bool, dry: bool, force: bool, root: Path
+) -> int:
     """Write the unit files and a configuration for the daemon, and say what to run next.
 
     May be repeated: what is there already stays, an earlier version's files are updated. A
     file that was changed since is not replaced without asking (exit 6), the configuration
     never.
     """
+    if run_as and (user or chat_only):
+        raise click.UsageError(
+            "--run-as is for commands under the system's systemd: leave out"
+            f" {'--user' if user else '--chat-only'}"
+        )
     place = Place(user, root.absolute())
-    files = _files(place, _program(place), chat_only)
+    drop_ins = () if chat_only else DROP_INS if run_as else DROP_INS[:1]
+    files = _files(place, _program(place), drop_ins)
     _check_rights(place, files, dry)
     left = _tell(put(files, dry=dry, may=_ask(force, "Replace")), dry)
     _next(place, [] if user else ["systemd-sysusers", "systemd-tmpfiles --create runctl.conf"])
@@ -206,7 +217,7 @@ def uninstall_service(user: bool, dry: bool, force: bool, root: Path) -> int:
     Refused (exit 6) while the service runs.
     """
     place = Place(user, root.absolute())
-    files = _files(place, Path("/runctld"), chat_only=False)
+    files = _files(place, Path("/runctld"), DROP_INS)
     if not dry and root == Path("/") and _active(place):
         raise Refused(f"runctld runs: {place.systemctl} disable --now runctld, then again")
     _check_rights(place, files, dry)

@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli
 
+from .accounts import describe_limits, find_account, read_limits, read_user
 from .files import MOST_SECRET, MOST_TOML, read_bounded
 from .nats import describe_nats, nats_keys, read_nats
 from .outside import (
@@ -140,7 +141,8 @@ def _keys(section: type) -> list[str]:
     """The keys a file may hold for a schema class: its fields, less those we fill in."""
     if section is Nats:
         return nats_keys()
-    return [f.name for f in fields(section) if f.name not in ("name", "source", "withheld")]
+    ours = ("name", "source", "withheld", "account")
+    return [f.name for f in fields(section) if f.name not in ours]
 
 
 # Defaults are read from instances: on a class with slots the names are descriptors.
@@ -376,36 +378,50 @@ def _read_runners(table: _Table, allow_shell: bool) -> dict[str, Runner]:
 def _with_shell(runners: dict[str, Runner], allow_shell: bool) -> dict[str, Runner]:
     """``runners`` with the built-in ``shell``, unless it is forbidden or defined."""
     if allow_shell and "shell" not in runners:
-        return {"shell": CommandRunner("shell"), **runners}
+        return {"shell": CommandRunner("shell", cwd="submitter"), **runners}
     return runners
 
 
 def _read_runner(name: str, table: _Table) -> Runner:
     kind = table.choice("kind", tuple(_RUNNER_KINDS))
     if kind == "chat":
-        for key in ("tty", "args", "merge_output", "leftovers"):
+        for key in _COMMANDS_ONLY:
             if key in table.values:
                 table.fail(key, 'is for kind = "command" only: remove it')
     table.only(_keys(_RUNNER_KINDS[kind]))
     return _read_command(name, table) if kind == "command" else _read_chat(name, table)
 
 
+#: Keys of a command that a chat's table might hold by mistake.
+_COMMANDS_ONLY = ("tty", "args", "merge_output", "leftovers", "user", "group", "limits")
 #: What becomes of processes that have left a run's session, when it ends.
 LEFTOVERS = ("end", "keep-until-daemon")
 
 
 def _read_command(name: str, table: _Table) -> CommandRunner:
     argv = table.texts("argv")
+    user, group = read_user(table)
     return CommandRunner(
         name,
         argv=argv,
         args=table.flag("args", False) and bool(argv),  # without argv it goes without saying
-        cwd=None if table.values.get("cwd") == "submitter" else table.path("cwd"),
+        cwd=_read_cwd(table, bool(argv)),
+        user=user,
+        group=group,
+        limits=read_limits(table.table("limits")),
         env=table.environment(_RUN_VARIABLES, "run"),
         tty=table.flag("tty", False),
         merge_output=table.flag("merge_output", False),
         leftovers=table.choice("leftovers", LEFTOVERS, "end"),
+        account=None if user is None else find_account(table, user, group),
     )
+
+
+def _read_cwd(table: _Table, closed: bool) -> Path | Literal["submitter"] | None:
+    """``closed``: the runner has an argv; then a submitter's directory has to be asked for."""
+    if table.values.get("cwd", None if closed else "submitter") == "submitter":
+        return "submitter"
+    return table.path("cwd")
 
 
 def _read_chat(name: str, table: _Table) -> ChatRunner:
@@ -505,6 +521,9 @@ def _describe_runner(runner: Runner, hide: Callable[[str], str]) -> dict[str, ob
             "argv": list(map(hide, runner.argv)),
             "args": runner.args if runner.argv else None,
             "cwd": runner.cwd,
+            "user": runner.user,
+            "group": runner.group,
+            "limits": describe_limits(runner.limits) or None,
             "env": dict.fromkeys(runner.env, HIDDEN),
             "tty": runner.tty,
             "merge_output": runner.merge_output,

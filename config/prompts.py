@@ -33,9 +33,26 @@ _INTERPRETERS = tuple(
 )
 
 
+#: Options of them that a program's name follows, or that run nothing.
+_RUNS = ("-c", "-m", "-e", "--version", "-V", "--help")
+
+
 def takes_prompt(argv: Sequence[str]) -> bool:
     """Whether the prompt goes into ``argv``, rather than to stdin."""
     return any(PROMPT in part for part in argv)
+
+
+def interpreter(argv: Sequence[str]) -> str | None:
+    """The program of ``argv`` that takes what is on its stdin for code, if there is one: a
+    shell or the like, without a script or anything to run."""
+    if takes_prompt(argv):
+        return None
+    for index, part in enumerate(argv):
+        name = PurePath(part).name
+        known = any(program.fullmatch(name) for program, _ in _INTERPRETERS[:-1])
+        if known and all(x.startswith("-") and x not in _RUNS for x in argv[index + 1 :]):
+            return name
+    return None
 
 
 def refusal(runner: CommandRunner, prompt: str | None, args: Sequence[str]) -> str | None:

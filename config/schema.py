@@ -180,22 +180,52 @@ class Hooks:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """Whose a run is: ``uid``, ``gid`` and the supplementary ``groups``; ``home`` and
+    ``shell`` are what the system's user database says."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    home: str = "/"
+    shell: str = "/bin/sh"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of each run of a runner, None for none: ``memory`` in bytes, ``processes`` with their
+    threads, ``cpu`` in cores, ``files`` that one process may have open."""
+
+    memory: int | None = None
+    processes: int | None = None
+    cpu: float | None = None
+    files: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CommandRunner:
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
     replaced by the prompt; without it the prompt goes to stdin. ``args``: submitters may add
-    arguments to ``argv``. ``cwd`` None: the submitter's. ``tty``: it runs on a terminal of
-    its own. ``merge_output``: stdout and stderr are one pipe. ``leftovers``: whether what has
-    left a run's session ends with it, or goes on until the daemon ends."""
+    arguments to ``argv``. ``cwd`` None: the home directory of whom the run is of. ``tty``: it
+    runs on a terminal of its own. ``merge_output``: stdout and stderr are one pipe.
+    ``leftovers``: whether what has left a run's session ends with it, or goes on until the
+    daemon ends. ``user`` and ``group``, names or numbers: whose its runs are, None for the
+    daemon's; ``account`` is what the system says of them."""
 
     name: str
     kind: Literal["command"] = "command"
     argv: tuple[str, ...] = ()
     args: bool = False
-    cwd: Path | None = None
+    cwd: Path | Literal["submitter"] | None = None
+    user: str | None = None
+    group: str | None = None
+    limits: Limits = field(default_factory=Limits)
     env: dict[str, str] = field(default_factory=dict, repr=False)
     tty: bool = False
     merge_output: bool = False
     leftovers: Literal["end", "keep-until-daemon"] = "end"
+    account: Account | None = None
 
 
 @dataclass(frozen=True, slots=True)

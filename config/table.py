@@ -118,6 +118,14 @@ class Table:
             self.mismatch(key, "a whole number")
         return int(self._within(key, value, least, most, str))
 
+    def number(self, key: str, default: float, least: float, most: float) -> float:
+        value = self.values.get(key, default)
+        if type(value) not in (int, float):
+            self.mismatch(key, "a number")
+        if isinstance(value, float) and not math.isfinite(value):  # any whole number is
+            self.fail(key, f"expected a number, got {value}")
+        return float(self._within(key, value, least, most, str))
+
     def seconds(self, key: str, default: float, least: float = 0.0) -> float:
         value = self.values.get(key, default)
         if isinstance(value, str):

@@ -69,6 +69,11 @@ def format_duration(seconds: float) -> str:
     return f"{exact:f}s"
 
 
+def readable(size: int) -> str:
+    """``format_size`` with a space before the unit, as in a sentence."""
+    return re.sub(r"(?<=[0-9])(?=[A-Za-z])", " ", format_size(size))
+
+
 def format_size(size: int) -> str:
     """``size`` bytes (not negative) in the unit that needs the smallest number."""
     if size < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from typing import Any
 import click
 
 from ..config.access import access_problems, check_access
+from ..config.accounts import check_rights
 from ..config.load import describe, load
-from ..config.prompts import warnings
 from ..config.schema import Config
 from ..config.secrets import Masker
+from ..config.submitters import described, warnings
 from . import __version__
 from .closed import close_process
 from .early import STOP, Early
@@ -62,10 +64,13 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     if check:
         try:
             require(config)
+            check_rights(config)
         except ConfigError as error:
             _fail(error)
         click.echo(describe(config))
-        for name, said, fix in warnings(config):
+        for name, runner in config.runners.items():
+            click.echo(f"# runner {name}: {described(runner)}")
+        for name, said, fix in warnings(config, os.geteuid()):
             last_words(f"runctld: warning: runner {name}: {said}; {fix}")
         for key, said, fix in access_problems(config):
             last_words(f"runctld: warning: {key}: {said}; {fix}")

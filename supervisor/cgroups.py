@@ -12,10 +12,13 @@ import os
 import select
 import sys
 import time
+from collections.abc import Collection, Mapping
 
 LEAF = "supervisor"
 #: In the environment of a unit that has Delegate=yes.
 UNIT_SAYS = "RUNCTL_DELEGATED"
+#: Files of a cgroup that not every kernel has: one without swap has no limit of it.
+OPTIONAL = ("memory.swap.max",)
 _ATTRIBUTES = ("user.delegate", "trusted.delegate")
 
 
@@ -26,11 +29,29 @@ class Cgroup:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def enter(self) -> None:
-        """Make it, and move this process there, if that can be."""
-        with contextlib.suppress(OSError):
+    def enter(self, limits: Mapping[str, str] | None = None) -> None:
+        """Make it, and move this process there, if that can be. ``limits``: what to write to
+        its files before. Raises OSError only when there are limits, which then do not hold."""
+        try:
             os.makedirs(self.path, exist_ok=True)
+            for name, text in (limits or {}).items():
+                if name not in OPTIONAL or os.path.exists(os.path.join(self.path, name)):
+                    _write(self.path, name, text)
             _write(self.path, "cgroup.procs", "0")
+        except OSError:
+            if limits:
+                raise
+
+    def starved(self) -> str:
+        """Why the kernel has killed something in it for memory: "limit", its own was reached;
+        "machine", there was none left; "", it has not."""
+        try:
+            events = dict(x.split() for x in _read(self.path, "memory.events").splitlines())
+        except (OSError, ValueError):
+            return ""
+        if not int(events.get("oom_kill", 0)):
+            return ""
+        return "limit" if int(events.get("oom", 0)) else "machine"
 
     def folders(self) -> list[str]:
         """It and those that were made below it, deepest first."""
@@ -84,14 +105,32 @@ class Cgroup:
         return True
 
 
+class Groups:
+    """Where runs get their cgroups: at ``start`` and the name of a run."""
+
+    def __init__(self, start: str) -> None:
+        self.start = start
+
+    def enable(self, controllers: Collection[str]) -> frozenset[str]:
+        """Have runs' cgroups limited by these; by which of them they are."""
+        root = os.path.dirname(self.start)
+        for controller in sorted(controllers):
+            with contextlib.suppress(OSError):  # not handed over, or not of this kernel
+                _write(root, "cgroup.subtree_control", f"+{controller}")
+        try:
+            return frozenset(_read(root, "cgroup.subtree_control").split()) & {*controllers}
+        except OSError:
+            return frozenset()
+
+
 def prefix(state_dir: str) -> str:
     """How the cgroups of a state directory's runs begin."""
     return f"run-{hashlib.sha256(os.fsencode(os.path.realpath(state_dir))).hexdigest()[:8]}-"
 
 
-def prepare(state_dir: str, wait: float) -> str | None:
-    """Move this process to its leaf, and clear what an earlier daemon of ``state_dir`` left:
-    ``root/PREFIX``, to which the names of runs are added. None: no cgroups are to be used.
+def prepare(state_dir: str, wait: float) -> Groups | None:
+    """Move this process to its leaf, and clear what an earlier daemon of ``state_dir`` left.
+    None: no cgroups are to be used.
 
     Raises TimeoutError when what was left is still alive after ``wait`` seconds."""
     root = delegated()
@@ -105,7 +144,7 @@ def prepare(state_dir: str, wait: float) -> str | None:
         return None
     if left := clear(start, wait):
         raise TimeoutError(f"processes of an earlier daemon do not die; see {left[0]}")
-    return start
+    return Groups(start)
 
 
 def clear(start: str, wait: float) -> list[str]:

@@ -14,6 +14,7 @@ import trio
 import trio_asyncio
 
 from ..config.prompts import refusal
+from ..config.submitters import takes_directory
 from . import __version__, wire
 from .backlog import Backlog
 from .durable import STOPPING, Durable
@@ -333,7 +334,8 @@ class Control:
             raise BadRequest("cwd must be a whole path, which begins with /")
         if any("\0" in a for a in [*r.argv, r.prompt or "", r.cwd or ""]):
             raise BadRequest("a NUL character cannot be passed to a command; remove it")
-        spec = RunSpec(run, thread, name, tuple(r.argv), r.cwd, prompt=r.prompt)
+        cwd = r.cwd if takes_directory(runner) else None
+        spec = RunSpec(run, thread, name, tuple(r.argv), cwd, prompt=r.prompt)
         # Whoever asks for it gets it back in one answer, with what became of it.
         size, most = len(msgspec.json.encode(spec)) + wire.DETAILS_BYTES, self._nc.max_payload
         if size > most:
@@ -362,6 +364,8 @@ class Control:
             found = await self._durable.rows.get(spec.run)
             assert found is not None
         stored, run = found
+        if spec.cwd is None:  # none is taken; an earlier version has stored it all the same
+            spec = msgspec.structs.replace(spec, cwd=stored.cwd)
         if stored != spec:
             raise Refused(
                 f"run {spec.run} exists already on thread {run.thread!r} with other work;"
@@ -515,6 +519,8 @@ class Control:
             )
         if (runner := self._settings.runners.get(spec.runner)) is not None:
             self._check(runner, spec.prompt, spec.argv)
+            if not takes_directory(runner):
+                spec = msgspec.structs.replace(spec, cwd=None)
         if spec.runner == NO_RUNNER:
             raise Refused(f"run {r.run} cannot be retried: {run.error}; submit it anew")
         return await self._enqueue(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio_asyncio
 
+from ..config.accounts import check_rights, switched
 from ..config.schema import Config
 from ..config.secrets import Masker
 from . import cgroups
@@ -71,6 +72,7 @@ async def _run(
     hide: Masker,
 ) -> None:
     require(config)
+    check_rights(config)
     prepare_state_dir(config.state_dir)
     check_format(config.state_dir)
     executor = executor_id(config)
@@ -104,6 +106,7 @@ async def _run(
                         adopt=True,
                         held=fence.look,
                         cgroups=groups,
+                        users={account.uid for _, account in switched(config)},
                     )
                 )
                 nursery = await stack.enter_async_context(trio.open_nursery())
@@ -146,7 +149,7 @@ async def _importing() -> AsyncIterator[Callable[[], Awaitable[type[Service]]]]:
         nursery.cancel_scope.cancel()
 
 
-async def _prepare_cgroups(config: Config) -> str | None:
+async def _prepare_cgroups(config: Config) -> cgroups.Groups | None:
     """Raises Unavailable."""
     state, wait = str(config.state_dir), config.start_timeout
     try:

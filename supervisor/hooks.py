@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -179,6 +180,7 @@ class Hooks:
     async def _command(self, run: Run, body: bytes, hook: str) -> None:
         runner = CommandRunner(
             "hook",
+            cwd=Path("/"),
             env={**self._config.env, "RUNCTL_STATUS": run.status, "RUNCTL_HOOK": hook},
         )
         said = b""

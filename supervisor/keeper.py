@@ -7,11 +7,11 @@ that is below it and leaves, which releases the lock that the next daemon waits 
 
 Messages: 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
 
-    -> {op: spawn, id, argv, mark, env, cwd, tty, umask, group}
+    -> {op: spawn, id, argv, mark, env, cwd, otherwise, tty, umask, group, account, limits}
                                                 <- {id, pid}  or  {id, step, errno}
     -> {op: ping, id}                           <- {id}
     -> {op: end, id, tree, grace, keep}         <- {id, ended, kept}  once the tree is empty
-                                                <- {exit: tree, status}
+                                                <- {exit: tree, status, starved}
                                                 <- {held: tree, pids}
                                                 <- {gone: tree}
     (the daemon sends no more)                  <- {left: pids}
@@ -28,6 +28,11 @@ when nothing else is left; the keeper stays until they are gone.
 ``tree`` is the id of the spawn that made it: unlike a pid it is never used twice. With
 ``tty`` stdout is a terminal, which becomes the child's controlling one. ``CGROUPS`` is what
 the paths of runs' cgroups begin with, "" for none (``cgroups.py``); ``group`` is added to it.
+``otherwise``: where it runs when ``cwd`` cannot be entered, null for nowhere. ``account``:
+{uid, gid, groups} that the command runs with, null for ours. ``limits``: {files, each}: what is
+written to its cgroup's files, by their names, and [resource, value] of each of its processes.
+``starved``: "limit", if the cgroup's memory limit had it killed; "machine", if the machine had no
+memory left; else "".
 """
 
 import array
@@ -38,6 +43,7 @@ import fcntl
 import json
 import math
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -51,9 +57,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING or __package__:
+    from . import credentials
     from .cgroups import Cgroup
 else:  # as the process that it is, it belongs to no package
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    import credentials
     from cgroups import Cgroup
 
 LINUX = sys.platform == "linux"
@@ -142,12 +150,24 @@ def descent(table: Table, root: int) -> Iterator[int]:
 
 
 def environment(pid: int) -> list[bytes]:
-    """What ``pid`` was started with; nothing if it is gone, dead or not ours to see."""
+    """What ``pid`` was started with; nothing if it is gone, dead or not ours to see. Who may
+    become its user sees what that user does."""
     try:
-        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            return file.readall().split(b"\0")
+        try:
+            return read_environment(pid)
+        except PermissionError:
+            owner = os.stat(f"/proc/{pid}")
+            if owner.st_uid in (0, os.geteuid()):
+                return []
+            with credentials.acting_as(owner.st_uid, owner.st_gid):
+                return read_environment(pid)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
+
+
+def read_environment(pid: int) -> list[bytes]:
+    with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+        return file.readall().split(b"\0")
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -586,7 +606,8 @@ class Keeper:
             self.hear(tree)
             if not tree.void:
                 code = os.waitstatus_to_exitcode(status)
-                self.send({"exit": tree.number, "status": code})
+                starved = "" if tree.group is None else tree.group.starved()
+                self.send({"exit": tree.number, "status": code, "starved": starved})
             elif not tree.waiting:
                 self.forest.remove(tree)
 
@@ -693,11 +714,7 @@ def become(
         if message["umask"] is not None:
             os.umask(message["umask"])
         os.setsid()
-        # For the day the keeper itself is killed. Safe, as the keeper has one thread: the
-        # signal comes when the *thread* ends that forked.
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != keeper:
-            os._exit(127)  # it was killed before we asked for the signal
+        die_with(keeper)
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with contextlib.suppress(OSError):  # libc keeps some for itself
@@ -713,11 +730,24 @@ def become(
         # Before whatever may hang: the lock that the next daemon waits for is among them.
         os.closerange(3, report)
         os.closerange(report + 1, os.sysconf("SC_OPEN_MAX"))
+        limits = message.get("limits") or {"files": {}, "each": []}
+        if limits["files"]:
+            os.write(report, b" limits")
         if group is not None:  # nothing of it is ever outside
-            group.enter()
+            group.enter(limits["files"])
+        if message.get("account") is None:
+            credentials.shed()
+        else:
+            os.write(report, b" user")
+            credentials.become(**message["account"])
+            die_with(keeper)  # the kernel forgets it when the user changes
         if message["cwd"] is not None:
             os.write(report, b" chdir")
-            os.chdir(message["cwd"])
+            enter(message["cwd"], message.get("otherwise"))
+        if limits["each"]:
+            os.write(report, b" limits")
+            for what, value in limits["each"]:
+                lower(what, value)
         os.write(report, b" exec")
         os.execvpe(message["argv"][0], message["argv"], env)
     except OSError as error:
@@ -726,6 +756,31 @@ def become(
         os.write(report, b"!%d" % errno.EINVAL)
     finally:
         os._exit(127)
+
+
+def enter(path: str, otherwise: str | None) -> None:
+    """Change to directory ``path``, or to ``otherwise`` when that cannot be. Raises OSError."""
+    try:
+        os.chdir(path)
+    except OSError:
+        if otherwise is None:
+            raise
+        os.chdir(otherwise)
+
+
+def die_with(keeper: int) -> None:
+    """For the day the keeper itself is killed. Safe, as the keeper has one thread: the
+    signal comes when the *thread* ends that forked."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != keeper:
+        os._exit(127)  # it was killed before we asked for the signal
+
+
+def lower(what: int, value: int) -> None:
+    """Bound a resource of this process and what it starts, never above what it is now."""
+    _, most = resource.getrlimit(what)
+    value = value if most == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(what, (value, value))
 
 
 def kill_all(forest: Forest, leave: Callable[[dict[int, str]], None]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.schema import Account
 from .errors import ConfigError
 
 log = logging.getLogger("runctld")
@@ -22,6 +23,10 @@ _SUPERVISION = (
     *("STATE_DIRECTORY", "JOURNAL_STREAM", "INVOCATION_ID", "SYSTEMD_EXEC_PID"),
     "RUNCTL_DELEGATED",
 )
+
+
+#: What is in our environment for us may be a secret from another user, and its paths ours.
+_FOR_ANYBODY = ("PATH", "LANG", "LANGUAGE", "TZ", "TERM", "COLORTERM", "RUNCTL_CONFIG")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,18 @@ def inherited(
     if source is not None:
         env["RUNCTL_CONFIG"] = str(source)
     return Inherited(env, umask)
+
+
+def env_of(account: Account, env: Mapping[str, str]) -> dict[str, str]:
+    """What of ``env``, ours, a command of another user gets, and what says who that is."""
+    kept = {k: v for k, v in env.items() if k in _FOR_ANYBODY or k.startswith("LC_")}
+    return {
+        **kept,
+        "HOME": account.home,
+        "LOGNAME": account.name,
+        "SHELL": account.shell,
+        "USER": account.name,
+    }
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -18,13 +18,16 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import trio
 
+from ..config.schema import Account
+from .cgroups import Groups
 from .errors import RunFailed, Unavailable, shortened
 from .keeper import (
     HEADER,
@@ -39,6 +42,7 @@ from .keeper import (
     status_of,
     strike,
 )
+from .limits import Plan
 from .model import one_line
 from .private import Inherited, inherited
 from .times import CLOSE_WAIT
@@ -85,6 +89,9 @@ class Process:
         self.pid = pid
         self._status: int | None = None
         self._exited = trio.Event()
+        #: Once it has ended: "limit", if it was killed since its tree had all the memory that
+        #: it may have; "machine", if it was killed since there was none left; else "".
+        self.starved = ""
 
     async def wait(self) -> int:
         """Exit code of the root, or minus the signal that ended it. Raises KeeperLost."""
@@ -106,13 +113,23 @@ class Keeper:
     """The daemon's end of the keeper; see ``open_keeper``. ``dead`` is set when it went
     away though nobody closed it; ``stopped`` says why, when it was we who killed it.
     ``inherited``: what is for commands of our own. ``silent``: for how many seconds it owes an
-    answer."""
+    answer. ``cgroups``: where runs get theirs, if they do. ``users``: ids of all, besides our
+    own, whom runs may be of."""
 
     def __init__(
-        self, sock: trio.socket.SocketType, nursery: trio.Nursery, given: Inherited
+        self,
+        sock: trio.socket.SocketType,
+        nursery: trio.Nursery,
+        given: Inherited,
+        state: str,
+        cgroups: Groups | None = None,
+        users: Collection[int] = (),
     ) -> None:
         self.inherited = given
         self.stopped: str | None = None
+        self.cgroups = cgroups
+        self.users = frozenset(users)
+        self._state = state
         self._sock = sock
         self._nursery = nursery
         self._lock = trio.Lock()
@@ -145,23 +162,34 @@ class Keeper:
         tty: bool = False,
         umask: int | None = None,
         group: str | None = None,
+        account: Account | None = None,
+        limits: Plan | None = None,
     ) -> Process:
-        """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. With ``tty``
+        """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. ``cwd`` None: the
+        home directory of its user, or / where that is none, or our state's. With ``tty``
         ``stdout``, a terminal, controls that session. ``umask``: None for ours.
-        ``group``: what its cgroup is called, where there are cgroups. What a cancelled spawn
-        has started is killed, and gone when this returns.
+        ``group``: what its cgroup is called, where there are cgroups. ``account``: whom it runs
+        as, None for us. What a cancelled spawn has started is killed, and gone when this returns.
 
         Raises: RunFailed when it cannot be executed within SPAWN_LIMIT, KeeperLost."""
-        message = {
+        message: dict[str, Any] = {
             "op": "spawn",
             "argv": [_portable(part) for part in argv],
             "mark": _portable(mark),
             "env": {_portable(k): _portable(v) for k, v in env.items()},
-            "cwd": None if cwd is None else _portable(cwd),
+            "cwd": _portable(self._home(account) if cwd is None else cwd),
+            "otherwise": "/" if cwd is None else None,
             "tty": tty,
             "umask": umask,
             "group": group,
+            "account": None,
+            "limits": None,
         }
+        if account is not None:
+            ids = {"uid": account.uid, "gid": account.gid, "groups": account.groups}
+            message["account"] = ids
+        if limits is not None:
+            message["limits"] = {"files": limits.files, "each": limits.each}
         number = self._number()
         self._marks[number] = mark
         answered = await self._post(number, message, (stdin, stdout, stderr))
@@ -179,9 +207,14 @@ class Keeper:
             self._forget(number)
         if "pid" not in reply:
             self._marks.pop(number, None)
-            raise _failure(argv[0], cwd, env.get("PATH"), reply)
+            raise _failure(argv[0], cwd, env.get("PATH"), reply, account)
         process: Process = reply["process"]
         return process
+
+    def _home(self, account: Account | None) -> str:
+        found = self.inherited.env.get("HOME", "") if account is None else account.home
+        ours = not os.path.isabs(found) or os.path.realpath(found) == self._state
+        return "/" if ours else found
 
     def held(self, mark: str) -> str | None:
         """Which processes of the trees with ``mark``, which are being ended, cannot be, and
@@ -363,6 +396,7 @@ class Keeper:
             process = self._processes.pop(message["exit"], None)
             if process is not None:
                 process._status = message["status"]
+                process.starved = message.get("starved", "")
                 process._exited.set()
             return
         if "held" in message:
@@ -429,9 +463,16 @@ def _portable(text: str) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _failure(name: str, cwd: str | None, path: str | None, reply: Mapping[str, Any]) -> RunFailed:
+def _failure(
+    name: str,
+    cwd: str | None,
+    path: str | None,
+    reply: Mapping[str, Any],
+    account: Account | None = None,
+) -> RunFailed:
     """Why a spawn failed, as the operator can understand it."""
     name, cwd, step = shortened(name, 200), shortened(cwd or "", 200), reply["step"]
+    by = f" by user {account.name}" if account is not None else ""
     if reply.get("hung"):
         time = f"has hung for {SPAWN_LIMIT:g} s"
         if step == "chdir":
@@ -450,7 +491,17 @@ def _failure(name: str, cwd: str | None, path: str | None, reply: Mapping[str, A
     if step == "chdir":
         if number in (errno.ENOENT, errno.ENOTDIR):
             return RunFailed(f"directory {cwd!r} does not exist; create it or change cwd", 126)
-        return RunFailed(f"directory {cwd!r} cannot be entered: {why}", 126)
+        return RunFailed(f"directory {cwd!r} cannot be entered{by}: {why}", 126)
+    if step == "user":
+        return RunFailed(f"{name!r} cannot be started{by}: {why}; see runctl doctor", 126)
+    if step == "limits":
+        return RunFailed(f"{name!r} is not started, since its limits cannot be set: {why}", 126)
+    if step == "exec" and number == errno.EAGAIN:
+        return RunFailed(
+            f"{name!r} cannot be started{by}: that user has as many processes as its limit"
+            " allows; raise limits.processes, or run less",
+            126,
+        )
     if step == "fork":
         return RunFailed(f"{name!r} cannot be started: {why}; raise the limit or run less", 126)
     if number == errno.ENOENT and os.path.isabs(name) and os.path.exists(name):
@@ -459,8 +510,16 @@ def _failure(name: str, cwd: str | None, path: str | None, reply: Mapping[str, A
         )
     if number in (errno.ENOENT, errno.ENOTDIR):
         return RunFailed(f"command not found: {name!r}{_looked(name, cwd, path)}", 127)
+    if number == errno.EACCES and account is not None and "/" not in name:
+        # A directory of the PATH that this user may not enter is one more possibility.
+        looked = f"runctld looks in this PATH: {shortened(path or os.defpath, 500)}"
+        return RunFailed(
+            f"no command {name!r} that user {account.name} may execute; {looked}: write its whole"
+            " path, or set PATH in the env of its runner",
+            127,
+        )
     if number in (errno.EACCES, errno.ENOEXEC, errno.EPERM, errno.EISDIR):
-        return RunFailed(f"{name!r} is not executable; chmod +x it, or give it a #! line", 126)
+        return RunFailed(f"{name!r} is not executable{by}; chmod +x it, or give it a #! line", 126)
     if number == errno.E2BIG:
         return RunFailed(
             f"the arguments of {name!r} are too long for this system (one may have 128 KiB, with"
@@ -492,14 +551,15 @@ async def open_keeper(
     *,
     adopt: bool = False,
     held: Callable[[], None] | None = None,
-    cgroups: str | None = None,
+    cgroups: Groups | None = None,
+    users: Collection[int] = (),
 ) -> AsyncIterator[Keeper]:
     """Start the keeper once nothing of an earlier one is alive; kill all at the end.
 
     ``adopt``: this process has no other children, so whatever a killed keeper leaves
     behind is to come to it, and is ended by it. ``held`` is called before that: it does
     not return when the state directory, and what runs for it, is a successor's by now.
-    ``cgroups``: what ``cgroups.prepare`` gave.
+    ``cgroups``: what ``cgroups.prepare`` gave. ``users``: ids of others whom runs are of.
 
     Raises: Unavailable, when the earlier one is not gone after ``wait`` seconds."""
     state, lock = _open_lock(state_dir)
@@ -507,9 +567,9 @@ async def open_keeper(
         prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         await _take(lock, state, wait)
-        await _sweep(state, wait)
+        await _sweep(state, wait, users)
         given = given or inherited()
-        popen, sock = _start(lock, state, given, cgroups or "")
+        popen, sock = _start(lock, state, given, "" if cgroups is None else cgroups.start)
     finally:
         os.close(lock)
     try:
@@ -518,7 +578,8 @@ async def open_keeper(
             watching = trio.CancelScope(shield=True)
             try:
                 async with trio.open_nursery() as nursery:
-                    keeper = Keeper(trio.socket.from_stdlib_socket(sock), nursery, given)
+                    ours = trio.socket.from_stdlib_socket(sock)
+                    keeper = Keeper(ours, nursery, given, state, cgroups, users)
                     outer.start_soon(keeper._watch, popen, watching)
                     # Answers are read as long as somebody may wait for one: what is cancelled,
                     # as a spawn, still waits for the end of its tree.
@@ -542,7 +603,7 @@ async def open_keeper(
                 _LEFT.append(popen)
                 log.error("the next start waits until these are gone: %s", "; ".join(left))
             else:
-                await _close(popen, state, adopt, held)
+                await _close(popen, state, adopt, held, keeper.users)
 
 
 def _start(
@@ -578,7 +639,11 @@ def _start(
 
 
 async def _close(
-    popen: subprocess.Popen[bytes], state: str, adopt: bool, held: Callable[[], None] | None
+    popen: subprocess.Popen[bytes],
+    state: str,
+    adopt: bool,
+    held: Callable[[], None] | None,
+    users: Collection[int],
 ) -> None:
     """Wait until the keeper has killed all; do it ourselves if it could not."""
     try:
@@ -590,7 +655,7 @@ async def _close(
         if held is not None:
             held()
         try:
-            await _sweep(state, CLOSE_WAIT, adopt=adopt)
+            await _sweep(state, CLOSE_WAIT, users, adopt=adopt)
         except Unavailable as error:
             log.error("%s", error)
 
@@ -620,17 +685,19 @@ async def _take(lock: int, state: str, wait: float) -> None:
 
 def _named_left(state: bytes) -> str:
     """What lives below the keeper of an earlier daemon of ``state``, in words."""
-    table = scan()
-    keepers = [pid for pid in table if _ours(pid) and _keeps(pid, state)]
+    table, me = scan(), os.geteuid()
+    keepers = [pid for pid in table if _owner(pid) == me and _keeps(pid, state)]
     below = [pid for keeper in keepers for pid in descent(table, keeper)]
     found = described({pid: "" for pid in below if not table[pid].zombie})
     return ", ".join(_names(found))
 
 
-async def _sweep(state: str, wait: float, *, adopt: bool = False) -> None:
-    """Kill what a keeper that was itself killed left behind, found by its mark, or with
-    ``adopt`` by being our child. And a keeper that is still there with all it has, though
-    its lock is not: its daemon was stopped, and somebody has removed the lock.
+async def _sweep(
+    state: str, wait: float, users: Collection[int] = (), *, adopt: bool = False
+) -> None:
+    """Kill what a keeper that was itself killed left behind, ours or one of ``users``', found
+    by its mark, or with ``adopt`` by being our child. And a keeper that is still there with
+    all it has, though its lock is not: its daemon was stopped, and somebody has removed the lock.
     Raises Unavailable."""
     if sys.platform != "linux":
         return
@@ -641,7 +708,8 @@ async def _sweep(state: str, wait: float, *, adopt: bool = False) -> None:
         at = [0]
         with trio.move_on_at(max(deadline, trio.current_time() + 1)) as looking:
             left = await trio.to_thread.run_sync(
-                _strike_left, os.fsencode(state), adopt, at, abandon_on_cancel=True
+                partial(_strike_left, os.fsencode(state), adopt, at, frozenset(users)),
+                abandon_on_cancel=True,
             )
         if looking.cancelled_caught:
             raise Unavailable(
@@ -655,16 +723,18 @@ async def _sweep(state: str, wait: float, *, adopt: bool = False) -> None:
             await trio.sleep(0.01)
 
 
-def _strike_left(state: bytes, adopt: bool, at: list[int]) -> list[int]:
-    """KILL every process of our user that has the mark of ``state`` in its environment,
-    and all that is below a keeper of it, and lastly that: their pids. ``at[0]`` is the one
-    that is looked at: that hangs while a page of its memory does not come."""
+def _strike_left(
+    state: bytes, adopt: bool, at: list[int], users: frozenset[int] = frozenset()
+) -> list[int]:
+    """KILL every process of our user, or one of ``users``, that has the mark of ``state`` in its
+    environment, and all that is below a keeper of it, and lastly that: their pids. ``at[0]`` is
+    the one that is looked at: that hangs while a page of its memory does not come."""
     if adopt:
         _reap()
-    table = scan()
+    table, me = scan(), os.geteuid()
     marked, keepers = set(), set()
     for pid, row in table.items():
-        if pid == os.getpid() or row.zombie or not _ours(pid):
+        if pid == os.getpid() or row.zombie or _owner(pid) not in users | {me}:
             continue
         at[0] = pid
         found = environment(pid)
@@ -694,10 +764,11 @@ def _reap() -> None:
         pass
 
 
-def _ours(pid: int) -> bool:
-    """Whether it is of our user. (The owner of a keeper's files in /proc is root.)"""
+def _owner(pid: int) -> int | None:
+    """The effective id of its user; None if it is gone. (The owner of a keeper's files in /proc
+    is root.)"""
     users = status_of(pid).get("Uid", "").split()
-    return len(users) > 1 and int(users[1]) == os.geteuid()
+    return int(users[1]) if len(users) > 1 else None
 
 
 def _keeps(pid: int, state: bytes) -> bool:

@@ -7,6 +7,7 @@ dispatched with. A file that is wrong changes nothing.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import fields
@@ -16,10 +17,11 @@ from typing import Any
 import trio
 
 from ..config.access import access_problems, check_access
+from ..config.accounts import check_rights
 from ..config.load import load
-from ..config.prompts import warnings
 from ..config.schema import Config, ConfigError, Queue, Runner
 from ..config.secrets import Masker
+from ..config.submitters import warnings
 from .runners import protocol
 
 log = logging.getLogger("runctld.reload")
@@ -64,7 +66,7 @@ class Settings:
         return None if made is None else (self._config.runners[name], made)
 
     def replace(self, config: Config) -> None:
-        for name, said, fix in warnings(config):
+        for name, said, fix in warnings(config, os.geteuid()):
             log.warning("runner %s: %s; %s", name, said, fix)
         for key, said, fix in access_problems(config):
             log.warning("%s: %s; %s", key, said, fix)
@@ -103,8 +105,7 @@ class Reload:
 
     async def _reload(self) -> None:
         try:
-            config = await trio.to_thread.run_sync(load, self._file)
-            check_access(config)
+            config = await trio.to_thread.run_sync(_load, self._file)
             self._hide.add(config)
             self._settings.replace(config)
             self._apply(config)
@@ -123,6 +124,14 @@ class Reload:
         waits = [k for k in differences(self._started, config) if not _is_live(k)]
         words = f"{config.source or 'defaults'}: changed: {', '.join(done) or 'nothing'}"
         return words + (f"; a restart is needed for: {', '.join(waits)}" if waits else "")
+
+
+def _load(file: Path | None) -> Config:
+    """Raises ConfigError, also when this process may not do what it says."""
+    config = load(file)
+    check_access(config)
+    check_rights(config)
+    return config
 
 
 def _is_live(key: str) -> bool:

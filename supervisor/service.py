@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 import trio_asyncio
 
+from ..config.accounts import switched
 from ..config.schema import ChatRunner, CommandRunner, Config, Queue
 from ..config.schema import Runner as RunnerConfig
 from ..config.secrets import Masker
@@ -37,6 +38,7 @@ from .fence import Fence
 from .hooks import Hooks
 from .housekeeping import Housekeeping
 from .lease import PROBE_LIMIT
+from .limits import Plan, controllers, plan
 from .logs import about
 from .members import TREES_GONE, Members
 from .metrics import Meters, Prometheus
@@ -126,7 +128,18 @@ class Service:
     def _make(self, runner: RunnerConfig, queue: Queue) -> Runner:
         if isinstance(runner, ChatRunner):
             return Chat(runner)
-        return Command(runner, self._keeper, queue.stop_grace)
+        return Command(runner, self._keeper, queue.stop_grace, self._limits(runner))
+
+    def _limits(self, runner: CommandRunner) -> Plan:
+        wanted, groups = controllers(runner.limits), self._keeper.cgroups
+        made = plan(runner, groups.enable(wanted) if groups is not None else ())
+        if made.gaps:
+            log.warning(
+                "runner %s: its limits are not kept by a cgroup for each run, for there is none"
+                " to be had here: %s; see docs/systemd.md",
+                *(runner.name, "; ".join(made.gaps)),
+            )
+        return made
 
     def _apply(self, config: Config) -> None:
         """What is not asked for each time is told."""
@@ -136,6 +149,7 @@ class Service:
             self._hooks.grace = config.queue.stop_grace
         self._durable.max_queued_per_thread = config.queue.max_queued_per_thread
         self._durable.set_max_running(config.queue.max_running)
+        self._keeper.users |= {account.uid for _, account in switched(config)}
         self._keeper.inherited = inherited(
             config.withheld, self._keeper.inherited.umask, config.source
         )

@@ -70,7 +70,8 @@ def refusal(file: Path | None) -> str:
 def test_defaults_without_a_file(home):
     config = load(None)
     assert config == Config(
-        state_dir=home / ".local/state/runctl", runners={"shell": CommandRunner("shell")}
+        state_dir=home / ".local/state/runctl",
+        runners={"shell": CommandRunner("shell", cwd="submitter")},
     )
 
 
@@ -79,7 +80,7 @@ def test_an_empty_file_is_the_defaults(write, home):
     assert load(file) == Config(
         state_dir=home / ".local/state/runctl",
         source=file,
-        runners={"shell": CommandRunner("shell")},
+        runners={"shell": CommandRunner("shell", cwd="submitter")},
     )
 
 
@@ -654,7 +655,9 @@ def test_described_configuration_loads_as_itself(tmp_path, argv, system, model, 
         start_timeout=seconds,
         stream=Stream(max_age=seconds, max_bytes=size, max_runs=size % 1000),
         runners={
-            "shell": CommandRunner("shell", argv=tuple(argv), tty=bool(argv)),
+            "shell": CommandRunner(
+                "shell", argv=tuple(argv), tty=bool(argv), cwd=None if argv else "submitter"
+            ),
             "gpt": ChatRunner(
                 "gpt", base_url="http://h", model=model, system=system, timeout=seconds
             ),

@@ -83,6 +83,19 @@ def test_chats_only(root: Path) -> None:
     assert not [name for name in files(root) if "commands" in name]
 
 
+def test_commands_of_other_users(root: Path) -> None:
+    runctl(root, "install-service", "--run-as")
+    added = {
+        f"etc/systemd/system/{u}.d/users.conf" for u in ("runctld.service", "runctld@.service")
+    }
+    assert added < files(root)
+    runctl(root, "uninstall-service")
+    assert files(root) == {CONFIG}
+    for other in ("--user", "--chat-only"):
+        _, said = runctl(root, "install-service", "--run-as", other, code=2)
+        assert f"leave out {other}" in said
+
+
 def test_a_closed_place_is_refused(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,8 +16,12 @@ import trio
 
 from ...config.prompts import PROMPT, refusal, takes_prompt
 from ...config.schema import CommandRunner
+from ...config.units import readable
+from ..credentials import acting_as
 from ..errors import RunFailed, shortened
+from ..limits import Plan
 from ..model import Outcome, RunSpec, Status, one_line
+from ..private import env_of
 from ..processes import Keeper, Left
 from ..windows import DEFAULT, Window
 from ..wire import StreamName
@@ -34,6 +38,13 @@ QUIET = 0.5
 #: Looks at what a command left behind that a runner may have at once. One that hangs keeps its
 #: thread for good, and what other parts of the daemon do in threads must not wait for that.
 LOOKS = 8
+
+
+#: Of why memory had a command killed, in words that name its limit.
+_STARVED = {
+    "limit": "over its memory limit of {}",
+    "machine": "the machine, or the service, had no memory left",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +64,14 @@ class _Ends:
 
 class Command:
     """Runs one process tree per run. ``grace``: seconds between TERM and KILL, and the
-    longest that what is left behind may still write after the command's own end."""
+    longest that what is left behind may still write after the command's own end. ``limits``:
+    how those of ``config`` are kept."""
 
-    def __init__(self, config: CommandRunner, keeper: Keeper, grace: float) -> None:
+    def __init__(
+        self, config: CommandRunner, keeper: Keeper, grace: float, limits: Plan | None = None
+    ) -> None:
         self._config = config
+        self._limits = limits
         self._keeper = keeper
         self._grace = grace
         self._keep = config.leftovers == "keep-until-daemon"
@@ -73,7 +88,8 @@ class Command:
         """Ends with the process's exit code; the whole tree is gone on every way out."""
         argv, prompt = self._argv(spec)
         async with AsyncExitStack() as stack:
-            ends = self._open(stack, prompt is not None, window)
+            with self._as_its_user():  # or it could not open /dev/stdout, or its terminal
+                ends = self._open(stack, prompt is not None, window)
             try:
                 flow = Flow(ends.sources, emit)
                 stack.callback(flow.close)
@@ -81,13 +97,15 @@ class Command:
                     argv,
                     mark=spec.run,
                     env=self._environment(spec, attempt),
-                    cwd=str(self._config.cwd) if self._config.cwd else spec.cwd,
+                    cwd=self._directory(spec),
                     stdin=ends.given[0],
                     stdout=ends.given[1],
                     stderr=ends.given[2],
                     tty=ends.terminal is not None,
                     umask=self._keeper.inherited.umask,
                     group=f"{spec.run}.{attempt}",
+                    account=self._config.account,
+                    limits=self._limits,
                 )
             except BaseException:
                 if ends.feed >= 0:
@@ -141,6 +159,9 @@ class Command:
         if left.kept:
             log.info("goes on until this daemon ends: %s", ", ".join(left.kept))
         outcome = _outcome(argv[0], status)
+        if status == -signal.SIGKILL and process.starved:
+            why = _STARVED[process.starved].format(readable(self._config.limits.memory or 0))
+            outcome = msgspec.structs.replace(outcome, error=f"killed: {why}")
         if not late and flow.total == told:
             return outcome
         when = f"not done {self._grace:g} s later" if late else "still writing when it was ended"
@@ -167,7 +188,7 @@ class Command:
                 continue
             with trio.move_on_after(max(left, QUIET)) as looking:
                 filters = await trio.to_thread.run_sync(
-                    partial(filters_left, session, ends.outputs, ends.stdin),
+                    partial(self._filters_left, session, ends),
                     abandon_on_cancel=True,
                     limiter=self._looks,
                 )
@@ -177,6 +198,10 @@ class Command:
             if not filters and flow.total == before:
                 return False
         return False
+
+    def _filters_left(self, session: int, ends: _Ends) -> bool:
+        with self._as_its_user():
+            return filters_left(session, ends.outputs, ends.stdin)
 
     def _open(self, stack: AsyncExitStack, feed: bool, window: Window | None) -> _Ends:
         """What the command reads and writes. What ``stack`` does not close is the caller's."""
@@ -221,8 +246,23 @@ class Command:
             terminal,
         )
 
+    def _as_its_user(self) -> AbstractContextManager[None]:
+        account = self._config.account
+        return nullcontext() if account is None else acting_as(account.uid, account.gid)
+
+    def _directory(self, spec: RunSpec) -> str | None:
+        """Where it runs; None for its user's home. A submitter's directory is not entered unless
+        the runner says so: many programs look there for settings, and for parts of themselves."""
+        if self._config.cwd == "submitter":
+            return spec.cwd
+        if self._config.cwd is not None:
+            return str(self._config.cwd)
+        return None
+
     def _environment(self, spec: RunSpec, attempt: int) -> dict[str, str]:
         env = dict(self._keeper.inherited.env)
+        if self._config.account is not None:
+            env = env_of(self._config.account, env)
         if self._config.tty:
             env = terminal_environment(env, self._config.env)
         else:
