@@ -180,7 +180,8 @@ def raw(place: Place) -> socket.socket:
         plain, server_hostname=connection.EMBEDDED_NAME
     )
     assert nats.login is not None
-    login = {"user": nats.login.user, "pass": nats.login.password, "headers": True}
+    login = {"user": nats.login.user, "pass": nats.login.password}
+    login |= {"headers": True, "verbose": False}
     sock.sendall(b"CONNECT " + json.dumps(login).encode() + b"\r\nPING\r\n")
     seen = b""
     while b"PONG" not in seen:
