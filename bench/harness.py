@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from runctl.cli.client import Link, dial
+from runctl.config import connection
 from runctl.config.schema import Config
 from runctl.supervisor import wire
 from runctl.supervisor.errors import Unavailable
@@ -87,10 +87,12 @@ class Daemon:
 
     async def connect(self) -> Client:
         raw = (self.state / wire.ENDPOINT_FILE).read_bytes()
-        endpoint = msgspec.json.decode(raw, type=wire.Endpoint)
-        return await nats.connect(
-            endpoint.url, user=endpoint.user, password=endpoint.password, allow_reconnect=False
+        found = msgspec.json.decode(raw, type=wire.Endpoint).nats()
+        client = connection.new_client(found)
+        await client.connect(
+            connection.servers(found), **connection.options(found), allow_reconnect=False
         )
+        return client
 
     def runctl(self, *args: str) -> list[str]:
         return [sys.executable, "-m", "runctl.cli.main", "-c", str(self.config), *args]

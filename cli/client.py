@@ -59,6 +59,10 @@ def _not_allowed(subject: str) -> Denied:
     )
 
 
+class Impostor(Unavailable):
+    """Somebody else answers where the embedded server was. It was told nothing."""
+
+
 class LinkLost(Unavailable):
     """The connection broke while it was used."""
 
@@ -192,15 +196,21 @@ def _abandon(nc: Client) -> None:
 
 
 def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
-    """Where to connect, and as whom. Raises Unavailable."""
-    if not config.nats.embedded:
-        try:
-            return config.nats, connection.options(config.nats)
-        except ConfigError as error:
-            raise Unavailable(str(error)) from None
+    """Where to connect, and nats-py's options for it. Raises Unavailable."""
+    nats = _embedded(config) if config.nats.embedded else config.nats
+    try:
+        return nats, connection.options(nats)
+    except ConfigError as error:
+        raise Unavailable(str(error)) from None
+
+
+def _embedded(config: Config) -> Nats:
+    """Where this user's embedded server is, and how to know it. Raises Unavailable."""
     path = config.state_dir / wire.ENDPOINT_FILE
     try:
-        endpoint = msgspec.json.decode(_read_own(path), type=wire.Endpoint)
+        nats = msgspec.json.decode(_read_own(path), type=wire.Endpoint).nats()
+        if nats.certificate:
+            connection.pinned(nats.certificate)
     except FileNotFoundError:
         file = config.source or "FILE"
         raise Unavailable(
@@ -213,7 +223,12 @@ def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
         ) from None
     except (OSError, ValueError) as error:
         raise Unavailable(f"{path} cannot be used ({error}); restart runctld") from None
-    return Nats(endpoint.url), {"user": endpoint.user, "password": endpoint.password}
+    if not nats.certificate:  # and its password is not for whoever has the port by now
+        raise Unavailable(
+            f"{path} is an older runctld's, whose NATS server cannot prove that it is that;"
+            " restart runctld"
+        )
+    return nats
 
 
 def _read_own(path: Path) -> bytes:
@@ -236,6 +251,19 @@ async def dial(config: Config) -> Link:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
     nats, options = _target(config)
+    while True:
+        try:
+            return await _dial(config, nats, options)
+        except Unavailable:
+            # A server that was started meanwhile has another password, perhaps another port.
+            was, (nats, options) = nats, _target(config)
+            if nats == was:
+                raise
+
+
+async def _dial(config: Config, nats: Nats, options: dict[str, Any]) -> Link:
+    import random
+
     servers = connection.servers(nats)
     random.shuffle(servers)
     problem: Exception = TimeoutError()
@@ -254,21 +282,30 @@ async def dial(config: Config) -> Link:
                     problem = error
                     if connection.why_refused(nats, error):
                         break
-    raise Unavailable(_why(config, nats, problem))
+    raise _unavailable(config, nats, problem)
+
+
+def _unavailable(config: Config, nats: Nats, cause: Exception) -> Unavailable:
+    refused = connection.why_refused(nats, cause)
+    if refused is None:
+        return Unavailable(_why(config, nats, cause))
+    return Impostor(refused) if connection.other_server(nats, cause) else Unavailable(refused)
 
 
 def _why(config: Config, nats: Nats, cause: Exception) -> str:
     where = connection.where(nats)
     text = str(cause).removeprefix("nats: ").strip("'\" ") or type(cause).__name__
-    refused = connection.why_refused(nats, cause)
-    if refused is not None:
-        if config.nats.embedded:
-            return f"NATS at {where} is not this runctld's server; restart runctld"
-        return refused
     if isinstance(cause, ConnectionRefusedError):
         text = f"nothing listens at {where}"
     elif isinstance(cause, TimeoutError | asyncio.TimeoutError):
+        if config.nats.embedded:
+            return (
+                f"{where} does not answer: the embedded NATS server hangs, or somebody else has"
+                " its port, who was told nothing; restart runctld"
+            )
         text = f"{where} did not answer in time"
+    elif isinstance(cause, ConnectionError):
+        text = f"{where} closed the connection"
     else:
         text = f"{where}: {text}"
     if config.nats.embedded:

@@ -1,5 +1,8 @@
 """How to connect to NATS, for the daemon and the command line alike: nats-py's options
 from a ``Nats``, a client that keeps to TLS, and words for why NATS does not let us in.
+
+The embedded server is known by its certificate alone, which clients read beside its address
+in a file of their user's: whoever else answers at its port hears a ClientHello, and no more.
 """
 
 from __future__ import annotations
@@ -7,8 +10,10 @@ from __future__ import annotations
 import base64
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 from .files import MOST_KEYS, read_bounded
 from .nats import CONTEXT_KEYS
@@ -32,6 +37,10 @@ _DENIED = re.compile(
 )
 
 
+#: The name in the embedded server's certificate, by whatever address it is reached.
+EMBEDDED_NAME = "localhost"
+
+
 def servers(nats: Nats) -> list[str]:
     return [url.strip() for url in nats.url.split(",") if url.strip()]
 
@@ -46,9 +55,11 @@ def options(nats: Nats) -> dict[str, Any]:
 
     Raises FileError, which names the key of a file that cannot be used."""
     found: dict[str, Any] = {"inbox_prefix": nats.inbox_prefix}
-    if nats.tls_first:
+    if nats.tls_first or nats.certificate:
         found["tls_handshake_first"] = True
-    if nats.tls:
+    if nats.certificate:
+        found |= {"tls": pinned(nats.certificate), "tls_hostname": EMBEDDED_NAME}
+    elif nats.tls:
         found["tls"] = _tls(nats)
     if nats.login is not None:
         login = nats.login
@@ -68,23 +79,96 @@ def options(nats: Nats) -> dict[str, Any]:
     return found
 
 
-def new_client(nats: Nats) -> Client:
+@functools.lru_cache(maxsize=4)
+def pinned(certificate: str) -> ssl.SSLContext:
+    """Takes the server that has this certificate, PEM, and no other. Raises ValueError or
+    SSLError (an OSError): it is none."""
+    import ssl
+
+    if not certificate.isascii():
+        raise ValueError("its certificate is not ASCII")
+    # Not create_default_context: it would log keys for SSLKEYLOGFILE.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=certificate)
+    return context
+
+
+def new_client(nats: Nats, now: Callable[[], Nats] | None = None) -> Client:
     """A client, not connected. nats-py goes on without TLS when the server's first, plain
     words say that it has none, so whoever can change them would read everything: with
-    ``nats.tls`` this client says nothing to such a server."""
+    ``nats.tls`` this client says nothing to such a server.
+
+    ``now``: where the embedded server is, and how to know it, at the time of each connection."""
+    client: Client
+    if nats.certificate:
+        client = _embedded_type()(now or (lambda: nats))
+        return client
     if not nats.tls:
         return _client_type()()
     from nats.errors import Error
 
     class TlsClient(_client_type()):  # type: ignore[misc]
         def _connect_command(self) -> bytes:
-            encrypted = nats.tls_first or nats.url.lower().startswith("wss://")
-            if not encrypted and not self._server_info.get("tls_required"):
+            first = nats.tls_first or nats.url.lower().startswith("wss://")
+            if not first and not self._server_info.get("tls_required"):
                 raise Error(_NO_TLS)
             return bytes(super()._connect_command())
 
-    client: Client = TlsClient()
+    client = TlsClient()
     return client
+
+
+@functools.cache
+def _embedded_type() -> type[Any]:
+    """nats-py keeps the addresses and the password that it was given: this asks anew."""
+    import ssl
+
+    from nats.aio.transport import TcpTransport
+
+    class EmbeddedTransport(TcpTransport):
+        def __init__(self, now: Callable[[], Nats]) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self._now = now
+            self._nats = now()
+
+        async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
+            self._nats = self._now()
+            await super().connect(urlparse(self._nats.url), buffer_size, connect_timeout)
+
+        async def connect_tls(
+            self, uri: Any, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
+        ) -> None:
+            context = pinned(self._nats.certificate)
+            plain: Any = self._bare_io_reader
+            try:
+                await super().connect_tls(EMBEDDED_NAME, context, buffer_size, connect_timeout)
+            except BaseException as error:
+                # Our server says nothing before it was spoken to.
+                if isinstance(error, TimeoutError) and plain is not None and plain._buffer:
+                    raise ssl.SSLError(0, "it does not begin with TLS") from None
+                raise
+            finally:
+                if self._io_reader is plain:
+                    # It is closed, and nobody tells those who would wait for that.
+                    self._io_reader = self._io_writer = None
+
+        def __bool__(self) -> bool:  # else nats-py makes one of its own
+            return True
+
+    class EmbeddedClient(_client_type()):  # type: ignore[misc]
+        def __init__(self, now: Callable[[], Nats]) -> None:
+            super().__init__()
+            self._now = now
+            self._transport = EmbeddedTransport(now)
+
+        def _connect_command(self) -> bytes:
+            login = self._now().login
+            assert login is not None
+            self.options |= {"user": login.user, "password": login.password}
+            return bytes(super()._connect_command())
+
+    return EmbeddedClient
 
 
 @functools.cache
@@ -162,6 +246,8 @@ def why_refused(nats: Nats, cause: Exception) -> str | None:
     if (problem := key_log_problem(cause)) is not None:
         return f"{problem.said}: {problem.fix}"
     text = str(cause).lower()
+    if nats.certificate:
+        return _why_not_embedded(nats, cause)
     if "authorization violation" in text or "authentication expired" in text:
         kind = next((k for k in ("credentials", "nkey") if getattr(nats, k) is not None), None)
         if kind is not None:
@@ -199,6 +285,29 @@ def why_refused(nats: Nats, cause: Exception) -> str | None:
         else:
             fix = "compare its TLS settings with ours"
         return f"NATS at {where(nats)} refused TLS ({reason}): {fix}"
+    return None
+
+
+def other_server(nats: Nats, cause: Exception) -> bool:
+    """Whether ``cause`` says that somebody else answered where the embedded server was."""
+    import ssl
+
+    return bool(nats.certificate) and isinstance(cause, ssl.SSLError)
+
+
+def _why_not_embedded(nats: Nats, cause: Exception) -> str | None:
+    if other_server(nats, cause):
+        port = urlparse(nats.url).port
+        reason = str(
+            getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or cause.args[-1]
+        )
+        return (
+            f"port {port} of the embedded NATS server is answered by somebody else"
+            f" ({reason.replace('_', ' ').lower().rstrip('.')}), who was told nothing; see who it"
+            f" is with: ss -ltnp sport = :{port}, and start runctld, which takes another port"
+        )
+    if "authorization violation" in str(cause).lower():
+        return f"NATS at {where(nats)} has another password by now; restart runctld"
     return None
 
 

@@ -43,7 +43,7 @@ _UNSUPPORTED = (
 
 def nats_keys() -> list[str]:
     """The keys of the section."""
-    return [f.name for f in fields(Nats) if f.name != "login"]
+    return [f.name for f in fields(Nats) if f.name not in ("login", "certificate")]
 
 
 def read_nats(table: Table) -> Nats:

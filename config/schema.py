@@ -55,7 +55,8 @@ class Nats:
     ``credentials``: a .creds file; ``nkey``: a file with a user's seed; at most one of
     them, ``login`` and a user in the URL. With ``context``, a NATS context file, all of
     it but ``replicas`` came from that file. ``inbox_prefix``: subject that replies to
-    this user come below."""
+    this user come below. ``certificate``: the only one, PEM, that the server may show, and it
+    begins with TLS; the embedded server's, "" for any other."""
 
     url: str = field(default="embedded", repr=False)
     context: Path | None = None
@@ -68,11 +69,12 @@ class Nats:
     inbox_prefix: str = "_INBOX"
     replicas: int = 1
     login: Login | None = None
+    certificate: str = field(default="", repr=False)
 
     @property
     def tls(self) -> bool:
         """Whether to send nothing to a server that does not speak TLS."""
-        named = self.tls_ca or self.tls_cert or self.tls_first
+        named = self.tls_ca or self.tls_cert or self.tls_first or self.certificate
         return bool(named) or self.url.startswith(("tls://", "wss://"))
 
     @property

@@ -39,6 +39,8 @@ class Stage:
         self.nats_proxies: list[Proxy] = []
         self.database_proxies: list[Proxy] = []
         self.client_proxy: Proxy | None = None
+        self._letting_in: asyncio.Task[None] | None = None
+        self._let_in = b""
         self.client_config = path / "client.toml"
         self.disk: SmallDisk | None = None
         self.starved: set[int] = set()
@@ -76,6 +78,7 @@ class Stage:
             where.mkdir(exist_ok=True)
         self.state = where / "state"
         self.executors = [Executor(self.path / "a.toml", self.path / "a.log")]
+        self._letting_in = asyncio.create_task(self._keep_letting_in())
 
     async def _open_shared(self, postgres: Postgres) -> None:
         self._database = await asyncio.to_thread(postgres.database)
@@ -126,7 +129,10 @@ class Stage:
         """Clients of the embedded server come through a proxy as well."""
         if self.postgres is not None:
             return
-        there = json.loads((self.state / wire.ENDPOINT_FILE).read_text())
+        written = (self.state / wire.ENDPOINT_FILE).read_bytes()
+        if written == self._let_in:
+            return
+        there = json.loads(written)
         port = int(there["url"].rpartition(":")[2])
         if self.client_proxy is None or self.client_proxy.target != port:
             if self.client_proxy is not None:
@@ -134,7 +140,17 @@ class Stage:
             self.client_proxy = Proxy(port)
         file = self.path / "client" / wire.ENDPOINT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(there | {"url": self.client_proxy.url}))
+        made = file.with_suffix(".new")
+        made.write_text(json.dumps(there | {"url": self.client_proxy.url}))
+        made.replace(file)
+        self._let_in = written
+
+    async def _keep_letting_in(self) -> None:
+        """The server has another password at each start, and perhaps another port."""
+        while True:
+            with contextlib.suppress(OSError):  # there is none yet
+                self._let_clients_in()
+            await asyncio.sleep(0.02)
 
     def client(self) -> Client:
         return Client(self.client_config)
@@ -220,6 +236,8 @@ class Stage:
         return found
 
     async def close(self) -> None:
+        if self._letting_in is not None:
+            self._letting_in.cancel()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(STARTS_WITHIN / 2):
                 await self.heal()

@@ -1,4 +1,9 @@
-"""The embedded nats-server: a child of the keeper, on loopback, with a private credential."""
+"""The embedded nats-server: a child of the keeper, on loopback, which any local user reaches.
+
+So both ends prove who they are. It speaks TLS only, from the first byte, with a key of its own
+(``identity``), and has a new password at each start, since its port may be somebody else's while
+it is down. What clients need to know is in one file (``wire.Endpoint``).
+"""
 
 from __future__ import annotations
 
@@ -15,11 +20,13 @@ from pathlib import Path
 import msgspec
 import trio
 
+from ..config.connection import EMBEDDED_NAME, pinned
 from ..config.natsserver import FIX, altered, find_server, known_sum
 from ..config.schema import Config
 from .errors import RunFailed, Unavailable
+from .identity import FILE, prepare_identity
 from .metrics import Meters
-from .private import write_private
+from .private import write_all_private
 from .processes import Keeper, KeeperLost, Process
 from .wire import ENDPOINT_FILE, Endpoint
 
@@ -31,6 +38,11 @@ ASK, SILENCE = 2.0, 10.0
 #: Seconds before a server that ended is started again, doubled each time: at first, at most
 #: after one that had come up, and after one that had not.
 FIRST_PAUSE, LIVED_PAUSE, DEAD_PAUSE = 0.05, 0.4, 5.0
+
+#: A handshake may take so long, seconds: a machine that is busy is none that attacks.
+HANDSHAKE = 10
+#: Ports in a row that somebody else takes between our look and the server's.
+TRIES = 5
 
 log = logging.getLogger("runctld.broker")
 
@@ -58,6 +70,10 @@ def server_binary() -> str:
     return str(program)
 
 
+class _Ended(Unavailable):
+    """The server ended before it answered."""
+
+
 class Broker:
     """``start`` returns when the server answers; ``supervise`` restarts it when it dies."""
 
@@ -65,17 +81,19 @@ class Broker:
         self._config = config
         self._keeper = keeper
         self._dir = config.state_dir / "nats"
+        self._conf = self._dir / "server.conf"
         self._process: Process | None = None
+        #: Where the server was last, by what is written.
+        self._last: Endpoint | None = None
         self.endpoint: Endpoint
         self.restarts = 0
         #: It has answered since it was started.
         self._up = False
 
-    async def start(self) -> Endpoint:
+    async def start(self) -> None:
         self._dir.mkdir(mode=0o700, exist_ok=True)
-        self.endpoint = self._load_endpoint()
+        self._last = self._read_endpoint()
         await self._spawn()
-        return self.endpoint
 
     async def supervise(self, meters: Meters) -> None:
         """Restart the server whenever it ends, with back-off while it keeps dying: a long
@@ -131,29 +149,50 @@ class Broker:
         if self._process is not None:
             await self._process.end(2.0)
 
-    def _load_endpoint(self) -> Endpoint:
-        path, written = self._config.state_dir / ENDPOINT_FILE, b""
+    def _read_endpoint(self) -> Endpoint | None:
+        """What an earlier start has left, perhaps of an older version."""
         try:
-            written = path.read_bytes()
-            endpoint = msgspec.json.decode(written, type=Endpoint)
-        except (OSError, msgspec.DecodeError):
-            endpoint = Endpoint(
-                f"nats://127.0.0.1:{_free_port()}", "runctl", secrets.token_urlsafe(32)
-            )
-        if not _can_bind(_port(endpoint)):
-            log.warning("port %d was taken by another program; moving", _port(endpoint))
-            endpoint = msgspec.structs.replace(endpoint, url=f"nats://127.0.0.1:{_free_port()}")
-        # A full disk has room for nothing: then what is there already must do.
-        wanted = msgspec.json.encode(endpoint)
-        if wanted != written or path.stat().st_mode & 0o077:
-            write_private(path, wanted)
-        return endpoint
+            written = (self._config.state_dir / ENDPOINT_FILE).read_bytes()
+            found = msgspec.json.decode(written, type=Endpoint)
+            return found if 0 < found.port < 65536 else None
+        except (OSError, ValueError):
+            return None
 
-    async def _spawn(self) -> None:
+    def _renew_endpoint(self, certificate: str) -> Endpoint:
+        """A new password, and another port where the last one is taken. Raises OSError."""
+        last = self._last
+        port = _free_port() if last is None else last.port
+        if last is not None and not _can_bind(port):
+            log.warning("port %d was taken by another program; moving", port)
+            port = _free_port()
+        url, password = f"nats://127.0.0.1:{port}", secrets.token_urlsafe(32)
+        renewed = Endpoint(url, "runctl", password, certificate)
+        try:
+            self._write(renewed)
+        except OSError as error:
+            # A full disk has room for nothing: then what is there already must do.
+            if last is None or (last.port, last.certificate) != (port, certificate):
+                raise
+            if _read_file(self._conf) != self._settings(last):
+                raise
+            log.warning("nats-server keeps its password: %s", error)
+            return last
+        return renewed
+
+    def _write(self, endpoint: Endpoint) -> None:
+        write_all_private(
+            {
+                self._conf: self._settings(endpoint),
+                self._config.state_dir / ENDPOINT_FILE: msgspec.json.encode(endpoint),
+            }
+        )
+
+    def _settings(self, endpoint: Endpoint) -> bytes:
+        pair = str(self._dir / FILE)
         settings = {
             "server_name": "runctl-embedded",
             "host": "127.0.0.1",
-            "port": _port(self.endpoint),
+            "port": endpoint.port,
             "max_payload": 8 * 1024 * 1024,
             "jetstream": {
                 "store_dir": str(self._dir / "store"),
@@ -162,20 +201,36 @@ class Broker:
                 "max_file_store": 2**50,
                 "sync_interval": "always" if self._config.stream.sync == "always" else "2m",
             },
-            "authorization": {"user": self.endpoint.user, "password": self.endpoint.password},
+            "tls": {
+                "cert_file": pair,
+                "key_file": pair,
+                "handshake_first": True,
+                "min_version": "1.3",
+                "timeout": HANDSHAKE,
+            },
+            "authorization": {"user": endpoint.user, "password": endpoint.password},
         }
-        conf = self._dir / "server.conf"
-        text = json.dumps(settings, indent=1).encode()  # JSON is valid NATS config
-        # A full disk may be why it is started again: then there is room for nothing.
-        if not conf.exists() or conf.read_bytes() != text:
-            write_private(conf, text)
+        return json.dumps(settings, indent=1).encode()  # JSON is valid NATS config
+
+    async def _spawn(self) -> None:
+        """Start it, with a new password. Raises Unavailable, RunFailed, OSError."""
+        certificate = await trio.to_thread.run_sync(prepare_identity, self._dir)
+        for left in reversed(range(TRIES)):
+            self.endpoint = self._last = self._renew_endpoint(certificate)
+            try:
+                return await self._start_process()
+            except _Ended:
+                if not left or _can_bind(self.endpoint.port):
+                    raise
+
+    async def _start_process(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         log_fd = os.open(self._dir / "server.log", flags, 0o600)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             program = await trio.to_thread.run_sync(server_binary)
             self._process = process = await self._keeper.spawn(
-                [program, "-c", str(conf)],
+                [program, "-c", str(self._conf)],
                 mark="nats-server",
                 env={
                     "PATH": os.environ.get("PATH", ""),
@@ -209,13 +264,9 @@ class Broker:
 
                 nursery.start_soon(until_its_end)
                 while not up:  # readiness of a foreign server is only seen by connecting
-                    try:
-                        stream = await trio.open_tcp_stream("127.0.0.1", _port(self.endpoint))
-                    except OSError:
+                    up = await _proves_itself(self.endpoint)
+                    if not up:
                         await trio.sleep(0.005)
-                    else:
-                        up = True
-                        await stream.aclose()
                 nursery.cancel_scope.cancel()
         if up:
             return
@@ -223,7 +274,7 @@ class Broker:
         if status is None:
             limit = self._config.start_timeout
             raise Unavailable(f"nats-server did not start within {limit:g} s; see {file}")
-        raise Unavailable(f"nats-server did not start: {_last_words(file, status)}; see {file}")
+        raise _Ended(f"nats-server did not start: {_last_words(file, status)}; see {file}")
 
 
 def _last_words(log_file: Path, status: int) -> str:
@@ -238,8 +289,27 @@ def _last_words(log_file: Path, status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
-def _port(endpoint: Endpoint) -> int:
-    return int(endpoint.url.rsplit(":", 1)[1])
+async def _proves_itself(endpoint: Endpoint) -> bool:
+    """Whether the one who answers there is our server: another program may be quicker."""
+    try:
+        plain = await trio.open_tcp_stream("127.0.0.1", endpoint.port)
+    except OSError:
+        return False
+    context = pinned(endpoint.certificate)
+    try:
+        await trio.SSLStream(plain, context, server_hostname=EMBEDDED_NAME).do_handshake()
+    except trio.BrokenResourceError:
+        return False
+    finally:
+        await trio.aclose_forcefully(plain)
+    return True
+
+
+def _read_file(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _free_port() -> int:

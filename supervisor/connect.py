@@ -37,18 +37,16 @@ class Connection:
         self,
         config: Config,
         executor: str,
-        endpoint: Endpoint | None,
+        endpoint: Callable[[], Endpoint] | None,
         disconnected: Callable[[], Awaitable[None]] | None = None,
         reconnected: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``executor``: who NATS is told that we are. ``endpoint``: the embedded server's, None
-        for an external one. ``disconnected`` is called, in asyncio, each time the connection
-        breaks, ``reconnected`` when it is there again."""
+        """``executor``: who NATS is told that we are. ``endpoint``: says where the embedded
+        server is by now; None for an external one. ``disconnected`` is called, in asyncio, each
+        time the connection breaks, ``reconnected`` when it is there again."""
         self._disconnected = disconnected
         self._reconnected = reconnected
         self._config = config
-        self._embedded = endpoint is not None
-        self._nats = config.nats if endpoint is None else Nats(endpoint.url)
         self._endpoint = endpoint
         self._name = f"runctld {executor}"
         self._problems: list[Exception] = []
@@ -58,6 +56,10 @@ class Connection:
         self._failed = trio.Event()
         self._dialling: trio.CancelScope
         self.client: Client
+
+    @property
+    def _nats(self) -> Nats:
+        return self._config.nats if self._endpoint is None else self._endpoint().nats()
 
     async def open(self) -> None:
         """Raises ConfigError, when waiting is of no use, and Unavailable."""
@@ -82,20 +84,19 @@ class Connection:
             )
 
     async def _dial(self) -> bool:
+        nats = self._nats
         # Reads files, of certificates and keys.
         options: dict[str, Any] = await trio.to_thread.run_sync(
-            connection.options, self._nats, abandon_on_cancel=True
+            connection.options, nats, abandon_on_cancel=True
         )
-        if self._endpoint is not None:
-            options |= {"user": self._endpoint.user, "password": self._endpoint.password}
         self._problems = []
-        client = connection.new_client(self._nats)
+        client = connection.new_client(nats, self._endpoint and (lambda: self._nats))
         connected = False
         # Bounded, since nats-py waits for ever after some errors of TLS.
         with trio.move_on_after(DIAL_TIMEOUT) as self._dialling:
             try:
                 await aio(client.connect)(
-                    connection.servers(self._nats),
+                    connection.servers(nats),
                     name=self._name,
                     error_cb=self._on_error,
                     closed_cb=self._on_closed,
@@ -171,7 +172,7 @@ class Connection:
         """Why we are not connected yet."""
         self._problems.append(error)
         why = connection.why_refused(self._nats, error)
-        if why is not None and not self._embedded:
+        if why is not None and self._endpoint is None:
             self._fail(ConfigError(why))
             self._dialling.cancel()
 
@@ -191,7 +192,7 @@ class Connection:
 async def connect(
     config: Config,
     executor: str,
-    endpoint: Endpoint | None,
+    endpoint: Callable[[], Endpoint] | None,
     disconnected: Callable[[], Awaitable[None]] | None = None,
     reconnected: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Connection]:

@@ -64,15 +64,31 @@ def env_of(account: Account, env: Mapping[str, str]) -> dict[str, str]:
 def write_private(path: Path, data: bytes) -> None:
     """Replace ``path`` in one step; 0600 from the first byte. On disk when this returns: a
     power cut leaves the old file or the new one, whole."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    temporary.replace(path)
-    sync_directory(path.parent)
+    write_all_private({path: data})
+
+
+def write_all_private(files: Mapping[Path, bytes]) -> None:
+    """The same for files that belong together: where there is no room for all, none is
+    replaced."""
+    written: dict[Path, Path] = {}
+    try:
+        for path, data in files.items():
+            temporary = path.with_name(path.name + ".new")
+            temporary.unlink(missing_ok=True)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            written[temporary] = path
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+    except BaseException:
+        for temporary in written:
+            temporary.unlink(missing_ok=True)
+        raise
+    for temporary, path in written.items():
+        temporary.replace(path)
+    for folder in {path.parent for path in files}:
+        sync_directory(folder)
 
 
 def sync_directory(path: Path) -> None:

@@ -163,8 +163,9 @@ class Service:
         async with trio.open_nursery() as nursery:
             endpoint = renew = None
             if self._broker is not None:
-                endpoint, renew = self._broker.endpoint, self._broker.renew
-                nursery.start_soon(self._broker.supervise, self._meters)
+                broker = self._broker
+                endpoint, renew = (lambda: broker.endpoint), broker.renew
+                nursery.start_soon(broker.supervise, self._meters)
             if self._scrape is not None:
                 await nursery.start(self._scrape.run)
             async with (

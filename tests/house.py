@@ -15,6 +15,7 @@ import nats
 from conftest import Box, wait_until
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js.errors import NotFoundError, ServiceUnavailableError
+from natsserver import connected
 from pgserver import Postgres
 from runctl.supervisor import wire
 
@@ -130,20 +131,26 @@ class Unit:
 class Bus:
     """One client's connection, for tests that ask often; a loop in a thread of its own."""
 
-    def __init__(self, servers: str) -> None:
+    def __init__(self, servers: str | Path) -> None:
+        """``servers``: URLs, or the state directory of a daemon with a server of its own."""
         self._loop = asyncio.SelectorEventLoop()  # whatever policy trio-asyncio has set
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._nc: Any = self._do(self._connect(servers.split(",")))
+        self._nc: Any = self._do(self._connect(servers))
         self._js = self._nc.jetstream(timeout=2)
 
-    async def _connect(self, servers: list[str]) -> Any:
+    async def _connect(self, servers: str | Path) -> Any:
         async def ignore(_: Exception) -> None:
             pass
 
-        return await nats.connect(
-            servers, max_reconnect_attempts=-1, reconnect_time_wait=0.05, error_cb=ignore
-        )
+        options: dict[str, Any] = {
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": 0.05,
+            "error_cb": ignore,
+        }
+        if isinstance(servers, Path):
+            return await connected(servers, **options)
+        return await nats.connect(servers.split(","), **options)
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)

@@ -1,4 +1,5 @@
-"""Real NATS servers with JetStream on loopback: one, or a cluster of three."""
+"""Real NATS servers with JetStream on loopback: one, or a cluster of three; and how a test
+reaches the one that a daemon has started."""
 
 from __future__ import annotations
 
@@ -7,12 +8,32 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from conftest import wait_until
 from pgserver import free_port
+from runctl.config import connection
+from runctl.config.schema import Nats
 from runctl.supervisor import wire
 from runctl.supervisor.broker import server_binary
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+
+def embedded(state: Path) -> Nats:
+    """How the embedded server of state directory ``state`` is reached by now."""
+    written = (state / wire.ENDPOINT_FILE).read_bytes()
+    return msgspec.json.decode(written, type=wire.Endpoint).nats()
+
+
+async def connected(state: Path, **options: Any) -> Client:
+    """A client of it, which finds its successor as well."""
+    nats = embedded(state)
+    client = connection.new_client(nats, lambda: embedded(state))
+    await client.connect(connection.servers(nats), **connection.options(nats), **options)
+    return client
 
 
 class Node:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -19,6 +20,8 @@ from conftest import DEADLINE, Box, Watch, wait_until
 from house import Bus
 from hypothesis import given
 from hypothesis import strategies as st
+from natsserver import embedded
+from runctl.config import connection
 from runctl.supervisor import wire
 from runctl.supervisor.control import BOUNDS
 from runctl.supervisor.model import Status
@@ -34,9 +37,7 @@ class Place:
 
     def __init__(self, box: Box) -> None:
         self.box = box
-        end = json.loads((box.state / wire.ENDPOINT_FILE).read_text())
-        self.endpoint = end
-        self.bus = Bus(f"nats://{end['user']}:{end['password']}@{end['url'][len('nats://') :]}")
+        self.bus = Bus(box.state)
         self.offset = box.log.stat().st_size
 
     def ask(self, verb: str, payload: bytes) -> wire.Reply:
@@ -173,10 +174,14 @@ def test_hard_requests_are_answered(place: Place, name: str) -> None:
 
 def raw(place: Place) -> socket.socket:
     """A connection that says what no library would."""
-    end = place.endpoint
-    host, _, port = end["url"].removeprefix("nats://").partition(":")
-    sock = socket.create_connection((host, int(port)), 10)
-    login = {"user": end["user"], "pass": end["password"], "headers": True, "verbose": False}
+    nats = embedded(place.box.state)
+    plain = socket.create_connection(("127.0.0.1", urlsplit(nats.url).port), 10)
+    sock = connection.pinned(nats.certificate).wrap_socket(
+        plain, server_hostname=connection.EMBEDDED_NAME
+    )
+    assert nats.login is not None
+    who = {"user": nats.login.user, "pass": nats.login.password}
+    login = {**who, "headers": True, "verbose": False}
     sock.sendall(b"CONNECT " + json.dumps(login).encode() + b"\r\nPING\r\n")
     seen = b""
     while b"PONG" not in seen:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def evil(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def box(stopped_box: Box) -> Iterator[Box]:
+def box(stopped_box: Box) -> Box:
     stopped_box.configure(CLOSED)
     stopped_box.start()
     return stopped_box

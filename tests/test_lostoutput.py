@@ -19,7 +19,7 @@ from typing import Any
 import nats
 import pytest
 from conftest import Box, Watch, children, wait_until
-from natsserver import Node
+from natsserver import Node, connected
 from pgserver import free_port
 from runctl.cli import watch
 from runctl.supervisor import wire
@@ -65,9 +65,14 @@ def numbers(watcher: Watch) -> list[int]:
     return [int(line[:6]) for line in watcher.text().splitlines() if len(line) == 99]
 
 
-def api(url: str, operation: str, body: dict[str, Any] | None = None, **login: Any) -> Any:
+def api(where: str | Path, operation: str, body: dict[str, Any] | None = None) -> Any:
+    """``where``: a URL, or the state directory of a daemon with a server of its own."""
+
     async def main() -> Any:
-        client = await nats.connect(url, **login)
+        if isinstance(where, Path):
+            client = await connected(where)
+        else:
+            client = await nats.connect(where)
         try:
             data = json.dumps(body or {}).encode()
             return json.loads((await client.request(f"$JS.API.{operation}", data, 5)).data)
@@ -77,10 +82,10 @@ def api(url: str, operation: str, body: dict[str, Any] | None = None, **login: A
     return asyncio.run(main())
 
 
-def made(url: str, **login: Any) -> str | None:
+def made(where: str | Path) -> str | None:
     """When the stream was made that is there now."""
     try:
-        return api(url, f"STREAM.INFO.{wire.STREAM}", **login).get("created")
+        return api(where, f"STREAM.INFO.{wire.STREAM}").get("created")
     except Exception:  # the server is just coming
         return None
 
@@ -209,18 +214,16 @@ def test_an_end_that_was_lost_before_it_was_seen_is_told(outside: Box, node: Nod
 
 
 def test_an_embedded_server_whose_store_is_removed_while_it_is_down(box: Box) -> None:
-    endpoint = json.loads((box.state / wire.ENDPOINT_FILE).read_text())
-    login: dict[str, Any] = {"user": endpoint["user"], "password": endpoint["password"]}
     counter = Counter(box, "t")
     early = Watch(box, "t")
     counter.say(5)
     wait_until(lambda: numbers(early) == counter.numbers(), "all is seen")
-    before = made(endpoint["url"], **login)
+    before = made(box.state)
     (server,) = children(box.pid, "nats-server")
     os.kill(server, signal.SIGSTOP)
     shutil.rmtree(box.state / "nats" / "store")
     os.kill(server, signal.SIGKILL)
-    wait_until(lambda: made(endpoint["url"], **login) not in (None, before), "there is another")
+    wait_until(lambda: made(box.state) not in (None, before), "there is another")
     counter.say(5)
     counter.end()
     late = Watch(box, "t")

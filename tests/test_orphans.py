@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, alive, wait_until
 from house import Bus
-from runctl.supervisor import wire
 from runctl.supervisor.keeper import scan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreaper and /proc")
@@ -82,9 +80,7 @@ def forest(
     box.start()
     folder = tmp_path / "pids"
     folder.mkdir()
-    endpoint = json.loads((box.state / wire.ENDPOINT_FILE).read_bytes())
-    login = f"{endpoint['user']}:{endpoint['password']}@"
-    bus = Bus(endpoint["url"].replace("nats://", f"nats://{login}"))
+    bus = Bus(box.state)
     assert box.daemon is not None
     try:
         for n in range(runs):

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
+from natsserver import connected
 from proxy import Proxy
 from runctl.cli.output import lost
 from runctl.cli.watch import Gap
@@ -71,14 +72,8 @@ def start_writer(box: Box, thread: str, lines: int) -> str:
 
 
 def nats_api(box: Box, body: Callable[[Any], Awaitable[Any]]) -> Any:
-    import nats
-
-    endpoint = json.loads((box.state / wire.ENDPOINT_FILE).read_text())
-
     async def main() -> Any:
-        client = await nats.connect(
-            endpoint["url"], user=endpoint["user"], password=endpoint["password"]
-        )
+        client = await connected(box.state)
         try:
             return await body(client)
         finally:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Box, Watch, alive, children, wait_until
+from natsserver import connected
 from runctl.supervisor import wire
 from runctl.supervisor.model import Status
 from test_chat import Scripted, delta, serving
@@ -431,14 +432,8 @@ GARBAGE = [
 
 
 def test_malformed_control_requests_are_named_and_survived(box: Box) -> None:
-    import nats
-
-    endpoint = json.loads((box.state / wire.ENDPOINT_FILE).read_text())
-
     async def ask() -> list[wire.Reply]:
-        client = await nats.connect(
-            endpoint["url"], user=endpoint["user"], password=endpoint["password"]
-        )
+        client = await connected(box.state)
         try:
             return [
                 wire.decode_reply((await client.request("runctl.ctl.any.submit", data, 10)).data)

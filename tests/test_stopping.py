@@ -4,7 +4,6 @@ the daemon is ready, also as process 1."""
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import shutil
@@ -26,12 +25,6 @@ DEAF = 'trap "" TERM INT HUP; echo $$ > "$1/$RUNCTL_ATTEMPT-$$"; while :; do sle
 TREES = 200
 
 
-def _bus(box: Box) -> Bus:
-    endpoint = json.loads((box.state / wire.ENDPOINT_FILE).read_bytes())
-    login = f"{endpoint['user']}:{endpoint['password']}@"
-    return Bus(endpoint["url"].replace("nats://", f"nats://{login}"))
-
-
 def _pids(folder: Path, attempt: int) -> list[int]:
     return [int(file.name.partition("-")[2]) for file in folder.glob(f"{attempt}-*")]
 
@@ -49,7 +42,7 @@ def test_many_trees_that_ignore_term(stopped_box: Box, tmp_path: Path) -> None:
     folder.mkdir()
     box.configure('[queue]\nstop_grace = "1s"\n')
     box.start()
-    bus = _bus(box)
+    bus = Bus(box.state)
     try:
         for n in range(TREES):
             bus.submit(f"t{n}", ["sh", "-c", DEAF, "sh", str(folder)])

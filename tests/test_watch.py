@@ -25,6 +25,7 @@ from runctl.config.schema import Config
 from runctl.supervisor import wire
 from runctl.supervisor.broker import server_binary
 from runctl.supervisor.errors import Unavailable
+from runctl.supervisor.identity import FILE, prepare_identity
 from runctl.supervisor.model import Outcome, Status
 
 DEADLINE = 30.0 * SLACK
@@ -38,21 +39,32 @@ class Server:
         self.path = path
         self.config = Config(state_dir=path)
         self.port = free_port()
-        endpoint = wire.Endpoint(f"nats://127.0.0.1:{self.port}", "u", "p")
-        (path / "nats").mkdir()
+        folder = path / "nats"
+        folder.mkdir()
+        certificate = prepare_identity(folder)
+        endpoint = wire.Endpoint(f"nats://127.0.0.1:{self.port}", "u", "p", certificate)
         (path / wire.ENDPOINT_FILE).write_bytes(msgspec.json.encode(endpoint))
+        pair = str(folder / FILE)
+        self._settings = folder / "server.conf"
+        self._settings.write_text(
+            json.dumps(
+                {
+                    "listen": f"127.0.0.1:{self.port}",
+                    "jetstream": {"store_dir": str(path / "store")},
+                    "tls": {"cert_file": pair, "key_file": pair, "handshake_first": True},
+                    "authorization": {"user": "u", "password": "p"},
+                }
+            )
+        )
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [
-                server_binary(), "-js", "-a", "127.0.0.1", "-p", str(self.port),
-                "-sd", str(self.path / "store"), "--user", "u", "--pass", "p",
-            ],
+            [server_binary(), "-c", str(self._settings)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         end = time.monotonic() + DEADLINE
         while True:
             try:
