@@ -65,14 +65,16 @@ def numbers(watcher: Watch) -> list[int]:
     return [int(line[:6]) for line in watcher.text().splitlines() if len(line) == 99]
 
 
-def api(where: str | Path, operation: str, body: dict[str, Any] | None = None) -> Any:
+def api(
+    where: str | Path, operation: str, body: dict[str, Any] | None = None, **login: str
+) -> Any:
     """``where``: a URL, or the state directory of a daemon with a server of its own."""
 
     async def main() -> Any:
         if isinstance(where, Path):
             client = await connected(where)
         else:
-            client = await nats.connect(where)
+            client = await nats.connect(where, **login)
         try:
             data = json.dumps(body or {}).encode()
             return json.loads((await client.request(f"$JS.API.{operation}", data, 5)).data)
