@@ -40,8 +40,9 @@ from runctl.supervisor.room import Room
 from runctl.supervisor.stream import Streams
 
 pytestmark = pytest.mark.long
+NIGHTLY = pytest.mark.nightly
 LONG = bool(os.environ.get("RUNCTL_LONG"))
-RACES = 50 if LONG else 5
+RACES = 50 if LONG else 3
 #: Longer than the silence after which a lease counts as lost (``lease.PROBE_LIMIT``).
 POSTGRES_AWAY = 20.0 if LONG else 8.0
 SCALE = 1000 if LONG else 200
@@ -221,7 +222,10 @@ def _print_first_chunk(watch: Watch, since: float, what: str) -> None:
     print(f"{what}: first replayed chunk after {time.monotonic() - since:.2f} s")
 
 
-@pytest.mark.parametrize("settings", [QUEUE, TAKEOVER], ids=["alone", "takeover"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(QUEUE, id="alone", marks=NIGHTLY), pytest.param(TAKEOVER, id="takeover")],
+)
 def test_rollout_churn(wide: House, settings: str) -> None:
     boxes = _three(wide, f"replicas = 3\n{settings}")
     run = wide.bus.submit("demo", _python(COUNT, 180, 0.03))
@@ -272,7 +276,7 @@ def _takeovers(boxes: list[Box]) -> int:
 # ---- parts of the ground are lost -------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["a follower", "the leader"])
+@pytest.mark.parametrize("which", [pytest.param("a follower", marks=NIGHTLY), "the leader"])
 def test_a_nats_node_is_lost(wide: House, cluster: Cluster, which: str) -> None:
     boxes = _three(wide, f"replicas = 3\n{QUEUE}")
     cluster.wait_whole(wide.bus)
@@ -317,9 +321,7 @@ def test_postgres_is_away(tmp_path: Path, nats_server: str) -> None:
         assert all(75 in unit.exits for unit in units)
 
 
-@pytest.mark.parametrize(
-    ("threads", "away"), [(4, 0.0), pytest.param(25, 20.0, marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize(("threads", "away"), [(4, 0.0), pytest.param(25, 20.0, marks=NIGHTLY)])
 def test_a_restart_of_postgres_interrupts_no_run(
     tmp_path: Path, nats_server: str, threads: int, away: float
 ) -> None:
@@ -394,6 +396,7 @@ def test_an_executor_is_cut_from_nats(house: House) -> None:
         to_postgres.close()
 
 
+@NIGHTLY  # from NATS alone, and a pulled cable, are tested each time
 def test_an_executor_is_cut_from_everything(house: House) -> None:
     boxes, unit, to_nats, to_postgres = _behind_proxies(house, TAKEOVER)
     try:

@@ -82,8 +82,11 @@ async def _until_its_limit(
             scopes.append(scope)
         return scope
 
+    def hangs() -> bool:
+        return bool(scopes) and any(map(_hangs, _children(served) - before))
+
     async def pass_time() -> None:
-        await until(lambda: any(map(_hangs, _children(served) - before)), "it hangs")
+        await until(hangs, "it hangs, and somebody waits for it")
         (limit,) = scopes
         limit.deadline = trio.current_time()
 

@@ -187,7 +187,7 @@ def test_what_is_asked_meanwhile_is_answered(home: House) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("heals", [True, False])
+@pytest.mark.parametrize("heals", [pytest.param(True, marks=pytest.mark.nightly), False])
 def test_a_second_daemon_of_an_id_waits_for_the_first(
     home: House, tmp_path: Path, heals: bool
 ) -> None:

@@ -53,8 +53,8 @@ os.wait()
 n = 0
 while not os.path.exists(f"{folder}/{'over' if attempt == '1' else 'go'}"):
     n += 1
-    print(f"{attempt}.{n}", flush=True)
-    time.sleep(0.0005 if attempt == "1" else 0.02)
+    print(f"{attempt}.{n:0{200 if attempt == '1' else 1}}", flush=True)
+    time.sleep(0.005 if attempt == "1" else 0.02)
 print(f"{attempt}.last", flush=True)
 sys.exit(attempt == "1")
 """
