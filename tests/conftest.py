@@ -124,6 +124,11 @@ class Box:
 
         wait_until(is_ready, "daemon ready")
 
+    def warnings(self) -> list[str]:
+        """Those in its log, but for the one that root gets for the runner "shell"."""
+        lines = self.log.read_text().splitlines()
+        return [x for x in lines if " WARNING " in x and "its runs are root's" not in x]
+
     @property
     def pid(self) -> int:
         """Of the daemon that was started last."""
