@@ -32,7 +32,11 @@ async def connected(state: Path, **options: Any) -> Client:
     """A client of it, which finds its successor as well."""
     nats = embedded(state)
     client = connection.new_client(nats, lambda: embedded(state))
-    await client.connect(connection.servers(nats), **connection.options(nats), **options)
+    try:
+        await client.connect(connection.servers(nats), **connection.options(nats), **options)
+    except BaseException:  # a server that has just gone: nats-py leaves its transport open
+        await client.close()
+        raise
     return client
 
 
