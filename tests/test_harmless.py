@@ -306,6 +306,7 @@ def test_a_prompt_and_a_bar_among_others(stage: Stage) -> None:
             "bar  |  60%",
         ]
         await stage.say(w, "ask", b"\nwelcome\n")
+        await until("ask  | welcome")  # threads have no order among each other
         await stage.say(w, "bar", b"\r100%\x1b[K\n")
         await until("bar  | 100%")
         await stage.end(w, "ask", "bar", "wipe")

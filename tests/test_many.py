@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Box, wait_until
+from natsserver import Node
 from test_terminal import TALK, Terminal
-from test_watch import Server
 
 THREADS = ("alpha", "日本語 thread", "a thread with a name that is far too long")
 
@@ -151,8 +151,9 @@ def test_a_closed_pipe_ends_it_quietly(box: Box) -> None:
 def apart(stopped_box: Box, tmp_path: Path) -> Iterator[Box]:
     """A daemon whose NATS is not its child."""
     (tmp_path / "own").mkdir()
-    server = Server(tmp_path / "own")
-    stopped_box.configure(f'[nats]\nurl = "nats://u:p@127.0.0.1:{server.port}"\n')
+    server = Node(tmp_path / "own")
+    server.start()
+    stopped_box.configure(f'[nats]\nurl = "{server.url}"\n')
     stopped_box.start()
     try:
         yield stopped_box

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Box, wait_until
+from natsserver import Node
 from rich.cells import set_cell_size
 from runctl.cli.board import Board, Line, Meter
 from runctl.cli.keys import Keys
@@ -17,7 +18,6 @@ from runctl.cli.topview import AROUND, View, age, layout, number, pace, picture
 from runctl.supervisor.model import Run, Status, ThreadRow
 from runctl.supervisor.wire import Summary
 from terminal import Terminal
-from test_watch import Server
 
 # Says a number each time the file "say" has grown, until it may end.
 STEPS = """
@@ -98,10 +98,11 @@ def test_what_was_there_before_is_shown_with_its_chunks(box: Box) -> None:
 
 def test_killed_daemon_behind_a_nats_of_its_own(stopped_box: Box, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
-    server = Server(tmp_path / "server")
+    server = Node(tmp_path / "server")
+    server.start()
     box = stopped_box
     try:
-        box.configure(f'[nats]\nurl = "nats://u:p@127.0.0.1:{server.port}"\n')
+        box.configure(f'[nats]\nurl = "{server.url}"\n')
         box.start()
         submit(box, "a")
         terminal = started(box)
