@@ -3,6 +3,7 @@
 #   make test    all tests; with CI set, the short ones on the newest Python as well
 #   make test-long  for the night: the long ones too, and 20 fault rounds
 #   make check   ruff, mypy, import-linter
+#   make lock    writes requirements.lock anew: the newest versions that pyproject.toml allows
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
 #   make fuzz    what comes in from outside, by coverage and by many examples: SECONDS=60
@@ -20,7 +21,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-long test-newest check man bench fuzz faults clean
+.PHONY: demo test test-long test-newest check lock man bench fuzz faults clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -65,6 +66,20 @@ check: $(READY) .typing/.ready
 	$(BIN)/mypy --config-file tests/mypy.ini tests bench faults
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
+# For Linux and macOS, whatever this machine is. The second file is what building takes.
+LOCK = .venv-lock/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 \
+    --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock'
+lock: .venv-lock/.ready
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(PYTHON) -c 'import sys, tomllib; \
+	    print(*tomllib.load(sys.stdin.buffer)["build-system"]["requires"], sep="\n")' \
+	    < pyproject.toml | $(LOCK) - -o requirements-build.lock
+
+.venv-lock/.ready:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python $(PIP) 'uv==0.13.9'
+	@touch $@
+
 man: $(READY)
 	$(BIN)/python docs/manpages.py
 
@@ -106,6 +121,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .typing .bench build dist runctl.egg-info
+	rm -rf .venv .venv-newest .venv-lock .venv-audit .typing .bench build dist runctl.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import datetime
 from typing import Any
 
@@ -162,7 +163,7 @@ def _stream(config: Config, settings: dict[str, Any], stored: int) -> list[Findi
 
     from ..supervisor.streamcheck import broken, differences, wanted
 
-    found, needed = StreamConfig.from_response(dict(settings)), wanted(config)
+    found, needed = StreamConfig.from_response(deepcopy(settings)), wanted(config)
     embedded = config.nats.embedded
     findings = [fail("stream", *_parted(x)) for x in broken(found, needed, embedded=embedded)]
     most = found.max_bytes or -1

@@ -65,7 +65,7 @@ def _secret_files(config: Config) -> list[tuple[str, Path]]:
         "nats.credentials": nats.credentials,
         "nats.nkey": nats.nkey,
         "nats.tls_key": nats.tls_key,
-        "metrics.token_file": getattr(config.metrics, "token_file", None),
+        "metrics.token_file": config.metrics.token_file,
     }
     for key, url in (("database.url", database.url), ("database.lease_url", database.lease_url)):
         given = parse_qs(urlsplit(url).query) if "?" in url else {}

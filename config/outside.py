@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .schema import ENDED, Hooks, Metrics, Traces
+from .files import MOST_SECRET, read_bounded
+from .schema import ENDED, FileError, Hooks, Metrics, Traces
 from .secrets import HIDDEN, hide_secrets
 from .table import Table, check_url
 from .units import format_duration
 
 _METRICS, _HOOKS = Metrics(), Hooks()
 _LISTEN = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+)):(?P<port>[0-9]{1,5})")
+_TOKEN = re.compile(rb"[!-~]+")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _RUN_VARIABLES = ("RUNCTL_THREAD", "RUNCTL_RUN", "RUNCTL_ATTEMPT", "RUNCTL_STATUS", "RUNCTL_HOOK")
 
@@ -21,15 +24,38 @@ _RUN_VARIABLES = ("RUNCTL_THREAD", "RUNCTL_RUN", "RUNCTL_ATTEMPT", "RUNCTL_STATU
 def read_metrics(table: Table) -> Metrics:
     listen = table.text("listen")
     remote = table.flag("allow_remote", _METRICS.allow_remote)
+    token_file = table.path("token_file")
     if listen is not None:
         host, _ = split_listen(listen, table)
         if not remote and not is_loopback(host):
+            lack = "password" if token_file is None else "TLS, so others may read the token"
             table.fail(
                 "listen",
-                f"{host} can be reached from other machines, and metrics have no password:"
+                f"{host} can be reached from other machines, and metrics have no {lack}:"
                 " listen on 127.0.0.1, or set metrics.allow_remote = true",
             )
-    return Metrics(listen=listen, allow_remote=remote)
+    if token_file is not None:
+        try:
+            read_token(token_file)
+        except FileError as error:
+            table.fail("token_file", str(error))
+    return Metrics(listen=listen, allow_remote=remote, token_file=token_file)
+
+
+def read_token(file: Path) -> bytes:
+    """The bearer token in ``file``, without the white space around it. Blocking. Raises
+    FileError, which names the file and not the key."""
+    try:
+        token = read_bounded(file, MOST_SECRET).strip()
+    except OSError as error:
+        raise FileError(
+            f"{file} cannot be read ({error.strerror}): correct the path or its mode"
+        ) from None
+    if not token:
+        raise FileError(f"{file} is empty: write the token to it")
+    if not _TOKEN.fullmatch(token):
+        raise FileError(f"{file} holds no token: write one line of ASCII without spaces to it")
+    return token
 
 
 def split_listen(listen: str, table: Table | None = None) -> tuple[str, int]:
@@ -110,7 +136,11 @@ def _read_env(table: Table, on_end: tuple[str, ...] | str | None) -> dict[str, s
 
 
 def describe_metrics(metrics: Metrics) -> dict[str, object]:
-    return {"listen": metrics.listen, "allow_remote": metrics.allow_remote}
+    return {
+        "listen": metrics.listen,
+        "allow_remote": metrics.allow_remote,
+        "token_file": metrics.token_file,
+    }
 
 
 def describe_traces(traces: Traces) -> dict[str, object]:

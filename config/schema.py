@@ -145,10 +145,12 @@ class Takeover:
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """``listen``: HOST:PORT at which Prometheus reads; None for nowhere. A host other than
-    loopback needs ``allow_remote``."""
+    loopback needs ``allow_remote``. ``token_file`` holds the bearer token that a request has to
+    show, read at each so that it may be rotated; None: none is asked for."""
 
     listen: str | None = None
     allow_remote: bool = False
+    token_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ SELDOM = 60.0
 #: A Host header: an address in brackets, or what is before the port.
 _HOST = re.compile(r"(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?")
 
-#: Path to (status, content type, body).
-Answer = Callable[[str], Awaitable[tuple[int, str, bytes]]]
+#: Path, and what the one Authorization header says (b"" for none), to (status, content type, body).
+Answer = Callable[[str, bytes], Awaitable[tuple[int, str, bytes]]]
 
 
 async def listen(address: str, key: str) -> list[trio.SocketListener]:
@@ -116,7 +116,8 @@ async def _one(
         await _send(stream, http, 405, "text/plain", b"only GET is answered\n")
         return
     path = request.target.split(b"?", 1)[0].decode("ascii", "replace")
-    status, kind, body = await answer(path)
+    shown = [value for name, value in request.headers if name == b"authorization"]
+    status, kind, body = await answer(path, shown[0] if len(shown) == 1 else b"")
     await _send(stream, http, status, kind, body, head=request.method == b"HEAD")
 
 
@@ -141,6 +142,8 @@ async def _send(
         ("Content-Length", str(len(body))),
         ("Connection", "close"),
     ]
+    if status == 401:
+        headers.append(("WWW-Authenticate", 'Bearer realm="runctl"'))
     data = http.send(h11.Response(status_code=status, headers=headers)) or b""
     if not head:
         data += http.send(h11.Data(data=body)) or b""

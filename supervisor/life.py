@@ -24,7 +24,7 @@ import trio_asyncio
 
 from ..config.connection import where
 from .errors import ConfigError, StreamUnfit, Unavailable
-from .streamcheck import adding, broken, differences, refusal, wanted
+from .streamcheck import MOST_IDLE, adding, broken, differences, refusal, wanted
 from .wire import ADVISORIES, NO_STREAM, STREAM
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ aio = trio_asyncio.aio_as_trio
 
 #: What JetStream says to an update that it does not allow.
 NOT_TO_BE_CHANGED = 10052
+#: And to one that its consumers do not keep to.
+CONSUMERS_BEYOND = 10069
 TIMEOUT = 2.0
 #: Between two looks that nothing asked for, seconds.
 SLOW = 10.0
@@ -118,11 +120,33 @@ class Life:
 
         self._wanted.first_seq = found.config.first_seq
         try:
+            try:
+                return cast("StreamInfo", await aio(self._js.update_stream)(self._wanted))
+            except APIError as error:
+                if error.err_code != CONSUMERS_BEYOND:
+                    raise
+            await aio(self._remove_consumers)()
             return cast("StreamInfo", await aio(self._js.update_stream)(self._wanted))
         except APIError as error:
             if error.err_code == NOT_TO_BE_CHANGED and (wrong := self._broken(found)):
                 raise ConfigError(wrong[-1]) from None
             raise
+
+    async def _remove_consumers(self) -> None:
+        """Those of a stream of an older daemon that may live for longer than by now. Raises
+        nats' errors."""
+        from nats.js.errors import NotFoundError
+
+        found: dict[str, float] = {}
+        while page := await self._js.consumers_info(STREAM, offset=len(found)):
+            found |= {one.name: one.config.inactive_threshold or 0 for one in page}
+        beyond = [name for name, idle in found.items() if idle > MOST_IDLE]
+        log.warning("removing %d consumers that may live on unheard", len(beyond))
+        for name in beyond:
+            try:
+                await self._js.delete_consumer(STREAM, name)
+            except NotFoundError:  # it has ended by itself
+                pass
 
     @property
     def warnings(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..config.schema import Config
+from ..config.outside import read_token
+from ..config.schema import Config, FileError
 from .durable import Durable
 from .metrics import Prometheus
 from .registry import Registry
@@ -42,6 +44,10 @@ class Scrape:
         self._registry = registry
         self._durable = durable
         self._parts: tuple[Client, Streams] | None = None
+        #: Reads of the token at once: its file system may hang.
+        self._reads = trio.CapacityLimiter(1)
+        #: Why the token could not be read, as the log says already.
+        self._unread: str | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Raises ConfigError, Unavailable."""
@@ -60,7 +66,10 @@ class Scrape:
     def stopping(self) -> None:
         self._parts = None
 
-    async def _answer(self, path: str) -> tuple[int, str, bytes]:
+    async def _answer(self, path: str, authorization: bytes) -> tuple[int, str, bytes]:
+        refused = await self._refused(authorization)
+        if refused is not None:
+            return refused
         if path == "/metrics":
             read = await self._read(self._config.hooks.on_end is not None)
             running = Counter(live.spec.runner for live in self._registry)
@@ -69,6 +78,33 @@ class Scrape:
             ready = bool((await self._read(False))["ready"])
             return (200, _TEXT, b"ready\n") if ready else (503, _TEXT, b"not ready\n")
         return 404, _TEXT, b"try /metrics or /healthz\n"
+
+    async def _refused(self, authorization: bytes) -> tuple[int, str, bytes] | None:
+        """The answer to who does not show the token, where one is asked for; else None."""
+        file = self._config.metrics.token_file
+        if file is None:
+            return None
+        scheme, _, shown = authorization.strip().partition(b" ")
+        if scheme.lower() != b"bearer":
+            return 401, _TEXT, b"show the token of metrics.token_file: Authorization: Bearer\n"
+        problem = f"{file} cannot be read: its file system has not answered for {PATIENCE:g} s"
+        token = None
+        with trio.move_on_after(PATIENCE):
+            try:
+                token = await trio.to_thread.run_sync(
+                    read_token, file, abandon_on_cancel=True, limiter=self._reads
+                )
+            except FileError as error:
+                problem = str(error)
+        if token is None:
+            if problem != self._unread:
+                log.error("metrics.token_file: %s; until then nobody gets metrics", problem)
+            self._unread = problem
+            return 503, _TEXT, b"the token cannot be read: see the daemon's log\n"
+        self._unread = None
+        if not hmac.compare_digest(token, shown.strip()):
+            return 401, _TEXT, b"this is not the token of metrics.token_file\n"
+        return None
 
     async def _read(self, hooks: bool) -> dict[str, float]:
         """What could be read in time. Ready: started, not stopping, and both NATS and the

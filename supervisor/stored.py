@@ -18,6 +18,7 @@ import trio
 import trio_asyncio
 
 from .errors import Unavailable
+from .streamcheck import LEAST_IDLE
 from .wire import (
     NO_STREAM,
     STREAM,
@@ -186,7 +187,7 @@ class Stored:
             "headers_only": True,
             "mem_storage": True,
             "num_replicas": 1,
-            "inactive_threshold": int(2 * TIMEOUT * 1e9),
+            "inactive_threshold": int(LEAST_IDLE * 1e9),
         }
         body = {"stream_name": STREAM, "config": config}
         made = await aio(self._api)(f"CONSUMER.CREATE.{STREAM}", body)

@@ -7,6 +7,7 @@ is only other than configured is told.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,12 @@ _ANEW_EMBEDDED = (
 )
 _RESTART = "restart runctld, which sets it back"
 
+#: Seconds that a consumer which nobody hears may live: what most libraries' ordered consumers
+#: ask for, and longer than any of ours.
+MOST_IDLE = 300.0
+#: What ours ask for, at most.
+LEAST_IDLE = 10.0
+
 #: JetStream's error codes.
 _NOT_CLUSTERED = 10074
 _NOT_FOR_ACCOUNT = 10039
@@ -37,7 +44,13 @@ _NOT_ENABLED = 10076
 
 def wanted(config: Config) -> StreamConfig:
     """The stream as it is to be made."""
-    from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+    from nats.js.api import (
+        DiscardPolicy,
+        RetentionPolicy,
+        StorageType,
+        StreamConfig,
+        StreamConsumerLimits,
+    )
 
     return StreamConfig(
         name=STREAM,
@@ -52,6 +65,8 @@ def wanted(config: Config) -> StreamConfig:
         duplicate_window=1,
         allow_rollup_hdrs=True,
         allow_direct=True,
+        # No max_ack_pending: with it JetStream refuses consumers that acknowledge nothing, ours.
+        consumer_limits=StreamConsumerLimits(inactive_threshold=MOST_IDLE),
     )
 
 
@@ -63,6 +78,7 @@ def adding(config: Config) -> str:
             *("--storage=file", "--retention=limits", "--discard=new"),
             _limiting("max-bytes", config.stream.max_bytes),
             *("--max-consumers=100000", f"--replicas={config.nats.replicas}"),
+            f"--limit-consumer-inactive={MOST_IDLE:g}s",
             *("--allow-rollup", "--allow-direct", "--no-deny-delete", "--no-deny-purge"),
             "--defaults",
         ]
@@ -83,8 +99,8 @@ def differences(found: StreamConfig, wanted: StreamConfig, *, embedded: bool = F
     """A line for each setting that is not as configured, and does not break the protocol."""
     return [
         f"the stream {STREAM} has {name} = {has}, not {needs} as configured; it was not changed."
-        f" To change it: {_fix(_edit(*fix), embedded)}"
-        for name, has, needs, *fix in _other(found, wanted)
+        f" To change it: {_fix(fix, embedded)}"
+        for name, has, needs, fix in _other(found, wanted)
     ]
 
 
@@ -128,18 +144,36 @@ def _other(found: StreamConfig, wanted: StreamConfig) -> Iterator[tuple[str, obj
             value = f"{needs:g}" if isinstance(needs, float) else needs
             shown = "no limit" if has is None else f"{has:g}{unit}" if unit else has
             wished = "no limit" if needs is None else f"{value}{unit}"
-            yield key, shown, wished, _limiting(flag, needs)
+            yield key, shown, wished, _edit(_limiting(flag, needs))
     if _word(found.discard) != _word(wanted.discard):
         needs = _word(wanted.discard)
-        yield "discard", _word(found.discard), needs, f"--discard={needs}"
+        yield "discard", _word(found.discard), needs, _edit(f"--discard={needs}")
     if (found.num_replicas or 1) != (wanted.num_replicas or 1):
         needs = wanted.num_replicas or 1
-        yield "num_replicas", found.num_replicas, needs, f"--replicas={needs}"
+        yield "num_replicas", found.num_replicas, needs, _edit(f"--replicas={needs}")
     if bool(wanted.allow_direct) and not found.allow_direct:
-        yield "allow_direct", "false", "true", "--allow-direct"
+        yield "allow_direct", "false", "true", _edit("--allow-direct")
     has, needs = _limit(found.max_consumers), _limit(wanted.max_consumers)
     if has is not None and (needs is None or has < needs):
-        yield "max_consumers", has, needs, f"--max-consumers={needs or -1}"
+        yield "max_consumers", has, needs, _edit(f"--max-consumers={needs or -1}")
+    yield from _consumers(found)
+
+
+def _consumers(found: StreamConfig) -> Iterator[tuple[str, object, object, str]]:
+    """What the stream lets others' consumers be. `nats stream edit` has no option for it."""
+    limits = found.consumer_limits
+    idle = _limit(limits.inactive_threshold) if limits is not None else None
+    pending = _limit(limits.max_ack_pending) if limits is not None else None
+    good = {"inactive_threshold": int(MOST_IDLE * 1e9), "max_ack_pending": 0}
+    fix = (
+        f"nats stream info {STREAM} --json | jq '.config * {json.dumps({'consumer_limits': good})}'"
+        f" > {STREAM}.json; {_edit(f'--config={STREAM}.json')}"
+    )
+    if idle is None or not LEAST_IDLE <= idle <= MOST_IDLE:
+        shown = "no limit" if idle is None else f"{idle:g}s"
+        yield "consumer_limits.inactive_threshold", shown, f"{MOST_IDLE:g}s", fix
+    if pending is not None:
+        yield "consumer_limits.max_ack_pending", pending, "no limit", fix
 
 
 def refusal(error: Exception, config: Config) -> ConfigError | None:

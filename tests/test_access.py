@@ -61,6 +61,7 @@ def test_a_secret_that_others_may_read(tmp_path: Path, mode: int) -> None:
             "nats.tls_key",
         ),
         ('[nats]\ncontext = "@"', "nats.context"),
+        ('[metrics]\ntoken_file = "@"', "metrics.token_file"),
         ('executor_id = "x"\n[database]\nurl_file = "@"\n[nats]\nurl = "nats://x"', "url_file"),
         (
             'executor_id = "x"\n[database]\nurl = "postgresql://u@h/d?sslmode=verify-full&sslkey=@"'

@@ -31,10 +31,12 @@ class Server:
     def __init__(self, client: Any) -> None:
         self._client = client
 
+    async def ask(self, operation: str, body: dict[str, Any] | None = None) -> Any:
+        data = json.dumps(body or {}).encode()
+        return json.loads((await aio(self._client.request)(f"$JS.API.{operation}", data, 5)).data)
+
     async def api(self, operation: str, body: dict[str, Any] | None = None) -> Any:
-        subject = f"$JS.API.STREAM.{operation}.{wire.STREAM}"
-        answer = await aio(self._client.request)(subject, json.dumps(body or {}).encode(), 5)
-        reply = json.loads(answer.data)
+        reply = await self.ask(f"STREAM.{operation}.{wire.STREAM}", body)
         assert "error" not in reply, reply
         return reply
 
@@ -111,6 +113,15 @@ async def test_a_stream_that_is_deleted_is_made_again_at_once(node: Node) -> Non
         ({"max_msgs": 1000}, "max_msgs = 1000, not no limit"),
         ({"max_bytes": 1024**3}, "max_bytes = 1073741824, not 4294967296"),
         ({"allow_direct": False}, "allow_direct = false, not true"),
+        ({"consumer_limits": {}}, "consumer_limits.inactive_threshold = no limit, not 300s"),
+        (
+            {"consumer_limits": {"inactive_threshold": 10**9}},  # too short for us
+            "consumer_limits.inactive_threshold = 1s, not 300s",
+        ),
+        (
+            {"consumer_limits": {"inactive_threshold": 60 * 10**9, "max_ack_pending": 5}},
+            "consumer_limits.max_ack_pending = 5, not no limit",
+        ),
     ],
 )
 async def test_edits_that_do_not_matter_are_named_until_they_are_undone(
@@ -164,3 +175,32 @@ async def test_settings_are_known_from_the_start(node: Node) -> None:
         await server.edit(max_msgs=1000)
     async with watching(node) as (watched, _):
         assert "max_msgs = 1000" in watched.warnings[0]
+
+
+async def test_nobody_leaves_consumers_for_a_day(node: Node) -> None:
+    """Thousands of them would take the server's memory."""
+    day = 86400 * 10**9
+    async with watching(node) as (watched, server):
+
+        async def ask(**config: Any) -> Any:
+            body = {"stream_name": wire.STREAM, "config": {"ack_policy": "none"} | config}
+            name = config.get("durable_name")
+            subject = f"DURABLE.CREATE.{wire.STREAM}.{name}" if name else f"CREATE.{wire.STREAM}"
+            return await server.ask(f"CONSUMER.{subject}", body)
+
+        for more in ({}, {"durable_name": "d"}, {"deliver_subject": "x"}):
+            refused = await ask(inactive_threshold=day, **more)
+            assert "inactive threshold exceeds" in refused["error"]["description"]
+            # Who asks for none gets one.
+            made = await ask(**(more | {"durable_name": "e"} if "durable_name" in more else more))
+            assert made["config"]["inactive_threshold"] == 300 * 10**9
+        # A stream of an older daemon on its own server: it is edited, and what is beyond goes.
+        await server.edit(consumer_limits={})
+        kept = (await ask(durable_name="kept", inactive_threshold=300 * 10**9))["name"]
+        names = {(await ask(inactive_threshold=day))["name"] for _ in range(300)}
+        await watched.open(Config(state_dir=Path()))
+        left = set((await server.ask(f"CONSUMER.NAMES.{wire.STREAM}"))["consumers"])
+        assert kept in left
+        assert not names & left
+        assert "inactive threshold exceeds" in str(await ask(inactive_threshold=day))
+        assert watched.warnings == []

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, children, wait_until
+from runctl.config.load import load
+from runctl.config.schema import ConfigError
 
 DOC = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -27,10 +29,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+def get(port: int, path: str, method: str = "GET", shown: str | None = None) -> tuple[int, str]:
+    """``shown``: what the header Authorization says."""
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        link.request(method, path)
+        link.request(method, path, headers={} if shown is None else {"Authorization": shown})
         answer = link.getresponse()
         return answer.status, answer.read().decode()
     finally:
@@ -260,6 +263,68 @@ def test_a_port_that_is_taken(stopped_box: Box, tmp_path: Path) -> None:
         f"runctld: metrics.listen: another program listens on 127.0.0.1:{port};"
         " end it, or choose another port"
     )
+
+
+def test_only_who_shows_the_token_is_answered(stopped_box: Box, tmp_path: Path) -> None:
+    box, port, file = stopped_box, free_port(), tmp_path / "token"
+    file.write_text("the-first\n")
+    file.chmod(0o600)
+    box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\ntoken_file = "{file}"\n')
+    box.start()
+    assert get(port, "/metrics", shown="Bearer the-first")[0] == 200
+    assert get(port, "/healthz", shown="bearer  the-first ") == (200, "ready\n")
+    for wrong in (None, "", "Bearer", "Bearer ", "Basic the-first", "the-first", "Bearer the-fir"):
+        for path in ("/metrics", "/healthz", "/nothing"):
+            status, text = get(port, path, shown=wrong)
+            assert (status, "runctl_" in text, "ready" in text) == (401, False, False), wrong
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    link.request("GET", "/metrics")
+    assert link.getresponse().headers["WWW-Authenticate"].startswith("Bearer")
+    link.close()
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as twice:
+        lines = ["GET /metrics HTTP/1.1", "Host: localhost"]
+        lines += ["Authorization: Bearer the-first", "Authorization: Bearer other"]
+        twice.sendall("\r\n".join([*lines, "", ""]).encode())
+        assert twice.recv(100).startswith(b"HTTP/1.1 401")
+    file.write_text("the-second")
+    assert get(port, "/metrics", shown="Bearer the-first")[0] == 401
+    assert get(port, "/metrics", shown="Bearer the-second")[0] == 200
+    file.unlink()
+    assert [get(port, "/metrics", shown="Bearer the-second")[0] for _ in range(2)] == [503, 503]
+    said = f"metrics.token_file: {file} cannot be read (No such file or directory)"
+    assert box.log.read_text().count(said) == 1
+    os.mkfifo(file)  # a file system that does not answer
+    assert get(port, "/metrics", shown="Bearer the-second")[0] == 503
+    with file.open("w"):
+        pass  # lets the read go
+    file.unlink()
+    file.write_text("the-third")
+    wait_until(lambda: get(port, "/metrics", shown="Bearer the-third")[0] == 200, "read anew")
+    log = box.log.read_text()
+    assert not any(secret in log for secret in ("the-first", "the-second", "the-third"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read (No such file or directory): correct the path or its mode"),
+        (" \n", "is empty: write the token to it"),
+        ("two words", "holds no token: write one line of ASCII without spaces to it"),
+        ("d\u00e9j\u00e0", "holds no token: write one line of ASCII without spaces to it"),
+        ("x" * 70_000, "cannot be read (it holds more than 64 KiB): correct the path or its mode"),
+    ],
+)
+@pytest.mark.short
+def test_a_token_that_cannot_be_used_is_refused(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
+    config, file = tmp_path / "runctld.toml", tmp_path / "token"
+    if content is not None:
+        file.write_text(content)
+    config.write_text('[metrics]\nlisten = "127.0.0.1:9464"\ntoken_file = "token"\n')
+    with pytest.raises(ConfigError) as error:
+        load(config)
+    assert str(error.value) == f"{config}: metrics.token_file: {file} {said}"
 
 
 @pytest.mark.parametrize(

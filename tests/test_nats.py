@@ -539,6 +539,25 @@ def test_a_watcher_may_watch_and_not_act(permitted: Permitted) -> None:
     out, err = runctl(bob, "attach", "u", "--no-follow", code=0)
     assert len(out) == 512 * 65536
     assert err == ""
+    # What he leaves behind does not live for long.
+    asked = {"ack_policy": "none", "inactive_threshold": 86400 * 10**9}
+    with pytest.raises(Exception, match="inactive threshold exceeds"):
+        make_consumer(bob, asked)
+    assert make_consumer(bob, {"ack_policy": "none"})["inactive_threshold"] == 300 * 10**9
+
+
+def make_consumer(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that it then has."""
+
+    async def main() -> dict[str, Any]:
+        link = await dial(load(file, client=True))
+        try:
+            body = {"stream_name": wire.STREAM, "config": config}
+            return (await link.api(f"CONSUMER.CREATE.{wire.STREAM}", body))["config"]
+        finally:
+            await link.close()
+
+    return asyncio.run(main())
 
 
 def test_a_verb_counts_on_its_own_subject_only(permitted: Permitted) -> None:
