@@ -68,11 +68,11 @@ def box(request: pytest.FixtureRequest) -> Iterator[Box]:
 
 
 def said(box: Box, *words: str) -> str:
-    """What a run on a thread of its own says, once it has ended."""
+    """What a run on a thread of its own says on both of its pipes, once it has ended."""
     thread = f"t{len(box.clients)}"
     runner, argv = words[1], list(words[3:])
     (made,) = box.ask(wire.Submit(thread, runner, argv=argv, cwd="/"))
-    return box.runctl("attach", thread, "--run", made.run)
+    return box.runctl("attach", thread, "--run", made.run) + box.stderr
 
 
 def sh(box: Box, code: str, runner: str = "agent") -> str:
