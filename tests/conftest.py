@@ -17,7 +17,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from warm import Warm
+from warm import Forked, Warm
 
 #: How much longer things may take when other tests run beside this one.
 SLACK = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
@@ -29,7 +29,7 @@ os.environ.update([MARK])
 for number in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-WARM = Warm()
+RUNCTL, RUNCTLD = Warm("runctl.cli.main"), Warm("runctl.supervisor.main")
 if SLACK > 1:  # how long an example takes says nothing then
     hypothesis.settings.register_profile(
         "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -72,6 +72,11 @@ def children(pid: int, name: str) -> list[int]:
     return found
 
 
+Daemon = subprocess.Popen[bytes] | Forked
+#: What is read before the first line of a program's own.
+COLD = {"LD_PRELOAD", "PYTHONPATH", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHONHASHSEED"}
+
+
 class Box:
     """A state directory, its daemon, and clients of it."""
 
@@ -80,7 +85,7 @@ class Box:
         self.state = path / "state"
         self.config = path / "runctld.toml"
         self.log = path / "runctld.log"
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self.daemon: Daemon | None = None
         self.clients: list[subprocess.Popen[bytes]] = []
         #: What the daemon is run by, such as ip netns exec NAME.
         self.prefix: list[str] = []
@@ -96,19 +101,18 @@ class Box:
         body = f'state_dir = "{self.state}"\n{text}'
         self.config.write_text(body)
 
-    def start(self, *, ready: bool = True) -> subprocess.Popen[bytes]:
+    def start(self, *, ready: bool = True, cold: bool = False) -> Daemon:
+        """``cold``: from nothing, where its first moments or its command line matter."""
         self._begun = self.log.stat().st_size if self.log.exists() else 0
+        args = ["-c", str(self.config), *self.options]
         with self.log.open("ab") as log:
-            self.daemon = subprocess.Popen(
-                [
-                    *self.prefix,
-                    *(sys.executable, "-m", "runctl.supervisor.main", "-c", str(self.config)),
-                    *self.options,
-                ],
-                stderr=log,
-                stdout=log,
-                cwd=self.path,
-            )
+            if cold or self.prefix or not COLD.isdisjoint(os.environ):
+                program = [*self.prefix, sys.executable, "-m", "runctl.supervisor.main"]
+                self.daemon = subprocess.Popen(
+                    [*program, *args], stderr=log, stdout=log, cwd=self.path
+                )
+            else:
+                self.daemon = RUNCTLD.start(args, self.path, log.fileno(), log.fileno())
         if ready:
             self.wait_ready()
         return self.daemon
@@ -163,7 +167,7 @@ class Box:
     def runctl(self, *args: str, code: int | None = 0, input: bytes | None = None) -> str:
         """stdout of a runctl command that exits with ``code``."""
         if input is None and type(self).popen is Box.popen:
-            status, out, err = WARM.runctl(["-c", str(self.config), *args], self.path, DEADLINE)
+            status, out, err = RUNCTL.call(["-c", str(self.config), *args], self.path, DEADLINE)
         else:
             stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
             client = self.popen(*args, stdin=stdin)
@@ -250,7 +254,8 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fails the session's last test when a process that any of them started is still
     there, and ends it. The directory it is in names its test."""
     yield
-    WARM.close()
+    RUNCTL.close()
+    RUNCTLD.close()
     base = tmp_path_factory.getbasetemp()
     end = time.monotonic() + 10 * SLACK  # what a killed daemon leaves is going just now
     while (left := left_over(base)) and time.monotonic() < end:

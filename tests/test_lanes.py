@@ -34,9 +34,7 @@ class Desk:
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def with_lane(
-    bounds: Bounds, scenario: Callable[[Lane[str], Desk], Awaitable[None]]
-) -> None:
+async def with_lane(bounds: Bounds, scenario: Callable[[Lane[str], Desk], Awaitable[None]]) -> None:
     async with trio.open_nursery() as nursery:
         desk = Desk()
         await scenario(Lane(bounds, nursery, desk.serve), desk)

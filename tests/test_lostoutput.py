@@ -65,9 +65,7 @@ def numbers(watcher: Watch) -> list[int]:
     return [int(line[:6]) for line in watcher.text().splitlines() if len(line) == 99]
 
 
-def api(
-    where: str | Path, operation: str, body: dict[str, Any] | None = None, **login: str
-) -> Any:
+def api(where: str | Path, operation: str, body: dict[str, Any] | None = None, **login: str) -> Any:
     """``where``: a URL, or the state directory of a daemon with a server of its own."""
 
     async def main() -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Box, children, wait_until
+from conftest import DEADLINE, Box, Daemon, children, wait_until
 from pgserver import free_port
 from runctl.config.load import describe, load
 from runctl.config.schema import FileError
@@ -47,10 +47,10 @@ class Loud(Box):
         self.shared: tuple[str, ...] = ()
         self.options = ["-v"]
 
-    def start(self, *, ready: bool = True) -> subprocess.Popen[bytes]:
+    def start(self, *, ready: bool = True, cold: bool = False) -> Daemon:
         # "env" becomes the daemon, whose own command line then holds no variable.
         self.prefix = ["env", *(f"{name}={value}" for name, value in self.env.items())]
-        return super().start(ready=ready)
+        return super().start(ready=ready, cold=cold)
 
     def popen(self, *args: str, **kwargs: Any) -> subprocess.Popen[bytes]:
         env = os.environ | {name: self.env[name] for name in self.shared}

@@ -279,8 +279,10 @@ def test_runs_of_another_user(service: Service):
         first = machine.call("pgrep", "-u", "nobody", "-f", "ESCAPED").split()
         machine.kill(pid, signal.SIGKILL)
         wait_until(
-            lambda: machine.main_pid(unit) not in (0, pid)
-            and machine.show(unit, "ActiveState") == "active",
+            lambda: (
+                machine.main_pid(unit) not in (0, pid)
+                and machine.show(unit, "ActiveState") == "active"
+            ),
             "it is there again",
         )
         found = machine.call("pgrep", "-u", "nobody", "-f", "ESCAPED", check=False).split()

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import trio
-from conftest import DEADLINE, Box, Watch, alive, wait_until
+from conftest import DEADLINE, Box, Daemon, Watch, alive, wait_until
 from house import House
 from nats.errors import NoRespondersError
 from runctl.cli.client import Link, LinkLost, dial
@@ -63,7 +63,7 @@ sys.exit(attempt == "1")
 class Stopped:
     """SIGSTOP, SIGCONT."""
 
-    def __init__(self, daemon: subprocess.Popen[bytes]) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         daemon.send_signal(signal.SIGSTOP)
 
@@ -78,7 +78,7 @@ class Stopped:
 class Frozen:
     """As a machine that sleeps: no signal tells that it was."""
 
-    def __init__(self, daemon: subprocess.Popen[bytes]) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         roots = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")]
         root = next((r for r in roots if (r / "cgroup.procs").exists()), roots[0])
@@ -104,7 +104,7 @@ class Frozen:
             self.group.rmdir()
 
 
-Pause = Callable[[subprocess.Popen[bytes]], Stopped | Frozen]
+Pause = Callable[[Daemon], Stopped | Frozen]
 
 
 @pytest.fixture(params=[Stopped, Frozen])
@@ -112,7 +112,7 @@ def pause(request: pytest.FixtureRequest) -> Iterator[Pause]:
     """Pauses a daemon; it is killed with the test."""
     made: list[Stopped | Frozen] = []
 
-    def make(daemon: subprocess.Popen[bytes]) -> Stopped | Frozen:
+    def make(daemon: Daemon) -> Stopped | Frozen:
         made.append(request.param(daemon))
         database = request.getfixturevalue("stopped_box").state / "runctl.sqlite"
         while database.exists() and _locked(database):  # nobody could start beside that
@@ -143,7 +143,7 @@ def _pids(folder: Path, attempt: int, count: int = 2) -> list[int]:
     return [int(pid) for pid in file.read_text().split()]
 
 
-def _assert_ended_with_75(daemon: subprocess.Popen[bytes], said: str) -> None:
+def _assert_ended_with_75(daemon: Daemon, said: str) -> None:
     assert daemon.wait(60) == 75
     lines = [line for line in said.splitlines() if line.startswith("runctld: ")]
     assert len(lines) == 1, said

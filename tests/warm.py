@@ -1,9 +1,10 @@
-"""Processes of runctl for a fifth of their price: forked from one that has imported it all.
+"""Processes of ours for a fraction of their price: forked from one that has imported it all.
 
-Three quarters of what ``runctl list`` costs are Python's start and its imports, and the
-tests call it thousands of times. Each call is still a process of its own, with its own
-descriptors, directory and environment, that runs what ``python -m runctl.cli.main`` runs.
-What a start itself does is tested with real starts (``Box.popen``).
+Three quarters of what ``runctl list`` costs are Python's start and its imports, half of
+what a daemon's start does, and the tests do thousands of them. Each is still a process of
+its own, with its own descriptors, directory and environment, that runs what
+``python -m runctl.cli.main`` runs. What a start itself does is tested with real starts
+(``Box.popen``, ``Box.start(cold=True)``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -22,48 +24,100 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-PROGRAM = "runctl.cli.main"
+#: What each program is likely to import.
+PACKAGES = {
+    "runctl.cli.main": ("runctl.cli", "runctl.config"),
+    "runctl.supervisor.main": ("runctl.config", "runctl.supervisor"),
+}
+
+
+class Forked:
+    """A process as :class:`subprocess.Popen` has them, but not a child of this one.
+
+    ``line``: says its wait status when it has ended.
+    """
+
+    def __init__(self, line: socket.socket, args: Sequence[str]) -> None:
+        self.args = list(args)
+        self.returncode: int | None = None
+        self._line = line
+        self.pid = int.from_bytes(line.recv(4, socket.MSG_WAITALL), "big")
+
+    def fileno(self) -> int:
+        """Readable once it has ended."""
+        return self._line.fileno()
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            readable, _, _ = select.select([self._line], [], [], timeout)
+            if not readable:
+                assert timeout is not None
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            said = self._line.recv(16, socket.MSG_WAITALL)
+            self.returncode = os.waitstatus_to_exitcode(int(said))
+            self._line.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class Warm:
-    """The process that others are forked from; started by the first call."""
+    """The process that those of ``program`` are forked from; started by the first call."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
+        self._program = program
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._address = f"\0runctl-warm-{os.getpid()}-{time.time_ns()}"
+        self._address = f"\0{program}-{os.getpid()}-{time.time_ns()}"
 
-    def runctl(self, args: Sequence[str], cwd: Path, limit: float) -> tuple[int, bytes, bytes]:
-        """(exit status as Popen's, stdout, stderr) of ``runctl`` with ``args``, without
-        input. Raises TimeoutError when it takes longer than ``limit`` seconds, and ends it."""
+    def start(self, args: Sequence[str], cwd: Path, out: int, err: int) -> Forked:
+        """A process of the program, without input, that writes to the descriptors ``out``
+        and ``err``."""
         self._start()
+        request = json.dumps([list(args), os.fspath(cwd), dict(os.environ)]).encode()
+        line = socket.socket(socket.AF_UNIX)
+        line.connect(self._address)
+        socket.send_fds(line, [len(request).to_bytes(4, "big")], [out, err])
+        line.sendall(request)
+        return Forked(line, args)
+
+    def call(self, args: Sequence[str], cwd: Path, limit: float) -> tuple[int, bytes, bytes]:
+        """(exit status as Popen's, stdout, stderr) of the program with ``args``, without
+        input. Raises TimeoutError when it takes longer than ``limit`` seconds, and ends it."""
         out, out_end = os.pipe()
         err, err_end = os.pipe()
-        request = json.dumps([list(args), os.fspath(cwd), dict(os.environ)]).encode()
-        with (
-            open(out, "rb", 0) as stdout,
-            open(err, "rb", 0) as stderr,
-            socket.socket(socket.AF_UNIX) as line,
-        ):
-            line.connect(self._address)
+        with open(out, "rb", 0) as stdout, open(err, "rb", 0) as stderr:
             try:
-                head = len(request).to_bytes(4, "big")
-                socket.send_fds(line, [head], [out_end, err_end])
+                process = self.start(args, cwd, out_end, err_end)
             finally:
                 os.close(out_end)
                 os.close(err_end)
-            line.sendall(request)
-            pid = int.from_bytes(line.recv(4, socket.MSG_WAITALL), "big")
-            texts = {stdout.fileno(): b"", stderr.fileno(): b"", line.fileno(): b""}
+            texts = {stdout.fileno(): b"", stderr.fileno(): b""}
             try:
-                _read(texts, limit)
+                _read(texts, process, limit)
             except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
+                process.kill()
+                process.wait()
                 raise
-            status = os.waitstatus_to_exitcode(int(texts[line.fileno()]))
-            return status, texts[stdout.fileno()], texts[stderr.fileno()]
+            return process.wait(), texts[stdout.fileno()], texts[stderr.fileno()]
 
     def _start(self) -> None:
         with self._lock, socket.socket(socket.AF_UNIX) as listener:
@@ -71,7 +125,7 @@ class Warm:
                 listener.bind(self._address)
                 listener.listen(64)
                 self._process = subprocess.Popen(
-                    [sys.executable, __file__, str(listener.fileno())],
+                    [sys.executable, __file__, self._program, str(listener.fileno())],
                     pass_fds=[listener.fileno()],
                     stdin=subprocess.PIPE,  # whose end it sees when these tests are no more
                 )
@@ -85,33 +139,32 @@ class Warm:
                 self._process = None
 
 
-def _read(texts: dict[int, bytes], limit: float) -> None:
-    """Read each descriptor to its end into ``texts``."""
+def _read(texts: dict[int, bytes], process: Forked, limit: float) -> None:
+    """Read each descriptor to its end into ``texts``, until ``process`` has ended as well."""
     end = time.monotonic() + limit
     with selectors.DefaultSelector() as selector:
-        for fd in texts:
+        for fd in (*texts, process.fileno()):
             selector.register(fd, selectors.EVENT_READ)
         while selector.get_map():
             if not (ready := selector.select(max(0, end - time.monotonic()))):
                 raise TimeoutError
             for key, _ in ready:
-                data = os.read(key.fd, 1 << 16)
-                texts[key.fd] += data
-                if not data:
+                data = os.read(key.fd, 1 << 16) if key.fd in texts else b""
+                if data:
+                    texts[key.fd] += data
+                else:
                     selector.unregister(key.fd)
 
 
 # ---- in the process that is forked -----------------------------------------------------------
 
 
-def _import_all() -> None:
-    import runctl.cli
-    import runctl.config
-
-    for package in (runctl.cli, runctl.config):
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+def _import_all(program: str) -> None:
+    for name in PACKAGES[program]:
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, name + "."):
             importlib.import_module(module.name)
-    sys.modules.pop(PROGRAM)  # each child runs it as __main__
+    sys.modules.pop(program)  # each child runs it as __main__
     gc.collect()
     gc.freeze()
 
@@ -176,6 +229,7 @@ def _become(fds: Sequence[int], cwd: str, environ: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     del sys.path[0]  # the folder of the tests
-    _import_all()
-    sys.argv[1:] = _serve(socket.socket(fileno=int(sys.argv[1])))
-    runpy.run_module(PROGRAM, run_name="__main__", alter_sys=True)
+    _program = sys.argv[1]
+    _import_all(_program)
+    sys.argv[1:] = _serve(socket.socket(fileno=int(sys.argv[2])))
+    runpy.run_module(_program, run_name="__main__", alter_sys=True)
