@@ -198,6 +198,11 @@ def _client_type() -> type[Client]:
             super().__init__()
             self._ps = BoundedParser(self)
 
+        async def _connect_to_server(self, s: Any) -> None:
+            if self._transport is not None:  # of an attempt that failed: it is only forgotten
+                self._transport.close()  # type: ignore[no-untyped-call]
+            await super()._connect_to_server(s)
+
         async def _process_err(self, err_msg: str) -> None:
             await super()._process_err(err_msg[:MOST_WORDS])
 

@@ -216,6 +216,6 @@ def test_an_environment_that_stops_every_chat(
     state, said, fix = looked(box, 1)["chats"]
     assert (state, fix) == ("fail", "write ::1 there")
     assert said.startswith("NO_PROXY holds '[::1]', which cannot be read (of this shell")
-    box.start()
+    box.start(cold=True)
     monkeypatch.delenv("NO_PROXY")
     assert looked(box, 1)["chats"][1].endswith("cannot be read (of runctld)")

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -751,3 +753,45 @@ def test_a_flush_whose_answer_is_lost_asks_again(tmp_path: Path) -> None:
         asyncio.run(main())
     finally:
         node.kill()
+
+
+def test_an_attempt_that_failed_leaves_no_connection() -> None:
+    """nats-py forgets those whose server answers, but does not let it in."""
+    info = b'INFO {"server_id": "x", "max_payload": 1048576}\r\n'
+    left: list[socket.socket] = []
+
+    def serve(listener: socket.socket) -> None:
+        for answer in (b"PONG\r\n", b"-ERR 'not now'\r\n", b"PONG\r\n"):
+            line, _ = listener.accept()
+            line.sendall(info)
+            heard = b""
+            while b"PING\r\n" not in heard:
+                heard += line.recv(4096)
+            line.sendall(answer)
+            left.append(line)
+            if len(left) == 1:
+                line.shutdown(socket.SHUT_WR)
+        while heard := line.recv(4096):
+            line.sendall(b"PONG\r\n" * heard.count(b"PING\r\n"))
+
+    async def main(url: str) -> None:
+        client = new_client(Nats(url))
+        again = asyncio.Event()
+
+        async def on_reconnected() -> None:
+            again.set()
+
+        wait: Any = 0.01
+        await client.connect(url, reconnect_time_wait=wait, reconnected_cb=on_reconnected)
+        await again.wait()
+        left[1].settimeout(30)
+        assert await asyncio.to_thread(left[1].recv, 1) == b""
+        await client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=[listener])
+        thread.start()
+        asyncio.run(main(f"nats://127.0.0.1:{listener.getsockname()[1]}"))
+        thread.join()
+    for line in left:
+        line.close()
