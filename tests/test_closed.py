@@ -87,7 +87,7 @@ TREE = """
 import os, time
 if os.fork() == 0:
     os.setsid()
-os.write(1, b"%d\n" % os.getpid())  # in one piece, as print does not
+os.write(1, b"%d\\n" % os.getpid())  # in one piece, as print does not
 time.sleep(600)
 """
 

@@ -126,12 +126,12 @@ def leaf(name):
     if os.fork():
         os._exit(0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.write(1, b"pid %d\n" % os.getpid())  # in one piece, as print does not
+    os.write(1, b"pid %d\\n" % os.getpid())  # in one piece, as print does not
     time.sleep(600)
 for name in "ab":
     if os.fork() == 0:
         leaf(name)
-os.write(1, b"pid %d\n" % os.getpid())
+os.write(1, b"pid %d\\n" % os.getpid())
 time.sleep(600)
 """
 

@@ -117,9 +117,9 @@ def served(
         'executor_id = "e"\nstart_timeout = "20s"\n'
         '[database]\nurl = "${DB_URL}"\n'
         f'[nats]\nurl = "nats://me:${{NATS_PASSWORD}}@${{NATS_HOST}}:{guarded.ports[0]}"\n'
-        "[runners.key]\nkind = 'chat'\nmodel = 'm'\napi_key = '${API_KEY}'\n"
+        "[runners.key]\nkind = 'chat'\nmodel = 'm'\nretry = '0s'\napi_key = '${API_KEY}'\n"
         f"base_url = 'http://u:${{BASE_KEY}}@127.0.0.1:{free_port()}/v1?api-key=${{BASE_KEY}}'\n"
-        "[runners.file]\nkind = 'chat'\nmodel = 'm'\n"
+        "[runners.file]\nkind = 'chat'\nmodel = 'm'\nretry = '0s'\n"
         f"api_key_file = '{key}'\nbase_url = 'http://127.0.0.1:{free_port()}/v1'\n"
         "[runners.asks]\nkind = 'command'\nargv = ['env']\n"
         "env = { API_KEY = '${API_KEY}', MY_TOKEN = '${MY_TOKEN}' }\n"

@@ -203,7 +203,7 @@ def test_chats_only_under_all_of_the_hardening(service: Service):
     machine.write(
         "/etc/runctl/executors.toml",
         'executor_id = "${RUNCTL_EXECUTOR_ID}"\n[runners.chat]\nkind = "chat"\n'
-        'base_url = "http://127.0.0.1:9/v1"\nmodel = "m"\n'
+        'base_url = "http://127.0.0.1:9/v1"\nmodel = "m"\nretry = "0s"\n'
         'api_key_file = "${CREDENTIALS_DIRECTORY}/runctl.api-key"\n',
     )
     machine.call("systemctl", "start", CHATS)
