@@ -19,11 +19,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..config.access import access_problems
+from ..config.accounts import MAY_SWITCH, lacking, switched
 from ..config.natsserver import FIX, altered, find_server, known_sum
 from ..config.outgoing import certificate_problems, proxy_problems
 from ..config.outside import split_listen
-from ..config.schema import ChatRunner, Config
+from ..config.schema import ChatRunner, CommandRunner, Config
 from ..supervisor import __version__, wire
+from ..supervisor.limits import plan
 from .finding import Finding, fail, ok, warn
 from .render import size
 
@@ -81,8 +83,22 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def holder(config: Config) -> str | None:
     """What the lock of the state directory says, while a daemon holds it; else None."""
+    return _locked(config.state_dir / "lock")
+
+
+def left(config: Config) -> Iterator[Finding]:
+    """Of a daemon that does not run: whether all that it ran has ended."""
+    if _locked(config.state_dir / "keeper.lock") is not None:
+        yield fail(
+            "keeper",
+            "processes of an earlier daemon are alive, and no start goes on before they end",
+            "end them: the log of a start names them",
+        )
+
+
+def _locked(path: Path) -> str | None:
     try:
-        with (config.state_dir / "lock").open("rb") as file:
+        with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -223,6 +239,52 @@ def limits(config: Config, pid: int | None) -> Iterator[Finding]:
         )
     else:
         yield ok("processes", f"{where} {'none' if most is None else most} ({whose})")
+
+
+def other_users(config: Config, pid: int | None) -> Iterator[Finding]:
+    """Whether process ``pid``, the daemon, or this one may run commands as those whom runners
+    name."""
+    try:
+        others = list(switched(config, pid))
+        missing = lacking(pid) if others else []
+    except OSError as error:
+        yield warn("users", f"what runctld may do is not known: {error.strerror}", "be its user")
+        return
+    for runner, account in others if missing else ():
+        said = f"its user {account.name}: %s may not run commands as others, for it lacks"
+        said += f" {', '.join(missing)}"
+        if pid is not None:
+            yield fail(f"runner {runner.name}", said % "runctld", MAY_SWITCH)
+        else:
+            fix = f"nothing, if the service of runctld may; else {MAY_SWITCH}"
+            yield warn(f"runner {runner.name}", said % "this shell", fix)
+
+
+def limits_of_runs(config: Config, pid: int | None, made: bool) -> Iterator[Finding]:
+    """Which limits of runners no cgroup keeps. ``made``: whether daemon ``pid`` makes them."""
+    there = _controllers(pid) if made else ()
+    for runner in config.runners.values():
+        if not isinstance(runner, CommandRunner) or not (gaps := plan(runner, there).gaps):
+            continue
+        whose = "" if pid else ", as far as this shell tells"
+        yield warn(
+            f"runner {runner.name}",
+            f"no cgroup keeps its limits{whose}: {'; '.join(gaps)}",
+            "run runctld as a service with Delegate=yes, in cgroup v2: docs/systemd.md",
+        )
+
+
+def _controllers(pid: int | None) -> list[str]:
+    """By what the cgroups that process ``pid`` makes may be limited."""
+    folder = _cgroup(pid)
+    if folder is None:
+        return []
+    if folder.name == "supervisor":  # where the daemon itself is
+        folder = folder.parent
+    try:
+        return (folder / "cgroup.controllers").read_text().split()
+    except OSError:
+        return []
 
 
 def outgoing(config: Config, pid: int | None) -> Iterator[Finding]:

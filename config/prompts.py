@@ -55,6 +55,43 @@ def interpreter(argv: Sequence[str]) -> str | None:
     return None
 
 
+#: Programs that run the program which their operands name.
+_WRAPPERS = re.compile(
+    "doas|env|ionice|nice|nohup|runuser|setpriv|setsid|stdbuf|strace|sudo|systemd-run|taskset|time"
+    "|timeout|unshare|watch|xargs"
+)
+#: Programs with options that run others, or that name files to write.
+_MIGHTY = re.compile(
+    "git|hg|ssh|scp|rsync|find|tar|zip|sed|[gm]?awk|make|sort|curl|wget|docker|podman|kubectl"
+)
+
+
+def reach(argv: Sequence[str]) -> str | None:
+    """What arguments that are added to ``argv`` can do beyond what its program is for, in
+    words; None when its names say nothing of the kind."""
+    if not argv:
+        return None
+    name, rest = PurePath(argv[0]).name, argv[1:]
+    if _WRAPPERS.fullmatch(name) and _without_operand(rest):
+        return f"choose the program that {name} runs"
+    if interpreter(argv) == name:
+        return f"are code for {name}, or name a file of it"
+    if _MIGHTY.fullmatch(name):
+        return f"may be options by which {name} runs programs or writes files"
+    return None
+
+
+def _without_operand(rest: Sequence[str]) -> bool:
+    """Whether no program is named yet: but for options, their values as far as they show,
+    numbers and assignments there is nothing."""
+    if rest and rest[-1] == "--":
+        return True
+    return all(
+        part[:1] == "-" or part[:1].isdigit() or "=" in part or before in ("-u", "-g")
+        for before, part in zip(("", *rest), rest, strict=False)
+    )
+
+
 def refusal(runner: CommandRunner, prompt: str | None, args: Sequence[str]) -> str | None:
     """Why ``runner`` is not given ``prompt`` and the arguments ``args``, both a submitter's, in
     one line; None if it is."""
