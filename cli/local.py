@@ -250,6 +250,10 @@ def other_users(config: Config, pid: int | None) -> Iterator[Finding]:
     except OSError as error:
         yield warn("users", f"what runctld may do is not known: {error.strerror}", "be its user")
         return
+    if others and pid is None and daemons_user(config) != os.geteuid():
+        names = ", ".join(sorted({account.name for _, account in others}))
+        yield ok("users", f"whether runctld may run commands as {names} is seen when it runs")
+        return
     for runner, account in others if missing else ():
         said = f"its user {account.name}: %s may not run commands as others, for it lacks"
         said += f" {', '.join(missing)}"

@@ -71,8 +71,8 @@ def reach(argv: Sequence[str]) -> str | None:
     words; None when its names say nothing of the kind."""
     if not argv:
         return None
-    name, rest = PurePath(argv[0]).name, argv[1:]
-    if _WRAPPERS.fullmatch(name) and _without_operand(rest):
+    name = PurePath(argv[0]).name
+    if open_wrapper(argv):
         return f"choose the program that {name} runs"
     if interpreter(argv) == name:
         return f"are code for {name}, or name a file of it"
@@ -81,9 +81,12 @@ def reach(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _without_operand(rest: Sequence[str]) -> bool:
-    """Whether no program is named yet: but for options, their values as far as they show,
-    numbers and assignments there is nothing."""
+def open_wrapper(argv: Sequence[str]) -> bool:
+    """Whether ``argv`` runs the program that is named behind it, such as ["sudo", "--"]: but for
+    options, their values as far as they show, numbers and assignments it has no arguments."""
+    if not argv or not _WRAPPERS.fullmatch(PurePath(argv[0]).name):
+        return False
+    rest = argv[1:]
     if rest and rest[-1] == "--":
         return True
     return all(

@@ -147,6 +147,8 @@ def command(*argv: str, **more: object) -> CommandRunner:
          "the prompt (an argument); not program, arguments, directory, environment"),
         (command("/bin/agent", args=True, cwd="submitter"),
          "arguments, directory, the prompt (on stdin); not program, environment"),
+        (command("sudo", "-u", "agent", "--", args=True),
+         "program, arguments, the prompt (on stdin); not directory, environment"),
         (command("{prompt}"),
          "program, the prompt (an argument); not arguments, directory, environment"),
         (command("./agent", cwd="submitter"),
