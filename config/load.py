@@ -393,13 +393,19 @@ def _read_runner(name: str, table: _Table) -> Runner:
 
 
 #: Keys of a command that a chat's table might hold by mistake.
-_COMMANDS_ONLY = ("tty", "args", "merge_output", "leftovers", "user", "group", "limits")
+_COMMANDS_ONLY = [key for key in _keys(CommandRunner) if key not in _keys(ChatRunner)]
 #: What becomes of processes that have left a run's session, when it ends.
 LEFTOVERS = ("end", "keep-until-daemon")
 
 
 def _read_command(name: str, table: _Table) -> CommandRunner:
     argv = table.texts("argv")
+    if not argv and not table.flag("args", True):
+        table.fail(
+            "args",
+            "false needs an argv: without one, submitters give the whole command; name the command"
+            " in argv, or remove args",
+        )
     user, group = read_user(table)
     return CommandRunner(
         name,

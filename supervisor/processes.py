@@ -528,7 +528,10 @@ def _failure(
             127,
         )
     if number in (errno.EACCES, errno.ENOEXEC, errno.EPERM, errno.EISDIR):
-        return RunFailed(f"{name!r} is not executable{by}; chmod +x it, or give it a #! line", 126)
+        closed = f", and see that {account.name} may enter its directory" if account else ""
+        return RunFailed(
+            f"{name!r} is not executable{by}; chmod +x it, or give it a #! line{closed}", 126
+        )
     if number == errno.E2BIG:
         return RunFailed(
             f"the arguments of {name!r} are too long for this system (one may have 128 KiB, with"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Box, wait_until
 from runctl.config.load import load
-from runctl.config.schema import ChatRunner, CommandRunner, Config, Runner
+from runctl.config.schema import ChatRunner, CommandRunner, Config, ConfigError, Runner
 from runctl.config.submitters import described, warnings
 from runctl.supervisor import wire
 
@@ -211,6 +211,16 @@ def test_arguments_that_reach_too_far(argv: str, words: str | None) -> None:
     assert told == ([] if words is None else [f"arguments that submitters add {words}"])
     closed = warnings(Config(Path("/x"), runners={"a": command(*argv.split())}), 1000)
     assert not [x for x in closed if "arguments that" in x[1]]
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("argv", ["", "argv = []\n"])
+def test_closed_without_a_command_is_refused(tmp_path: Path, argv: str) -> None:
+    """It would be open."""
+    file = tmp_path / "c.toml"
+    file.write_text(f'[runners.a]\nkind = "command"\n{argv}args = false\n')
+    with pytest.raises(ConfigError, match=r"runners\.a\.args: false needs an argv: without one"):
+        load(file)
 
 
 def test_check_log_and_doctor_say_it(stopped_box: Box) -> None:
