@@ -24,6 +24,7 @@ from ..config.natsserver import FIX, altered, find_server, known_sum
 from ..config.outgoing import certificate_problems, proxy_problems
 from ..config.outside import split_listen
 from ..config.schema import ChatRunner, CommandRunner, Config
+from ..config.transport import allowed_problems, transport_problems
 from ..supervisor import __version__, wire
 from ..supervisor.limits import plan
 from .finding import Finding, fail, ok, warn
@@ -34,6 +35,8 @@ OWN_FILES = 100
 #: A run's pipes, and its share of what passes by.
 FILES_A_RUN = 6
 LEAST_FREE = 100 * 1024**2
+#: The state of a socket that listens, in /proc/net/tcp.
+_LISTEN = "0A"
 
 
 def programs(config: Config) -> Iterator[Finding]:
@@ -169,6 +172,20 @@ def access(config: Config) -> Iterator[Finding]:
     yield from (say("access", f"{key}: {said}", fix) for key, said, fix in problems)
     if not problems:
         yield ok("access", "no others read the secrets, or write the configuration")
+
+
+def transport(config: Config, pid: int | None) -> Iterator[Finding]:
+    """Of those that we connect to, with the environment of process ``pid``, the daemon's, or
+    with this one."""
+    environ, _ = _environ(pid)
+    say = fail if config.environment == "production" else warn
+    problems = list(transport_problems(config, environ))
+    allowed = list(allowed_problems(config, environ))
+    yield from (say("transport", f"{key}: {said}", fix) for key, said, fix in problems)
+    for key, said, _ in allowed:
+        yield ok("transport", f"{key}: {said}; insecure = true allows that")
+    if not (problems or allowed):
+        yield ok("transport", "others are known by their certificates, or are on this machine")
 
 
 def disk(config: Config) -> Finding:
@@ -362,9 +379,12 @@ def _attribute(folder: Path, name: str) -> bool:
         return False
 
 
-def ports(config: Config) -> Iterator[Finding]:
-    """Of a daemon that does not run: whether they are free."""
-    if config.nats.embedded:
+def ports(config: Config, *, ours: bool) -> Iterator[Finding]:
+    """Of a daemon that does not run: whether they are free. ``ours``: its nats-server answers,
+    as one does that has outlived it."""
+    if config.nats.embedded and ours:
+        yield ok("nats port", "our own nats-server answers there, without a daemon")
+    elif config.nats.embedded:
         try:
             data = (config.state_dir / wire.ENDPOINT_FILE).read_bytes()
             port = urlsplit(msgspec.json.decode(data, type=wire.Endpoint).url).port or 0
@@ -374,8 +394,12 @@ def ports(config: Config) -> Iterator[Finding]:
             if _free("127.0.0.1", port) is None:
                 yield ok("nats port", f"{port} is free")
             else:
-                said = f"{port} is taken by another program; the daemon will use another"
-                yield warn("nats port", said, "nothing, unless the port is known elsewhere")
+                yield warn(
+                    "nats port",
+                    f"{_listener(port, config)} listens on {port}, where our nats-server was;"
+                    " it is told nothing, and the next daemon uses another port",
+                    f"see who that is: ss -ltnp 'sport = :{port}' (as root)",
+                )
     if config.metrics.listen is not None:
         problem = _free(*split_listen(config.metrics.listen))
         if problem is None:
@@ -386,6 +410,22 @@ def ports(config: Config) -> Iterator[Finding]:
                 f"{config.metrics.listen}: {problem}",
                 "end what listens there, or change metrics.listen",
             )
+
+
+def _listener(port: int, config: Config) -> str:
+    """Who listens on ``port`` of loopback, as far as this system says."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, _, state, *_, user = line.split()[:8]
+            if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
+                if int(user) == daemons_user(config):
+                    return f"another program of the daemon's user (id {user})"
+                return f"somebody else (user id {user})"
+    return "somebody else"
 
 
 def _free(host: str, port: int) -> str | None:
