@@ -87,7 +87,8 @@ def _check_urls(table: Table, key: str, text: str, otherwise: str = "") -> str:
     schemes = {check_url(table, key, part, _SCHEMES, otherwise) for part in urls}
     if schemes & {"ws", "wss"} and schemes & {"nats", "tls"}:
         table.fail(key, "mixes WebSocket and plain URLs: use one kind for all servers")
-    return ",".join(urls)
+    # nats-py takes "TLS" for the name of a host.
+    return ",".join(re.sub(r"^\w+", lambda scheme: scheme[0].lower(), url) for url in urls)
 
 
 def _inbox_prefix(table: Table) -> str:
