@@ -33,7 +33,7 @@ Exit codes: 0 nothing failed, 1 something did; 2 usage.""",
 @click.pass_context
 @pass_app
 def doctor(app: App, ctx: click.Context) -> None:
-    """Look at the configuration, permissions, disk, limits, cgroups, ports, proxies,
+    """Look at the configuration, runners, permissions, disk, limits, cgroups, ports, proxies,
     NATS, the database, clocks and the daemon, whether it runs or not. Changes nothing. Each
     line says ok, WARN or FAIL, and below it what to do. Run it as the user that runs runctld."""
     found = list(_look(app))
@@ -77,16 +77,20 @@ def _look(app: App) -> Iterator[Finding]:
     yield from local.access(config)
     yield local.disk(config)
     holder = local.holder(config)
-    status, asked = run(lambda: remote.nats(config, holder))
+    status, reached, asked = run(lambda: remote.nats(config, holder))
     here = status.pid if status is not None and holder is not None else None
     yield from local.limits(config, here)
+    yield from local.other_users(config, here)
+    yield from local.limits_of_runs(config, here, status is not None and bool(status.cgroups))
     yield from local.outgoing(config, here)
+    yield from local.transport(config, here)
     if status is not None and status.cgroups:
         yield ok("cgroups", "each run has one of its own")
     else:
         yield local.cgroups(here)
     if holder is None:
-        yield from local.ports(config)
+        yield from local.left(config)
+        yield from local.ports(config, ours=reached)
     yield from asked
     yield from _database(config, status)
 

@@ -19,11 +19,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..config.access import access_problems
+from ..config.accounts import MAY_SWITCH, lacking, switched
 from ..config.natsserver import FIX, altered, find_server, known_sum
 from ..config.outgoing import certificate_problems, proxy_problems
 from ..config.outside import split_listen
-from ..config.schema import ChatRunner, Config
+from ..config.schema import ChatRunner, CommandRunner, Config
+from ..config.transport import allowed_problems, transport_problems
 from ..supervisor import __version__, wire
+from ..supervisor.limits import plan
 from .finding import Finding, fail, ok, warn
 from .render import size
 
@@ -32,6 +35,8 @@ OWN_FILES = 100
 #: A run's pipes, and its share of what passes by.
 FILES_A_RUN = 6
 LEAST_FREE = 100 * 1024**2
+#: The state of a socket that listens, in /proc/net/tcp.
+_LISTEN = "0A"
 
 
 def programs(config: Config) -> Iterator[Finding]:
@@ -81,8 +86,22 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def holder(config: Config) -> str | None:
     """What the lock of the state directory says, while a daemon holds it; else None."""
+    return _locked(config.state_dir / "lock")
+
+
+def left(config: Config) -> Iterator[Finding]:
+    """Of a daemon that does not run: whether all that it ran has ended."""
+    if _locked(config.state_dir / "keeper.lock") is not None:
+        yield fail(
+            "keeper",
+            "processes of an earlier daemon are alive, and no start goes on before they end",
+            "end them: the log of a start names them",
+        )
+
+
+def _locked(path: Path) -> str | None:
     try:
-        with (config.state_dir / "lock").open("rb") as file:
+        with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -155,6 +174,20 @@ def access(config: Config) -> Iterator[Finding]:
         yield ok("access", "no others read the secrets, or write the configuration")
 
 
+def transport(config: Config, pid: int | None) -> Iterator[Finding]:
+    """Of those that we connect to, with the environment of process ``pid``, the daemon's, or
+    with this one."""
+    environ, _ = _environ(pid)
+    say = fail if config.environment == "production" else warn
+    problems = list(transport_problems(config, environ))
+    allowed = list(allowed_problems(config, environ))
+    yield from (say("transport", f"{key}: {said}", fix) for key, said, fix in problems)
+    for key, said, _ in allowed:
+        yield ok("transport", f"{key}: {said}; insecure = true allows that")
+    if not (problems or allowed):
+        yield ok("transport", "others are known by their certificates, or are on this machine")
+
+
 def disk(config: Config) -> Finding:
     path = _nearest(config.state_dir)
     total, _, free = shutil.disk_usage(path)
@@ -223,6 +256,56 @@ def limits(config: Config, pid: int | None) -> Iterator[Finding]:
         )
     else:
         yield ok("processes", f"{where} {'none' if most is None else most} ({whose})")
+
+
+def other_users(config: Config, pid: int | None) -> Iterator[Finding]:
+    """Whether process ``pid``, the daemon, or this one may run commands as those whom runners
+    name."""
+    try:
+        others = list(switched(config, pid))
+        missing = lacking(pid) if others else []
+    except OSError as error:
+        yield warn("users", f"what runctld may do is not known: {error.strerror}", "be its user")
+        return
+    if others and pid is None and daemons_user(config) != os.geteuid():
+        names = ", ".join(sorted({account.name for _, account in others}))
+        yield ok("users", f"whether runctld may run commands as {names} is seen when it runs")
+        return
+    for runner, account in others if missing else ():
+        said = f"its user {account.name}: %s may not run commands as others, for it lacks"
+        said += f" {', '.join(missing)}"
+        if pid is not None:
+            yield fail(f"runner {runner.name}", said % "runctld", MAY_SWITCH)
+        else:
+            fix = f"nothing, if the service of runctld may; else {MAY_SWITCH}"
+            yield warn(f"runner {runner.name}", said % "this shell", fix)
+
+
+def limits_of_runs(config: Config, pid: int | None, made: bool) -> Iterator[Finding]:
+    """Which limits of runners no cgroup keeps. ``made``: whether daemon ``pid`` makes them."""
+    there = _controllers(pid) if made else ()
+    for runner in config.runners.values():
+        if not isinstance(runner, CommandRunner) or not (gaps := plan(runner, there).gaps):
+            continue
+        whose = "" if pid else ", as far as this shell tells"
+        yield warn(
+            f"runner {runner.name}",
+            f"no cgroup keeps its limits{whose}: {'; '.join(gaps)}",
+            "run runctld as a service with Delegate=yes, in cgroup v2: docs/systemd.md",
+        )
+
+
+def _controllers(pid: int | None) -> list[str]:
+    """By what the cgroups that process ``pid`` makes may be limited."""
+    folder = _cgroup(pid)
+    if folder is None:
+        return []
+    if folder.name == "supervisor":  # where the daemon itself is
+        folder = folder.parent
+    try:
+        return (folder / "cgroup.controllers").read_text().split()
+    except OSError:
+        return []
 
 
 def outgoing(config: Config, pid: int | None) -> Iterator[Finding]:
@@ -296,9 +379,12 @@ def _attribute(folder: Path, name: str) -> bool:
         return False
 
 
-def ports(config: Config) -> Iterator[Finding]:
-    """Of a daemon that does not run: whether they are free."""
-    if config.nats.embedded:
+def ports(config: Config, *, ours: bool) -> Iterator[Finding]:
+    """Of a daemon that does not run: whether they are free. ``ours``: its nats-server answers,
+    as one does that has outlived it."""
+    if config.nats.embedded and ours:
+        yield ok("nats port", "our own nats-server answers there, without a daemon")
+    elif config.nats.embedded:
         try:
             data = (config.state_dir / wire.ENDPOINT_FILE).read_bytes()
             port = urlsplit(msgspec.json.decode(data, type=wire.Endpoint).url).port or 0
@@ -308,8 +394,12 @@ def ports(config: Config) -> Iterator[Finding]:
             if _free("127.0.0.1", port) is None:
                 yield ok("nats port", f"{port} is free")
             else:
-                said = f"{port} is taken by another program; the daemon will use another"
-                yield warn("nats port", said, "nothing, unless the port is known elsewhere")
+                yield warn(
+                    "nats port",
+                    f"{_listener(port, config)} listens on {port}, where our nats-server was;"
+                    " it is told nothing, and the next daemon uses another port",
+                    f"see who that is: ss -ltnp 'sport = :{port}' (as root)",
+                )
     if config.metrics.listen is not None:
         problem = _free(*split_listen(config.metrics.listen))
         if problem is None:
@@ -320,6 +410,22 @@ def ports(config: Config) -> Iterator[Finding]:
                 f"{config.metrics.listen}: {problem}",
                 "end what listens there, or change metrics.listen",
             )
+
+
+def _listener(port: int, config: Config) -> str:
+    """Who listens on ``port`` of loopback, as far as this system says."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, _, state, *_, user = line.split()[:8]
+            if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
+                if int(user) == daemons_user(config):
+                    return f"another program of the daemon's user (id {user})"
+                return f"somebody else (user id {user})"
+    return "somebody else"
 
 
 def _free(host: str, port: int) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 from ..config.schema import Config
 from ..supervisor import __version__, wire
 from ..supervisor.errors import RequestError, Unavailable
-from .client import Link, NotReady, ask, dial
+from .client import Impostor, Link, NotReady, ask, dial
 from .finding import Finding, fail, ok, split, warn
 from .render import seconds, size
 
@@ -28,8 +28,9 @@ LEAST_SERVER = (2, 10)
 
 async def nats(
     config: Config, holder: str | None
-) -> tuple[wire.DaemonStatus | None, list[Finding]]:
-    """The daemon's own answer, if it gives one. ``holder``: who holds the state directory."""
+) -> tuple[wire.DaemonStatus | None, bool, list[Finding]]:
+    """The daemon's own answer, if it gives one; and whether NATS, ours for certain if it is
+    embedded, answers. ``holder``: who holds the state directory."""
     down = "start it: runctld" + (f" --config {config.source}" if config.source else "")
     try:
         async with asyncio.timeout(LIMIT):
@@ -37,11 +38,16 @@ async def nats(
     except (Unavailable, TimeoutError) as error:
         text = str(error) or f"NATS did not answer within {LIMIT:g} s"
         if config.nats.embedded and holder is None:
-            return None, [warn("daemon", "neither runctld nor its nats-server is running", down)]
+            found = [warn("daemon", "neither runctld nor its nats-server is running", down)]
+            return None, False, found
+        if isinstance(error, Impostor):
+            return None, False, [split("nats", "fail", text)]
         if config.nats.embedded:
             said = f"{holder} holds the lock of {config.state_dir}, and its NATS does not answer"
-            return None, [fail("daemon", said, "see its log; restart it if it has just hung")]
-        return None, [split("nats", "fail", text), warn("daemon", "cannot be asked", "mend NATS")]
+            found = [fail("daemon", said, "see its log; restart it if it has just hung")]
+            return None, False, found
+        found = [split("nats", "fail", text), warn("daemon", "cannot be asked", "mend NATS")]
+        return None, False, found
     try:
         status, found = await _daemon(config, link, holder, down)
         try:
@@ -54,7 +60,7 @@ async def nats(
             found.append(fail("jetstream", str(error), "see docs/nats.md for the permissions"))
         except Unavailable as error:
             found.append(split("jetstream", "fail", str(error)))
-        return status, found
+        return status, True, found
     finally:
         await link.close()
 

@@ -139,9 +139,13 @@ def describe_limits(limits: Limits) -> dict[str, object]:
 # --- what this process may do ------------------------------------------------------
 
 
-def switched(config: Config) -> Iterator[tuple[CommandRunner, Account]]:
-    """The runners whose runs are not this process's user's."""
+def switched(config: Config, pid: int | None = None) -> Iterator[tuple[CommandRunner, Account]]:
+    """The runners whose runs are of another user than process ``pid``, or this one. Raises
+    OSError."""
     mine = (os.geteuid(), os.getegid())
+    if pid is not None:
+        status = _status(pid)
+        mine = (int(status["Uid"].split()[1]), int(status["Gid"].split()[1]))
     for runner in config.runners.values():
         if not isinstance(runner, CommandRunner) or (account := runner.account) is None:
             continue
@@ -156,17 +160,24 @@ def check_rights(config: Config) -> None:
             raise ConfigError(
                 f"{config.source}: runners.{runner.name}.user: runctld, as user id"
                 f" {os.geteuid()}, may not run commands as {account.name}, for it lacks"
-                f" {', '.join(missing)}: start it as root, or with the drop-in users.conf"
-                " (docs/systemd.md)"
+                f" {', '.join(missing)}: {MAY_SWITCH}"
             )
+
+
+#: What lets a daemon run commands as other users.
+MAY_SWITCH = "start it as root, or with the drop-in users.conf (docs/systemd.md)"
 
 
 def lacking(pid: int | None = None) -> list[str]:
     """The capabilities that process ``pid``, or this one, lacks to run commands as another
     user: those that a program which it starts would have. Raises OSError."""
-    text = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="utf-8", errors="replace")
-    status = dict(line.partition(":")[::2] for line in text.splitlines())
+    status = _status(pid)
     # Root's programs have what root has; another's what is ambient.
     root = status["Uid"].split()[1] == "0"
     held = int(status["CapEff" if root else "CapAmb"], 16)
     return [name for name, number in NEEDED.items() if not held >> number & 1]
+
+
+def _status(pid: int | None) -> dict[str, str]:
+    text = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="utf-8", errors="replace")
+    return dict(line.partition(":")[::2] for line in text.splitlines())

@@ -110,8 +110,10 @@ def new_client(nats: Nats, now: Callable[[], Nats] | None = None) -> Client:
 
     class TlsClient(_client_type()):  # type: ignore[misc]
         def _connect_command(self) -> bytes:
-            first = nats.tls_first or nats.url.lower().startswith("wss://")
-            if not first and not self._server_info.get("tls_required"):
+            # Of this server: those of one configuration may differ.
+            scheme = self._current_server.uri.scheme
+            first = nats.tls_first or scheme == "wss"
+            if scheme == "ws" or not (first or self._server_info.get("tls_required")):
                 raise Error(_NO_TLS)
             return bytes(super()._connect_command())
 

@@ -264,7 +264,9 @@ def _read_database(table: _Table, client: bool) -> Database:
         if url == "sqlite":
             table.fail(key, "is for a PostgreSQL: set database.url, or remove it")
         check_url(table, key, lease_url, ("postgresql",), host_needed=False)
-    return Database(url, file, lease_url, lease_file)
+    return Database(
+        url, file, lease_url, lease_file, insecure=table.flag("insecure", _DATABASE.insecure)
+    )
 
 
 def _read_database_url(table: _Table, key: str, default: str) -> tuple[str, str, Path | None]:
@@ -329,9 +331,7 @@ def _read_queue(table: _Table, takeover: Takeover) -> Queue:
             "max_queued_per_thread", _QUEUE.max_queued_per_thread, 1, 1_000_000_000
         ),
         # The largest run that there may be, and its JSON.
-        max_queued_bytes=table.size(
-            "max_queued_bytes", _QUEUE.max_queued_bytes, least=4 * 1024**2
-        ),
+        max_queued_bytes=table.size("max_queued_bytes", _QUEUE.max_queued_bytes, least=4 * 1024**2),
         lease_grace=lease_grace,
     )
 
@@ -393,13 +393,19 @@ def _read_runner(name: str, table: _Table) -> Runner:
 
 
 #: Keys of a command that a chat's table might hold by mistake.
-_COMMANDS_ONLY = ("tty", "args", "merge_output", "leftovers", "user", "group", "limits")
+_COMMANDS_ONLY = [key for key in _keys(CommandRunner) if key not in _keys(ChatRunner)]
 #: What becomes of processes that have left a run's session, when it ends.
 LEFTOVERS = ("end", "keep-until-daemon")
 
 
 def _read_command(name: str, table: _Table) -> CommandRunner:
     argv = table.texts("argv")
+    if not argv and not table.flag("args", True):
+        table.fail(
+            "args",
+            "false needs an argv: without one, submitters give the whole command; name the command"
+            " in argv, or remove args",
+        )
     user, group = read_user(table)
     return CommandRunner(
         name,
@@ -441,6 +447,7 @@ def _read_chat(name: str, table: _Table) -> ChatRunner:
         retry=table.seconds("retry", _CHAT.retry),
         history=table.whole("history", _CHAT.history, 0, 1_000_000),
         history_bytes=table.size("history_bytes", _CHAT.history_bytes, least=0),
+        insecure=table.flag("insecure", _CHAT.insecure),
     )
 
 
@@ -473,6 +480,7 @@ def _describe(config: Config) -> Iterator[str]:
         url_file=database.url_file,
         lease_url=None if database.lease_url_file else hide_secrets(database.lease_url) or None,
         lease_url_file=database.lease_url_file,
+        insecure=database.insecure,
     )
     yield from _lines("nats", **describe_nats(config.nats, hide_in_urls(config.nats.url)))
     stream, queue = config.stream, config.queue
@@ -540,6 +548,7 @@ def _describe_runner(runner: Runner, hide: Callable[[str], str]) -> dict[str, ob
         "retry": format_duration(runner.retry),
         "history": runner.history,
         "history_bytes": format_size(runner.history_bytes),
+        "insecure": runner.insecure,
     }
 
 

@@ -50,11 +50,12 @@ def read_nats(table: Table) -> Nats:
     """Raises ConfigError; FileError when the context cannot be used."""
     table.only(nats_keys())
     replicas = table.whole("replicas", _DEFAULT.replicas, 1, 5)
+    insecure = table.flag("insecure", _DEFAULT.insecure)
     if "context" in table.values:
         for key in nats_keys():
-            if key in table.values and key not in ("context", "replicas"):
+            if key in table.values and key not in ("context", "replicas", "insecure"):
                 table.fail(key, f"comes from {table.full_name('context')}: remove one of the two")
-        return _read_context(table, replicas)
+        return _read_context(table, replicas, insecure)
     url = table.text("url", _DEFAULT.url) or ""
     if url == "embedded":
         for key in nats_keys():
@@ -76,6 +77,7 @@ def read_nats(table: Table) -> Nats:
             tls_first=table.flag("tls_first", _DEFAULT.tls_first),
             inbox_prefix=_inbox_prefix(table),
             replicas=replicas,
+            insecure=insecure,
         ),
     )
 
@@ -85,7 +87,8 @@ def _check_urls(table: Table, key: str, text: str, otherwise: str = "") -> str:
     schemes = {check_url(table, key, part, _SCHEMES, otherwise) for part in urls}
     if schemes & {"ws", "wss"} and schemes & {"nats", "tls"}:
         table.fail(key, "mixes WebSocket and plain URLs: use one kind for all servers")
-    return ",".join(urls)
+    # nats-py takes "TLS" for the name of a host.
+    return ",".join(re.sub(r"^\w+", lambda scheme: scheme[0].lower(), url) for url in urls)
 
 
 def _inbox_prefix(table: Table) -> str:
@@ -120,7 +123,8 @@ def _checked(table: Table, nats: Nats) -> Nats:
 def describe_nats(nats: Nats, url: str) -> dict[str, object]:
     """The section's keys and values; ``url`` is its URL with the secrets hidden."""
     if nats.context is not None:
-        return {"context": nats.context, "replicas": nats.replicas}
+        own: dict[str, object] = {"context": nats.context, "replicas": nats.replicas}
+        return {**own, "insecure": True} if nats.insecure else own
     found: dict[str, object] = {"url": url}
     for key in nats_keys():
         value = getattr(nats, key)
@@ -169,7 +173,7 @@ class _Context(Table):
         return path
 
 
-def _read_context(table: Table, replicas: int) -> Nats:
+def _read_context(table: Table, replicas: int, insecure: bool) -> Nats:
     file = _context_file(table)
     context = _Context(file, "", _read_json(table, file), tuple)
     for key in _UNSUPPORTED:
@@ -197,6 +201,7 @@ def _read_context(table: Table, replicas: int) -> Nats:
         inbox_prefix=_inbox_prefix(context),
         replicas=replicas,
         login=login,
+        insecure=insecure,
     )
     return _checked(context, nats)
 

@@ -14,7 +14,7 @@ from .secrets import HIDDEN, hide_secrets
 from .table import Table, check_url
 from .units import format_duration
 
-_METRICS, _HOOKS = Metrics(), Hooks()
+_METRICS, _TRACES, _HOOKS = Metrics(), Traces(), Hooks()
 _LISTEN = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+)):(?P<port>[0-9]{1,5})")
 _TOKEN = re.compile(rb"[!-~]+")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -78,7 +78,7 @@ def read_traces(table: Table) -> Traces:
     endpoint = table.text("endpoint")
     if endpoint is not None:
         check_url(table, "endpoint", endpoint, ("http", "https"))
-    return Traces(endpoint=endpoint)
+    return Traces(endpoint=endpoint, insecure=table.flag("insecure", _TRACES.insecure))
 
 
 def read_hooks(table: Table) -> Hooks:
@@ -101,6 +101,7 @@ def read_hooks(table: Table) -> Hooks:
         timeout=table.seconds("timeout", _HOOKS.timeout, least=0.001),
         tries=table.whole("tries", _HOOKS.tries, 1, 1000),
         backoff=table.seconds("backoff", _HOOKS.backoff, least=0.001),
+        insecure=table.flag("insecure", _HOOKS.insecure),
     )
 
 
@@ -144,7 +145,10 @@ def describe_metrics(metrics: Metrics) -> dict[str, object]:
 
 
 def describe_traces(traces: Traces) -> dict[str, object]:
-    return {"endpoint": traces.endpoint and hide_secrets(traces.endpoint)}
+    return {
+        "endpoint": traces.endpoint and hide_secrets(traces.endpoint),
+        "insecure": traces.insecure,
+    }
 
 
 def describe_hooks(hooks: Hooks, hide: Any) -> dict[str, object]:
@@ -158,6 +162,7 @@ def describe_hooks(hooks: Hooks, hide: Any) -> dict[str, object]:
         "timeout": format_duration(hooks.timeout),
         "tries": hooks.tries,
         "backoff": format_duration(hooks.backoff),
+        "insecure": hooks.insecure,
     }
 
 

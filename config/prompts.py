@@ -55,6 +55,46 @@ def interpreter(argv: Sequence[str]) -> str | None:
     return None
 
 
+#: Programs that run the program which their operands name.
+_WRAPPERS = re.compile(
+    "doas|env|ionice|nice|nohup|runuser|setpriv|setsid|stdbuf|strace|sudo|systemd-run|taskset|time"
+    "|timeout|unshare|watch|xargs"
+)
+#: Programs with options that run others, or that name files to write.
+_MIGHTY = re.compile(
+    "git|hg|ssh|scp|rsync|find|tar|zip|sed|[gm]?awk|make|sort|curl|wget|docker|podman|kubectl"
+)
+
+
+def reach(argv: Sequence[str]) -> str | None:
+    """What arguments that are added to ``argv`` can do beyond what its program is for, in
+    words; None when its names say nothing of the kind."""
+    if not argv:
+        return None
+    name = PurePath(argv[0]).name
+    if open_wrapper(argv):
+        return f"choose the program that {name} runs"
+    if interpreter(argv) == name:
+        return f"are code for {name}, or name a file of it"
+    if _MIGHTY.fullmatch(name):
+        return f"may be options by which {name} runs programs or writes files"
+    return None
+
+
+def open_wrapper(argv: Sequence[str]) -> bool:
+    """Whether ``argv`` runs the program that is named behind it, such as ["sudo", "--"]: but for
+    options, their values as far as they show, numbers and assignments it has no arguments."""
+    if not argv or not _WRAPPERS.fullmatch(PurePath(argv[0]).name):
+        return False
+    rest = argv[1:]
+    if rest and rest[-1] == "--":
+        return True
+    return all(
+        part[:1] == "-" or part[:1].isdigit() or "=" in part or before in ("-u", "-g")
+        for before, part in zip(("", *rest), rest, strict=False)
+    )
+
+
 def refusal(runner: CommandRunner, prompt: str | None, args: Sequence[str]) -> str | None:
     """Why ``runner`` is not given ``prompt`` and the arguments ``args``, both a submitter's, in
     one line; None if it is."""

@@ -27,12 +27,14 @@ class FileError(ConfigError):
 class Database:
     """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL; with
     ``url_file`` it is what that file held when the configuration was read. ``lease_url``,
-    and its file, are the same for the sessions that hold locks; "" means ``url``."""
+    and its file, are the same for the sessions that hold locks; "" means ``url``.
+    ``insecure``, here and below: to be reached without knowing who answers, or who listens."""
 
     url: str = field(default="sqlite", repr=False)
     url_file: Path | None = None
     lease_url: str = field(default="", repr=False)
     lease_url_file: Path | None = None
+    insecure: bool = False
 
     @property
     def embedded(self) -> bool:
@@ -54,9 +56,9 @@ class Nats:
 
     ``credentials``: a .creds file; ``nkey``: a file with a user's seed; at most one of
     them, ``login`` and a user in the URL. With ``context``, a NATS context file, all of
-    it but ``replicas`` came from that file. ``inbox_prefix``: subject that replies to
-    this user come below. ``certificate``: the only one, PEM, that the server may show, and it
-    begins with TLS; the embedded server's, "" for any other."""
+    it but ``replicas`` and ``insecure`` came from that file. ``inbox_prefix``: subject that
+    replies to this user come below. ``certificate``: the only one, PEM, that the server may
+    show, and it begins with TLS; the embedded server's, "" for any other."""
 
     url: str = field(default="embedded", repr=False)
     context: Path | None = None
@@ -70,12 +72,14 @@ class Nats:
     replicas: int = 1
     login: Login | None = None
     certificate: str = field(default="", repr=False)
+    insecure: bool = False
 
     @property
     def tls(self) -> bool:
         """Whether to send nothing to a server that does not speak TLS."""
         named = self.tls_ca or self.tls_cert or self.tls_first or self.certificate
-        return bool(named) or self.url.startswith(("tls://", "wss://"))
+        schemes = {url.partition("://")[0].strip().lower() for url in self.url.split(",")}
+        return bool(named) or not schemes.isdisjoint(("tls", "wss"))
 
     @property
     def embedded(self) -> bool:
@@ -158,6 +162,7 @@ class Traces:
     """``endpoint``: an OTLP/HTTP collector's URL for traces; None for no traces."""
 
     endpoint: str | None = None
+    insecure: bool = False
 
 
 #: How a run may end, in the words of its status.
@@ -181,6 +186,7 @@ class Hooks:
     timeout: float = 10.0
     tries: int = 10
     backoff: float = 1.0
+    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +259,7 @@ class ChatRunner:
     retry: float = 60.0
     history: int = 50
     history_bytes: int = 256 * 1024
+    insecure: bool = False
 
 
 Runner = CommandRunner | ChatRunner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from .prompts import interpreter, takes_prompt
+from .prompts import interpreter, open_wrapper, reach, takes_prompt
 from .prompts import warnings as prompt_warnings
 from .schema import CommandRunner, Config, Runner
 
@@ -16,7 +16,12 @@ def decided(runner: Runner) -> dict[str, bool]:
     if not isinstance(runner, CommandRunner):
         return dict.fromkeys(("program", "arguments", "directory", "environment"), False)
     return {
-        "program": not runner.argv or takes_prompt(runner.argv[:1]) or _found_there(runner),
+        "program": (
+            not runner.argv
+            or takes_prompt(runner.argv[:1])
+            or _found_there(runner)
+            or (runner.args and open_wrapper(runner.argv))
+        ),
         "arguments": not runner.argv or runner.args,
         "directory": runner.cwd == "submitter",
         "environment": False,  # but for the thread's name in RUNCTL_THREAD
@@ -70,6 +75,12 @@ def warnings(config: Config, uid: int) -> Iterator[tuple[str, str, str]]:
                 name,
                 f"a prompt is run as code by {program}, which reads it from stdin",
                 "name a program that reads text, or say that it is meant: leave out argv",
+            )
+        if runner.args and (said := reach(runner.argv)) is not None:
+            yield (
+                name,
+                f"arguments that submitters add {said}",
+                "leave out args, and have what they may choose in the prompt",
             )
         owner = uid if runner.account is None else runner.account.uid
         theirs = [what for what, yes in decided(runner).items() if yes]

@@ -19,6 +19,7 @@ from ..config.load import describe, load
 from ..config.schema import Config
 from ..config.secrets import Masker
 from ..config.submitters import described, warnings
+from ..config.transport import check_transport, transport_problems
 from . import __version__
 from .closed import close_process
 from .early import STOP, Early
@@ -59,6 +60,7 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     try:
         config = load(file)
         check_access(config)
+        check_transport(config)
     except ConfigError as error:
         _fail(error)
     if check:
@@ -72,7 +74,7 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
             click.echo(f"# runner {name}: {described(runner)}")
         for name, said, fix in warnings(config, os.geteuid()):
             last_words(f"runctld: warning: runner {name}: {said}; {fix}")
-        for key, said, fix in access_problems(config):
+        for key, said, fix in (*access_problems(config), *transport_problems(config)):
             last_words(f"runctld: warning: {key}: {said}; {fix}")
         return
     hide = Masker(config)

@@ -37,6 +37,7 @@ from .keeper import (
     described,
     doomed,
     environment,
+    hindrance,
     prctl,
     scan,
     status_of,
@@ -59,6 +60,9 @@ _LEFT: list[subprocess.Popen[bytes]] = []
 #: Between two looks whether the keeper answers, seconds; after so many of silence it is ended.
 ASK, SILENCE = 2.0, 10.0
 _TICK = 0.5
+#: So long a start waits for what an earlier daemon left before it says so, seconds: the keeper
+#: of one that was killed is done sooner.
+PATIENCE = 1.0
 #: What a command may take until it is executed, seconds. A directory on a server that is gone,
 #: or a virus scanner that does not answer, may hold it for ever.
 SPAWN_LIMIT = 30.0
@@ -430,8 +434,11 @@ def _names(processes: list[Any]) -> list[str]:
 
 
 def _hindered(pid: int, name: str, user: int, why: str) -> str:
-    """In words why a process cannot be ended, from what the keeper says."""
+    """In words why a process cannot be ended, from what ``described`` says; that it is there,
+    if nothing is known to be in the way."""
     what = f"process {pid} ({one_line(name)})"
+    if not why:
+        return what
     if why == "asleep":
         return f"{what} waits in the kernel, as for a disk that does not answer, and hears no KILL"
     if user in (-1, os.geteuid()):
@@ -489,8 +496,10 @@ def _failure(
     number = reply["errno"]
     why = os.strerror(number)
     if step == "chdir":
-        if number in (errno.ENOENT, errno.ENOTDIR):
+        if number == errno.ENOENT:
             return RunFailed(f"directory {cwd!r} does not exist; create it or change cwd", 126)
+        if number == errno.ENOTDIR:
+            return RunFailed(f"{cwd!r} is not a directory; change cwd", 126)
         return RunFailed(f"directory {cwd!r} cannot be entered{by}: {why}", 126)
     if step == "user":
         return RunFailed(f"{name!r} cannot be started{by}: {why}; see runctl doctor", 126)
@@ -519,7 +528,10 @@ def _failure(
             127,
         )
     if number in (errno.EACCES, errno.ENOEXEC, errno.EPERM, errno.EISDIR):
-        return RunFailed(f"{name!r} is not executable{by}; chmod +x it, or give it a #! line", 126)
+        closed = f", and see that {account.name} may enter its directory" if account else ""
+        return RunFailed(
+            f"{name!r} is not executable{by}; chmod +x it, or give it a #! line{closed}", 126
+        )
     if number == errno.E2BIG:
         return RunFailed(
             f"the arguments of {name!r} are too long for this system (one may have 128 KiB, with"
@@ -669,27 +681,49 @@ def _open_lock(state_dir: Path) -> tuple[str, int]:
 
 async def _take(lock: int, state: str, wait: float) -> None:
     """Lock ``lock``. Raises Unavailable."""
+    if await _flock(lock, min(wait, PATIENCE)):
+        return
+    if wait > PATIENCE:
+        left = await _left(state)
+        log.warning("the start waits for processes of an earlier daemon%s", left and f": {left}")
+        if await _flock(lock, wait - PATIENCE):
+            return
+    left = await _left(state)
+    raise Unavailable(
+        f"processes of an earlier daemon are still alive after {wait:g} s"
+        f"{left and f': {left}'}; end them, or that daemon, and start again"
+    )
+
+
+async def _flock(lock: int, wait: float) -> bool:
+    """Whether it was ours to have within ``wait`` seconds."""
     with trio.move_on_after(wait):
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                return True
             except BlockingIOError:
                 await trio.sleep(0.005)  # flock has no event that can be cancelled
-    left = await trio.to_thread.run_sync(_named_left, os.fsencode(state), abandon_on_cancel=True)
-    raise Unavailable(
-        f"processes of an earlier daemon are still alive after {wait:g} s"
-        f"{f' ({left})' if left else ''}; end them, or that daemon, and start again"
-    )
+    return False
+
+
+async def _left(state: str) -> str:
+    """What lives below the keeper of an earlier daemon of ``state``, in words."""
+    return await trio.to_thread.run_sync(_named_left, os.fsencode(state), abandon_on_cancel=True)
 
 
 def _named_left(state: bytes) -> str:
-    """What lives below the keeper of an earlier daemon of ``state``, in words."""
     table, me = scan(), os.geteuid()
     keepers = [pid for pid in table if _owner(pid) == me and _keeps(pid, state)]
-    below = [pid for keeper in keepers for pid in descent(table, keeper)]
-    found = described({pid: "" for pid in below if not table[pid].zombie})
-    return ", ".join(_names(found))
+    below = {pid for keeper in keepers for pid in descent(table, keeper)}
+    return _words(table, [pid for pid in below if not table[pid].zombie])
+
+
+def _words(table: Table, pids: Iterable[int]) -> str:
+    """Who these are, which do not die, and why."""
+    found = described({pid: hindrance(pid, table[pid].state, killed=True) for pid in pids})
+    words = [_hindered(*one) for one in found[:MOST_NAMED]]
+    return "; ".join([*words, *(["..."] if len(found) > MOST_NAMED else [])])
 
 
 async def _sweep(

@@ -22,6 +22,7 @@ from ..config.load import load
 from ..config.schema import Config, ConfigError, Queue, Runner
 from ..config.secrets import Masker
 from ..config.submitters import warnings
+from ..config.transport import check_transport, transport_problems
 from .runners import protocol
 
 log = logging.getLogger("runctld.reload")
@@ -68,7 +69,7 @@ class Settings:
     def replace(self, config: Config) -> None:
         for name, said, fix in warnings(config, os.geteuid()):
             log.warning("runner %s: %s; %s", name, said, fix)
-        for key, said, fix in access_problems(config):
+        for key, said, fix in (*access_problems(config), *transport_problems(config)):
             log.warning("%s: %s; %s", key, said, fix)
         self._runners = {n: self._make(r, config.queue) for n, r in config.runners.items()}
         self._config = config
@@ -130,6 +131,7 @@ def _load(file: Path | None) -> Config:
     """Raises ConfigError, also when this process may not do what it says."""
     config = load(file)
     check_access(config)
+    check_transport(config)
     check_rights(config)
     return config
 

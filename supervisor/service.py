@@ -135,9 +135,11 @@ class Service:
         made = plan(runner, groups.enable(wanted) if groups is not None else ())
         if made.gaps:
             log.warning(
-                "runner %s: its limits are not kept by a cgroup for each run, for there is none"
-                " to be had here: %s; see docs/systemd.md",
-                *(runner.name, "; ".join(made.gaps)),
+                "runner %s: its limits are not kept by a cgroup for each run, for %s: %s; see"
+                " docs/systemd.md",
+                runner.name,
+                "there is none to be had here" if groups is None else "those here lack controllers",
+                "; ".join(made.gaps),
             )
         return made
 

@@ -90,16 +90,16 @@ odd = st.recursive(
 )
 KEYS: dict[str, list[str]] = {
     "": ["executor_id", "environment", "state_dir", "start_timeout", "allow_shell", "stat_dir"],
-    "database": ["url"],
+    "database": ["url", "insecure"],
     "nats": ["url", "context", "credentials", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first",
-             "inbox_prefix", "replicas", "login"],
+             "inbox_prefix", "replicas", "insecure", "login"],
     "stream": ["max_age", "max_bytes", "max_runs", "sync"],
     "queue": ["max_running", "max_attempts", "stop_grace"],
     "takeover": ["enabled", "group", "after"],
     "runners.a": ["kind", "argv", "args", "cwd", "user", "group", "limits", "env", "tty",
                   "merge_output", "leftovers"],
     "runners.b": ["kind", "base_url", "model", "api_key", "api_key_file", "system", "timeout",
-                  "history"],
+                  "history", "insecure"],
     'runners."\\u202e"': ["kind"],
 }  # fmt: skip
 #: Values with which the rest of a section is looked at.

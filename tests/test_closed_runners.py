@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Box, wait_until
 from runctl.config.load import load
-from runctl.config.schema import ChatRunner, CommandRunner, Config, Runner
+from runctl.config.schema import ChatRunner, CommandRunner, Config, ConfigError, Runner
 from runctl.config.submitters import described, warnings
 from runctl.supervisor import wire
 
@@ -147,6 +147,8 @@ def command(*argv: str, **more: object) -> CommandRunner:
          "the prompt (an argument); not program, arguments, directory, environment"),
         (command("/bin/agent", args=True, cwd="submitter"),
          "arguments, directory, the prompt (on stdin); not program, environment"),
+        (command("sudo", "-u", "agent", "--", args=True),
+         "program, arguments, the prompt (on stdin); not directory, environment"),
         (command("{prompt}"),
          "program, the prompt (an argument); not arguments, directory, environment"),
         (command("./agent", cwd="submitter"),
@@ -184,6 +186,43 @@ def test_root_is_warned_of() -> None:
     assert code == "a prompt is run as code by sh, which reads it from stdin"
 
 
+@pytest.mark.short
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("python3", "are code for python3, or name a file of it"),
+        ("/usr/bin/bash -x", "are code for bash, or name a file of it"),
+        ("git log", "may be options by which git runs programs or writes files"),
+        ("sudo -u agent --", "choose the program that sudo runs"),
+        ("sudo -u agent", "choose the program that sudo runs"),
+        ("env -i A=b", "choose the program that env runs"),
+        ("timeout 5", "choose the program that timeout runs"),
+        ("timeout 5 my-agent", None),
+        ("env -i my-agent", None),
+        ("python3 work.py", None),
+        ("sh -c work", None),
+        ("my-agent --", None),
+    ],
+)
+def test_arguments_that_reach_too_far(argv: str, words: str | None) -> None:
+    runner = command(*argv.split(), args=True)
+    found = [said for _, said, _ in warnings(Config(Path("/x"), runners={"a": runner}), 1000)]
+    told = [x for x in found if x.startswith("arguments that submitters add ")]
+    assert told == ([] if words is None else [f"arguments that submitters add {words}"])
+    closed = warnings(Config(Path("/x"), runners={"a": command(*argv.split())}), 1000)
+    assert not [x for x in closed if "arguments that" in x[1]]
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("argv", ["", "argv = []\n"])
+def test_closed_without_a_command_is_refused(tmp_path: Path, argv: str) -> None:
+    """It would be open."""
+    file = tmp_path / "c.toml"
+    file.write_text(f'[runners.a]\nkind = "command"\n{argv}args = false\n')
+    with pytest.raises(ConfigError, match=r"runners\.a\.args: false needs an argv: without one"):
+        load(file)
+
+
 def test_check_log_and_doctor_say_it(stopped_box: Box) -> None:
     box = stopped_box
     box.configure(OPENED)
@@ -194,4 +233,8 @@ def test_check_log_and_doctor_say_it(stopped_box: Box) -> None:
     shown = f"{described(load(box.config).runners['log'])}\n"
     assert f"# runner log: {shown}" in check.stdout
     assert "# runner shell: submitters decide program, " in check.stdout
-    assert f"  {shown}" in box.runctl("doctor", code=None)
+    reach = "arguments that submitters add may be options by which "
+    assert f"warning: runner log: {reach}" in check.stderr
+    told = box.runctl("doctor", code=None)
+    assert f"  {shown}" in told
+    assert f"  {reach}" in told

@@ -482,6 +482,7 @@ SERVER = "[nats]\nurl = 'nats://h'\n"
         (COMMAND + "env = {RUNCTL_RUN = ''}", "runners.x.env.RUNCTL_RUN: is set by runctld"),
         (COMMAND + "tty = 1", "runners.x.tty: expected true or false, got the number 1"),
         (CHAT + "tty = true", 'runners.gpt.tty: is for kind = "command" only: remove it'),
+        (CHAT + "cwd = '/'", 'runners.gpt.cwd: is for kind = "command" only: remove it'),
         ("[runners.x]\nkind = 'chat'", "runners.x.base_url: is missing: add base_url = "),
         (CHAT.replace('model = "m"', ""), "runners.gpt.model: is missing: add model = "),
         (CHAT.replace("http://h", "h:80"), "runners.gpt.base_url: expected http:// or https://"),

@@ -23,6 +23,7 @@ from runctl.cli.health import LIMIT
 from runctl.cli.main import main as runctl
 from runctl.config.load import load
 from runctl.config.schema import ConfigError
+from runctl.config.transport import check_transport
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -88,6 +89,7 @@ def test_the_configuration_loads_as_the_pod_sees_it(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(key, value)
     config = load(TOML)
     assert (config.executor_id, config.environment) == ("runctl-2", "production")
+    check_transport(config)
     assert POD["terminationGracePeriodSeconds"] >= config.queue.stop_grace + MARGIN
     startup = CONTAINER["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] > 2 * config.start_timeout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -138,11 +139,35 @@ def test_the_daemon_stops_and_the_next_one_waits(bound: Box) -> None:
     assert "of an earlier daemon" not in box.log.read_text()
     assert alive(pid)
     assert box.start(ready=False).wait(DEADLINE) == 69
-    assert f" ({pid})); end them" in box.log.read_text().splitlines()[-1]
+    line = box.log.read_text().splitlines()[-1]
+    assert f" alive after 1 s: process {pid} (" in line
+    assert line.endswith(
+        f") belongs to user id {NOBODY}, and this daemon may not signal it; end them, or that"
+        " daemon, and start again"
+    )
+    found = json.loads(box.runctl("doctor", "--json", code=1))["findings"]
+    (left,) = [x["said"] for x in found if x["check"] == "keeper"]
+    assert left == "processes of an earlier daemon are alive, and no start goes on before they end"
     keeper = scan()[pid].parent
     (box.path / "go").touch()
     wait_until(lambda: not alive(keeper), "the keeper is done")
     box.start()
+
+
+def test_what_a_killed_daemon_could_not_end_is_waited_for(bound: Box) -> None:
+    """By a start that says so at once, and begins no second attempt meanwhile."""
+    box = bound
+    run, pid = _foreign(box, "t")
+    box.kill()
+    box.configure("")  # the usual start_timeout
+    waits = f"the start waits for processes of an earlier daemon: process {pid} ("
+    box.start(ready=False)
+    wait_until(lambda: waits in box.log.read_text(), "it says whom it waits for")
+    assert alive(pid)
+    (box.path / "go").touch()
+    box.wait_ready()
+    assert not alive(pid)
+    wait_until(lambda: box.show(run)["attempt"] == 2, "it is replayed")
 
 
 def test_one_that_is_stopped_meanwhile_is_ended_when_it_may(bound: Box) -> None:

@@ -253,7 +253,7 @@ def test_nothing_is_sent_to_a_server_without_tls(
     server = cluster(conf="authorization { user: u, password: sesame }\n")
     port = server.ports[0]
     for nats in (
-        f'url = "tls://u:sesame@127.0.0.1:{port}"',
+        f'url = "TLS://u:sesame@127.0.0.1:{port}"',
         f'url = "nats://u:sesame@127.0.0.1:{port}"\ntls_ca = "{ca}"',
     ):
         box.configure(f'start_timeout = "20s"\n[nats]\n{nats}\n')

@@ -216,7 +216,7 @@ async def test_what_cannot_be_started_is_said_plainly(keeper: Keeper, tmp_path: 
         ((str(tmp_path),), {}, 126, "not executable"),
         ((str(lost),), {}, 126, "interpreter"),
         (("true",), {"cwd": none}, 126, "none' does not exist"),
-        (("true",), {"cwd": str(plain)}, 126, "does not exist"),
+        (("true",), {"cwd": str(plain)}, 126, "is not a directory; change cwd"),
         (("true", "x" * (1 << 17)), {}, 126, "pass the prompt on stdin"),
         (("true", "nul\0"), {}, 126, "no argument"),
         (("true", "\ud800"), {}, 126, "no argument"),

@@ -181,6 +181,10 @@ def test_one_warning_says_what_is_not_limited(box: Box) -> None:
         " had here: memory is limited for each process, not for a run; processes are counted for"
         f" all that {AGENT} has; cpu is not limited; see docs/systemd.md"
     )
+    told = "no cgroup keeps its limits: memory is limited for each process, not for a run"
+    found = " ".join(box.runctl("doctor", code=None).split())
+    assert f"WARN runner agent {told}; processes are counted for all that {AGENT} has" in found
+    assert f"WARN runner big {told} -> run runctld as a service" in found
 
 
 @needs_root

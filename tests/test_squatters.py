@@ -21,13 +21,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from natsserver import embedded
+from runctl.cli import local, remote
 from runctl.cli.client import Impostor, dial
 from runctl.config import connection
 from runctl.config.schema import Config
 from runctl.supervisor import wire
 from runctl.supervisor.errors import Unavailable
 from runctl.supervisor.identity import COMMON_NAME, FILE, prepare_identity
-from squatter import Squatter
+from squatter import NOBODY, Squatter
 from test_watch import Server
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -97,7 +98,10 @@ def test_who_takes_the_port_hears_no_secret_and_runs_nothing(box: Box) -> None:
         assert "start runctld" in line
         box.runctl("submit", "t", "--", "true", code=4)
         said = json.loads(box.runctl("doctor", "--json", code=None))["findings"]
-        assert [x["state"] for x in said if x["check"] == "nats port"] == ["warn"]
+        (found,) = (x for x in said if x["check"] == "nats port")
+        assert found["state"] == "warn"
+        who = f"somebody else (user id {NOBODY}) listens on {moved}, where our nats-server was"
+        assert found["said"].startswith(who)
         assert watcher.process.poll() is None, "attach waits on"
         box.start()
         assert told(box)[0] != moved
@@ -124,6 +128,25 @@ async def ignore(_: Exception) -> None:
 
 
 # ---- the command line alone ------------------------------------------------------------------
+
+
+def test_doctor_knows_our_own_server_from_another(tmp_path: Path) -> None:
+    def ports() -> list[tuple[str, str]]:
+        _, reached, _ = asyncio.run(remote.nats(server.config, None))
+        found = local.ports(server.config, ours=reached)
+        return [(x.state, x.said.replace(str(server.port), "PORT")) for x in found]
+
+    server = Server(tmp_path)
+    try:
+        assert ports() == [("ok", "our own nats-server answers there, without a daemon")]
+    finally:
+        server.kill()
+    assert ports() == [("ok", "PORT is free")]
+    with socket.create_server(("127.0.0.1", server.port)):
+        (found,) = ports()
+        mine = f"another program of the daemon's user (id {os.geteuid()}) listens on PORT"
+        assert found[0] == "warn"
+        assert found[1].startswith(mine)
 
 
 @root

@@ -242,7 +242,8 @@ def test_runs_of_another_user(service: Service):
     machine.write(
         "/etc/runctl/executors.toml",
         'executor_id = "${RUNCTL_EXECUTOR_ID}"\n[queue]\nstop_grace = "300ms"\n'
-        '[runners.agent]\nkind = "command"\nuser = "nobody"\ncwd = "/"\n',
+        '[runners.agent]\nkind = "command"\nuser = "nobody"\ncwd = "/"\n'
+        "limits = { processes = 50, files = 100 }\n",
     )
     machine.call("systemctl", "start", unit)
     try:
@@ -267,6 +268,13 @@ def test_runs_of_another_user(service: Service):
         assert set(rights.values()) == {0}
         assert said[-2] == "z"
         (group,) = (machine.cgroup / "system.slice/system-runctld.slice" / unit).glob("run-*")
+        log = machine.call("journalctl", "--no-pager", "-u", unit)
+        lacks = "not kept by a cgroup for each run, for those here lack controllers: processes are"
+        if "pids" in (group / "cgroup.controllers").read_text().split():
+            assert (group / "pids.max").read_text() == "50\n"
+            assert lacks not in log
+        else:  # this kernel has given them to version 1
+            assert lacks in log
         inside = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
         assert len(inside) == 2
         runctl("abort", "escaped", "--run", run)

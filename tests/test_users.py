@@ -298,6 +298,11 @@ def test_a_daemon_that_may_not_switch_is_refused(tmp_path: Path) -> None:
         assert made.daemon is not None
         made.daemon.send_signal(signal.SIGHUP)
         wait_until(lambda: "nothing is changed: " in made.log.read_text(), "it is refused")
+        lacks = "runctld may not run commands as others, for it lacks CAP_KILL, "
+        assert f"FAIL  runner agent   its user {AGENT}: {lacks}" in made.runctl("doctor", code=1)
+        made.term()
+        unknown = f"whether runctld may run commands as {AGENT}, nobody is seen when it runs"
+        assert unknown in made.runctl("doctor")
 
 
 def test_root_without_a_capability_is_refused(tmp_path: Path) -> None:
