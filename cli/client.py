@@ -198,6 +198,8 @@ def _abandon(nc: Client) -> None:
 def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
     """Where to connect, and nats-py's options for it. Raises Unavailable."""
     nats = _embedded(config) if config.nats.embedded else config.nats
+    if (missing := connection.not_installed(nats)) is not None:
+        raise Unavailable(missing)
     try:
         return nats, connection.options(nats)
     except ConfigError as error:

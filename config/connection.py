@@ -11,6 +11,7 @@ import base64
 import functools
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -43,6 +44,18 @@ EMBEDDED_NAME = "localhost"
 
 def servers(nats: Nats) -> list[str]:
     return [url.strip() for url in nats.url.split(",") if url.strip()]
+
+
+def not_installed(nats: Nats) -> str | None:
+    """What ``nats.url`` needs that is not there, and what to do."""
+    if not any(url.startswith(("ws://", "wss://")) for url in servers(nats)):
+        return None
+    if find_spec("aiohttp") is not None:
+        return None
+    return (
+        "nats.url: ws:// and wss:// need a package that is not installed: pip install aiohttp,"
+        " or use tls://"
+    )
 
 
 def where(nats: Nats) -> str:

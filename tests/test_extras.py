@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 import tomli
-from runctl.supervisor.extras import PINNED
+from runctl.cli.client import _target
+from runctl.config import connection
+from runctl.config.load import load
+from runctl.supervisor.errors import ConfigError, Unavailable
+from runctl.supervisor.extras import PINNED, require
 
 pytestmark = pytest.mark.short
 
@@ -49,3 +53,23 @@ def test_the_pins_are_those_of_the_package() -> None:
         if (found := re.fullmatch(r"([a-z-]+)~=(\d+\.\d+)\.0", line))
     }
     assert pinned == PINNED
+
+
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:1", "nats://127.0.0.1:1", "WSS://a,wss://b"])
+@pytest.mark.parametrize("there", [False, True])
+def test_websockets_need_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, there: bool
+) -> None:
+    monkeypatch.setattr(connection, "find_spec", lambda name: object() if there else None)
+    file = tmp_path / "runctld.toml"
+    file.write_text(f'state_dir = "{tmp_path}"\n[nats]\nurl = "{url}"\ninsecure = true\n')
+    config = load(file)
+    words = "nats.url: ws:// and wss:// need a package that is not installed: pip install aiohttp"
+    if there or url.startswith("nats"):
+        require(config)
+        assert _target(config)[0] == config.nats
+    else:
+        with pytest.raises(ConfigError, match=words):
+            require(config)
+        with pytest.raises(Unavailable, match=words):
+            _target(config)
