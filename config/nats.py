@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .files import MOST_SECRET, read_bounded
+from .natsserver import not_a_program
 from .schema import ConfigError, FileError, Login, Nats
 from .table import Table, check_url, kind_of, quote, xdg_dir
 
@@ -46,9 +47,11 @@ def nats_keys() -> list[str]:
     return [f.name for f in fields(Nats) if f.name not in ("login", "certificate")]
 
 
-def read_nats(table: Table) -> Nats:
-    """Raises ConfigError; FileError when the context cannot be used."""
+def read_nats(table: Table, client: bool = False) -> Nats:
+    """``client``: who starts no server. Raises ConfigError; FileError when the context cannot be
+    used."""
     table.only(nats_keys())
+    server = _read_server(table, client)
     replicas = table.whole("replicas", _DEFAULT.replicas, 1, 5)
     insecure = table.flag("insecure", _DEFAULT.insecure)
     if "context" in table.values:
@@ -60,11 +63,13 @@ def read_nats(table: Table) -> Nats:
     if url == "embedded":
         for key in nats_keys():
             default = getattr(_DEFAULT, key)
-            if key not in ("url", "replicas") and table.values.get(key, default) != default:
+            if key in ("url", "replicas", "server"):
+                continue
+            if table.values.get(key, default) != default:
                 table.fail(key, "needs a server: set nats.url, or remove it")
         if replicas != 1:
             table.fail("replicas", "the embedded server is one server: set nats.url, or use 1")
-        return Nats()
+        return Nats(server=server)
     return _checked(
         table,
         Nats(
@@ -80,6 +85,17 @@ def read_nats(table: Table) -> Nats:
             insecure=insecure,
         ),
     )
+
+
+def _read_server(table: Table, client: bool) -> Path | None:
+    file = table.path("server")
+    if file is None:
+        return None
+    if "context" in table.values or table.text("url", _DEFAULT.url) != _DEFAULT.url:
+        table.fail("server", 'is the program of the embedded server: set nats.url = "embedded"')
+    if not client and (problem := not_a_program(file)) is not None:
+        table.fail("server", f"{problem}: name the program nats-server, or remove the key")
+    return file
 
 
 def _check_urls(table: Table, key: str, text: str, otherwise: str = "") -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import re
 import shutil
+import stat
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +21,9 @@ SUMS = {
     }.items()
 }
 
+#: The oldest that we start, (major, minor): what the package's lower bound is.
+LEAST = (2, 15)
+
 
 def find_server() -> tuple[Path, bool] | None:
     """(the nats-server that came with this environment, True), else (one on PATH, False)."""
@@ -26,6 +32,27 @@ def find_server() -> tuple[Path, bool] | None:
         return bundled, True
     found = shutil.which("nats-server")
     return None if found is None else (Path(found), False)
+
+
+def not_a_program(file: Path) -> str | None:
+    """Why ``file`` cannot be run, without asking it; None if it may."""
+    try:
+        mode = file.stat().st_mode
+    except OSError as error:
+        return f"{file} cannot be used ({error.strerror})"
+    if stat.S_ISREG(mode) and os.access(file, os.X_OK):
+        return None
+    return f"{file} is not an executable file"
+
+
+def unsupported(said: str) -> str | None:
+    """Why a program whose ``--version`` is ``said`` is not run; None if it is one that we know."""
+    found = re.fullmatch(r"nats-server: v(\d+)\.(\d+)\.\d+\S*", said.strip())
+    if found is None:
+        return "does not say that it is a nats-server"
+    if (int(found[1]), int(found[2])) < LEAST:
+        return f"is {said.strip()}, older than {LEAST[0]}.{LEAST[1]}"
+    return None
 
 
 def known_sum() -> str | None:

@@ -58,7 +58,8 @@ class Nats:
     them, ``login`` and a user in the URL. With ``context``, a NATS context file, all of
     it but ``replicas`` and ``insecure`` came from that file. ``inbox_prefix``: subject that
     replies to this user come below. ``certificate``: the only one, PEM, that the server may
-    show, and it begins with TLS; the embedded server's, "" for any other."""
+    show, and it begins with TLS; the embedded server's, "" for any other. ``server``: the
+    program that is run as the embedded server; None for the one that came with runctl."""
 
     url: str = field(default="embedded", repr=False)
     context: Path | None = None
@@ -73,6 +74,7 @@ class Nats:
     login: Login | None = None
     certificate: str = field(default="", repr=False)
     insecure: bool = False
+    server: Path | None = None
 
     @property
     def tls(self) -> bool:

@@ -72,6 +72,8 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
         click.echo(describe(config))
         for name, runner in config.runners.items():
             click.echo(f"# runner {name}: {described(runner)}")
+        if config.nats.server is not None:
+            click.echo(f"# nats.server: {config.nats.server} is compared with no recorded sum")
         for name, said, fix in warnings(config, os.geteuid()):
             last_words(f"runctld: warning: runner {name}: {said}; {fix}")
         for key, said, fix in (*access_problems(config), *transport_problems(config)):

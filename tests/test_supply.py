@@ -8,6 +8,7 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import audit
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -111,3 +112,20 @@ def test_the_image_takes_what_is_locked() -> None:
     for words in installs:
         assert ("--require-hashes -r /locks/" in re.sub(" +", " ", words)) != ("--no-deps" in words)
         assert "-build.lock" in words or "--no-build-isolation" in words
+
+
+@pytest.mark.short
+def test_advisories_are_told_from_what_was_not_looked_up() -> None:
+    """As pip-audit 2.10 writes them."""
+    advisory = {"id": "PYSEC-1", "fix_versions": ["0.16.0"], "aliases": [], "description": ""}
+    report = {
+        "dependencies": [
+            {"name": "h11", "version": "0.14.0", "vulns": [advisory]},
+            {"name": "idna", "version": "3.10", "vulns": []},
+            {"name": "trio", "skip_reason": "not found on PyPI: trio (0.35.0)"},
+        ],
+        "fixes": [],
+    }
+    found, unknown = audit.judge(report)
+    assert found == ["h11 0.14.0: PYSEC-1, mended in 0.16.0"]
+    assert unknown == ["not found on PyPI: trio (0.35.0)"]
