@@ -124,7 +124,7 @@ $(READY): pyproject.toml
 # under the names they are installed with.
 .typing/.ready:
 	@mkdir -p .typing/runctl
-	@for folder in config cli supervisor; do ln -sfn ../../$$folder .typing/runctl/$$folder; done
+	@for folder in config protocol client cli supervisor; do ln -sfn ../../$$folder .typing/runctl/$$folder; done
 	@echo '*' > .typing/.gitignore
 	@touch $@
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 from .harness import PATIENCE, running, wired
 from .processes import alive

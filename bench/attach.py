@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import msgspec
-from runctl.supervisor import wire
-from runctl.supervisor.model import Outcome, Status
+from runctl.protocol import wire
+from runctl.protocol.model import Outcome, Status
 
 from .harness import PATIENCE, Daemon, running, time_processes, wired
 from .report import Row, Table

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from nats.aio.msg import Msg
-from runctl.cli import watch
-from runctl.cli.client import Link, dial
+from runctl.client import consumer
+from runctl.client.requests import Link, dial
 from runctl.config.load import load
 from runctl.config.schema import Config
 
@@ -50,12 +50,12 @@ class Crowd:
         await link.closed.wait()
 
     async def watch(self, subject: str) -> None:
-        async with watch.Watcher(self.dial, subject) as watcher:
+        async with consumer.Watcher(self.dial, subject) as watcher:
             async for events in watcher:
                 for event in events:
-                    if isinstance(event, watch.Chunk):
+                    if isinstance(event, consumer.Chunk):
                         self._see(event.data)
-                    elif isinstance(event, watch.CaughtUp):
+                    elif isinstance(event, consumer.CaughtUp):
                         self._arrive()
 
     def _arrive(self) -> None:

@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from runctl.cli.client import Link, dial
+from runctl.client.requests import Link, dial
 from runctl.config import connection
 from runctl.config.schema import Config
-from runctl.supervisor import wire
-from runctl.supervisor.errors import Unavailable
+from runctl.protocol import wire
+from runctl.protocol.errors import Unavailable
 
 PATIENCE = 30.0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers of the tests
 from natsserver import Node

@@ -12,9 +12,9 @@ from functools import partial
 import nats.errors
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
-from runctl.cli.client import Link
+from runctl.client.requests import Link
 from runctl.config.load import load
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 from .harness import Daemon, dialled, is_chunk, running, time_processes, watching, wired
 from .peers import bare_dbos
@@ -86,7 +86,7 @@ def spawn_many(count: int) -> float:
 async def bench_demo() -> list[Table]:
     """The demo's workload: how long after the kill is the whole reply there?"""
     mock = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "runctl.cli.mock",
+        sys.executable, "-m", "runctl.cli.commands.mock_endpoint",
         "--chunks", str(DEMO_CHUNKS), "--interval", str(DEMO_INTERVAL),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip

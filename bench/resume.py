@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import nats.errors
 from runctl.config.load import load
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 from .harness import PATIENCE, Daemon, dialled, running, watching, wired
 from .processes import process_tree

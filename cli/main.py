@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from ..config.schema import ConfigError, FileError, RunctlError
-from ..supervisor import __version__, closed, descriptors
+from ..protocol import __version__, descriptors, hardening
 from .common import (
     DETACHED,
     FAILED,
@@ -35,21 +35,21 @@ from .common import (
 
 #: Verb to (module, function), in the order of --help.
 VERBS = {
-    "submit": ("submit", "submit"),
-    "list": ("list_", "list_"),
-    "attach": ("attach", "attach"),
-    "top": ("top", "top"),
-    "abort": ("abort", "abort"),
-    "wait": ("wait", "wait"),
-    "show": ("show", "show"),
-    "retry": ("retry", "retry"),
-    "purge": ("purge", "purge"),
-    "status": ("status", "status"),
-    "doctor": ("doctor", "doctor"),
-    "install-service": ("service", "install_service"),
-    "uninstall-service": ("service", "uninstall_service"),
-    "completion": ("completion", "completion"),
-    "demo": ("demo", "demo"),
+    "submit": ("commands.submit", "submit"),
+    "list": ("commands.list_", "list_"),
+    "attach": ("commands.attach", "attach"),
+    "top": ("top.app", "top"),
+    "abort": ("commands.abort", "abort"),
+    "wait": ("commands.wait", "wait"),
+    "show": ("commands.show", "show"),
+    "retry": ("commands.retry", "retry"),
+    "purge": ("commands.purge", "purge"),
+    "status": ("commands.status", "status"),
+    "doctor": ("commands.doctor", "doctor"),
+    "install-service": ("commands.install_service", "install_service"),
+    "uninstall-service": ("commands.install_service", "uninstall_service"),
+    "completion": ("commands.completion", "completion"),
+    "demo": ("commands.demo", "demo"),
 }
 
 
@@ -78,7 +78,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         word = args[0]
         if self.get_command(ctx, word) is None and not ctx.resilient_parsing:
-            from .hints import meant_verb
+            from ..client.suggestions import meant_verb
 
             meant = meant_verb(word, VERBS)
             said = "" if meant is None else f" (did you mean: runctl {meant}?)"
@@ -93,10 +93,10 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        closed.close_process()
+        hardening.close_process()
         descriptors.fill()
         if os.environ.get("_RUNCTL_COMPLETE"):
-            importlib.import_module((__package__ or "runctl.cli") + ".shells")
+            importlib.import_module((__package__ or "runctl.cli") + ".completion.shell_protocol")
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         stdout = sys.stdout
@@ -132,7 +132,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, ConfigError):
         return _say(str(error), USAGE)
     if isinstance(error, RunctlError):
-        from ..supervisor.errors import BadRequest, NotFound, Refused, Unavailable
+        from ..protocol.errors import BadRequest, NotFound, Refused, Unavailable
 
         for kind, code in (
             (Unavailable, UNAVAILABLE),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from ..supervisor import descriptors
+from ..protocol import descriptors
 
 
 def main() -> None:

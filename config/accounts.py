@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from .schema import Account, CommandRunner, Config, ConfigError, Limits
-from .table import Table, quote
+from .typed_table import Table, quote
 from .units import format_size
 
 try:

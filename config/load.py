@@ -18,8 +18,7 @@ import tomli
 
 from .accounts import describe_limits, find_account, read_limits, read_user
 from .files import MOST_SECRET, MOST_TOML, read_bounded
-from .nats import describe_nats, nats_keys, read_nats
-from .outside import (
+from .integrations import (
     describe_hooks,
     describe_metrics,
     describe_traces,
@@ -27,6 +26,7 @@ from .outside import (
     read_metrics,
     read_traces,
 )
+from .nats import describe_nats, nats_keys, read_nats
 from .schema import (
     MAX_ID_BYTES,
     ChatRunner,
@@ -47,8 +47,8 @@ from .schema import (
     Traces,
 )
 from .secrets import HIDDEN, Masker, hide_in_urls, hide_secrets, withheld
-from .table import EXECUTOR_ID_FIX, check_url, quote, xdg_dir
-from .table import Table as _Table
+from .typed_table import EXECUTOR_ID_FIX, check_url, quote, xdg_dir
+from .typed_table import Table as _Table
 from .units import format_duration, format_size
 
 SYSTEM_FILE = Path("/etc/runctl/runctld.toml")

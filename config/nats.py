@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from .files import MOST_SECRET, read_bounded
 from .natsserver import not_a_program
 from .schema import ConfigError, FileError, Login, Nats
-from .table import Table, check_url, kind_of, quote, xdg_dir
+from .typed_table import Table, check_url, kind_of, quote, xdg_dir
 
 #: What the nats command connects to when a context has no URL.
 CONTEXT_URL = "nats://127.0.0.1:4222"

@@ -12,7 +12,7 @@ from typing import Literal
 
 
 class RunctlError(Exception):
-    """Root of the error tree (drawn in ``supervisor/errors.py``)."""
+    """Root of the error tree (drawn in ``protocol/errors.py``)."""
 
 
 class ConfigError(RunctlError):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 from .schema import ChatRunner, CommandRunner, Config, Database, Runner
-from .table import VARIABLE, Table
+from .typed_table import VARIABLE, Table
 
 HIDDEN = "***"
 

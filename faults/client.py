@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from runctl.cli.client import Link, NotReady, ask, dial
+from runctl.client.requests import Link, NotReady, ask, dial
 from runctl.config.load import load
-from runctl.supervisor import wire
-from runctl.supervisor.errors import Unavailable
+from runctl.protocol import wire
+from runctl.protocol.errors import Unavailable
 
 R = TypeVar("R", bound=wire.Reply)
 T = TypeVar("T")

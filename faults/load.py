@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runctl.supervisor import wire
-from runctl.supervisor.errors import RequestError, RunctlError
+from runctl.protocol import wire
+from runctl.protocol.errors import RequestError, RunctlError
 
 from . import work as program
 from .client import Client

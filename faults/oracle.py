@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from runctl.supervisor import wire
-from runctl.supervisor.model import Run, Status
+from runctl.protocol import wire
+from runctl.protocol.model import Run, Status
 
 from . import journal
 from .journal import Line, Try

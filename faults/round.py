@@ -12,8 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runctl.supervisor import wire
-from runctl.supervisor.errors import RequestError
+from runctl.protocol import wire
+from runctl.protocol.errors import RequestError
 
 from . import journal
 from .injectors import inject

@@ -14,7 +14,7 @@ from pathlib import Path
 from natsserver import Node
 from pgserver import Postgres
 from proxy import Proxy
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 from .client import Client
 from .endpoint import Endpoint

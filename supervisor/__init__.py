@@ -1,11 +1,9 @@
 """``runctld``: the run supervisor.
 
-Imports go one way, strictly downwards::
+Its packages, top down, each of which imports only lower ones::
 
-    daemon > control > durable > runners, registry > stream, processes
-        > wire > model > errors > config
+    lifecycle > api > upkeep | peers > execution | messaging
+        > processes | output | queue | cluster > host
 
 ``make check`` keeps the direction.
 """
-
-__version__ = "0.1.0"

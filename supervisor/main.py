@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 
-from . import descriptors
-from .early import Early
+from ..protocol import descriptors
+from .lifecycle.early_signals import Early
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     early = Early()
     early.install()
     gc.disable()  # what is imported stays; ``service`` enables it
-    from .arguments import runctld
+    from .lifecycle.arguments import runctld
 
     runctld(obj=early)
 

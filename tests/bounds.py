@@ -22,17 +22,10 @@ import trio
 from runctl.config.load import describe, load
 from runctl.config.schema import ChatRunner, ConfigError
 from runctl.config.units import parse_duration, parse_size
-from runctl.supervisor import wire
-from runctl.supervisor.errors import BadRequest, RequestError, RunFailed
-from runctl.supervisor.model import (
-    Outcome,
-    RunSpec,
-    check_run_id,
-    check_thread,
-    token,
-    untoken,
-)
-from runctl.supervisor.runners.chat import Chat
+from runctl.protocol import wire
+from runctl.protocol.errors import BadRequest, RequestError, RunFailed
+from runctl.protocol.model import Outcome, RunSpec, check_run_id, check_thread, token, untoken
+from runctl.supervisor.execution.runners.chat import Chat
 from wire_readings import take_request
 
 CORPUS = Path(__file__).with_name("corpus")

@@ -179,9 +179,9 @@ class Box:
 
     def ask(self, *requests: Any) -> list[Any]:
         """The daemon's answers, over one connection: cheaper than a process for each."""
-        from runctl.cli.client import dial
+        from runctl.client.requests import dial
         from runctl.config.load import load
-        from runctl.supervisor import wire
+        from runctl.protocol import wire
 
         async def main() -> list[Any]:
             link = await dial(load(self.config, client=True))
@@ -201,7 +201,7 @@ class Box:
 
     def submit_all(self, thread: str, argv: list[str], count: int) -> list[str]:
         """The ids of ``count`` runs, one submitted after the other."""
-        from runctl.supervisor import wire
+        from runctl.protocol import wire
 
         return [reply.run for reply in self.ask(*[wire.Submit(thread, argv=argv)] * count)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import wait_until
 from pgserver import free_port
-from runctl.supervisor.broker import server_binary
+from runctl.supervisor.messaging.embedded_server import server_binary
 
 
 class NatsServer:

@@ -17,7 +17,7 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 from natsserver import connected
 from pgserver import Postgres
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 T = TypeVar("T")
 

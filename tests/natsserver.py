@@ -15,8 +15,8 @@ from conftest import wait_until
 from pgserver import free_port
 from runctl.config import connection
 from runctl.config.schema import Nats
-from runctl.supervisor import wire
-from runctl.supervisor.broker import server_binary
+from runctl.protocol import wire
+from runctl.supervisor.messaging.embedded_server import server_binary
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

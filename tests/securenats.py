@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pgserver import free_port
-from runctl.supervisor.broker import server_binary
+from runctl.supervisor.messaging.embedded_server import server_binary
 
 
 class Certificates:

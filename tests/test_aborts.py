@@ -7,7 +7,7 @@ import signal
 import sys
 
 from conftest import DEADLINE, Box, alive, wait_until
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 #: Says that it hears TERM, and goes on.
 DEAF = """
@@ -50,7 +50,7 @@ def test_submits_of_a_thread_keep_their_order_and_share_no_place(box: Box) -> No
     """All of them are sent before the first one is answered."""
     import asyncio
 
-    from runctl.cli.client import ask, dial
+    from runctl.client.requests import ask, dial
     from runctl.config.load import load
 
     async def main() -> list[tuple[str, str]]:

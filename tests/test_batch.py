@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, wait_until
-from runctl.cli import batch
-from runctl.cli.client import dial
+from runctl.cli.commands import batch
 from runctl.cli.common import run
+from runctl.client.requests import dial
 from runctl.config.load import load
 from test_json import check
 

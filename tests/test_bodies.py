@@ -88,7 +88,7 @@ HOOK = (
     + """
 import dataclasses, trio
 from runctl.config.schema import Config, Hooks as Settings
-from runctl.supervisor.hooks import Hooks
+from runctl.supervisor.upkeep.hooks import Hooks
 settings = dataclasses.replace(Settings(), on_end=sys.argv[1], timeout=20.0)
 hooks = object.__new__(Hooks)
 hooks._config = settings

@@ -20,14 +20,14 @@ import pytest
 import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runctl.cli import watch
-from runctl.cli.holdback import HoldBack
-from runctl.cli.lines import LineMaker, Style
+from runctl.cli.display.lines import LineMaker, Style
+from runctl.cli.display.output import JsonOutput
+from runctl.cli.display.replay_filter import HoldBack
+from runctl.cli.display.tail import Tail
 from runctl.cli.main import main as runctl
-from runctl.cli.output import JsonOutput
-from runctl.cli.tail import Tail
-from runctl.supervisor import wire
-from runctl.supervisor.model import Outcome, Status
+from runctl.client import consumer
+from runctl.protocol import wire
+from runctl.protocol.model import Outcome, Status
 
 MANY = int(os.environ.get("RUNCTL_EXAMPLES", "0"))
 few = settings(
@@ -240,8 +240,8 @@ def test_any_order_of_records_can_be_watched(
     found: list[wire.Record], tail: int, lines: bool
 ) -> None:
     """Chunks of an attempt come once and in order, or a gap is named; all of it is shown."""
-    events: list[watch.Event] = []
-    state = watch.RunState("r")
+    events: list[consumer.Event] = []
+    state = consumer.RunState("r")
     for record in found:
         state.apply(record, events)
     output, hold, last = JsonOutput(), HoldBack(), Tail(tail, lines)
@@ -249,19 +249,19 @@ def test_any_order_of_records_can_be_watched(
     expected, attempt = 1, 0
     for event in events:
         output.show(event)
-        if isinstance(event, watch.Reset):
+        if isinstance(event, consumer.Reset):
             assert event.attempt >= attempt
             expected, attempt = 1, event.attempt
             last.clear()
-        elif isinstance(event, watch.Chunk):
+        elif isinstance(event, consumer.Chunk):
             assert (event.attempt, event.seq) == (attempt, expected)
             expected += 1
             style.feed(event.data, event.at)
             last.add(event)
-        elif isinstance(event, watch.Gap):
+        elif isinstance(event, consumer.Gap):
             assert event.from_ == expected <= event.to
             expected = event.to + 1
-        assert isinstance(event, watch.Reset | watch.Chunk | watch.Gap | watch.End)
+        assert isinstance(event, consumer.Reset | consumer.Chunk | consumer.Gap | consumer.End)
         hold.take(event)
     style.flush()
     last.take()

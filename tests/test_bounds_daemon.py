@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from natsserver import embedded
 from runctl.config import connection
-from runctl.supervisor import wire
-from runctl.supervisor.control import BOUNDS
-from runctl.supervisor.model import Status
+from runctl.protocol import wire
+from runctl.protocol.model import Status
+from runctl.supervisor.api.server import BOUNDS
 from test_bounds import call, few
 from test_chat import Scripted, delta, serving
 

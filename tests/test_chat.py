@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import trio
-from runctl.cli.mock import MockServer
+from runctl.cli.commands.mock_endpoint import MockServer
 from runctl.config import outgoing
 from runctl.config.schema import ChatRunner
-from runctl.supervisor import trust
-from runctl.supervisor.errors import Fenced, RunFailed
-from runctl.supervisor.model import Outcome, RunSpec, Status
-from runctl.supervisor.runners.chat import Chat
-from runctl.supervisor.runners.chat import call as calls
-from runctl.supervisor.runners.protocol import Turn
+from runctl.protocol.errors import Fenced, RunFailed
+from runctl.protocol.model import Outcome, RunSpec, Status
+from runctl.supervisor.execution.runners.chat import Chat
+from runctl.supervisor.execution.runners.chat import call as calls
+from runctl.supervisor.execution.runners.protocol import Turn
+from runctl.supervisor.host import http_trust
 from securenats import Certificates
 
 KEY = "sk-very-secret-0123456789"
@@ -457,7 +457,7 @@ async def test_comments_alone_have_a_bound() -> None:
 @pytest.fixture
 def no_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """The certificates are read anew."""
-    monkeypatch.setattr(trust, "_context", None)
+    monkeypatch.setattr(http_trust, "_context", None)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import pytest
 import trio
-from runctl.supervisor.runners.chat import failures, retries
-from runctl.supervisor.runners.chat.failures import CallFailed, refused, retry_after
-from runctl.supervisor.runners.chat.retries import Patience
+from runctl.supervisor.execution.runners.chat import failures, retries
+from runctl.supervisor.execution.runners.chat.failures import CallFailed, refused, retry_after
+from runctl.supervisor.execution.runners.chat.retries import Patience
 
 pytestmark = pytest.mark.short
 

@@ -17,12 +17,12 @@ import trio
 from conftest import Box, Watch, wait_until
 from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
 from runctl.config.schema import ChatRunner
-from runctl.supervisor import wire
-from runctl.supervisor.errors import RunFailed
-from runctl.supervisor.model import Outcome, RunSpec, Status
-from runctl.supervisor.rows import Rows
-from runctl.supervisor.runners.chat import Chat, failures, retries
-from runctl.supervisor.runners.protocol import Turn
+from runctl.protocol import wire
+from runctl.protocol.errors import RunFailed
+from runctl.protocol.model import Outcome, RunSpec, Status
+from runctl.supervisor.execution.runners.chat import Chat, failures, retries
+from runctl.supervisor.execution.runners.protocol import Turn
+from runctl.supervisor.queue.rows import Rows
 from test_chat import SPEC, Scripted, config, delta, serving
 
 TURNS = tuple(Turn(f"q{n} " + "x" * 100, f"a{n} " + "y" * 100) for n in range(8))

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE
-from runctl.cli import output as output_module
-from runctl.cli import render, watch
-from runctl.cli.watch import Chunk, End, Gap, Reset, RunState
-from runctl.supervisor import wire
-from runctl.supervisor.model import Outcome, Status
+from runctl.cli.display import output as output_module
+from runctl.cli.display import render
+from runctl.client import consumer
+from runctl.client.consumer import Chunk, End, Gap, Reset, RunState
+from runctl.protocol import wire
+from runctl.protocol.model import Outcome, Status
 
 pytestmark = pytest.mark.short
 
@@ -125,7 +126,7 @@ def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes])
         Chunk("r", 1, 1, "stdout", "é".encode()),
         Chunk("r", 1, 2, "stderr", b"\xff"),
         Gap("r", 3, 4),
-        watch.CaughtUp(),
+        consumer.CaughtUp(),
         End("r", 1, "failed", 3, "no"),
         End("r", 1, "succeeded", 0, None, "cut"),
     ):
@@ -195,8 +196,8 @@ def end(attempt: int, count: int) -> wire.End:
         ),
     ],
 )
-def test_records_become_events(records: list[wire.Record], events: list[watch.Event]) -> None:
-    state, got = RunState("r"), list[watch.Event]()
+def test_records_become_events(records: list[wire.Record], events: list[consumer.Event]) -> None:
+    state, got = RunState("r"), list[consumer.Event]()
     for record in records:
         state.apply(record, got)
     assert got == events

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Box, alive, children, wait_until
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 

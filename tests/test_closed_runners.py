@@ -14,7 +14,7 @@ from conftest import Box, wait_until
 from runctl.config.load import load
 from runctl.config.schema import ChatRunner, CommandRunner, Config, ConfigError, Runner
 from runctl.config.submitters import described, warnings
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 GIT = shutil.which("git")
 #: A program that writes where an option tells it to.

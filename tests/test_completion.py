@@ -21,8 +21,8 @@ from typing import ClassVar
 import pyte
 import pytest
 from conftest import Box, wait_until
-from runctl.cli import names, shells
-from runctl.supervisor import wire
+from runctl.cli.completion import argument_types, shell_protocol
+from runctl.protocol import wire
 
 pytestmark = pytest.mark.long
 BIN = Path(sys.executable).parent
@@ -133,7 +133,7 @@ def test_a_server_that_hangs_is_given_up(tmp_path: Path) -> None:
         config.write_text(f'[nats]\nurl = "nats://127.0.0.1:{server.getsockname()[1]}"\n')
         real = ("-m", "runctl.cli.main")
         assert ask("zsh", "attach", "", config=config, program=real) == []
-    assert names.PATIENCE < 1
+    assert argument_types.PATIENCE < 1
 
 
 @pytest.mark.short
@@ -153,7 +153,7 @@ def test_a_server_that_hangs_is_given_up(tmp_path: Path) -> None:
 def test_a_line_is_read_as_bash_reads_it(
     line: str, words: list[str], word: str, quote: str, kept: int
 ) -> None:
-    assert shells.read_line(line, ":=") == shells.Line(words, word, quote, kept)
+    assert shell_protocol.read_line(line, ":=") == shell_protocol.Line(words, word, quote, kept)
 
 
 # ---- what the daemon knows ----------------------------------------------------------

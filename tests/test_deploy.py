@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from conftest import SLACK, Box, wait_until
 from externals import NatsServer
 from pgserver import Postgres
-from runctl.cli.health import LIMIT
+from runctl.cli.health.probe import LIMIT
 from runctl.cli.main import main as runctl
 from runctl.config.load import load
 from runctl.config.schema import ConfigError

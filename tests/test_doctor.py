@@ -16,9 +16,9 @@ import pytest
 from conftest import Box, running_box, wait_until
 from jsonschema import Draft202012Validator
 from pgserver import Postgres
-from runctl.cli import local, remote
+from runctl.cli.health import local_checks, remote_checks
 from runctl.config.load import load
-from runctl.supervisor.streamcheck import wanted
+from runctl.protocol.stream_config import wanted
 
 SCHEMA = json.loads(
     (Path(__file__).parent.parent / "docs" / "schema" / "doctor.schema.json").read_text()
@@ -126,19 +126,19 @@ def test_limits_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         '[stream]\nmax_bytes = "4000TiB"\n'
     )
     config = load(file)
-    assert local.disk(config).state == "warn"
-    assert next(x.state for x in local.limits(config, None)) == "warn"
-    monkeypatch.setattr(local, "LEAST_FREE", 2**62)
-    assert local.disk(config).state == "fail"
-    assert local.cgroups(None).state in ("ok", "warn")
+    assert local_checks.disk(config).state == "warn"
+    assert next(x.state for x in local_checks.limits(config, None)) == "warn"
+    monkeypatch.setattr(local_checks, "LEAST_FREE", 2**62)
+    assert local_checks.disk(config).state == "fail"
+    assert local_checks.cgroups(None).state in ("ok", "warn")
 
 
 def test_clocks() -> None:
     now = time.time()
-    assert remote._clock("c", now, now, now).state == "ok"
-    assert remote._clock("c", now - 10, now, now).state == "warn"
-    assert remote._clock("c", now + 100, now, now).state == "fail"
-    assert remote._unix("2026-11-25T00:00:00.123456789Z") == pytest.approx(1795564800.123456)
+    assert remote_checks._clock("c", now, now, now).state == "ok"
+    assert remote_checks._clock("c", now - 10, now, now).state == "warn"
+    assert remote_checks._clock("c", now + 100, now, now).state == "fail"
+    assert remote_checks._unix("2026-11-25T00:00:00.123456789Z") == pytest.approx(1795564800.123456)
 
 
 def test_a_stream_of_others(well: Box) -> None:
@@ -154,7 +154,7 @@ def test_a_stream_of_others(well: Box) -> None:
         ({"max_age": 10**9}, "warn"),
         ({"num_replicas": 3}, "warn"),
     ):
-        (found,) = remote._stream(config, good | edit, 1)
+        (found,) = remote_checks._stream(config, good | edit, 1)
         assert found.state == state, found
         assert bool(edit) == bool(found.fix)
         # Whoever is told to remove the stream is told what goes with it.
@@ -197,7 +197,7 @@ def test_a_database_file_without_wal(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "runctl.sqlite") as database:
         database.execute("CREATE TABLE workflow_status (name TEXT)")
     database.close()
-    finding: Any = remote.sqlite(load(file))
+    finding: Any = remote_checks.sqlite(load(file))
     assert finding.state == "warn"
 
 

@@ -35,9 +35,9 @@ from natsserver import Cluster, Node
 from netns import HERE, NETWORK, Namespaces, why_not
 from pgserver import Postgres
 from proxy import Proxy
-from runctl.supervisor import wire
-from runctl.supervisor.room import Room
-from runctl.supervisor.stream import Streams
+from runctl.protocol import wire
+from runctl.supervisor.output.backpressure import Room
+from runctl.supervisor.output.publisher import Streams
 
 pytestmark = pytest.mark.long
 NIGHTLY = pytest.mark.nightly

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import tomli
-from runctl.cli.client import _target
+from runctl.client.requests import _target
 from runctl.config import connection
 from runctl.config.load import load
-from runctl.supervisor.errors import ConfigError, Unavailable
-from runctl.supervisor.extras import PINNED, require
+from runctl.protocol.errors import ConfigError, Unavailable
+from runctl.supervisor.lifecycle.optional_packages import PINNED, require
 
 pytestmark = pytest.mark.short
 

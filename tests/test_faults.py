@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import DEADLINE, Box, Watch, alive, wait_until
-from runctl.cli.client import dial
-from runctl.cli.follow import Options, Target, follow
-from runctl.cli.output import JsonOutput
+from runctl.cli.display.output import JsonOutput
+from runctl.cli.following.follow import Options, Target, follow
+from runctl.client.requests import dial
 from runctl.config.load import load
-from runctl.supervisor import wire
-from runctl.supervisor.model import Outcome, Run, Status
+from runctl.protocol import wire
+from runctl.protocol.model import Outcome, Run, Status
 
 from faults.__main__ import Theatre
 from faults.journal import Line

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Box, wait_until
 from house import House
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 pytestmark = pytest.mark.long
 

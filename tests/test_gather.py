@@ -20,15 +20,15 @@ import pytest
 import trio_asyncio
 from conftest import DEADLINE, SLACK, Box, Watch, wait_until
 from pgserver import Postgres
-from runctl.cli.render import why_silent
+from runctl.cli.display.render import why_silent
 from runctl.config.schema import Config, Database
-from runctl.supervisor import wire
-from runctl.supervisor.errors import Refused
-from runctl.supervisor.lease import hold_database_lease
-from runctl.supervisor.members import Members
-from runctl.supervisor.metrics import Meters
-from runctl.supervisor.model import Run, Status
-from runctl.supervisor.others import Others
+from runctl.protocol import wire
+from runctl.protocol.errors import Refused
+from runctl.protocol.model import Run, Status
+from runctl.supervisor.cluster.lease import hold_database_lease
+from runctl.supervisor.cluster.members import Members
+from runctl.supervisor.host.metrics import Meters
+from runctl.supervisor.peers.remote import Others
 from test_postgres import House
 
 HANG = "import time; print('up', flush=True); time.sleep(600)"

@@ -17,15 +17,15 @@ import trio.testing
 from conftest import DEADLINE, Box, alive, wait_until
 from hanging import dead_directory, hanging_command
 from runctl.config.schema import ChatRunner, CommandRunner
-from runctl.supervisor import processes
-from runctl.supervisor.errors import RunFailed
-from runctl.supervisor.keeper import HEADER, scan
-from runctl.supervisor.model import RunSpec, Status
-from runctl.supervisor.private import inherited
-from runctl.supervisor.processes import open_keeper
-from runctl.supervisor.runners import command as command_runner
-from runctl.supervisor.runners.chat.runner import Chat
-from runctl.supervisor.wire import StreamName
+from runctl.protocol.errors import RunFailed
+from runctl.protocol.model import RunSpec, Status
+from runctl.protocol.wire import StreamName
+from runctl.supervisor.execution.runners import command as command_runner
+from runctl.supervisor.execution.runners.chat.runner import Chat
+from runctl.supervisor.host.private_files import inherited
+from runctl.supervisor.processes import keeper_client
+from runctl.supervisor.processes.keeper import HEADER, scan
+from runctl.supervisor.processes.keeper_client import open_keeper
 from test_processes import keeper, spawn, until
 
 __all__ = ["keeper"]  # a fixture
@@ -43,7 +43,7 @@ def _children(parent: int) -> set[int]:
     return {pid for pid, row in scan().items() if row.parent == parent and not row.zombie}
 
 
-async def _hung(keeper: processes.Keeper, known: processes.Process) -> int:
+async def _hung(keeper: keeper_client.Keeper, known: keeper_client.Process) -> int:
     """The child that the keeper has made for a spawn that hangs, beside ``known``."""
     served = scan()[known.pid].parent
     found: set[int] = set()
@@ -65,8 +65,8 @@ def _hangs(pid: int) -> bool:
 
 
 async def _until_its_limit(
-    keeper: processes.Keeper,
-    known: processes.Process,
+    keeper: keeper_client.Keeper,
+    known: keeper_client.Process,
     monkeypatch: pytest.MonkeyPatch,
     why: str,
     *argv: str,
@@ -78,7 +78,7 @@ async def _until_its_limit(
 
     def noted(seconds: float) -> trio.CancelScope:
         scope = move_on_after(seconds)
-        if seconds == processes.SPAWN_LIMIT:
+        if seconds == keeper_client.SPAWN_LIMIT:
             scopes.append(scope)
         return scope
 
@@ -100,7 +100,7 @@ async def _until_its_limit(
                 await spawn(keeper, *argv, **more)
 
 
-async def test_others_start_and_end_meanwhile(keeper: processes.Keeper, command: str) -> None:
+async def test_others_start_and_end_meanwhile(keeper: keeper_client.Keeper, command: str) -> None:
     """And a cancelled one is gone when its spawn says so."""
     first = await spawn(keeper, "sleep", "60")
     async with trio.open_nursery() as nursery:
@@ -116,7 +116,7 @@ async def test_others_start_and_end_meanwhile(keeper: processes.Keeper, command:
 
 
 async def test_it_has_a_limit(
-    keeper: processes.Keeper, command: str, monkeypatch: pytest.MonkeyPatch
+    keeper: keeper_client.Keeper, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await spawn(keeper, "sleep", "60")
     why = "hangs' cannot be started: exec has hung for 30 s"
@@ -126,7 +126,7 @@ async def test_it_has_a_limit(
 
 
 async def test_a_directory_where_no_signal_reaches(
-    keeper: processes.Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keeper: keeper_client.Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing waits for it, and it ends as soon as the kernel lets it."""
     first = await spawn(keeper, "sleep", "60")
@@ -192,8 +192,8 @@ def test_all_ends_with_the_daemon(box: Box, command: str) -> None:
 
 async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None:
     """What the keeper has to say waits; it does not."""
-    state, lock = processes._open_lock(tmp_path)
-    popen, ours = processes._start(lock, state, inherited(), "")
+    state, lock = keeper_client._open_lock(tmp_path)
+    popen, ours = keeper_client._start(lock, state, inherited(), "")
     os.close(lock)
     env = {"PATH": os.environ["PATH"]}
     mark = tmp_path / "touched"
@@ -241,7 +241,7 @@ async def _nothing(name: StreamName, data: bytes) -> None:
 
 
 async def test_looks_that_hang_take_no_thread_from_others(
-    keeper: processes.Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keeper: keeper_client.Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a command has left behind is looked at, and its files may be on such a server."""
     over = threading.Event()
@@ -259,7 +259,7 @@ async def test_looks_that_hang_take_no_thread_from_others(
 
 
 async def test_an_abort_gets_through_when_only_the_last_output_is_left(
-    keeper: processes.Keeper,
+    keeper: keeper_client.Keeper,
 ) -> None:
     """The command is gone, and the stream does not take what it wrote last."""
     stuck = trio.Event()

@@ -12,14 +12,14 @@ import pytest
 from conftest import DEADLINE, Box, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from runctl.cli.client import dial
-from runctl.cli.harmless import Text
-from runctl.cli.lines import LineMaker, Style
-from runctl.cli.openlines import fit
-from runctl.cli.picture import Colours, draw
-from runctl.cli.render import width
-from runctl.cli.screen import Screen
-from runctl.supervisor import wire
+from runctl.cli.display.harmless_text import Text
+from runctl.cli.display.lines import LineMaker, Style
+from runctl.cli.display.open_lines import fit
+from runctl.cli.display.picture import Colours, draw
+from runctl.cli.display.render import width
+from runctl.cli.display.terminal_state import Screen
+from runctl.client.requests import dial
+from runctl.protocol import wire
 from terminal import Terminal
 from test_watch import Server, Writer
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Box, running_box, wait_until
-from runctl.cli.hints import MEANT, meant_verb
 from runctl.cli.main import VERBS
+from runctl.client.suggestions import MEANT, meant_verb
 
 
 @pytest.mark.short

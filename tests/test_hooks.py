@@ -20,11 +20,11 @@ import trio
 from conftest import DEADLINE, Box, alive, wait_until
 from jsonschema import Draft202012Validator
 from runctl.config.schema import Config
-from runctl.supervisor import trust
-from runctl.supervisor.errors import RunFailed
-from runctl.supervisor.hooks import Hooks
-from runctl.supervisor.metrics import Meters
-from runctl.supervisor.registry import Registry
+from runctl.protocol.errors import RunFailed
+from runctl.supervisor.execution.registry import Registry
+from runctl.supervisor.host import http_trust
+from runctl.supervisor.host.metrics import Meters
+from runctl.supervisor.upkeep.hooks import Hooks
 from securenats import Certificates
 
 SCHEMAS = Path(__file__).parent.parent / "docs" / "schema"
@@ -364,7 +364,7 @@ async def test_a_post_trusts_what_the_environment_says(
     context.load_cert_chain(*certificates.make("receiver", "127.0.0.1"))
     hearer = Hearer(context)
     url = hearer.url.replace("http:", "https:")
-    monkeypatch.setattr(trust, "_context", None)
+    monkeypatch.setattr(http_trust, "_context", None)
     slow = tmp_path / "slow.pem"
     os.mkfifo(slow)  # whose reader waits for a writer
     try:
@@ -378,7 +378,7 @@ async def test_a_post_trusts_what_the_environment_says(
         with trio.fail_after(DEADLINE):
             await hooks._post(url, b'{"run": "r"}', "r.hook")
         assert hearer.of("r")
-        monkeypatch.setattr(trust, "_context", None)
+        monkeypatch.setattr(http_trust, "_context", None)
         monkeypatch.setenv("SSL_CERT_FILE", "/no/such.pem")
         with pytest.raises(RunFailed, match=r"SSL_CERT_FILE: /no/such.pem: No such file"):
             await hooks._post(url, b"{}", "r.hook")

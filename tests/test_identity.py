@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Box, Watch, wait_until
-from runctl.cli import install
+from runctl.cli.commands import managed_files
 from runctl.config.schema import Config
-from runctl.supervisor.lease import executor_id
-from runctl.supervisor.private import write_private
+from runctl.supervisor.cluster.lease import executor_id
+from runctl.supervisor.host.private_files import write_private
 
 #: Hangs in its first attempt.
 ONCE = """
@@ -110,7 +110,7 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_the_name_before_it_counts(
     if write == "private":
         write_private(target, b"secret")
     else:
-        install._write(install.File(target, "secret", keep=True))
+        managed_files._write(managed_files.File(target, "secret", keep=True))
     folder = tmp_path.name
     assert steps == [("sync", "file", b"secret"), ("rename", "file", b""), ("sync", folder, b"")]
     assert target.read_bytes() == b"secret"

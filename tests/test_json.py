@@ -14,9 +14,9 @@ import pytest
 from conftest import DEADLINE, Box, Watch, running_box, wait_until
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
-from runctl.cli import output as outputs
-from runctl.cli import watch
-from runctl.supervisor import jsontext, model, wire
+from runctl.cli.display import output as outputs
+from runctl.client import consumer
+from runctl.protocol import json_text, model, wire
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schema"
 #: What scripts rely on (docs/json.md): each must be required, where it is listed.
@@ -134,11 +134,11 @@ def test_unknown_and_missing_fields_are_seen() -> None:
 def test_a_gap_and_binary_chunks(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     output = outputs.JsonOutput()
     for event in (
-        watch.Reset("r", 2),
-        watch.Gap("r", 1, 7),
-        watch.Chunk("r", 2, 8, "stderr", b"\xff\x00"),
-        watch.Chunk("r", 2, 9, "text", "größe\u2028".encode()),
-        watch.End("r", 2, "failed", None, None),
+        consumer.Reset("r", 2),
+        consumer.Gap("r", 1, 7),
+        consumer.Chunk("r", 2, 8, "stderr", b"\xff\x00"),
+        consumer.Chunk("r", 2, 9, "text", "größe\u2028".encode()),
+        consumer.End("r", 2, "failed", None, None),
     ):
         output.show(event)
     output.flush()
@@ -260,18 +260,18 @@ ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\x7fj\x9bk\u202el\u2066m\ufe
 
 @pytest.mark.short
 def test_no_reader_of_lines_splits_a_line() -> None:
-    data = jsontext.encode({"text": ODD, "list": [ODD]}).decode()
+    data = json_text.encode({"text": ODD, "list": [ODD]}).decode()
     assert json.loads(data) == {"text": ODD, "list": [ODD]}
     assert data.splitlines() == [data]
     assert not re.search("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", data)
-    assert jsontext.encode("日本 é 😀").decode() == '"日本 é 😀"', "letters stay as they are"
+    assert json_text.encode("日本 é 😀").decode() == '"日本 é 😀"', "letters stay as they are"
 
 
 @pytest.mark.short
 def test_half_a_character_is_no_character() -> None:
     halves = "\ud83d\ude00\ud83d"
     row = model.Run("r", "t\udcff", model.Status.FAILED, 1, "x", None, "", error=halves)
-    found = json.loads(jsontext.encode([row, {"\udc80": 1}]))
+    found = json.loads(json_text.encode([row, {"\udc80": 1}]))
     assert (found[0]["thread"], found[0]["error"]) == ("t\ufffd", "😀\ufffd")
     assert found[1] == {"\ufffd": 1}
 

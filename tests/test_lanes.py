@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 import trio.testing
-from runctl.supervisor.lanes import Bounds, Lane, client_of
+from runctl.supervisor.api.request_lanes import Bounds, Lane, client_of
 
 pytestmark = pytest.mark.short
 

@@ -19,11 +19,12 @@ from house import NOTE, House, assert_no_overlap, journal, own_house
 from proxy import Proxy
 from runctl.config.schema import Config, Database
 from runctl.config.schema import Takeover as TakeoverSettings
-from runctl.supervisor import takeover, wire
-from runctl.supervisor.errors import LeaseLost, Unavailable
-from runctl.supervisor.lease import hold_database_lease
-from runctl.supervisor.members import Members
-from runctl.supervisor.postgres import connect
+from runctl.protocol import wire
+from runctl.protocol.errors import LeaseLost, Unavailable
+from runctl.supervisor.cluster.lease import hold_database_lease
+from runctl.supervisor.cluster.members import Members
+from runctl.supervisor.host.postgres import connect
+from runctl.supervisor.peers import takeover
 
 #: Notes that it lives, and counts on stdout, until the file argv[2] exists.
 WORK = (

@@ -17,10 +17,11 @@ import trio_asyncio
 from conftest import DEADLINE
 from natsserver import Node
 from runctl.config.schema import Config, Nats
-from runctl.supervisor import life, wire
-from runctl.supervisor.connect import connect
-from runctl.supervisor.errors import StreamUnfit
-from runctl.supervisor.life import Life
+from runctl.protocol import wire
+from runctl.protocol.errors import StreamUnfit
+from runctl.supervisor.messaging.connection import connect
+from runctl.supervisor.output import stream_life
+from runctl.supervisor.output.stream_life import Life
 
 aio = trio_asyncio.aio_as_trio
 
@@ -73,7 +74,7 @@ async def watching(node: Node) -> AsyncIterator[tuple[Life, Server]]:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     """JetStream has to tell: nobody looks by himself."""
-    monkeypatch.setattr(life, "SLOW", math.inf)
+    monkeypatch.setattr(stream_life, "SLOW", math.inf)
     node = Node(tmp_path)
     node.start()
     yield node

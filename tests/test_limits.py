@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, running_box, wait_until
 from natsserver import Node
-from runctl.cli.client import dial
+from runctl.client.requests import dial
 from runctl.config.load import load
 from runctl.config.schema import Queue
-from runctl.supervisor import sqlite, wire
-from runctl.supervisor.backlog import Backlog
-from runctl.supervisor.errors import QueueFull, RunFailed
+from runctl.protocol import wire
+from runctl.protocol.errors import QueueFull, RunFailed
+from runctl.supervisor.queue import sqlite
+from runctl.supervisor.queue.admission import Backlog
 
 MIB = 1024 * 1024
 SLEEP = "import time; time.sleep(600)"
@@ -224,7 +225,7 @@ def test_what_nats_does_not_carry_is_said_at_once(tmp_path: Path) -> None:
 def test_an_answer_too_large_is_an_error_with_a_name() -> None:
     from types import SimpleNamespace
 
-    from runctl.supervisor.control import Control
+    from runctl.supervisor.api.server import Control
 
     control = Control.__new__(Control)
     control._nc = SimpleNamespace(max_payload=1000)  # type: ignore[assignment]

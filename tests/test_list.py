@@ -10,11 +10,11 @@ import pytest
 from conftest import Box, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from runctl.cli import render
-from runctl.supervisor import wire
-from runctl.supervisor.beginnings import parse_beginning
-from runctl.supervisor.control import AROUND_ROW, how_many_fit
-from runctl.supervisor.model import MAX_WORK, Run, Status, shortened
+from runctl.cli.display import render
+from runctl.protocol import wire
+from runctl.protocol.model import MAX_WORK, Run, Status, shortened
+from runctl.supervisor.api.server import AROUND_ROW, how_many_fit
+from runctl.supervisor.queue.partial_json import parse_beginning
 from terminal import Terminal
 
 JSON = st.recursive(

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Box
-from runctl.supervisor import journal, logs
-from runctl.supervisor.journal import Journal
+from runctl.supervisor.host import journal, logs
+from runctl.supervisor.host.journal import Journal
 
 short = pytest.mark.short
 

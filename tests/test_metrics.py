@@ -359,7 +359,7 @@ def test_what_is_not_installed_is_named(
 
 def test_nothing_is_imported_unless_configured() -> None:
     code = (
-        "import sys, runctl.supervisor.daemon\n"
+        "import sys, runctl.supervisor.lifecycle.startup\n"
         "assert not [m for m in sys.modules if m.startswith(('prometheus', 'opentel', 'h11'))]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

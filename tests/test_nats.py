@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import Node
-from runctl.cli.client import Link, NotReady, ask, dial
+from runctl.client.requests import Link, NotReady, ask, dial
 from runctl.config.connection import new_client
 from runctl.config.load import describe, load
 from runctl.config.schema import Nats
-from runctl.supervisor import wire
-from runctl.supervisor.errors import Busy
+from runctl.protocol import wire
+from runctl.protocol.errors import Busy
 from securenats import Certificates, Cluster, Nkey, Operator
 
 DOCS = Path(__file__).parents[1] / "docs/nats.md"
@@ -715,9 +715,9 @@ async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., 
     """JetStream's refusals carry a sequence too; a fenced writer must not go on."""
     import trio_asyncio
     from runctl.config.schema import Config, Nats
-    from runctl.supervisor.connect import connect
-    from runctl.supervisor.room import Room
-    from runctl.supervisor.stream import Streams
+    from runctl.supervisor.messaging.connection import connect
+    from runctl.supervisor.output.backpressure import Room
+    from runctl.supervisor.output.publisher import Streams
 
     config = Config(state_dir=Path(), nats=Nats(cluster().url))
     async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:

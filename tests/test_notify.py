@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from conftest import Box, wait_until
-from runctl.supervisor.notify import open_notifier
+from runctl.supervisor.host.systemd_notify import open_notifier
 
 
 class Manager:

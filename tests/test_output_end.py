@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 from conftest import Box, Watch, alive, running_box
-from runctl.supervisor.runners.flow import STEP, Flow, pipe_source
-from runctl.supervisor.wire import StreamName
+from runctl.protocol.wire import StreamName
+from runctl.supervisor.execution.runners.flow import STEP, Flow, pipe_source
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="filters are known by /proc")
 

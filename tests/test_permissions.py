@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Box, children
-from runctl.supervisor.errors import ConfigError
-from runctl.supervisor.private import prepare_state_dir
+from runctl.protocol.errors import ConfigError
+from runctl.supervisor.host.private_files import prepare_state_dir
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -74,7 +74,7 @@ def test_nothing_is_open_to_others_under_umask_0(open_box: Box) -> None:
 @linux
 def test_the_daemon_leaves_no_core_and_cannot_be_looked_into() -> None:
     code = (
-        "import ctypes; from runctl.supervisor.closed import close_process; close_process();"
+        "import ctypes; from runctl.protocol.hardening import close_process; close_process();"
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
     assert subprocess.check_output([sys.executable, "-c", code]).strip() == b"0"
@@ -184,15 +184,15 @@ def test_a_state_dir_of_another_user_is_refused(stopped_box: Box, tmp_path: Path
 OTHER_USER = """
 import importlib, json, os, pkgutil, sys
 import nats, nats.micro, nats.js, ssl, encodings.idna, encodings.utf_8_sig
-import runctl.cli, runctl.supervisor, runctl.config
-for package in (runctl.config, runctl.supervisor, runctl.cli):
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "keeper":
-            importlib.import_module(f"{package.__name__}.{module.name}")
+import runctl.cli, runctl.client, runctl.config, runctl.protocol, runctl.supervisor
+for package in (runctl.config, runctl.protocol, runctl.client, runctl.supervisor, runctl.cli):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith(".keeper"):
+            importlib.import_module(module.name)
 for name in ("rich.console", "rich.table", "rich.text", "rich.live"):
     importlib.import_module(name)
 from runctl.cli.main import main as runctl
-from runctl.supervisor.arguments import runctld
+from runctl.supervisor.lifecycle.arguments import runctld
 user, config, home = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
 os.environ["HOME"] = home

@@ -157,7 +157,7 @@ def test_another_dbos_is_not_started() -> None:
     code = """
 import pickle, base64, dbos._serialization as formats
 from runctl.supervisor import pickles
-from runctl.supervisor.errors import Unavailable
+from runctl.protocol.errors import Unavailable
 CHANGE
 try:
     pickles.refuse()

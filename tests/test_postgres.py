@@ -21,10 +21,10 @@ from conftest import SLACK, Box, Watch, alive, wait_until
 from house import NOTE, House, assert_no_overlap, ended, journal
 from pgserver import Postgres, TlsFront, free_port
 from runctl.config.schema import Config, ConfigError, Database
-from runctl.supervisor import wire
-from runctl.supervisor.lease import hold_database_lease
-from runctl.supervisor.members import Members
-from runctl.supervisor.postgres import aio, connect, connection
+from runctl.protocol import wire
+from runctl.supervisor.cluster.lease import hold_database_lease
+from runctl.supervisor.cluster.members import Members
+from runctl.supervisor.host.postgres import aio, connect, connection
 
 #: The first attempt stays in the middle, whenever it is that it is cut.
 TEN = """

@@ -18,8 +18,8 @@ import pytest
 import trio
 import trio.testing
 from conftest import SLACK, alive, wait_until
-from runctl.supervisor.errors import RunFailed, Unavailable
-from runctl.supervisor.keeper import (
+from runctl.protocol.errors import RunFailed, Unavailable
+from runctl.supervisor.processes.keeper import (
     Forest,
     Row,
     Tree,
@@ -32,7 +32,12 @@ from runctl.supervisor.keeper import (
     strike,
     term_rows,
 )
-from runctl.supervisor.processes import Keeper, KeeperLost, Process, open_keeper
+from runctl.supervisor.processes.keeper_client import (
+    Keeper,
+    KeeperLost,
+    Process,
+    open_keeper,
+)
 
 LINUX = sys.platform == "linux"
 linux_only = pytest.mark.skipif(not LINUX, reason="needs a child subreaper and /proc")
@@ -612,7 +617,7 @@ idle()
 DAEMON = """
 import os, sys, trio
 from pathlib import Path
-from runctl.supervisor.processes import open_keeper
+from runctl.supervisor.processes.keeper_client import open_keeper
 async def main():
     async with open_keeper(Path(sys.argv[1]), wait=5) as keeper:
         null = os.open(os.devnull, os.O_RDWR)

@@ -14,7 +14,7 @@ from conftest import Box, Watch, running_box, wait_until
 from runctl.config.load import load
 from runctl.config.prompts import interpreter, refusal, warnings
 from runctl.config.schema import CommandRunner, Config
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 P = "{prompt}"
 EVIL = '--settings={"apiKeyHelper":"id > /tmp/x"}'

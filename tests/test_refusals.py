@@ -19,8 +19,8 @@ import trio
 from conftest import DEADLINE, Box, Watch, wait_until
 from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
 from house import House
-from runctl.supervisor import wire
-from runctl.supervisor.rows import Rows
+from runctl.protocol import wire
+from runctl.supervisor.queue.rows import Rows
 
 pytestmark = pytest.mark.long
 
@@ -386,9 +386,9 @@ import sys, threading
 from pathlib import Path
 import trio, trio.testing, trio_asyncio
 from runctl.config.schema import Config
-from runctl.supervisor.durable import Durable
-from runctl.supervisor.metrics import Meters
-from runctl.supervisor.model import Outcome, RunSpec, Status
+from runctl.supervisor.queue.engine import Durable
+from runctl.supervisor.host.metrics import Meters
+from runctl.protocol.model import Outcome, RunSpec, Status
 
 async def dispatch(spec, attempt, why):
     return Outcome(Status.SUCCEEDED)

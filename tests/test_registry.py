@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from runctl.supervisor.model import Outcome, RunSpec, Status
-from runctl.supervisor.registry import Registry
+from runctl.protocol.model import Outcome, RunSpec, Status
+from runctl.supervisor.execution.registry import Registry
 
 pytestmark = pytest.mark.short
 

@@ -12,7 +12,8 @@ import pytest
 from conftest import SLACK, Box, Watch, children, wait_until
 from runctl.config.schema import Config, Database, Nats, Queue, Stream
 from runctl.config.secrets import Masker
-from runctl.supervisor.reload import Settings, differences
+from runctl.supervisor.execution.settings import Settings
+from runctl.supervisor.lifecycle.reload import differences
 
 WORK = 'echo "$1 $KIND"; while [ ! -e "$0/go" ]; do sleep 0.05; done; echo "$1 $KIND"'
 

@@ -16,10 +16,10 @@ import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import connected
 from proxy import Proxy
-from runctl.cli.output import lost
-from runctl.cli.watch import Gap
-from runctl.supervisor import wire
-from runctl.supervisor.model import Run, Status
+from runctl.cli.display.output import lost
+from runctl.client.consumer import Gap
+from runctl.protocol import wire
+from runctl.protocol.model import Run, Status
 from test_housekeeping import forget
 from test_terminal import Terminal
 

@@ -14,8 +14,8 @@ import json, os, sys
 import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 from dbos._dbos import _get_dbos_instance
-from runctl.supervisor.heads import Heads
-from runctl.supervisor.recovery import put_back, reenqueue, unfinished
+from runctl.supervisor.queue.claim_sql import Heads
+from runctl.supervisor.queue.recovery import put_back, reenqueue, unfinished
 
 found = {}
 DBOS(config=DBOSConfig(
@@ -95,7 +95,7 @@ found["without queue"] = [row(run)["queue_name"] for run in ("a1", "b1")]
 START = """
 import time
 from concurrent.futures import ThreadPoolExecutor
-from runctl.supervisor.claims import Active, Worker
+from runctl.supervisor.queue.claim_worker import Active, Worker
 
 dbos = _get_dbos_instance()
 active = dbos._active_workflows_set = Active()
@@ -120,7 +120,7 @@ found |= {"coming": list(worker._coming), "claimed": worker.claimed}
 CANCEL = """
 import threading
 import trio
-from runctl.supervisor.rows import Rows
+from runctl.supervisor.queue.rows import Rows
 
 rows = Rows(*(system.engine, system.tables, "e", threading.Event()),
             threads=trio.CapacityLimiter(1), alone=True, now=system._now_ms_sql)
@@ -143,8 +143,8 @@ STOPPING = """
 import threading
 import sqlalchemy
 import trio
-from runctl.supervisor.model import RunSpec
-from runctl.supervisor.rows import Rows
+from runctl.protocol.model import RunSpec
+from runctl.supervisor.queue.rows import Rows
 
 stopping = threading.Event()
 stopping.set()

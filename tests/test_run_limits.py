@@ -14,10 +14,10 @@ import pytest
 from conftest import Box
 from machine import own_cgroup, remove_cgroup, skip_without
 from runctl.config.load import describe, load
+from runctl.config.run_limits import controllers, plan
 from runctl.config.schema import Account, CommandRunner, ConfigError, Limits
-from runctl.supervisor import wire
-from runctl.supervisor.cgroups import Cgroup, Groups
-from runctl.supervisor.limits import controllers, plan
+from runctl.protocol import wire
+from runctl.supervisor.processes.cgroups import Cgroup, Groups
 from users import AGENT, needs_root, open_box
 
 MIB = 1024**2

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, Watch, alive, children, wait_until
 from natsserver import connected
-from runctl.supervisor import wire
-from runctl.supervisor.model import Status
+from runctl.protocol import wire
+from runctl.protocol.model import Status
 from test_chat import Scripted, delta, serving
 
 #: The first attempt stays in the middle, whenever it is that it is cut.

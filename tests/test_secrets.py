@@ -20,8 +20,8 @@ from pgserver import free_port
 from runctl.config.load import describe, load
 from runctl.config.schema import FileError
 from runctl.config.secrets import Masker
-from runctl.supervisor.logs import Plain
-from runctl.supervisor.wire import Endpoint
+from runctl.protocol.wire import Endpoint
+from runctl.supervisor.host.logs import Plain
 from securenats import Cluster
 
 DB, NATS, TOKEN, API, FILE_KEY, ENV, BASE, CONTEXT = (
@@ -317,7 +317,7 @@ def test_tracebacks_are_masked(config: Any) -> None:
         "import sys, threading\n"
         "from runctl.config.load import load\n"
         "from runctl.config.secrets import Masker\n"
-        "from runctl.supervisor.report import mask_tracebacks\n"
+        "from runctl.supervisor.host.traceback_mask import mask_tracebacks\n"
         "from pathlib import Path\n"
         "mask_tracebacks(Masker(load(Path(sys.argv[1]))))\n"
         "def fail(): raise ValueError('cannot use ' + sys.argv[2])\n"

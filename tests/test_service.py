@@ -174,7 +174,7 @@ def ask(root: Path, answer: str) -> str:
 
 
 def test_an_earlier_version_s_is_updated(root: Path) -> None:
-    from runctl.cli.install import File
+    from runctl.cli.commands.managed_files import File
 
     env = {"HOME": "/h", "XDG_CONFIG_HOME": ""}
     unit = root / "h/.config/systemd/user/runctld.service"

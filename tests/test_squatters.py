@@ -21,13 +21,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from natsserver import embedded
-from runctl.cli import local, remote
-from runctl.cli.client import Impostor, dial
+from runctl.cli.health import local_checks, remote_checks
+from runctl.client.requests import Impostor, dial
 from runctl.config import connection
 from runctl.config.schema import Config
-from runctl.supervisor import wire
-from runctl.supervisor.errors import Unavailable
-from runctl.supervisor.identity import COMMON_NAME, FILE, prepare_identity
+from runctl.protocol import wire
+from runctl.protocol.errors import Unavailable
+from runctl.supervisor.messaging.server_identity import COMMON_NAME, FILE, prepare_identity
 from squatter import NOBODY, Squatter
 from test_watch import Server
 
@@ -132,8 +132,8 @@ async def ignore(_: Exception) -> None:
 
 def test_doctor_knows_our_own_server_from_another(tmp_path: Path) -> None:
     def ports() -> list[tuple[str, str]]:
-        _, reached, _ = asyncio.run(remote.nats(server.config, None))
-        found = local.ports(server.config, ours=reached)
+        _, reached, _ = asyncio.run(remote_checks.nats(server.config, None))
+        found = local_checks.ports(server.config, ours=reached)
         return [(x.state, x.said.replace(str(server.port), "PORT")) for x in found]
 
     server = Server(tmp_path)

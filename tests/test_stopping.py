@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, Watch, alive, wait_until
 from house import Bus
-from runctl.supervisor import wire
+from runctl.protocol import wire
 
 DEAF = 'trap "" TERM INT HUP; echo $$ > "$1/$RUNCTL_ATTEMPT-$$"; while :; do sleep 600; done'
 TREES = 200

@@ -18,20 +18,20 @@ import trio
 import trio_asyncio
 from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import Node
-from runctl.cli import watch
-from runctl.cli.client import ask, dial
+from runctl.client import consumer
+from runctl.client.requests import ask, dial
 from runctl.config.load import load
 from runctl.config.schema import Config, Nats
-from runctl.supervisor import wire
-from runctl.supervisor.connect import connect
-from runctl.supervisor.endings import Endings
-from runctl.supervisor.errors import Fenced, StreamUnfit
-from runctl.supervisor.metrics import Prometheus
-from runctl.supervisor.model import Outcome, Run, RunSpec, Status
-from runctl.supervisor.registry import Registry
-from runctl.supervisor.room import Room
-from runctl.supervisor.stored import Stored
-from runctl.supervisor.stream import Attempt, Streams, Tail
+from runctl.protocol import wire
+from runctl.protocol.errors import Fenced, StreamUnfit
+from runctl.protocol.model import Outcome, Run, RunSpec, Status
+from runctl.supervisor.execution.aborted_ends import Endings
+from runctl.supervisor.execution.registry import Registry
+from runctl.supervisor.host.metrics import Prometheus
+from runctl.supervisor.messaging.connection import connect
+from runctl.supervisor.output.backpressure import Room
+from runctl.supervisor.output.inventory import Stored
+from runctl.supervisor.output.publisher import Attempt, Streams, Tail
 
 THREAD = "t"
 TRIES = 80
@@ -151,14 +151,14 @@ async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_ser
         await streams.end(THREAD, "kept", 2, Outcome(Status.ABORTED))
         end = (await streams.tail(subject)).record
     assert end is not None
-    state, events = watch.RunState("kept"), list[watch.Event]()
+    state, events = consumer.RunState("kept"), list[consumer.Event]()
     for record in (wire.Reset("kept", 1, 0.0, "e"), begun, end):
         state.apply(record, events)
     assert [(type(event), getattr(event, "attempt", 1)) for event in events] == [
-        (watch.Reset, 1),
-        (watch.Chunk, 1),
-        (watch.Chunk, 1),
-        (watch.End, 1),
+        (consumer.Reset, 1),
+        (consumer.Chunk, 1),
+        (consumer.Chunk, 1),
+        (consumer.End, 1),
     ]
 
 
@@ -298,9 +298,9 @@ def test_a_fault_of_the_daemon_ends_the_run_for_all_who_watch(stopped_box: Box) 
     box.prefix = [sys.executable, "-c", BROKEN]
     box.start()
     run = box.submit("broken", "true")
-    watch = Watch(box, "broken")
-    assert watch.wait() == 1
-    (final,) = watch.final()
+    consumer = Watch(box, "broken")
+    assert consumer.wait() == 1
+    (final,) = consumer.final()
     assert final["status"] == "failed"
     error = "internal error: LookupError: on purpose"
     assert final["error"] == error
@@ -344,8 +344,8 @@ async def test_what_nats_has_acknowledged_and_lost_is_written_again(tmp_path: Pa
                 await other.end(Outcome(Status.SUCCEEDED))
                 await _until(lambda: _ended(events))
                 assert _data(events) == b"1234"
-                assert not [e for e in events if isinstance(e, watch.Gap)]
-                assert len([e for e in events if isinstance(e, watch.Reset)]) == 1
+                assert not [e for e in events if isinstance(e, consumer.Gap)]
+                assert len([e for e in events if isinstance(e, consumer.Reset)]) == 1
             for run, data in (("lost", b"1234"), ("other", b"abc")):
                 async with _watching(node.url, run) as events:
                     await _until(lambda e=events: _ended(e))
@@ -354,12 +354,12 @@ async def test_what_nats_has_acknowledged_and_lost_is_written_again(tmp_path: Pa
         node.close()
 
 
-def _ended(events: list[watch.Event]) -> bool:
-    return any(isinstance(e, watch.End) for e in events)
+def _ended(events: list[consumer.Event]) -> bool:
+    return any(isinstance(e, consumer.End) for e in events)
 
 
-def _data(events: list[watch.Event]) -> bytes:
-    return b"".join(e.data for e in events if isinstance(e, watch.Chunk))
+def _data(events: list[consumer.Event]) -> bytes:
+    return b"".join(e.data for e in events if isinstance(e, consumer.Chunk))
 
 
 async def _until(what: Callable[[], object]) -> None:
@@ -369,14 +369,14 @@ async def _until(what: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def _watching(url: str, run: str) -> AsyncIterator[list[watch.Event]]:
+async def _watching(url: str, run: str) -> AsyncIterator[list[consumer.Event]]:
     """The events of a watcher, in an event loop of its own, as they come."""
-    events: list[watch.Event] = []
+    events: list[consumer.Event] = []
     config = Config(state_dir=Path(), nats=Nats(url))
     ends: list[Callable[[], object]] = []
 
     async def collect() -> None:
-        async with watch.Watcher(lambda: dial(config), wire.out_subject(THREAD, run)) as watcher:
+        async with consumer.Watcher(lambda: dial(config), wire.out_subject(THREAD, run)) as watcher:
             async for batch in watcher:
                 events.extend(batch)
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, wait_until
 from machine import ROOT, Machine, as_json, own_cgroup, remove_cgroup, skip_without
-from runctl.supervisor import cgroups
+from runctl.supervisor.processes import cgroups
 
 UNIT = "runctld.service"
 CHATS = "runctld@chats.service"

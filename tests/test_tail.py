@@ -6,8 +6,8 @@ import pytest
 from conftest import Box, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from runctl.cli.tail import Tail
-from runctl.cli.watch import Chunk
+from runctl.cli.display.tail import Tail
+from runctl.client.consumer import Chunk
 from test_terminal import Terminal
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, children, wait_until
-from runctl.cli.holdback import HoldBack, Restart
-from runctl.cli.lines import LineMaker, Style
-from runctl.cli.watch import Chunk, End, Gap, Reset
+from runctl.cli.display.lines import LineMaker, Style
+from runctl.cli.display.replay_filter import HoldBack, Restart
+from runctl.client.consumer import Chunk, End, Gap, Reset
 from terminal import Terminal
 
 # ---- holding back ----------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_a_gap_ends_the_comparison() -> None:
 
 
 def test_beyond_the_limit_a_restart_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runctl.cli.holdback.LIMIT", 10)
+    monkeypatch.setattr("runctl.cli.display.replay_filter.LIMIT", 10)
     hold = HoldBack()
     take(hold, Reset("r", 1), *chunks(1, "0123456789", "x"))
     assert take(hold, Reset("r", 2), *chunks(2, "0123")) == "|0123"

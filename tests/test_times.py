@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Box, wait_until
-from runctl.cli import render
+from runctl.cli.display import render
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 #: Clocks are read in ns, and shown in ms.

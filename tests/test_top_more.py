@@ -12,11 +12,11 @@ import pytest
 from conftest import Box, wait_until
 from natsserver import Node
 from rich.cells import set_cell_size
-from runctl.cli.board import Board, Line, Meter
-from runctl.cli.keys import Keys
-from runctl.cli.topview import AROUND, View, age, layout, number, pace, picture
-from runctl.supervisor.model import Run, Status, ThreadRow
-from runctl.supervisor.wire import Summary
+from runctl.cli.top.board import Board, Line, Meter
+from runctl.cli.top.key_decoder import Keys
+from runctl.cli.top.view import AROUND, View, age, layout, number, pace, picture
+from runctl.protocol.model import Run, Status, ThreadRow
+from runctl.protocol.wire import Summary
 from terminal import Terminal
 
 # Says a number each time the file "say" has grown, until it may end.

@@ -18,13 +18,13 @@ import pytest
 import trio
 import trio.testing
 from conftest import DEADLINE, Box, alive, children, wait_until
-from runctl.cli.client import dial
-from runctl.cli.screen import MAX_HELD, Screen, plain
-from runctl.cli.watch import Chunk, End, Watcher
+from runctl.cli.display.terminal_state import MAX_HELD, Screen, plain
+from runctl.client.consumer import Chunk, End, Watcher
+from runctl.client.requests import dial
 from runctl.config.load import load
-from runctl.supervisor.errors import BadRequest
-from runctl.supervisor.windows import Size, Window, checked
-from runctl.supervisor.wire import Resize, control_subject, thread_subjects
+from runctl.protocol.errors import BadRequest
+from runctl.protocol.wire import Resize, control_subject, thread_subjects
+from runctl.supervisor.processes.terminal_size import Size, Window, checked
 from test_terminal import Terminal
 
 CONFIG = """

@@ -13,8 +13,9 @@ import pytest
 from conftest import DEADLINE, Box, alive, wait_until
 from runctl.config.load import load
 from runctl.config.schema import CommandRunner, ConfigError
-from runctl.supervisor import credentials, wire
-from runctl.supervisor.keeper import scan
+from runctl.protocol import wire
+from runctl.supervisor.processes import credentials
+from runctl.supervisor.processes.keeper import scan
 from users import (
     AGENT,
     NOBODY,

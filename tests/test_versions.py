@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
-from runctl.supervisor import wire
-from runctl.supervisor.errors import ConfigError
-from runctl.supervisor.versions import FORMAT, check_format, mark_format
+from runctl.protocol import wire
+from runctl.protocol.errors import ConfigError
+from runctl.supervisor.host.state_format import FORMAT, check_format, mark_format
 from test_chat import Scripted, delta, serving
 
 FIXTURES = Path(__file__).with_name("fixtures")

@@ -19,14 +19,14 @@ import msgspec
 import pytest
 from conftest import SLACK
 from pgserver import free_port
-from runctl.cli import watch
-from runctl.cli.client import Link, dial
+from runctl.client import consumer
+from runctl.client.requests import Link, dial
 from runctl.config.schema import Config
-from runctl.supervisor import wire
-from runctl.supervisor.broker import server_binary
-from runctl.supervisor.errors import Unavailable
-from runctl.supervisor.identity import FILE, prepare_identity
-from runctl.supervisor.model import Outcome, Status
+from runctl.protocol import wire
+from runctl.protocol.errors import Unavailable
+from runctl.protocol.model import Outcome, Status
+from runctl.supervisor.messaging.embedded_server import server_binary
+from runctl.supervisor.messaging.server_identity import FILE, prepare_identity
 
 DEADLINE = 30.0 * SLACK
 SUBJECT = wire.out_subject("t", "r1")
@@ -131,8 +131,8 @@ class Seen:
     """What a watcher has seen so far, collected in the background."""
 
     def __init__(self, server: Server, subject: str = SUBJECT, **options: Any) -> None:
-        self.watcher = watch.Watcher(lambda: dial(server.config), subject, **options)
-        self.events: list[watch.Event] = []
+        self.watcher = consumer.Watcher(lambda: dial(server.config), subject, **options)
+        self.events: list[consumer.Event] = []
 
     async def __aenter__(self) -> Seen:
         await self.watcher.__aenter__()
@@ -153,11 +153,11 @@ class Seen:
                 assert not self._task.done(), self._task.exception()
                 await asyncio.sleep(0.005)
 
-    def of(self, *kinds: type[watch.Event]) -> list[watch.Event]:
+    def of(self, *kinds: type[consumer.Event]) -> list[consumer.Event]:
         return [event for event in self.events if isinstance(event, kinds)]
 
     def texts(self) -> list[str]:
-        return [e.data.decode() for e in self.events if isinstance(e, watch.Chunk)]
+        return [e.data.decode() for e in self.events if isinstance(e, consumer.Chunk)]
 
 
 def play(server: Server, body: Callable[[Writer], Awaitable[None]]) -> None:
@@ -179,16 +179,16 @@ def test_late_watcher_sees_the_run_from_its_first_chunk(server: Server) -> None:
         await w.chunks(1, 1, "a", "b")
         await w.chunks(1, 3, "c")
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(watch.CaughtUp)))
+            await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
             await w.chunks(1, 4, "d")
             await w.end(1, 4)
-            await seen.until(lambda: bool(seen.of(watch.End)))
+            await seen.until(lambda: bool(seen.of(consumer.End)))
         assert seen.events == [
-            watch.Reset("r1", 1),
-            *(watch.Chunk("r1", 1, i, "stdout", x) for i, x in enumerate([b"a", b"b", b"c"], 1)),
-            watch.CaughtUp(),
-            watch.Chunk("r1", 1, 4, "stdout", b"d"),
-            watch.End("r1", 1, "succeeded", 0, None),
+            consumer.Reset("r1", 1),
+            *(consumer.Chunk("r1", 1, i, "stdout", x) for i, x in enumerate([b"a", b"b", b"c"], 1)),
+            consumer.CaughtUp(),
+            consumer.Chunk("r1", 1, 4, "stdout", b"d"),
+            consumer.End("r1", 1, "succeeded", 0, None),
         ]
 
     play(server, body)
@@ -203,12 +203,12 @@ def test_reset_mid_watch_starts_the_reply_over(server: Server) -> None:
             await w.reset(2)
             await w.chunks(2, 1, "new", "er")
             await w.end(2, 2)
-            await seen.until(lambda: bool(seen.of(watch.End)))
-        assert seen.of(watch.Reset) == [watch.Reset("r1", 1), watch.Reset("r1", 2)]
+            await seen.until(lambda: bool(seen.of(consumer.End)))
+        assert seen.of(consumer.Reset) == [consumer.Reset("r1", 1), consumer.Reset("r1", 2)]
         assert seen.texts() == ["old", "new", "er"]
-        assert not seen.of(watch.Gap)
+        assert not seen.of(consumer.Gap)
         async with Seen(server) as late:
-            await late.until(lambda: bool(late.of(watch.End)))
+            await late.until(lambda: bool(late.of(consumer.End)))
         assert late.texts() == ["new", "er"]
 
     play(server, body)
@@ -222,7 +222,7 @@ def test_chunks_that_come_twice_are_shown_once(server: Server) -> None:
         await w.chunks(1, 1, "a")
         await w.end(1, 3)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(watch.End)))
+            await seen.until(lambda: bool(seen.of(consumer.End)))
         assert seen.texts() == ["a", "b", "c"]
 
     play(server, body)
@@ -234,14 +234,14 @@ def test_what_retention_removed_is_reported(server: Server) -> None:
         await w.chunks(2, 7, "g")
         await w.end(2, 9)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(watch.End)))
-        assert seen.of(watch.Reset, watch.Gap, watch.Chunk) == [
-            watch.Reset("r1", 2),
-            watch.Gap("r1", 1, 3),
-            watch.Chunk("r1", 2, 4, "stdout", b"d"),
-            watch.Gap("r1", 5, 6),
-            watch.Chunk("r1", 2, 7, "stdout", b"g"),
-            watch.Gap("r1", 8, 9),
+            await seen.until(lambda: bool(seen.of(consumer.End)))
+        assert seen.of(consumer.Reset, consumer.Gap, consumer.Chunk) == [
+            consumer.Reset("r1", 2),
+            consumer.Gap("r1", 1, 3),
+            consumer.Chunk("r1", 2, 4, "stdout", b"d"),
+            consumer.Gap("r1", 5, 6),
+            consumer.Chunk("r1", 2, 7, "stdout", b"g"),
+            consumer.Gap("r1", 8, 9),
         ]
 
     play(server, body)
@@ -254,9 +254,9 @@ def test_malformed_record_is_left_out(server: Server) -> None:
         await w.chunks(1, 1, "a")
         await w.end(1, 1)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(watch.End)))
+            await seen.until(lambda: bool(seen.of(consumer.End)))
         assert seen.texts() == ["a"]
-        assert len(seen.of(watch.Malformed)) == 1
+        assert len(seen.of(consumer.Malformed)) == 1
 
     play(server, body)
 
@@ -265,9 +265,9 @@ def test_nothing_stored_is_caught_up_at_once(server: Server) -> None:
     async def body(w: Writer) -> None:
         async with Seen(server) as seen:
             await seen.until(lambda: bool(seen.events))
-            assert seen.events == [watch.CaughtUp()]
+            assert seen.events == [consumer.CaughtUp()]
             await w.reset(1)
-            await seen.until(lambda: bool(seen.of(watch.Reset)))
+            await seen.until(lambda: bool(seen.of(consumer.Reset)))
 
     play(server, body)
 
@@ -280,19 +280,19 @@ def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) ->
         await w.chunks(1, 2, "r1-b")
         await w.end(1, 2)
         async with Seen(server, wire.thread_subjects("t")) as seen:
-            await seen.until(lambda: bool(seen.of(watch.CaughtUp)))
-        assert not seen.of(watch.Gap)
+            await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
+        assert not seen.of(consumer.Gap)
         assert seen.texts() == ["r1-a", "r2-a", "r1-b"]
         async with Seen(server, last_only=True) as last:
-            await last.until(lambda: bool(last.of(watch.End)))
+            await last.until(lambda: bool(last.of(consumer.End)))
         assert not last.texts()
 
     play(server, body)
 
 
 def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> None:
-    def says(run: str, *fields: Any) -> watch.Progress:
-        return watch.Progress(run, wire.Summary(*fields), wire.out_subject("t", run))
+    def says(run: str, *fields: Any) -> consumer.Progress:
+        return consumer.Progress(run, wire.Summary(*fields), wire.out_subject("t", run))
 
     async def body(w: Writer) -> None:
         await w.reset(1, "r1")
@@ -303,11 +303,11 @@ def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> No
         await w.js.publish(wire.out_subject("t", "r3"), old)
         everything = f"{wire.SUBJECT_PREFIX}.*.*"
         async with Seen(server, everything, summaries=True) as seen:
-            await seen.until(lambda: bool(seen.of(watch.CaughtUp)))
+            await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
             assert seen.events == [
                 says("r1", "end", 1, 2, "succeeded"),
                 says("r2", "reset", 2),
-                watch.CaughtUp(),
+                consumer.CaughtUp(),
             ]
             (info,) = await w.js.consumers_info(wire.STREAM)
             assert info.config.headers_only, "contents stay on the server"
@@ -317,20 +317,20 @@ def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> No
             )
             await w.link.close()
             server.kill()
-            await seen.until(lambda: watch.Connection(False) in seen.events)
+            await seen.until(lambda: consumer.Connection(False) in seen.events)
             server.start()
             w.link = await dial(server.config)
             w.js = w.link.nc.jetstream(timeout=5)
-            await seen.until(lambda: watch.Connection(True) in seen.events)
+            await seen.until(lambda: consumer.Connection(True) in seen.events)
             await w.end(2, 2, "r2")
             await seen.until(lambda: says("r2", "end", 2, 2, "succeeded") in seen.events)
             await w.link.close()
-        assert seen.of(watch.Progress)[2:] == [
+        assert seen.of(consumer.Progress)[2:] == [
             says("r2", "chunk", 2, 2),
             says("r2", "end", 2, 2, "succeeded"),
         ]
-        assert len(seen.of(watch.Malformed)) == 1
-        assert not seen.of(watch.Chunk, watch.Reset, watch.Gap)
+        assert len(seen.of(consumer.Malformed)) == 1
+        assert not seen.of(consumer.Chunk, consumer.Reset, consumer.Gap)
 
     play(server, body)
 
@@ -346,7 +346,9 @@ def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> No
                     await w.chunks(1, seq, str(seq))
                 await w.link.close()
                 server.kill()
-                await seen.until(lambda turn=turn: len(seen.of(watch.Connection)) == 2 * turn + 1)
+                await seen.until(
+                    lambda turn=turn: len(seen.of(consumer.Connection)) == 2 * turn + 1
+                )
                 server.start()
                 w.link = await dial(server.config)
                 w.js = w.link.nc.jetstream(timeout=5)
@@ -361,11 +363,11 @@ def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> No
                 await w.chunks(1, seq, str(seq))
                 await seen.until(lambda n=seq: len(seen.texts()) >= n)
             await w.end(1, seq)
-            await seen.until(lambda: bool(seen.of(watch.End)))
+            await seen.until(lambda: bool(seen.of(consumer.End)))
             await w.link.close()
         assert seen.texts() == [str(i) for i in range(1, seq + 1)]
-        assert not seen.of(watch.Gap)
-        ups = [e.up for e in seen.events if isinstance(e, watch.Connection)]
+        assert not seen.of(consumer.Gap)
+        ups = [e.up for e in seen.events if isinstance(e, consumer.Connection)]
         assert ups == [False, True] * 3
 
     play(server, body)
@@ -375,7 +377,7 @@ def test_consumer_deleted_behind_our_back_is_made_again(server: Server) -> None:
     async def body(w: Writer) -> None:
         await w.reset(1)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(watch.CaughtUp)))
+            await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
             for i in range(1, 4):
                 for info in await w.js.consumers_info(wire.STREAM):
                     await w.js.delete_consumer(wire.STREAM, info.name)
@@ -397,7 +399,7 @@ def test_twenty_thousand_chunks_arrive_and_leave_no_consumer(server: Server) -> 
         await w.link.nc.flush()
         await w.end(1, count)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(watch.End)))
+            await seen.until(lambda: bool(seen.of(consumer.End)))
         assert seen.texts() == [f"{i}\n" for i in range(1, count + 1)]
         async with asyncio.timeout(DEADLINE):
             while await w.js.consumers_info(wire.STREAM):  # noqa: ASYNC110
@@ -417,13 +419,13 @@ def test_slow_reader_loses_nothing(server: Server) -> None:
         await w.end(1, 100)
         seqs: list[int] = []
         blocked = 0
-        async with watch.Watcher(lambda: dial(server.config), SUBJECT) as watcher:
+        async with consumer.Watcher(lambda: dial(server.config), SUBJECT) as watcher:
             async for events in watcher:
                 if blocked < 2 and seqs:
                     blocked += 1
                     time.sleep(2)  # noqa: ASYNC251
-                seqs += [e.seq for e in events if isinstance(e, watch.Chunk)]
-                if any(isinstance(e, watch.End) for e in events):
+                seqs += [e.seq for e in events if isinstance(e, consumer.Chunk)]
+                if any(isinstance(e, consumer.End) for e in events):
                     break
         assert seqs == list(range(1, 101))
 
@@ -433,10 +435,10 @@ def test_slow_reader_loses_nothing(server: Server) -> None:
 def test_missing_stream_and_missing_server_are_reported(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "START_TIMEOUT", 0.3 * SLACK)
+    monkeypatch.setattr(consumer, "START_TIMEOUT", 0.3 * SLACK)
 
     async def main() -> None:
-        async with watch.Watcher(lambda: dial(server.config), SUBJECT) as watcher:
+        async with consumer.Watcher(lambda: dial(server.config), SUBJECT) as watcher:
             with pytest.raises(Unavailable, match="RUNCTL"):
                 await anext(watcher)
         server.kill()

@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, children, wait_until
-from runctl.cli import watch
-from runctl.cli.client import dial
+from runctl.client import consumer
+from runctl.client.requests import dial
 from runctl.config.load import load
 from runctl.config.schema import Config
-from runctl.supervisor import wire
-from runctl.supervisor.errors import Unavailable
+from runctl.protocol import wire
+from runctl.protocol.errors import Unavailable
 from test_terminal import Terminal
 
 pytestmark = pytest.mark.long
@@ -70,18 +70,18 @@ class Journal:
         self.last = max(self.written)
         self._seen: dict[tuple[int, int], bytes] = {}
 
-    def check(self, who: str, events: list[watch.Event], *, stayed: bool) -> None:
+    def check(self, who: str, events: list[consumer.Event], *, stayed: bool) -> None:
         """Each attempt from its first chunk, each chunk once and in order, as written."""
         attempt, seq, size = 0, 0, 0
         ended = False
         for event in events:
-            if isinstance(event, watch.CaughtUp | watch.Connection):
+            if isinstance(event, consumer.CaughtUp | consumer.Connection):
                 continue
             assert not ended, f"{who}: {event} after the end"
-            if isinstance(event, watch.Reset):
+            if isinstance(event, consumer.Reset):
                 assert event.attempt > attempt, f"{who}: {event} in attempt {attempt}"
                 attempt, seq, size = event.attempt, 0, 0
-            elif isinstance(event, watch.Chunk):
+            elif isinstance(event, consumer.Chunk):
                 after = f"{who}: {event} behind chunk {seq} of attempt {attempt}"
                 assert (event.attempt, event.seq) == (attempt, seq + 1), after
                 until = size + len(event.data)
@@ -89,7 +89,7 @@ class Journal:
                 seq, size = event.seq, until
                 others = self._seen.setdefault((attempt, seq), event.data)
                 assert event.data == others, f"{after}: others saw {others!r}"
-            elif isinstance(event, watch.End):
+            elif isinstance(event, consumer.End):
                 assert (event.attempt, event.status) == (self.last, "succeeded"), f"{who}: {event}"
                 assert attempt == self.last, f"{who}: ended in attempt {attempt}"
                 reply = len(self.written[self.last])
@@ -126,7 +126,7 @@ class Guest:
         self._subject = subject
         self.stays = stays
         self._pause = pause
-        self.events: list[watch.Event] = []
+        self.events: list[consumer.Event] = []
 
     def __str__(self) -> str:
         return f"guest on {self._subject} (stays {self.stays}, pauses {self._pause:.2f})"
@@ -135,20 +135,20 @@ class Guest:
         await asyncio.sleep(delay)
         while True:
             try:
-                async with watch.Watcher(lambda: dial(self._config), self._subject) as watcher:
+                async with consumer.Watcher(lambda: dial(self._config), self._subject) as watcher:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self.stays):
                             await self._collect(watcher)
                 return
             except Unavailable:  # came while the server was away: comes again
-                seen = [x for x in self.events if not isinstance(x, watch.Connection)]
+                seen = [x for x in self.events if not isinstance(x, consumer.Connection)]
                 assert not seen, f"{self}: gave up"
                 await asyncio.sleep(0.05)
 
-    async def _collect(self, watcher: watch.Watcher) -> None:
+    async def _collect(self, watcher: consumer.Watcher) -> None:
         async for events in watcher:
             self.events += events
-            if any(isinstance(event, watch.End) for event in events):
+            if any(isinstance(event, consumer.End) for event in events):
                 return
             await asyncio.sleep(self._pause)
 
@@ -191,20 +191,22 @@ class Attached:
         assert self.process.wait(DEADLINE) == code, str(self)
         self._reader.join(DEADLINE)
 
-    def events(self) -> list[watch.Event]:
+    def events(self) -> list[consumer.Event]:
         return [_event(json.loads(line)) for line in self.raw.splitlines()]
 
 
-def _event(value: dict[str, Any]) -> watch.Event:
+def _event(value: dict[str, Any]) -> consumer.Event:
     kind = value["type"]
     if kind == "reset":
-        return watch.Reset(value["run"], value["attempt"])
+        return consumer.Reset(value["run"], value["attempt"])
     if kind == "chunk":
         data = value["data"].encode()
-        return watch.Chunk(value["run"], value["attempt"], value["seq"], value["stream"], data)
+        return consumer.Chunk(value["run"], value["attempt"], value["seq"], value["stream"], data)
     if kind == "end":
-        return watch.End(value["run"], value["attempt"], value["status"], value["exit_code"], None)
-    return watch.Gap(value["run"], value["from"], value["to"])
+        return consumer.End(
+            value["run"], value["attempt"], value["status"], value["exit_code"], None
+        )
+    return consumer.Gap(value["run"], value["from"], value["to"])
 
 
 class Chaos:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 from runctl.config.schema import ChatRunner
-from runctl.supervisor.errors import RunFailed
-from runctl.supervisor.model import RunSpec, Status
-from runctl.supervisor.runners.chat import Chat
+from runctl.protocol.errors import RunFailed
+from runctl.protocol.model import RunSpec, Status
+from runctl.supervisor.execution.runners.chat import Chat
 from wire_readings import FOLDER, playing
 
 SPEC = RunSpec(run="r1", thread="t", runner="chat", prompt="hello")

@@ -23,13 +23,13 @@ import trio
 from conftest import DEADLINE, Box, Daemon, Watch, alive, wait_until
 from house import House
 from nats.errors import NoRespondersError
-from runctl.cli.client import Link, LinkLost, dial
+from runctl.client.requests import Link, LinkLost, dial
 from runctl.config.load import load
-from runctl.supervisor import wire
-from runctl.supervisor.errors import LeaseHeld, LeaseLost
-from runctl.supervisor.keeper import scan
-from runctl.supervisor.lease import hold_file_lease
-from runctl.supervisor.processes import open_keeper
+from runctl.protocol import wire
+from runctl.protocol.errors import LeaseHeld, LeaseLost
+from runctl.supervisor.cluster.lease import hold_file_lease
+from runctl.supervisor.processes.keeper import scan
+from runctl.supervisor.processes.keeper_client import open_keeper
 
 # The first attempt floods its terminal, has a descendant without mark, session or parent in
 # common with it, and ends as failed once "over" exists: while the daemon is stopped. The

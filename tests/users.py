@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Box, wait_until
-from runctl.supervisor.keeper import environment, scan
+from runctl.supervisor.processes.keeper import environment, scan
 
 NOBODY = 65534
 #: Of no user of this machine.

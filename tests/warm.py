@@ -29,8 +29,8 @@ from pathlib import Path
 
 #: What each program is likely to import.
 PACKAGES = {
-    "runctl.cli.main": ("runctl.cli", "runctl.config"),
-    "runctl.supervisor.main": ("runctl.config", "runctl.supervisor"),
+    "runctl.cli.main": ("runctl.config", "runctl.protocol", "runctl.client", "runctl.cli"),
+    "runctl.supervisor.main": ("runctl.config", "runctl.protocol", "runctl.supervisor"),
 }
 
 

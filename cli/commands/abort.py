@@ -1,0 +1,82 @@
+"""``runctl abort``: end a thread's run and its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import NoReturn
+
+import click
+
+from ...client.requests import ask_once
+from ...protocol import wire
+from ...protocol.errors import RunctlError
+from ...protocol.model import check_run_id, check_thread
+from ..common import App, Verb, pass_app, run
+from ..completion.argument_types import THREAD, RunName
+from ..display import render
+from ..display.status_line import PATIENCE, StatusLine, progress
+
+
+@click.command(
+    cls=Verb,
+    short_help="End a thread's running run.",
+    epilog="""\b
+Examples:
+  runctl abort support-42
+  runctl abort support-42 --queued         (and what waits behind it)
+  runctl abort support-42 --run 01jx...""",
+)
+@click.argument("thread", type=THREAD)
+@click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    type=RunName("running", "queued"),
+    help="This run, running or queued.",
+)
+@click.option("--queued", is_flag=True, help="The thread's queued runs as well.")
+@pass_app
+def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
+    """End the running run of THREAD; answers once its whole process tree is gone.
+
+    The tree gets TERM, and KILL after the configured grace. Queued runs go on, unless
+    --queued is given. Exits with 6 if there is nothing to abort, and with 1 if
+    something of it is still there 15 s after the grace, which is named.
+    """
+    check_thread(thread)
+    if run_id is not None:
+        check_run_id(run_id)
+
+    async def main() -> wire.Aborted:
+        what = f"runctl: ending the processes of {thread}"
+        async with progress(lambda passed: f"{what}; {render.seconds(passed)}") as line:
+            news = asyncio.create_task(_say_what_it_waits_for(app, thread, run_id, line))
+            try:
+                return await ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted)
+            finally:
+                news.cancel()
+
+    done = run(main)
+    if app.json:
+        render.out_json({"runs": done.runs})
+    else:
+        render.out("\n".join(f"aborted {name}" for name in done.runs))
+
+
+async def _say_what_it_waits_for(
+    app: App, thread: str, run_id: str | None, line: StatusLine
+) -> NoReturn:
+    """Processes that cannot be ended, and why: the abort is answered when they are gone."""
+    said = None
+    while True:
+        await asyncio.sleep(PATIENCE)
+        with contextlib.suppress(RunctlError):  # the abort itself says what is wrong
+            found = await ask_once(app.config, wire.Locate(thread, run_id), wire.RunDetails)
+            reason = found.waits_for
+            # Without one, the run after it waits, and that is no news here.
+            if reason is not None and reason != said and "process" in reason:
+                said = reason
+                line.hide()
+                render.note(f"waits for {reason}")
+                line.back()

@@ -1,0 +1,344 @@
+"""``runctl demo``: a run that survives the SIGKILL of its daemon, shown on real parts.
+
+Everything happens in a temporary directory, with the commands that a user would type,
+as processes of their own. What is claimed at the end was checked or measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import click
+
+CHUNKS = 20
+INTERVAL = 0.5
+KILL_AFTER = 3
+PROMPT = "Count to twenty."
+#: Longest wait for any one thing, seconds.
+PATIENCE = 20.0
+#: A line of the mock: its number, and when the call that it belongs to began (Unix ms).
+LINE = re.compile(r"chunk-(\d+) @ \S+ \((\d+)\)")
+
+
+class DemoFailed(Exception):
+    """Something was not as promised."""
+
+
+@click.command()
+def demo() -> None:
+    """Watch a run survive the SIGKILL of its daemon (20 seconds, leaves nothing)."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with tempfile.TemporaryDirectory(prefix="runctl-demo-") as name:
+            _Demo(Path(name)).play()
+    except DemoFailed as error:
+        click.echo(f"runctl demo: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("runctl demo: interrupted; everything it started was ended", err=True)
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str = "") -> None:
+    click.echo(text)
+    sys.stdout.flush()
+
+
+class _Child:
+    """A process in a session of its own (Ctrl-C reaches the demo alone, which then ends
+    its children in order), its lines kept with the time at which they were read."""
+
+    def __init__(
+        self, argv: list[str], env: dict[str, str], show: Callable[[str, str], None] | None = None
+    ) -> None:
+        self.name = argv[2].rpartition(".")[2] if argv[1] == "-m" else argv[0]
+        self.lines: list[tuple[float, str, str]] = []
+        self._show = show
+        self._changed = threading.Condition()
+        self.process = subprocess.Popen(
+            argv,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._readers = [
+            threading.Thread(target=self._read, args=(pipe, stream), daemon=True)
+            for pipe, stream in ((self.process.stdout, "stdout"), (self.process.stderr, "stderr"))
+        ]
+        for thread in (*self._readers, threading.Thread(target=self._reap, daemon=True)):
+            thread.start()
+
+    def _read(self, pipe: IO[bytes], stream: str) -> None:
+        for raw in pipe:
+            line = raw.decode(errors="replace").rstrip("\n")
+            with self._changed:
+                self.lines.append((time.time(), stream, line))
+                self._changed.notify_all()
+            if self._show is not None:
+                self._show(stream, line)
+        pipe.close()
+
+    def _reap(self) -> None:
+        self.process.wait()
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_line(
+        self, what: str, wanted: Callable[[str, str], bool], since: int = 0
+    ) -> tuple[float, str]:
+        """The first line from number ``since`` on that is wanted, and its time."""
+        deadline = time.monotonic() + PATIENCE
+        with self._changed:
+            while True:
+                ended = self.process.poll() is not None
+                for at, stream, line in self.lines[since:]:
+                    if wanted(stream, line):
+                        return at, line
+                since = len(self.lines)
+                left = deadline - time.monotonic()
+                if left <= 0 or (ended and not any(t.is_alive() for t in self._readers)):
+                    break
+                # After its end the rest of its output is still on the way.
+                self._changed.wait(min(left, 0.05) if ended else left)
+        state = f"ended with {self.process.poll()}" if ended else f"gave it not in {PATIENCE:g} s"
+        raise DemoFailed(f"{what} expected, but {self.name} {state}{self.tail()}")
+
+    def finish(self) -> int:
+        """Its exit code, once it and its output have ended."""
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(f"{self.name} did not end in {PATIENCE:g} s{self.tail()}") from None
+        for thread in self._readers:
+            thread.join(PATIENCE)
+        return code
+
+    def stop(self, grace: float) -> int:
+        """TERM, ``grace`` seconds, KILL for its whole session; its exit code."""
+        self.process.terminate()
+        try:
+            return self.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            return self.process.wait()
+
+    def tail(self) -> str:
+        last = [line for _, stream, line in self.lines if stream == "stderr"][-15:]
+        return "".join(f"\n  {line}" for line in last)
+
+
+class _Demo:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config = folder / "runctld.toml"
+        self._children: list[_Child] = []
+        loopback = {name: "127.0.0.1,localhost" for name in ("NO_PROXY", "no_proxy")}
+        self._env = {**os.environ, **loopback, "PYTHONUNBUFFERED": "1"}
+
+    def play(self) -> None:
+        began = time.time()
+        with self._cleaning_up():
+            self._prepare()
+            daemon, ready_in = self._start_daemon()
+            _say(f'$ runctl submit demo --runner chat "{PROMPT}"')
+            for line in self._runctl("submit", "demo", "--runner", "chat", PROMPT):
+                _say(f"  {line}")
+            watcher = self._attach()
+            watcher.wait_line(f"chunk {KILL_AFTER}", _is_chunk(KILL_AFTER))
+
+            _say(f"$ kill -9 {daemon.process.pid}    # the daemon, in the middle of the reply")
+            killed = time.time()
+            daemon.process.kill()
+            daemon.process.wait()
+            daemon, restarted_in = self._start_daemon()
+            watcher.wait_line(
+                "a line about the new attempt",
+                lambda stream, line: stream == "stderr" and "attempt 2" in line,
+            )
+            first, _ = watcher.wait_line("a replayed chunk 1", _is_chunk(1, killed))
+            last, _ = watcher.wait_line(f"a replayed chunk {CHUNKS}", _is_chunk(CHUNKS, killed))
+            if code := watcher.finish():
+                raise DemoFailed(f"the attached watcher ended with {code}{watcher.tail()}")
+            self._check_watcher(watcher, killed)
+
+            _say("$ runctl attach demo --no-follow --json    # a watcher that comes late")
+            seen = self._check_late(self._runctl("attach", "demo", "--no-follow", "--json"), killed)
+            _say(f"  {seen} chunks, each exactly once, all from the call after the kill")
+            _say("$ runctl list")
+            listed = self._runctl("list")
+            for line in listed:
+                _say(f"  {line}")
+            if not any(line.split()[:1] == ["demo"] for line in listed):
+                raise DemoFailed("runctl list does not show the thread demo")
+            _say(f"$ kill {daemon.process.pid}")
+            if code := daemon.stop(PATIENCE):
+                raise DemoFailed(f"the daemon ended with {code} on SIGTERM{daemon.tail()}")
+        total = time.time() - began
+        _say()
+        work = (CHUNKS - 1) * INTERVAL
+        for name, value in (
+            ("daemon start -> ready, first", f"{ready_in:.2f} s"),
+            ("daemon start -> ready, after SIGKILL", f"{restarted_in:.2f} s"),
+            ("SIGKILL -> first replayed chunk at the watcher", f"{first - killed:.2f} s"),
+            (
+                f"SIGKILL -> chunk {CHUNKS} at the watcher",
+                f"{last - killed:.2f} s ({work:g} s of them the reply itself)",
+            ),
+            ("chunks seen by the late watcher", f"{seen}/{CHUNKS} exactly once"),
+            ("total", f"{total:.1f} s"),
+        ):
+            _say(f"  {name:<48}{value}")
+
+    def _prepare(self) -> None:
+        command = ["--chunks", str(CHUNKS), "--interval", str(INTERVAL)]
+        mock = self._child(["-m", "runctl.cli.commands.mock_endpoint", *command])
+        _, line = mock.wait_line("the mock's port", lambda s, line: line.startswith("ready "))
+        port = int(line.split()[1])
+        _say(f"A mock of an OpenAI-compatible endpoint listens on 127.0.0.1:{port}: it answers")
+        _say(f"with {CHUNKS} chunks, {INTERVAL:g} s apart, each stamped with its call's start.")
+        self._config.write_text(
+            f"state_dir = {json.dumps(str(self._folder / 'state'))}\n"
+            "[runners.chat]\n"
+            'kind = "chat"\n'
+            f'base_url = "http://127.0.0.1:{port}/v1"\n'
+            'model = "mock"\n'
+        )
+
+    def _start_daemon(self) -> tuple[_Child, float]:
+        """The daemon, and the seconds that it took to be ready."""
+        _say(f"$ runctld --config {self._config} &")
+        began = time.time()
+        daemon = self._child(["-m", "runctl.supervisor.main", "--config", str(self._config)])
+        at, line = daemon.wait_line(
+            "a ready daemon", lambda stream, line: stream == "stderr" and "ready" in line
+        )
+        _say(f"  {line}")
+        return daemon, at - began
+
+    def _attach(self) -> _Child:
+        _say("$ runctl attach demo &")
+        return self._child(
+            ["-m", "runctl.cli.main", "-c", str(self._config), "attach", "demo"],
+            lambda stream, line: _say(f"  {'!' if stream == 'stderr' else '|'} {line}"),
+        )
+
+    def _runctl(self, *args: str) -> list[str]:
+        """The lines of stdout of a runctl command that must succeed."""
+        child = self._child(["-m", "runctl.cli.main", "-c", str(self._config), *args])
+        if code := child.finish():
+            raise DemoFailed(f"runctl {args[0]} ended with {code}{child.tail()}")
+        return [line for _, stream, line in child.lines if stream == "stdout"]
+
+    def _child(self, argv: list[str], show: Callable[[str, str], None] | None = None) -> _Child:
+        child = _Child([sys.executable, *argv], self._env, show)
+        self._children.append(child)
+        return child
+
+    def _check_watcher(self, watcher: _Child, killed: float) -> None:
+        lines = [line for _, stream, line in watcher.lines if stream == "stdout"]
+        _check_reply([line for line in lines if LINE.match(line) and _call(line) > killed], killed)
+
+    def _check_late(self, lines: list[str], killed: float) -> int:
+        """How many chunks the late watcher saw; it must have seen one clean reply."""
+        events: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        text = "".join(event["data"] for event in events if event["type"] == "chunk")
+        _check_reply(text.splitlines(), killed)
+        ends = [event["status"] for event in events if event["type"] == "end"]
+        if ends != ["succeeded"]:
+            raise DemoFailed(f"the late watcher saw the run end as {ends}, not as succeeded")
+        return len(text.splitlines())
+
+    @contextmanager
+    def _cleaning_up(self) -> Iterator[None]:
+        """Nothing that was started is alive afterwards, whatever happened."""
+        try:
+            yield
+        finally:
+            previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                for child in reversed(self._children):
+                    child.stop(PATIENCE)
+                left = _still_alive(self._folder)
+            finally:
+                signal.signal(signal.SIGINT, previous)
+        if left:
+            raise DemoFailed(f"processes were left, and ended: {', '.join(left)}")
+
+
+def _is_chunk(number: int, since: float = 0.0) -> Callable[[str, str], bool]:
+    """Matches chunk ``number`` of a call that began after ``since``."""
+
+    def wanted(stream: str, line: str) -> bool:
+        match = LINE.match(line)
+        found = match is not None and int(match[1]) == number and _call(line) > since
+        return stream == "stdout" and found
+
+    return wanted
+
+
+def _call(line: str) -> float:
+    """Unix time at which the call that gave ``line`` began."""
+    match = LINE.match(line)
+    return int(match[2]) / 1000 if match else 0.0
+
+
+def _check_reply(lines: list[str], killed: float) -> None:
+    """Raises DemoFailed unless these are all chunks once, in order, of one later call."""
+    matches = [LINE.fullmatch(line) for line in lines]
+    numbers = [int(match[1]) if match else None for match in matches]
+    if numbers != list(range(1, CHUNKS + 1)):
+        raise DemoFailed(f"chunks 1 to {CHUNKS} were expected once each, in order; got {numbers}")
+    calls = {_call(line) for line in lines}
+    if len(calls) != 1 or min(calls) <= killed:
+        raise DemoFailed("the chunks are not of one call that began after the kill")
+
+
+def _still_alive(folder: Path, patience: float = 3.0) -> list[str]:
+    """Processes that name our folder in their command line, after ``patience`` seconds;
+    they are killed. Empty where there is no /proc."""
+    deadline = time.monotonic() + patience
+    while True:
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+            except OSError:
+                continue
+            if os.fsencode(folder) in words:
+                found[int(entry.name)] = words.decode(errors="replace").strip()
+        if not found or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    for pid in found:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return [f"{pid} ({words})" for pid, words in found.items()]
+
+
+if __name__ == "__main__":
+    demo()

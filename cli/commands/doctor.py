@@ -1,0 +1,115 @@
+"""``runctl doctor``: what is wrong with this installation, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import click
+import msgspec
+
+from ...config import submitters
+from ...config.load import load
+from ...config.schema import Config, ConfigError
+from ...config.secrets import Masker
+from ...protocol import wire
+from ..common import FAILED, OK, App, Verb, pass_app, run
+from ..display import render
+from ..health import local_checks, remote_checks
+from ..health.finding import Finding, ok, split, warn
+
+_SHOWN = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL "}
+
+
+@click.command(
+    cls=Verb,
+    short_help="Look for what is wrong, and say what to do.",
+    epilog="""\b
+Examples:
+  runctl doctor
+  runctl --json doctor | jq -r '.findings[] | select(.state != "ok") | .fix'
+\b
+Exit codes: 0 nothing failed, 1 something did; 2 usage.""",
+)
+@click.pass_context
+@pass_app
+def doctor(app: App, ctx: click.Context) -> None:
+    """Look at the configuration, runners, permissions, disk, limits, cgroups, ports, proxies,
+    NATS, the database, clocks and the daemon, whether it runs or not. Changes nothing. Each
+    line says ok, WARN or FAIL, and below it what to do. Run it as the user that runs runctld."""
+    found = list(_look(app))
+    failed = any(finding.state == "fail" for finding in found)
+    if app.json:
+        render.out_json({"ok": not failed, "findings": msgspec.to_builtins(found)})
+    else:
+        wide = max(len(finding.check) for finding in found)
+        for finding in found:
+            said = render.printable(finding.said)
+            render.out(f"{_SHOWN[finding.state]} {finding.check:{wide}}  {said}")
+            if finding.fix:
+                render.out(f"{'':{wide + 8}}-> {render.printable(finding.fix)}")
+    ctx.exit(FAILED if failed else OK)
+
+
+def _look(app: App) -> Iterator[Finding]:
+    try:
+        config = load(app.config_file)
+        yield ok("config", f"{config.source or 'the built-in defaults'}")
+    except ConfigError as error:
+        try:
+            config = load(app.config_file, client=True)
+        except ConfigError:
+            yield split("config", "fail", str(error))
+            return
+        if "environment variable" in str(error):
+            # The daemon may have what this shell has not.
+            said, _, _ = str(error).rpartition(": ")
+            yield warn("config", said, "run doctor with the daemon's environment to check the rest")
+        else:
+            yield split("config", "fail", str(error))
+    for name, runner in config.runners.items():
+        yield ok(f"runner {name}", submitters.described(runner))
+    for name, said, fix in submitters.warnings(config, local_checks.daemons_user(config)):
+        yield warn(f"runner {name}", said, fix)
+    if config.executor_id is None and config.nats.embedded:
+        config = replace(config, executor_id=_kept(config))
+    yield from local_checks.programs(config)
+    yield from local_checks.permissions(config)
+    yield from local_checks.access(config)
+    yield local_checks.disk(config)
+    holder = local_checks.holder(config)
+    status, reached, asked = run(lambda: remote_checks.nats(config, holder))
+    here = status.pid if status is not None and holder is not None else None
+    yield from local_checks.limits(config, here)
+    yield from local_checks.other_users(config, here)
+    yield from local_checks.limits_of_runs(
+        config, here, status is not None and bool(status.cgroups)
+    )
+    yield from local_checks.outgoing(config, here)
+    yield from local_checks.transport(config, here)
+    if status is not None and status.cgroups:
+        yield ok("cgroups", "each run has one of its own")
+    else:
+        yield local_checks.cgroups(here)
+    if holder is None:
+        yield from local_checks.left(config)
+        yield from local_checks.ports(config, ours=reached)
+    yield from asked
+    yield from _database(config, status)
+
+
+def _database(config: Config, status: wire.DaemonStatus | None) -> Iterator[Finding]:
+    if config.database.embedded and status is not None and status.database.kind != "sqlite":
+        yield warn("database", "the daemon's, not checked", "give its environment to doctor")
+    elif config.database.embedded:
+        yield remote_checks.sqlite(config)
+    else:
+        hide = Masker(config)
+        yield from remote_checks.postgres(config, status is not None, hide)
+
+
+def _kept(config: Config) -> str | None:
+    try:
+        return (config.state_dir / "executor-id").read_text().strip() or None
+    except OSError:
+        return None

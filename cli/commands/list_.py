@@ -1,0 +1,178 @@
+"""``runctl list``: threads, or one thread's runs."""
+
+from __future__ import annotations
+
+import click
+
+from ...client.requests import ask, dial
+from ...protocol import wire
+from ...protocol.model import Run, Status, ThreadRow, check_thread
+from ..common import STATUSES, App, Verb, pass_app, run
+from ..completion.argument_types import THREAD
+from ..display import render
+
+#: How much of a run's output is stored, in words.
+OUTPUT = {"stored": "stored", "partial": "partial", "none": "-"}
+
+
+@click.command(
+    "list",
+    cls=Verb,
+    short_help="List threads, or a thread's runs.",
+    epilog="""\b
+Examples:
+  runctl list
+  runctl list --status running
+  runctl list support-42 --limit 10
+  runctl --json list | jq -r '.[] | select(.queued > 0).thread'""",
+)
+@click.argument("thread", required=False, type=THREAD)
+@click.option(
+    "--status",
+    type=click.Choice([*STATUSES, "idle"]),
+    metavar="S",
+    help="Only these: " + ", ".join(STATUSES) + "; threads also: idle.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows.")
+@pass_app
+def list_(app: App, thread: str | None, status: str | None, limit: int | None) -> None:
+    """List all threads, a row each; with THREAD, that thread's runs, latest first.
+
+    A thread's row is about its running run, else its next one, else its last. WORK is the
+    run's command or prompt. A narrow terminal shows fewer columns; a pipe gets them all,
+    uncut.
+    """
+    if thread is not None:
+        check_thread(thread)
+    threads: list[ThreadRow] = []
+    runs: list[wire.RunRow] = []
+    silent: list[wire.ExecutorStatus] = []
+
+    async def main() -> None:
+        link = await dial(app.config)
+        try:
+            after = 0
+            while True:
+                rows: list[ThreadRow] | list[wire.RunRow]
+                missing = None if limit is None else limit - len(threads) - len(runs)
+                request = wire.List(thread, status, missing, after)
+                page: wire.Threads | wire.Runs
+                if thread is None:
+                    page = await ask(link, request, wire.Threads)
+                    threads.extend(page.threads)
+                    rows = threads
+                else:
+                    page = await ask(link, request, wire.Runs)
+                    runs.extend(page.runs)
+                    rows = runs
+                silent.extend(page.silent)
+                if page.next is None or (limit is not None and len(rows) >= limit):
+                    if limit is not None:
+                        del rows[limit:]
+                    return
+                after = page.next
+        finally:
+            await link.close()
+
+    run(main)
+    if app.json:
+        render.out_json(threads if thread is None else runs)
+    elif thread is None:
+        _print_threads(threads, status)
+    else:
+        _print_runs(runs, status)
+    for executor in silent:
+        render.note(render.why_silent(executor))
+
+
+def _print_threads(rows: list[ThreadRow], status: str | None) -> None:
+    if not rows:
+        render.note(
+            f"no thread is {status}"
+            if status
+            else "no threads yet; start one: runctl submit THREAD -- COMMAND"
+        )
+        return
+    render.table(
+        ("THREAD", "STATUS", "RUN", "ATTEMPT", "RUNNER", "AGE", "QUEUED", "WORK", "ERROR"),
+        (
+            (
+                row.thread,
+                _thread_status(row),
+                row.run.run,
+                str(row.run.attempt),
+                row.run.runner,
+                render.since(row.run.created_at),
+                str(row.queued),
+                _work(row.run),
+                _error(row.run),
+            )
+            for row in rows
+        ),
+        least={"THREAD": 9, "WORK": 14, "ERROR": 18},
+        drop=("RUNNER", "RUN", "ATTEMPT", "AGE", "QUEUED", "WORK", "ERROR"),
+    )
+
+
+def _work(run: Run) -> str:
+    return run.command or run.prompt or "-"
+
+
+def _error(run: Run) -> str:
+    return " ".join((run.error or "-").split())
+
+
+def _thread_status(row: ThreadRow) -> str:
+    """An idle thread's row says how its latest run ended, unless it went well."""
+    if row.status == "idle" and row.run.status is not Status.SUCCEEDED:
+        return f"idle ({row.run.status})"
+    return row.status
+
+
+def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
+    if not rows:
+        render.note(f"no run of this thread is {status}" if status else "no runs")
+        return
+    render.table(
+        (
+            "RUN",
+            "STATUS",
+            "OUTPUT",
+            "ATTEMPT",
+            "DURATION",
+            "EXIT",
+            "RUNNER",
+            "EXECUTOR",
+            "CREATED",
+            "ERROR",
+            "WORK",
+        ),
+        (
+            (
+                row.run,
+                row.status,
+                OUTPUT.get(row.output or "", "?"),
+                str(row.attempt),
+                render.duration(row.started_at, row.ended_at),
+                "-" if row.exit_code is None else str(row.exit_code),
+                row.runner,
+                row.executor or "-",
+                render.moment(row.created_at),
+                _error(row),
+                _work(row),
+            )
+            for row in rows
+        ),
+        least={"ERROR": 16, "WORK": 14},
+        drop=(
+            "CREATED",
+            "EXECUTOR",
+            "RUNNER",
+            "OUTPUT",
+            "ATTEMPT",
+            "EXIT",
+            "DURATION",
+            "WORK",
+            "ERROR",
+        ),
+    )

@@ -1,0 +1,91 @@
+"""``runctl purge``: delete stored output."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ...client.requests import Link, ask, dial
+from ...config.schema import Config
+from ...protocol import wire
+from ...protocol.errors import RequestError, Unavailable
+from ...protocol.model import check_thread
+from ..common import FAILED, App, Duration, Verb, pass_app, run
+from ..completion.argument_types import THREAD
+from ..display import render
+from ..display.status_line import progress
+
+#: A purge of many threads goes in so many steps, at least.
+STEPS = 50
+
+
+@click.command(
+    cls=Verb,
+    short_help="Delete the stored output of threads.",
+    epilog="""\b
+Examples:
+  runctl purge support-42
+  runctl purge build nightly --older-than 7d --yes""",
+)
+@click.argument("threads", nargs=-1, required=True, metavar="THREAD...", type=THREAD)
+@click.option(
+    "--older-than", type=Duration(), metavar="D", help="Only of runs that ended D ago: 90m, 7d."
+)
+@click.option("--force", is_flag=True, help="Even while a run is in flight; the run goes on.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@pass_app
+def purge(
+    app: App, threads: tuple[str, ...], older_than: float | None, force: bool, yes: bool
+) -> int | None:
+    """Delete the stored output of each THREAD; the runs themselves stay listed.
+
+    Refused (exit 6) while a run of the thread is in flight, unless --force is given.
+    """
+    for thread in threads:
+        check_thread(thread)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("purge deletes stored output: confirm it with --yes")
+        what = ", ".join(render.printable(thread) for thread in threads)
+        if not click.confirm(f"Delete the stored output of {what}?", err=True):
+            render.note("nothing was purged")
+            return FAILED
+    names = list(dict.fromkeys(threads))
+    done = run(lambda: _purge(app.config, names, older_than, force))
+    if app.json:
+        render.out_json({"runs": done})
+    else:
+        render.out(f"purged the output of {done} run{'' if done == 1 else 's'}")
+    return None
+
+
+async def _purge(config: Config, threads: list[str], older_than: float | None, force: bool) -> int:
+    """How many runs' output was deleted: of all threads, or of none if one is refused."""
+    done = runs = 0
+    size = max(1, len(threads) // STEPS)
+    link = await dial(config)
+    try:
+        async with progress(lambda _: f"runctl: purging: {done} of {len(threads)} threads"):
+            if len(threads) > 1:
+                await ask(link, wire.Purge(threads, older_than, force, check=True), wire.Purged)
+            while done < len(threads):
+                batch = threads[done : done + size]
+                runs += await _batch(link, wire.Purge(batch, older_than, force), done, threads)
+                done += len(batch)
+    finally:
+        await link.close()
+    return runs
+
+
+async def _batch(link: Link, request: wire.Purge, done: int, threads: list[str]) -> int:
+    try:
+        return (await ask(link, request, wire.Purged)).runs
+    except (RequestError, Unavailable) as error:
+        if not done:
+            raise
+        # Something changed since all were checked.
+        raise type(error)(
+            f"{error} (purged before that: {done} of {len(threads)} threads;"
+            f" not: {threads[done]!r} and those after it)"
+        ) from None

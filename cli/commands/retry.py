@@ -1,0 +1,37 @@
+"""``runctl retry``: run a failed, aborted or dead run again."""
+
+from __future__ import annotations
+
+import click
+
+from ...client.requests import ask
+from ...client.suggestions import dial_for, find_run
+from ...protocol import wire
+from ..common import App, Verb, pass_app, run
+from ..completion.argument_types import RunName
+from ..display import render
+
+
+@click.command(
+    cls=Verb,
+    short_help="Run a failed, aborted or dead run again.",
+    epilog="""\b
+Examples:
+  runctl retry 01jx...
+  runctl wait "$(runctl retry 01jx...)\"""",
+)
+@click.argument("run_id", metavar="RUN", type=RunName("failed", "aborted", "dead"))
+@pass_app
+def retry(app: App, run_id: str) -> None:
+    """Queue the work of RUN again, as a new run of its thread; prints the new run's id."""
+
+    async def main() -> wire.Submitted:
+        link = await dial_for(app.config, run_id)
+        try:
+            name = (await find_run(link, run_id, "retry")).run.run
+            return await ask(link, wire.Retry(name), wire.Submitted)
+        finally:
+            await link.close()
+
+    done = run(main)
+    render.submitted(done, app.json)

@@ -1,0 +1,69 @@
+"""``runctl show``: one run's details."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from ...client.suggestions import dial_for, find_run
+from ...protocol import wire
+from ..common import App, Verb, pass_app, run
+from ..completion.argument_types import RUN
+from ..display import render
+
+_OUTPUT = {
+    "stored": "stored",
+    "partial": "partial: its beginning is no longer stored",
+    "none": "none is stored",
+}
+
+
+@click.command(
+    cls=Verb,
+    short_help="Show one run's details.",
+    epilog="""\b
+Examples:
+  runctl show 01jx...
+  runctl --json show 01jx... | jq .exit_code""",
+)
+@click.argument("run_id", metavar="RUN", type=RUN)
+@pass_app
+def show(app: App, run_id: str) -> None:
+    """Show what RUN does, where it stands and how it ended. Of a run's id the beginning is
+    enough, if no other run's begins so."""
+
+    async def main() -> wire.RunDetails:
+        link = await dial_for(app.config, run_id)
+        try:
+            return await find_run(link, run_id, "show")
+        finally:
+            await link.close()
+
+    details = run(main)
+    row = details.run
+    if app.json:
+        render.out_json(wire.details_json(details))
+        return
+    pairs: list[tuple[str, str | None]] = [
+        ("run", row.run),
+        ("thread", row.thread),
+        ("status", row.status),
+        ("attempt", str(row.attempt)),
+        ("runner", row.runner),
+        ("executor", row.executor),
+        ("command", shlex.join(details.argv) if details.argv else None),
+        ("prompt", None if details.prompt is None else render.short(details.prompt, 200)),
+        ("directory", details.cwd),
+        ("retry of", details.retry_of),
+        ("created", render.moment(row.created_at)),
+        ("started", None if row.started_at is None else render.moment(row.started_at)),
+        ("ended", None if row.ended_at is None else render.moment(row.ended_at)),
+        ("duration", render.duration(row.started_at, row.ended_at) if row.started_at else None),
+        ("exit code", None if row.exit_code is None else str(row.exit_code)),
+        ("error", row.error),
+        ("note", row.note),
+        ("waits for", details.waits_for),
+        ("output", _OUTPUT.get(details.output or "")),
+    ]
+    render.fields((key, value) for key, value in pairs if value is not None)

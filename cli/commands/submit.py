@@ -1,0 +1,222 @@
+"""``runctl submit``: put a run in a thread's queue."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from ...client.requests import ask, dial
+from ...protocol import wire
+from ...protocol.errors import BadRequest
+from ...protocol.model import MAX_PROMPT_BYTES, Status, check_run_id, check_thread
+from ..common import App, Duration, Verb, pass_app, run
+from ..completion.argument_types import RUNNER, THREAD, WORK
+from ..display import render
+from ..following.follow import Options, Standing, Target, goes_before
+from .attach import follow_one, interruptible, make_output
+from .unread_input import unread_input
+
+_ARGV = "runctl.argv"
+
+
+class SubmitVerb(Verb):
+    """Keeps what follows ``--`` apart: click itself forgets where the ``--`` was."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" not in args or ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        at = args.index("--")
+        rest = super().parse_args(ctx, args[:at])
+        tail = args[at + 1 :]
+        if ctx.params.get("thread") is None and tail:
+            # "submit -- -thread PROMPT", "submit -- -thread -- ARGV": the usual "--".
+            ctx.params["thread"] = tail.pop(0)
+            if "--" in tail:
+                at = tail.index("--")
+                ctx.params["words"] = tuple(tail[:at])
+                ctx.meta[_ARGV] = tail[at + 1 :]
+            else:
+                ctx.params["words"] = tuple(tail)
+        else:
+            ctx.meta[_ARGV] = tail
+        return rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[OPTIONS]", "THREAD", "[PROMPT | - | -- ARGV...]"]
+
+
+@click.command(
+    cls=SubmitVerb,
+    short_help="Queue a run on a thread; prints its id.",
+    epilog="""\b
+Examples:
+  runctl submit build -- make -j8 test
+  runctl submit support-42 --runner chat 'Summarise the last ticket'
+  git diff | runctl submit review --runner agent -
+  cat notes.txt | runctl submit sort - -- sort -u
+  runctl submit nightly --id nightly-2025-06-01 -- ./nightly.sh
+  runctl submit build -a -- make test        (and watch it)
+  runctl submit --batch work.jsonl | jq -r .run""",
+)
+@click.argument("thread", required=False, type=THREAD)
+@click.argument("words", nargs=-1, metavar="[PROMPT | - | -- ARGV...]", type=WORK)
+@click.option(
+    "--runner",
+    metavar="NAME",
+    type=RUNNER,
+    help="Which configured runner; `shell` takes a command.",
+)
+@click.option(
+    "--id", "run_id", metavar="RUN", help="The run's id; submitting it again changes nothing."
+)
+@click.option("--attach", "-a", is_flag=True, help="Attach to the run, and exit with its code.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    metavar="D",
+    help="With --attach: stop watching after D (exit 1); as in 90s, 5m.",
+)
+@click.option(
+    "--batch",
+    metavar="FILE|-",
+    type=click.Path(allow_dash=True),
+    help="Submit each line of FILE, a JSON object; the answers are JSON lines, in order.",
+)
+@click.pass_context
+@pass_app
+def submit(
+    app: App,
+    ctx: click.Context,
+    thread: str | None,
+    words: tuple[str, ...],
+    runner: str | None,
+    run_id: str | None,
+    attach: bool,
+    timeout: float | None,
+    batch: str | None,
+) -> int | None:
+    """Queue a run on THREAD and print its id.
+
+    The work is a PROMPT ("-" reads it from stdin), or a command after "--". Runs of one
+    thread execute one at a time, in the order submitted; threads run in parallel. The
+    command runs in the current directory, without a shell. Its stdin is empty; "-" before
+    "--" gives it what is on ours, up to 1 MiB of UTF-8.
+
+    A line of a --batch has "thread" and, as far as wanted, "runner", "id", "prompt", "argv"
+    and "cwd". Each is answered by {"thread", "run", "status"}, or {"error", "code", "line",
+    "thread", "id"}; those after a bad line are submitted all the same. Exits with 1 if a line
+    was not submitted.
+    """
+    if batch is not None:
+        if thread is not None or words or run_id or attach or timeout or ctx.meta.get(_ARGV):
+            raise click.UsageError("--batch has all in its lines: only --runner goes with it", ctx)
+        return _submit_batch(app, batch, runner)
+    if thread is None:
+        raise click.UsageError("Missing argument 'THREAD'.", ctx)
+    if len(words) > 1:
+        raise click.UsageError(
+            "more than one word of prompt: quote the prompt, or put a command after --", ctx
+        )
+    if timeout is not None and not attach:
+        raise click.UsageError("--timeout is for --attach: give both", ctx)
+    check_thread(thread)
+    if run_id is not None:
+        check_run_id(run_id)
+    prompt = words[0] if words else None
+    argv: list[str] = ctx.meta.get(_ARGV, [])
+    piped = prompt == "-"
+    if piped:
+        prompt = _read_prompt()
+    request = wire.Submit(thread, runner, run_id, prompt, argv, _directory())
+    output = make_output(app)
+    standing = Standing()
+
+    async def main() -> int | None:
+        link = await dial(app.config)
+        try:
+            if not piped and unread_input() == "ours":
+                raise BadRequest(f"stdin holds data, which is not passed on: {_advice(argv)}")
+            done = await ask(link, request, wire.Submitted)
+            # A loop's, which goes on; or it came after we had looked.
+            if not piped and unread_input() != "nothing":
+                render.note(f"what is on stdin was not passed on: {_advice(argv)}")
+            if not attach:
+                render.submitted(done, app.json)
+                return None
+            if not app.json:
+                render.note(f"run {done.run}")
+            found = behind = None
+            queued = done.status is Status.QUEUED
+            standing.run, standing.queued = done.run, queued
+            if done.status.terminal:  # submitted before with the same --id
+                found = (await ask(link, wire.Show(done.run), wire.RunDetails)).run
+            elif queued:
+                behind = await goes_before(link, done.run, done.thread)
+                if behind is not None and behind.run == done.run:  # or it has begun already
+                    queued, behind = behind.status is Status.QUEUED, None
+            target = Target(done.thread, done.run, found, queued=queued, behind=behind)
+            return await follow_one(app, target, Options(), output, link, timeout, standing)
+        finally:
+            await link.close()
+
+    if attach:
+        return interruptible([thread], output, lambda: run(main) or 0, standing)
+    return run(main)
+
+
+def _submit_batch(app: App, file: str, runner: str | None) -> int:
+    from .batch import Batch
+
+    cwd = _directory()
+    try:
+        fd = 0 if file == "-" else os.open(file, os.O_RDONLY)
+        os.fstat(fd)
+    except OSError as error:
+        raise BadRequest(f"--batch {file}: {error.strerror}; name a file, or -") from None
+
+    async def main() -> int:
+        link = await dial(app.config)
+        try:
+            # The embedded nats-server has one daemon.
+            batch = Batch(link, runner=runner, cwd=cwd, ordered=app.config.nats.embedded)
+            return await batch.submit(fd)
+        finally:
+            await link.close()
+
+    return run(main)
+
+
+def _advice(argv: list[str]) -> str:
+    place = '"-" before "--"' if argv else '"-" in its place'
+    what = "the command's stdin" if argv else "the prompt"
+    return f"if it is {what}, write {place}; else add < /dev/null"
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        raise BadRequest("the current directory does not exist any more; cd elsewhere") from None
+
+
+def _read_prompt() -> str:
+    """The prompt on stdin. Raises BadRequest."""
+    try:
+        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    except OSError as error:
+        raise BadRequest(
+            f"no prompt can be read from standard input ({error.strerror});"
+            " give it a file or a pipe"
+        ) from None
+    if len(data) > MAX_PROMPT_BYTES:
+        raise BadRequest(
+            "the prompt is larger than 1 MiB; put it in a file and submit the file's path"
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            f"the prompt on stdin is not UTF-8 (byte {error.start}); convert it first"
+        ) from None

@@ -1,0 +1,1 @@
+"""Following runs until they end."""

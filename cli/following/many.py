@@ -1,0 +1,207 @@
+"""Several threads on one terminal, each line behind the name of its thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from ...client import consumer
+from ...client.requests import Link, NotReady, ask, dial
+from ...config.schema import Config
+from ...protocol import wire
+from ...protocol.errors import Unavailable
+from ...protocol.model import untoken
+from ..common import ABORTED, FAILED, OK, App, innermost
+from ..display import output as outputs
+from ..display import render
+from ..display.lines import Style
+from ..display.open_lines import OpenLines
+from ..display.status_line import StatusLine
+from .follow import Options, Standing, Target, follow, locate
+
+#: SGR codes of the names, in turn: bright enough on dark, dark enough on light.
+COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
+#: A longer name is cut, so that there is room for the lines.
+WIDEST = 20
+
+
+class Connection:
+    """One connection for many watchers, made anew when it broke."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._lock = asyncio.Lock()
+        self._link: Link | None = None
+
+    async def dial(self) -> Link:
+        """Raises Unavailable."""
+        async with self._lock:
+            if self._link is None or self._link.closed.is_set():
+                self._link = await dial(self._config)
+            return self._link
+
+    async def close(self) -> None:
+        if self._link is not None:
+            await self._link.close()
+
+
+class Many:
+    """Follows several threads until all of their runs have ended."""
+
+    def __init__(
+        self, app: App, options: Options, style: Style | None, timeout: float | None
+    ) -> None:
+        self._app = app
+        self._options = options
+        self._style = style
+        self._timeout = timeout
+        self._deadline: float | None = None
+        #: The runs that had not ended at the deadline.
+        self._late: list[Standing] = []
+        self._line = StatusLine()
+        self._open = OpenLines()
+        self._outputs: dict[str, outputs.Output] = {}
+        self._codes: list[int] = []
+        self._width = 0
+        self._connection = Connection(app.config)
+
+    async def attach(self, threads: list[str] | None) -> int:
+        """Of ``threads``, or of those that are running; the exit code. Raises NotFound,
+        before anything is shown, when one of them is unknown."""
+        try:
+            link = await self._connection.dial()
+            newcomers = threads is None and self._options.follow_thread
+            since = await _last_sequence(link) if newcomers else 0
+            names = await _running(link) if threads is None else threads
+            targets = [await locate(link, name, None, self._options) for name in names]
+            widths = [render.width(render.cut(render.printable(n), WIDEST)) for n in names]
+            self._width = max(widths, default=0)
+            if threads is None and not targets:
+                render.note(
+                    "nothing is running" + (": waiting for what comes" if newcomers else "")
+                )
+            if self._timeout is not None:
+                self._deadline = asyncio.get_running_loop().time() + self._timeout
+            async with _whole(asyncio.TaskGroup()) as group:
+                for target in targets:
+                    self._start(group, target)
+                if newcomers:
+                    group.create_task(self._newcomers(group, since))
+        finally:
+            await self._connection.close()
+        if self._late:
+            queued = sum(standing.queued for standing in self._late)
+            rest = "they go on" if not queued else "those that have begun go on"
+            rest = "they stay queued" if queued == len(self._late) else rest
+            self.remark(f"runctl: not all runs have ended yet; {rest}")
+        return next((code for code in (FAILED, ABORTED) if code in self._codes), OK)
+
+    async def _follow(self, target: Target, output: outputs.Output) -> None:
+        standing = Standing()
+        try:
+            code = await follow(
+                self._app.config,
+                self._connection.dial,
+                target,
+                self._options,
+                output,
+                deadline=self._deadline,
+                shared=True,
+                standing=standing,
+            )
+        except TimeoutError:
+            self._late.append(standing)
+            code = FAILED
+        self._codes.append(code)
+
+    async def _newcomers(self, group: asyncio.TaskGroup, since: int) -> None:
+        """Follow each thread that begins to write, until the deadline."""
+        subject = f"{wire.SUBJECT_PREFIX}.*.*"
+        watcher = consumer.Watcher(
+            self._connection.dial, subject, start=since + 1, shared=True, summaries=True
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline), watcher:
+                async for events in watcher:
+                    for event in events:
+                        if isinstance(event, consumer.Progress):
+                            self._meet(group, event, since)
+
+    def _meet(self, group: asyncio.TaskGroup, event: consumer.Progress, since: int) -> None:
+        try:
+            thread = untoken(event.subject.split(".")[-2])
+        except ValueError:
+            return  # not a subject of ours
+        if thread not in self._outputs:
+            self._start(group, Target(thread, event.run, None, since + 1))
+
+    def _start(self, group: asyncio.TaskGroup, target: Target) -> None:
+        output = self._outputs[target.thread] = self._output(target.thread)
+        group.create_task(self._follow(target, output))
+
+    def _output(self, thread: str) -> outputs.Output:
+        if self._app.json:
+            return outputs.JsonOutput(thread)
+        name = render.cut(render.printable(thread), WIDEST)
+        self._width = max(self._width, render.width(name))
+        pad = " " * (self._width - render.width(name))
+        colour = COLOURS[len(self._outputs) % len(COLOURS)]
+        return outputs.HumanOutput(
+            self._options.follow_thread,
+            style=self._style,
+            label=outputs.Label(f"{name}{pad} | ", colour),
+            line=self._line,
+            open_lines=self._open,
+        )
+
+    # What ``interruptible`` needs.
+
+    def discard(self) -> None:
+        for output in self._outputs.values():
+            output.discard()
+
+    def leave(self) -> None:
+        for output in self._outputs.values():
+            output.leave()
+
+    def suspend(self) -> None:
+        for output in self._outputs.values():
+            output.suspend()
+
+    def resume(self) -> None:
+        for output in self._outputs.values():
+            output.resume()
+
+    def remark(self, text: str) -> None:
+        self._line.hide()
+        render.tell(self._open.end())
+        render.say(text)
+
+
+@contextlib.asynccontextmanager
+async def _whole(group: asyncio.TaskGroup) -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose first error comes out as itself."""
+    try:
+        async with group:
+            yield group
+    except BaseExceptionGroup as found:
+        raise innermost(found) from None
+
+
+async def _last_sequence(link: Link) -> int:
+    try:
+        info = await link.api(f"STREAM.INFO.{wire.STREAM}")
+    except NotReady as problem:
+        raise Unavailable(f"JetStream does not answer ({problem})") from None
+    return int(info["state"]["last_seq"])
+
+
+async def _running(link: Link) -> list[str]:
+    names: list[str] = []
+    after: int | None = 0
+    while after is not None:
+        page = await ask(link, wire.List(status="running", after=after), wire.Threads)
+        names += [row.thread for row in page.threads if row.status == "running"]
+        after = page.next
+    return names

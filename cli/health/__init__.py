@@ -1,0 +1,1 @@
+"""What doctor and probes look at."""

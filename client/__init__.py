@@ -1,0 +1,1 @@
+"""How any Python program reaches a daemon."""

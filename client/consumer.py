@@ -1,0 +1,547 @@
+"""The reader's side of JetStream: every record once, in order, across any restart.
+
+Our own ordered consumer rather than nats-py's, which never resumes after a full queue
+and takes seconds after a server restart. An ephemeral push consumer delivers to an inbox.
+Consumer sequences without a hole prove that nothing was lost on the way; on a hole, a silent
+server or a broken connection a new consumer starts behind the last stream sequence that was seen.
+
+Chunk numbers are checked on top of that, per run: what retention removed is reported
+as a ``Gap``, and what was seen already is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import calendar
+import contextlib
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from ..protocol import wire
+from ..protocol.errors import Unavailable
+from .requests import API_TIMEOUT, Link, LinkLost, NotReady
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+#: The server says every so often that it has nothing to say.
+HEARTBEAT = 0.5
+#: Heartbeats missed before the consumer is given up.
+MISSED = 3
+INACTIVE = 5.0
+#: How long the stream may be missing when watching begins.
+START_TIMEOUT = 10.0
+BACKOFF = (0.05, 0.2)
+#: JetStream's "no message found".
+NO_MESSAGE = 10037
+
+
+# ---- events -----------------------------------------------------------------------
+
+
+class Reset(msgspec.Struct, frozen=True, gc=False):
+    """Attempt ``attempt`` begins: what was shown of earlier ones is void. ``executor``:
+    where it runs, "" when its record is not stored any more. ``tty``: see wire.Reset."""
+
+    run: str
+    attempt: int
+    executor: str = ""
+    tty: bool = False
+
+
+class Chunk(msgspec.Struct, frozen=True, gc=False):
+    run: str
+    attempt: int
+    seq: int
+    stream: wire.StreamName
+    data: bytes
+    #: Unix seconds at which the daemon read it, or what came just before it.
+    at: float = 0.0
+
+
+class Gap(msgspec.Struct, frozen=True, gc=False):
+    """Chunks ``from_`` to ``to`` of the current attempt are not stored any more."""
+
+    run: str
+    from_: int
+    to: int
+
+
+class End(msgspec.Struct, frozen=True, gc=False):
+    run: str
+    attempt: int
+    status: str
+    exit_code: int | None
+    error: str | None
+    note: str | None = None
+
+
+class CaughtUp(msgspec.Struct, frozen=True, gc=False):
+    """Everything that was stored when this consumer was made has been seen. Comes once
+    after the start and once after each reconnection."""
+
+
+class Connection(msgspec.Struct, frozen=True, gc=False):
+    """The connection broke (``up`` False), or is there again. ``stream``: it is not the
+    connection, but the stream that is gone."""
+
+    up: bool
+    stream: bool = False
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """The run has ended, and its end is not stored any more: what was not seen of its
+    output until then is lost."""
+
+    run: str
+
+
+class Malformed(msgspec.Struct, frozen=True, gc=False):
+    """A record that cannot be read; it was left out. ``why`` is one line."""
+
+    why: str
+
+
+class Progress(msgspec.Struct, frozen=True, gc=False):
+    """Where a run stands, of a Watcher with ``summaries``: what its last record says."""
+
+    run: str
+    summary: wire.Summary
+    subject: str = ""
+
+
+Event = Reset | Chunk | Gap | End | CaughtUp | Connection | Lost | Malformed | Progress
+
+
+# ---- records to events ------------------------------------------------------------
+
+
+class RunState:
+    """Where one run's output stands: turns its records into events, each chunk once."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.attempt = 0
+        self.expected = 1
+        self._began = 0.0
+
+    def apply(self, record: wire.Record, out: list[Event]) -> None:
+        if isinstance(record, wire.Chunks):
+            self._chunks(record, out)
+        elif isinstance(record, wire.Reset):
+            # The one that was seen already comes again when we start over in the stream, and
+            # one that was not stored when we began is written again when that is lost.
+            again = record.attempt == self.attempt and self.expected > 1 and self._began > 0
+            if record.attempt > self.attempt or (again and record.at != self._began):
+                self._begin(record.attempt, out, record.executor, record.tty)
+            if record.attempt == self.attempt:
+                self._began = record.at
+        else:
+            self._end(record, out)
+
+    def _begin(self, attempt: int, out: list[Event], executor: str = "", tty: bool = False) -> None:
+        self.attempt = attempt
+        self.expected = 1
+        self._began = 0.0
+        out.append(Reset(self.run, attempt, executor, tty))
+
+    def _chunks(self, record: wire.Chunks, out: list[Event]) -> None:
+        if record.attempt < self.attempt:
+            return
+        if record.attempt > self.attempt:  # retention removed its reset
+            self._begin(record.attempt, out)
+        self._skip_to(record.seq, out)
+        run, attempt, expected = self.run, self.attempt, self.expected
+        seq = record.seq
+        for chunk in record.chunks:
+            if seq >= expected:
+                out.append(Chunk(run, attempt, seq, chunk.stream, chunk.data, record.at))
+                expected = seq + 1
+            seq += 1
+        self.expected = expected
+
+    def _end(self, record: wire.End, out: list[Event]) -> None:
+        if record.attempt > self.attempt and record.chunks:
+            self._begin(record.attempt, out)
+        if record.attempt == self.attempt:
+            self._skip_to(record.chunks + 1, out)
+        outcome = record.outcome
+        out.append(
+            End(
+                self.run,
+                record.attempt,
+                outcome.status.value,
+                outcome.exit_code,
+                outcome.error,
+                outcome.note,
+            )
+        )
+
+    def _skip_to(self, seq: int, out: list[Event]) -> None:
+        if seq > self.expected:
+            out.append(Gap(self.run, self.expected, seq - 1))
+            self.expected = seq
+
+
+# ---- the consumer -----------------------------------------------------------------
+
+
+class _Consumer:
+    """One JetStream consumer's life on our side. ``failed`` is set when it is no good."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.sequence = 0
+        self.ticks = 0
+        self.failed = asyncio.Event()
+        #: Consumer sequence of the last message that was stored when it was made.
+        self.target: int | None = None
+        self.drained = False
+        self.caught_up = False
+
+
+class Watcher:
+    """Events of ``subject`` (which may hold wildcards), in batches::
+
+        async with Watcher(lambda: dial(config), subject) as watcher:
+            async for events in watcher: ...
+
+    ``link``: a connection to begin with. Connections are closed at the end, unless they
+    are ``shared`` with others; one that does not answer is closed in any case.
+    ``start``: the stream sequence to begin at. ``last_only``: begin with the last
+    record of each subject. ``summaries``: begin likewise, and read no contents: what
+    comes is ``Progress``, of records that carry a summary.
+
+    Iteration raises Unavailable if watching cannot begin within ``START_TIMEOUT``;
+    later troubles are waited out, and reported as ``Connection`` events.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], Awaitable[Link]],
+        subject: str,
+        *,
+        link: Link | None = None,
+        start: int | None = None,
+        last_only: bool = False,
+        shared: bool = False,
+        summaries: bool = False,
+    ) -> None:
+        self._dial = dial
+        self._subject = subject
+        self._link = link
+        self._shared = shared
+        self._start = start
+        self._policy: Literal["all", "last_per_subject"] = (
+            "last_per_subject" if last_only or summaries else "all"
+        )
+        self._summaries = summaries
+        self._last = 0
+        #: When the stream was made that we read: another one has another time.
+        self._made = ""
+        #: Subject and time, in ns, of the message at ``_last``.
+        self._seen = "", 0
+        self._started = False
+        self._down = False
+        self._states: dict[str, RunState] = {}
+        self._events: list[Event] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Watcher:
+        self._task = asyncio.create_task(self._watch())
+        self._task.add_done_callback(lambda _: self._wake.set())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        # Once is not enough: nats-py, and wait_for before Python 3.12, can swallow a
+        # cancellation that meets a connection just being closed.
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=0.2)
+        if not self._task.cancelled():
+            self._task.exception()
+        if self._link is not None and not self._shared:
+            await self._link.close()
+
+    def __aiter__(self) -> Watcher:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        assert self._task is not None
+        while not self._events:
+            if self._task.done():
+                self._task.result()
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def link(self) -> Link | None:
+        """The connection in use, if there is one at the moment."""
+        return self._link
+
+    def push(self, event: Event) -> None:
+        """Put an event that was learned elsewhere behind those that were read."""
+        self._emit(event)
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake.set()
+
+    def _went_down(self, *, stream: bool = False) -> None:
+        if not self._down:
+            self._down = True
+            self._emit(Connection(False, stream))
+
+    async def _watch(self) -> None:
+        delay = BACKOFF[0]
+        while True:
+            try:
+                if self._link is None:
+                    self._link = await self._dial()
+                delay = BACKOFF[0]
+                await self._consume(self._link)
+            except Unavailable:
+                # What was delivered before the server told of it counts as a beginning.
+                if not self._started and not self._last:
+                    raise
+            self._went_down()
+            if self._link is not None:
+                await self._link.close()
+                self._link = None
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, BACKOFF[1])
+
+    async def _consume(self, link: Link) -> None:
+        """Consume until the connection is lost (LinkLost) or stops answering."""
+        began = asyncio.get_running_loop().time()
+        delay = BACKOFF[0]
+        while True:
+            consumer = _Consumer()
+            inbox = link.nc.new_inbox()
+            subscription = None
+            try:
+                await self._check_stream(link)
+                if self._down:
+                    self._down = False
+                    self._emit(Connection(True))
+                subscription = await self._subscribe(link, consumer, inbox)
+                await self._create(link, consumer, inbox)
+                self._started = True
+                delay = BACKOFF[0]
+                await self._monitor(link, consumer)
+                if not link.closed.is_set() and consumer.ticks >= MISSED:
+                    self._went_down()  # a server that hangs is as good as gone
+            except NotReady as problem:
+                waited = asyncio.get_running_loop().time() - began
+                if not self._started and waited > START_TIMEOUT:
+                    raise Unavailable(
+                        f"JetStream does not serve the stream {wire.STREAM} ({problem});"
+                        " is runctld running?"
+                    ) from None
+                if self._started and problem.code == wire.NO_STREAM:
+                    self._went_down(stream=True)
+                if problem.code == 0 and waited > 2 * API_TIMEOUT:
+                    return  # perhaps the connection is dead and TCP does not know
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, BACKOFF[1])
+            finally:
+                # Also when cancelled: a consumer that is left costs the server seconds.
+                consumer.failed.set()
+                await self._drop(link, consumer, subscription)
+
+    async def _subscribe(self, link: Link, consumer: _Consumer, inbox: str) -> Subscription:
+        from nats.errors import Error
+
+        try:
+            return await link.nc.subscribe(
+                inbox,
+                cb=self._receiver(link, consumer),
+                # Flow control bounds what waits; a limit here would drop silently.
+                pending_msgs_limit=0,
+                pending_bytes_limit=0,
+            )
+        except (Error, OSError):
+            raise LinkLost("the connection to NATS broke") from None
+
+    async def _check_stream(self, link: Link) -> None:
+        """A stream that was made at another time, ends before what we have seen, or has
+        something else there, is a new one, or has lost what we have seen: start over in it."""
+        info = await link.api(f"STREAM.INFO.{wire.STREAM}")
+        before, self._made = self._made, str(info["created"])
+        if not self._started:
+            return
+        ends_before = int(info["state"]["last_seq"]) < self._last
+        if before != self._made or ends_before or await self._other_there(link):
+            self._last = 0
+            self._start = None
+
+    async def _other_there(self, link: Link) -> bool:
+        """Whether the sequence of the last message that we saw is another message's now."""
+        if not self._last:
+            return False
+        try:
+            reply = await link.api(f"STREAM.MSG.GET.{wire.STREAM}", {"seq": self._last})
+        except NotReady as problem:
+            if problem.code == NO_MESSAGE:  # purged, or rolled up
+                return False
+            raise
+        message = reply["message"]
+        return bool(message["subject"] != self._seen[0] or _ns(message["time"]) != self._seen[1])
+
+    async def _create(self, link: Link, consumer: _Consumer, inbox: str) -> None:
+        config: dict[str, Any] = {
+            "deliver_subject": inbox,
+            "deliver_policy": self._policy,
+            "filter_subject": self._subject,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "max_deliver": 1,
+            "flow_control": True,
+            "idle_heartbeat": int(HEARTBEAT * 1e9),
+            "inactive_threshold": int(INACTIVE * 1e9),
+            "mem_storage": True,
+            "num_replicas": 1,
+            "headers_only": self._summaries,
+        }
+        start = self._last + 1 if self._last else self._start
+        if start is not None:
+            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
+        reply = await link.api(
+            f"CONSUMER.CREATE.{wire.STREAM}", {"stream_name": wire.STREAM, "config": config}
+        )
+        consumer.name = reply["name"]
+        # The server may have begun to deliver before it answered.
+        consumer.target = int(reply["num_pending"]) + int(reply["delivered"]["consumer_seq"])
+        self._note_progress(consumer)
+
+    async def _monitor(self, link: Link, consumer: _Consumer) -> None:
+        """Return when the consumer failed; raise LinkLost when the connection did.
+
+        Counts turns of the event loop rather than time: a reader that blocks us (a full
+        pipe) is no reason to take the server for dead."""
+        while not consumer.failed.is_set():
+            if link.closed.is_set():
+                raise LinkLost("the connection to NATS broke")
+            waits = [asyncio.ensure_future(e.wait()) for e in (consumer.failed, link.closed)]
+            try:
+                await asyncio.wait(waits, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+            consumer.ticks += 1
+            if consumer.ticks >= MISSED:
+                return
+
+    async def _drop(
+        self, link: Link, consumer: _Consumer, subscription: Subscription | None
+    ) -> None:
+        """Forget a consumer, without waiting for an answer: on Ctrl-C the connection's
+        tasks are being cancelled together with us."""
+        if link.closed.is_set():
+            return
+        with contextlib.suppress(Exception):
+            if subscription is not None:
+                await asyncio.wait_for(subscription.unsubscribe(), 0.2)
+            if consumer.name:
+                delete = f"$JS.API.CONSUMER.DELETE.{wire.STREAM}.{consumer.name}"
+                await asyncio.wait_for(link.nc.publish(delete, b"", reply=link.nc.new_inbox()), 0.2)
+
+    def _note_progress(self, consumer: _Consumer) -> None:
+        if consumer.caught_up or consumer.target is None:
+            return
+        if consumer.drained or consumer.sequence >= consumer.target:
+            consumer.caught_up = True
+            self._emit(CaughtUp())
+
+    def _receiver(self, link: Link, consumer: _Consumer) -> Callable[[Msg], Awaitable[None]]:
+        async def receive(msg: Msg) -> None:
+            if consumer.failed.is_set():
+                return
+            consumer.ticks = 0
+            headers = msg.headers
+            # What is stored may look like one of the server's own messages, but for this.
+            if not msg.reply.startswith("$JS.ACK."):
+                if headers is not None and "Status" in headers and not msg.data:
+                    await self._control(link, consumer, msg, headers)
+                return
+            fields = msg.reply.split(".")
+            # $JS.ACK.stream.consumer.delivered.sseq.cseq.time.pending; servers with
+            # domains put the domain and an account hash before the stream.
+            at = 5 if len(fields) == 9 else 7
+            sequence = int(fields[at + 1])
+            if sequence != consumer.sequence + 1:
+                consumer.failed.set()
+                return
+            consumer.sequence = sequence
+            stream_sequence = int(fields[at])
+            if stream_sequence > self._last:
+                self._last = stream_sequence
+                self._seen = msg.subject, int(fields[at + 2])
+                if self._summaries:
+                    self._summary(msg)
+                else:
+                    self._record(msg)
+            if not consumer.caught_up:
+                consumer.drained = fields[at + 3] == "0"
+                self._note_progress(consumer)
+
+        return receive
+
+    async def _control(
+        self, link: Link, consumer: _Consumer, msg: Msg, headers: dict[str, str]
+    ) -> None:
+        if headers["Status"] != "100":  # the consumer was deleted, or moved
+            consumer.failed.set()
+            return
+        if msg.reply:  # flow control: what came before it has been processed
+            await link.nc.publish(msg.reply, b"")
+            return
+        stalled = headers.get("Nats-Consumer-Stalled")
+        if stalled:
+            await link.nc.publish(stalled, b"")
+        last = int(headers.get("Nats-Last-Consumer", consumer.sequence))
+        if last != consumer.sequence:
+            consumer.failed.set()
+        elif not stalled:
+            # Idle: nothing is left, even if less came than was announced (a purge).
+            consumer.drained = True
+            self._note_progress(consumer)
+
+    def _summary(self, msg: Msg) -> None:
+        text = (msg.headers or {}).get(wire.SUMMARY_HEADER)
+        if text is None:  # written by an older daemon
+            return
+        run = msg.subject.rpartition(".")[2]
+        try:
+            self._emit(Progress(run, wire.read_summary(text), msg.subject))
+        except ValueError as error:
+            self._emit(Malformed(f"a record of run {run} cannot be read: {error}"))
+
+    def _record(self, msg: Msg) -> None:
+        subject = msg.subject
+        state = self._states.get(subject)
+        if state is None:
+            state = self._states[subject] = RunState(subject.rpartition(".")[2])
+        try:
+            record = wire.decode_record(msg.data)
+        except ValueError as error:
+            self._emit(Malformed(f"a record of run {state.run} cannot be read: {error}"))
+            return
+        state.apply(record, self._events)
+        self._wake.set()
+
+
+def _ns(time: str) -> int:
+    """Unix time in ns of a time as Go writes it: "2026-01-02T03:04:05.000000006Z"."""
+    whole, _, part = time.rstrip("Z").partition(".")
+    seconds = calendar.timegm(tuple(map(int, re.split("[-T:]", whole))))
+    return seconds * 1_000_000_000 + int(part.ljust(9, "0") if part else 0)

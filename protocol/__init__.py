@@ -1,0 +1,3 @@
+"""What daemon and clients share."""
+
+__version__ = "0.1.0"

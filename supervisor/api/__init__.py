@@ -1,0 +1,1 @@
+"""What the daemon answers: requests, and the metrics."""

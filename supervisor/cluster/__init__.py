@@ -1,0 +1,1 @@
+"""Leases, and the executors that hold them."""

@@ -1,0 +1,549 @@
+"""One live daemon per executor ID: flock on the state directory, and on PostgreSQL a
+session advisory lock on a connection of its own.
+
+When that connection breaks, the daemon goes on without its lease for ``queue.lease_grace``
+seconds, and tries to take it again. Whoever takes it raises its generation; so if the
+generation is the old one when the lock is held again, nobody has had it in between, or has
+acted in our place. docs/design.md has why nobody acts before we have ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import math
+import os
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import trio
+import trio_asyncio
+
+from ...config.schema import MAX_ID_BYTES, Config, ConfigError
+from ...protocol.errors import LeaseHeld, LeaseLost, Unavailable
+from ..host.postgres import RETRY, application_name, check_sessions, connect, lease_key
+from ..host.private_files import write_private
+from .tables import NOW, prepare_tables
+
+log = logging.getLogger("runctld.lease")
+aio = trio_asyncio.aio_as_trio
+
+
+def executor_id(config: Config) -> str:
+    """The configured ID, or one generated once and kept in the state directory. A new one is
+    made where none can be read: the directory's lock, not the ID, says whose runs are in it."""
+    if config.executor_id:
+        return config.executor_id
+    path = config.state_dir / "executor-id"
+    try:
+        kept = path.read_bytes().decode(errors="replace").strip()
+    except FileNotFoundError:
+        kept = ""
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}; let runctld's user read it, or remove it"
+        ) from None
+    if kept and kept.isprintable() and "\ufffd" not in kept and len(kept.encode()) <= MAX_ID_BYTES:
+        return kept
+    if kept:
+        log.warning("%s does not hold an executor ID; a new one is made", path)
+    made = f"{socket.gethostname().split('.')[0][:40] or 'local'}-{uuid.uuid4().hex[:8]}"
+    write_private(path, f"{made}\n".encode())
+    return made
+
+
+def home_of(state_dir: Path) -> str:
+    """A name of this state directory that no other has, nor a copy of it."""
+    path = state_dir / "home"
+    kept = path.read_text().strip() if path.exists() else ""
+    if not kept:
+        kept = uuid.uuid4().hex
+        write_private(path, f"{kept}\n".encode())
+    return f"{kept}-{path.stat().st_ino:x}"
+
+
+class FileLease:
+    """The lock of a state directory, held through ``fd``."""
+
+    def __init__(self, fd: int, path: Path, executor: str) -> None:
+        self._fd = fd
+        self._path = path
+        self._executor = executor
+
+    def check(self) -> None:
+        """See that the lock is still ours, and the file still where others look for it.
+        Costs microseconds; may be called from any thread.
+
+        Raises LeaseLost. What cannot be looked at for the moment is not lost."""
+        try:
+            there = os.stat(self._path)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # changes nothing if it is ours
+            if os.path.samestat(there, os.fstat(self._fd)):
+                return
+            how = f"{self._path} is another file now{self._holder()}"
+        except BlockingIOError:
+            how = f"{self._path} was unlocked, and is locked by another process{self._holder()}"
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return
+            how = f"{self._path} was removed"
+        raise LeaseLost(
+            f"the lease of executor ID {self._executor!r} is lost: {how}. All runs were stopped,"
+            " and are replayed by whoever holds it; restart runctld if nobody does"
+        )
+
+    def _holder(self) -> str:
+        try:
+            holder = _first_line(self._path.read_bytes())
+        except OSError:
+            holder = ""
+        return f" ({holder})" if holder else ""
+
+
+@contextmanager
+def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
+    """Hold the state directory's lock. Raises LeaseHeld, naming the holder."""
+    path = state_dir / "lock"
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            lease = FileLease(fd, path, executor)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _first_line(os.read(fd, 4096)) or "another runctld"
+                raise LeaseHeld(
+                    f"executor ID {executor!r} is held by {holder} (state_dir {state_dir});"
+                    " stop that one, or give this one its own state_dir and executor_id"
+                ) from None
+            try:
+                lease.check()
+            except LeaseLost:  # the file was replaced between the two calls
+                continue
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"executor {executor!r}, pid {os.getpid()}\n".encode(), 0)
+            yield lease
+            return
+        finally:
+            os.close(fd)
+
+
+def _first_line(text: bytes) -> str:
+    return text[:4096].decode(errors="replace").strip().partition("\n")[0]
+
+
+# ---- PostgreSQL ------------------------------------------------------------------
+
+
+def lock_key(executor: str) -> str:
+    """SQL for the key of an executor's advisory lock; ``executor`` is SQL as well."""
+    return f"hashtextextended('runctl:' || {executor}, 0)"
+
+
+def held_by(executor: str) -> str:
+    """SQL condition on a row ``l`` of pg_locks: this session holds ``executor``'s lock."""
+    return f"""
+        l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (l.classid::bigint << 32 | l.objid::bigint) = {lock_key(executor)}"""
+
+
+LOCK_KEY = lock_key("$1")
+LEASE_ROLE, PEER_ROLE = "runctld", "runctl-peer"
+#: A predecessor that was just killed is let go by the server within milliseconds.
+HELD_PATIENCE = 2.0
+PROBE = 1.0
+#: Probes unanswered for this long: the connection counts as broken. Below what the server
+#: takes to let the lock go (``postgres.SESSION``), so that without a grace we have stopped
+#: before a peer may start. Without the lease, and without an answer of NATS for this long,
+#: we end as well: then nobody can ask whether we live.
+PROBE_LIMIT = 5.0
+_TICK = 0.25
+#: A turn of ``_TICK`` that took this long: the process, or its machine, was stopped.
+_PAUSE = 2.0
+
+_HOLDER = f"""
+    SELECT a.application_name AS name, a.client_addr::text AS address
+    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE {held_by("$1")}
+"""
+_TAKE = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
+_ROW = "SELECT generation, grace, home FROM runctl.executors WHERE id = $1"
+#: ``grace`` and ``home`` stay those of the daemon before until that has surely ended.
+_RAISE = f"""
+    INSERT INTO runctl.executors AS e (id, generation) VALUES ($1, {NOW})
+    ON CONFLICT (id) DO UPDATE SET generation = greatest(e.generation + 1, excluded.generation)
+    RETURNING generation
+"""
+#: A write, so that a standby that takes no writes does not pass for the primary.
+_UNCHANGED = """
+    UPDATE runctl.executors SET generation = generation WHERE id = $1 AND generation = $2
+    RETURNING true
+"""
+#: Our own session has it: a pooler that gives us another's would otherwise go unnoticed.
+_HELD = f"""
+    SELECT EXISTS (
+        SELECT 1 FROM pg_locks l WHERE {held_by("$1")} AND l.pid = pg_backend_pid()
+    )
+"""
+_SESSION = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_END_OLD_SESSION = f"""
+    SELECT pg_terminate_backend(a.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE {held_by("$1")} AND a.pid = $2 AND a.backend_start = $3
+"""
+
+Contact = Callable[[], Awaitable[None]]
+
+
+class Predecessor(NamedTuple):
+    """Who had the lease before us, from another state directory: whether it has ended is not
+    known. It goes on for ``grace`` seconds without the lease."""
+
+    grace: float
+
+
+class Lease:
+    """An executor ID held as a session lock on ``conn``, which serves nothing else."""
+
+    def __init__(
+        self,
+        config: Config,
+        executor: str,
+        conn: Any,
+        session: Any,
+        generation: int,
+        predecessor: Predecessor | None,
+    ) -> None:
+        self._config = config
+        self._executor = executor
+        self._generation = generation
+        self._grace = config.queue.lease_grace
+        self.predecessor = predecessor
+        #: Returns when NATS has answered. Unset before there is a connection to it.
+        self.contact: Contact | None = None
+        self._asked_for = trio.Event()
+        self._answered = trio.Event()
+        self._doubted_at = self._paused_at = -math.inf
+        self._ticked_at = _now()
+        self._away = self._not_ours = False
+        self._adopt(conn, session, _now())
+
+    def _adopt(self, conn: Any, session: Any, sent: float) -> None:
+        """``conn`` has the lock since ``sent``, or before."""
+        self._conn, self._session = conn, session
+        self._ended = ended = trio.Event()
+        conn.add_termination_listener(lambda _: ended.set())
+        if conn.is_closed():
+            ended.set()
+        self._away = False
+        self._proved(sent)
+
+    def _proved(self, sent: float) -> None:
+        self._proved_at = self._sure_at = sent
+        self._answered.set()
+        self._answered = trio.Event()
+
+    @property
+    def away(self) -> bool:
+        """Whether the connection is broken: the lease is ours only if nobody else wants it."""
+        return self._away
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nothing proves that it is ours. Right after this process, or its
+        machine, has slept, a peer may have it; ``watch`` finds out within milliseconds."""
+        return self._away or _now() - self._sure_at > PROBE_LIMIT
+
+    def doubt(self) -> None:
+        """Take nothing for proved that was known before now; ``ask`` for a new proof."""
+        self._doubted_at = self._paused_at = _now()
+        self._sure_at = -math.inf
+
+    def ask(self) -> None:
+        """Do not wait for the next turn of ``watch``."""
+        self._asked_for.set()
+
+    async def wait_sure(self) -> None:
+        """Until nobody acts in our place: the lease is proved, or has been for less than the
+        grace ago."""
+        while _now() - self._sure_at > max(PROBE_LIMIT, self._grace):
+            await self._answered.wait()
+
+    async def watch(self) -> NoReturn:
+        """Raises LeaseLost when it is another's, or the connection is broken, or silent, for
+        too long."""
+        while True:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._probe)
+                await self._ended.wait()
+                nursery.cancel_scope.cancel()
+            self._away = True
+            self._conn.terminate()
+            if self._not_ours:
+                raise self._lost("its session does not have its lock; is there a pooler?", "")
+            if self._grace <= 0:
+                raise self._lost("the connection to PostgreSQL broke", "")
+            await self._retake()
+
+    async def _probe(self) -> None:
+        silent = 0.0
+
+        async def ask() -> None:
+            nonlocal silent
+            while True:
+                sent = _now()
+                try:
+                    if not await aio(self._conn.fetchval)(_HELD, self._executor):
+                        self._not_ours = True
+                        self._ended.set()
+                        return
+                except Exception as error:
+                    log.debug("lease: %r", error)
+                    self._ended.set()
+                    return
+                silent = 0.0
+                if sent >= self._doubted_at:
+                    self._proved(sent)
+                with trio.move_on_after(PROBE):
+                    await self._asked_for.wait()
+                self._asked_for = trio.Event()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            while silent < PROBE_LIMIT + PROBE:
+                # Time in which this process did not run at all is not the server's silence.
+                await trio.sleep(_TICK)
+                self._look_at_clock()
+                silent += _TICK
+            self._ended.set()
+
+    def _look_at_clock(self) -> None:
+        now = _now()
+        if now - self._ticked_at > _PAUSE:
+            self._paused_at = now
+        self._ticked_at = now
+
+    # ---- without the connection ---------------------------------------------------
+
+    async def _retake(self) -> None:
+        """Hold it again. Raises LeaseLost."""
+        self._look_at_clock()
+        noticed = _now()
+        log.warning(
+            "the connection to PostgreSQL broke: runs go on, their outcomes wait and nothing is"
+            " begun, for %g s at most (queue.lease_grace)",
+            self._grace,
+        )
+        why = ["it did not come back in time"]
+        found = lost = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up, nursery.cancel_scope, why)
+            try:
+                found = await self._regain(why)
+            except LeaseLost as error:  # as itself, not in a group
+                lost = error
+            nursery.cancel_scope.cancel()
+        if lost is not None:
+            raise lost
+        if found is None:
+            raise self._lost(f"the connection to PostgreSQL broke, and {why[-1]}", "")
+        conn, session, sent = found
+        self._adopt(conn, session, sent)
+        log.info(
+            "PostgreSQL was away for %.1f s: the lease is held again, no run was touched",
+            sent - noticed,
+        )
+
+    async def _give_up(self, scope: trio.CancelScope, why: list[str]) -> None:
+        """Cancel ``scope`` when we must not go on without the lease."""
+        # Nothing is known of NATS since PostgreSQL answered last: it is asked first of all.
+        heard_at = max(self._proved_at, self._paused_at)
+        asked = trio.Event()
+
+        async def hear() -> None:
+            nonlocal heard_at
+            limit = 2 * PROBE
+            while self.contact is not None:
+                began = _now()
+                try:
+                    with trio.move_on_after(limit):
+                        await self.contact()
+                        heard_at = began
+                except Exception as error:
+                    log.debug("NATS: %r", error)
+                asked.set()
+                limit = PROBE_LIMIT
+                await trio.sleep(PROBE)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hear)
+            while True:
+                end = self._proved_at + self._grace
+                if self._paused_at > self._proved_at:
+                    # We were stopped, and not waiting: there is time to ask once. Nothing is
+                    # published or committed meanwhile.
+                    end = max(end, self._paused_at + PROBE_LIMIT)
+                if _now() >= end:
+                    break
+                if asked.is_set() and _now() - heard_at > PROBE_LIMIT + PROBE:
+                    why.append("NATS does not answer either")
+                    break
+                await trio.sleep(min(_TICK, max(0.0, end - _now())))
+                self._look_at_clock()
+            scope.cancel()
+
+    async def _regain(self, why: list[str]) -> tuple[Any, Any, float]:
+        """(a connection with the lock, its session, since when). Raises LeaseLost, when somebody
+        else has, or had, the lease."""
+        name = application_name(LEASE_ROLE, self._executor)
+        while True:
+            conn = None
+            try:
+                conn = await connect(self._config, name, patience=PROBE_LIMIT)
+                with trio.fail_after(PROBE_LIMIT):
+                    session = await aio(conn.fetchrow)(_SESSION)
+                    while not await aio(conn.fetchval)(_TAKE, self._executor):
+                        await self._see_holder(conn)
+                        await trio.sleep(RETRY)
+                    # In a statement of its own, which sees all that was stored before the
+                    # lock was ours.
+                    sent = _now()
+                    if await self._unchanged(conn, write=True):
+                        return conn, session, sent
+                raise self._lost("another has taken it meanwhile", await self._who(conn))
+            except LeaseLost:
+                assert conn is not None
+                conn.terminate()
+                raise
+            except Exception as error:  # also a refused login: the server may be half awake
+                log.debug("lease: %r", error)
+                if isinstance(error, ConfigError | Unavailable) and len(why) == 1:
+                    why[0] = f"it did not come back in time ({error})"
+                if conn is not None:
+                    conn.terminate()
+                await trio.sleep(RETRY)
+            except BaseException:
+                if conn is not None:
+                    conn.terminate()
+                raise
+
+    async def _see_holder(self, conn: Any) -> None:
+        """Someone holds the lock. Raises LeaseLost, if that is not a session of our own whose
+        end the server has not noticed."""
+        if not await self._unchanged(conn, write=False):
+            raise self._lost("another has taken it meanwhile", await self._who(conn))
+        pid, began = self._session
+        await aio(conn.execute)(_END_OLD_SESSION, self._executor, pid, began)
+
+    async def _unchanged(self, conn: Any, *, write: bool) -> bool:
+        if write:
+            kept = await aio(conn.fetchval)(_UNCHANGED, self._executor, self._generation)
+            return bool(kept)
+        row = await aio(conn.fetchrow)(_ROW, self._executor)
+        return row is not None and row["generation"] == self._generation
+
+    async def _who(self, conn: Any) -> str:
+        holder = await aio(conn.fetchrow)(_HOLDER, self._executor)
+        return f" ({_holder(holder)})" if holder is not None else ""
+
+    def _lost(self, how: str, who: str) -> LeaseLost:
+        return LeaseLost(
+            f"the lease of executor ID {self._executor!r} is lost: {how}{who}. All runs were"
+            " stopped and will be replayed; restart runctld"
+        )
+
+    async def close(self) -> None:
+        """Takes at most a second."""
+        with trio.move_on_after(1, shield=True) as scope:
+            try:
+                await aio(self._conn.close)()
+            except Exception as error:
+                log.debug("close: %r", error)
+        if scope.cancelled_caught:
+            self._conn.terminate()
+
+
+def _now() -> float:
+    """Seconds, those included in which the machine was asleep, where that can be told."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@asynccontextmanager
+async def hold_database_lease(
+    config: Config, executor: str, home: str = ""
+) -> AsyncIterator[Lease]:
+    """Hold the executor ID in the shared database. ``home``: what names our state directory,
+    whose lock we hold.
+
+    Raises: LeaseHeld, naming the holder; ConfigError; Unavailable."""
+    lease = await _take(config, executor, home)
+    try:
+        yield lease
+    finally:
+        await lease.close()
+
+
+async def _take(config: Config, executor: str, home: str) -> Lease:
+    """A connection that breaks before it has the lock, as when the server restarts, is
+    replaced: ``connect`` waits for the server."""
+    import asyncpg
+
+    name = application_name(LEASE_ROLE, executor)
+    deadline = trio.current_time() + config.start_timeout
+    while True:
+        conn = await connect(config, name)
+        try:
+            await check_sessions(config, conn, name)
+            await prepare_tables(conn, lease_key(config))
+            await _lock(conn, config, executor)
+            before = await aio(conn.fetchrow)(_ROW, executor)
+            generation = await aio(conn.fetchval)(_RAISE, executor)
+            session = await aio(conn.fetchrow)(_SESSION)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            conn.terminate()
+            log.debug("lease: %r", error)
+            if trio.current_time() > deadline:
+                raise Unavailable(
+                    f"PostgreSQL broke the connection for the lease ({error}); see its log"
+                ) from None
+            await trio.sleep(RETRY)
+        except BaseException:
+            conn.terminate()
+            raise
+        else:
+            return Lease(config, executor, conn, session, generation, _predecessor(before, home))
+
+
+def _predecessor(row: Any, home: str) -> Predecessor | None:
+    """None, when nothing of an earlier daemon runs: it ended in order, or had our state
+    directory, whose lock we have."""
+    if row is None or not row["grace"] or row["home"] == home:
+        return None
+    return Predecessor(row["grace"])
+
+
+async def _lock(conn: Any, config: Config, executor: str) -> None:
+    deadline = trio.current_time() + HELD_PATIENCE
+    while not await aio(conn.fetchval)(_TAKE, executor):
+        holder = await aio(conn.fetchrow)(_HOLDER, executor)
+        # A peer that takes over our runs, or aborts one, is done in a moment.
+        peer = holder is not None and (holder["name"] or "").startswith(PEER_ROLE)
+        if trio.current_time() > deadline + (config.start_timeout if peer else 0):
+            raise LeaseHeld(
+                f"executor ID {executor!r} is held by {_holder(holder)};"
+                " stop that one, or give this one its own executor_id"
+            )
+        await trio.sleep(0.05)
+
+
+def _holder(row: Any) -> str:
+    if row is None or not row["name"]:
+        return "another session of this database"
+    where = f" ({row['address']})" if row["address"] else ""
+    return f"{row['name']}{where}"

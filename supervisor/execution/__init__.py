@@ -1,0 +1,1 @@
+"""One attempt's life, and the order of runs within a thread."""

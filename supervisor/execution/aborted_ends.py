@@ -1,0 +1,79 @@
+"""The ends of aborted runs. An abort that a crash cut short gets its end at the next start.
+
+That an end is stored is noted in the database, for many at once and after the abort was
+answered. Without the note, output that was purged or had its time would come back at the
+next start, as an end with nothing before it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import trio
+
+from ...protocol.errors import StreamUnfit
+from ...protocol.model import ABORTED
+from ..output.publisher import Streams
+from ..queue.engine import Durable
+from .registry import Registry
+
+log = logging.getLogger("runctld.endings")
+
+
+class Endings:
+    """``run`` in a nursery."""
+
+    def __init__(self, streams: Streams, durable: Durable, registry: Registry) -> None:
+        self._streams = streams
+        self._registry = registry
+        self._durable = durable
+        self._stored: dict[str, int | None] = {}
+        self._some = trio.Event()
+        #: What is being written, and the event of its end.
+        self._writing: dict[str, int | None] = {}
+        self._written = trio.Event()
+
+    async def write(self, thread: str, run: str, attempt: int) -> None:
+        """The end of a run that was aborted and has no live attempt here, unless it has one.
+        A stream that takes no records gets it later (``mend``)."""
+        try:
+            await self._streams.end(thread, run, attempt, ABORTED)
+        except StreamUnfit as unfit:
+            log.warning("the end of run %s is not stored yet: %s", run, unfit)
+        else:
+            self.stored(run)
+
+    def stored(self, run: str, gone: int | None = None) -> None:
+        """The end of an aborted run is in the stream. ``gone``: when its processes were, in Unix
+        milliseconds, if that is known."""
+        self._stored[run] = gone
+        self._some.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._some.wait()
+            self._some = trio.Event()
+            self._writing, self._stored = self._stored, {}
+            await self._durable.rows.note_ends(self._writing)
+            self._writing = {}
+            self._written.set()
+            self._written = trio.Event()
+
+    async def noted(self, run: str) -> None:
+        """Wait until the run's row says of its end what is known here."""
+        while run in self._stored or run in self._writing:
+            await self._written.wait()
+
+    async def mend(self, max_age: float) -> None:
+        """Of runs that were aborted in the last ``max_age`` seconds, which output lasts."""
+        try:
+            found = await self._durable.rows.without_end(time.time() - max_age)
+        except Exception as error:  # no run depends on it; the next start looks again
+            log.warning("ends of aborted runs are not looked for: %s", error)
+            return
+        for run in found:
+            # One that was aborted just now gets its end when its processes are gone, and one
+            # whose output is not stored yet gets it behind that.
+            if self._registry.get(run.run) is None and not self._streams.owes(run.run):
+                await self.write(run.thread, run.run, run.attempt)

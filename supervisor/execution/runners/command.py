@@ -1,0 +1,310 @@
+"""The ``command`` runner: a process without a shell, its output as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import trio
+
+from ....config.prompts import PROMPT, refusal, takes_prompt
+from ....config.run_limits import Plan
+from ....config.schema import CommandRunner
+from ....config.units import readable
+from ....protocol.errors import RunFailed, shortened
+from ....protocol.model import Outcome, RunSpec, Status, one_line
+from ....protocol.wire import StreamName
+from ...host.private_files import env_of
+from ...processes.credentials import acting_as
+from ...processes.keeper_client import Keeper, Left
+from ...processes.terminal_size import DEFAULT, Window
+from .filters import Identity, filters_left, identity
+from .flow import Flow, Source, pipe_source
+from .protocol import Emit, Turn
+from .terminal import Terminal, terminal_environment
+
+log = logging.getLogger("runctld.command")
+
+#: So long nothing is written by what a command leaves behind: then nothing is waited for,
+#: seconds, unless a filter is among it.
+QUIET = 0.5
+#: Looks at what a command left behind that a runner may have at once. One that hangs keeps its
+#: thread for good, and what other parts of the daemon do in threads must not wait for that.
+LOOKS = 8
+
+
+#: Of why memory had a command killed, in words that name its limit.
+_STARVED = {
+    "limit": "over its memory limit of {}",
+    "machine": "the machine, or the service, had no memory left",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """``given``: the command's three descriptors; ``ours_no_more``: those to close once it
+    has them; ``feed``: where its stdin is written, or -1. ``outputs`` and ``stdin``: what
+    the given ones are, ``stdin`` where it is a pipe of ours."""
+
+    given: tuple[int, int, int]
+    ours_no_more: tuple[int, ...]
+    feed: int
+    sources: list[Source]
+    outputs: frozenset[Identity]
+    stdin: Identity | None
+    terminal: Terminal | None = None
+
+
+class Command:
+    """Runs one process tree per run. ``grace``: seconds between TERM and KILL, and the
+    longest that what is left behind may still write after the command's own end. ``limits``:
+    how those of ``config`` are kept."""
+
+    def __init__(
+        self, config: CommandRunner, keeper: Keeper, grace: float, limits: Plan | None = None
+    ) -> None:
+        self._config = config
+        self._limits = limits
+        self._keeper = keeper
+        self._grace = grace
+        self._keep = config.leftovers == "keep-until-daemon"
+        self._looks = trio.CapacityLimiter(LOOKS)
+
+    async def run(
+        self,
+        spec: RunSpec,
+        attempt: int,
+        emit: Emit,
+        history: Sequence[Turn],
+        window: Window | None = None,
+    ) -> Outcome:
+        """Ends with the process's exit code; the whole tree is gone on every way out."""
+        argv, prompt = self._argv(spec)
+        async with AsyncExitStack() as stack:
+            with self._as_its_user():  # or it could not open /dev/stdout, or its terminal
+                ends = self._open(stack, prompt is not None, window)
+            try:
+                flow = Flow(ends.sources, emit)
+                stack.callback(flow.close)
+                process = await self._keeper.spawn(
+                    argv,
+                    mark=spec.run,
+                    env=self._environment(spec, attempt),
+                    cwd=self._directory(spec),
+                    stdin=ends.given[0],
+                    stdout=ends.given[1],
+                    stderr=ends.given[2],
+                    tty=ends.terminal is not None,
+                    umask=self._keeper.inherited.umask,
+                    group=f"{spec.run}.{attempt}",
+                    account=self._config.account,
+                    limits=self._limits,
+                )
+            except BaseException:
+                if ends.feed >= 0:
+                    os.close(ends.feed)
+                raise
+            finally:
+                for fd in ends.ours_no_more:
+                    os.close(fd)
+            # The reader outlives a cancellation, so that what the tree says while it is
+            # stopped is kept; after it is gone a second is plenty.
+            reading = trio.CancelScope(shield=True)
+            feed = trio.CancelScope()
+            left: Left | None = None
+            read = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_read, flow, reading, read)
+                if ends.feed >= 0:
+                    nursery.start_soon(_feed, ends.feed, prompt or b"", feed)
+                try:
+                    try:
+                        status = await process.wait()
+                        feed.cancel()
+                        if ends.terminal is not None:
+                            ends.terminal.release()
+                        late = await self._settle(flow, ends, process.pid)
+                        told = flow.total
+                        # Children left behind would hold the pipes open, and outlive the run.
+                        left = await process.end(self._grace, keep=self._keep)
+                    finally:
+                        gone = left is not None
+                        try:
+                            if left is None:
+                                with trio.CancelScope(shield=True):
+                                    await process.end(self._grace)
+                            gone = True
+                        finally:
+                            if ends.terminal is not None:
+                                ends.terminal.release()
+                            flow.finish()
+                            # Some may live on and have our pipes: what is kept, or all when
+                            # the keeper is lost.
+                            if self._keep or not gone:
+                                reading.deadline = trio.current_time() + 1
+                    # The stream may take nothing: an abort gets through then as well.
+                    await read.wait()
+                except BaseException:
+                    reading.deadline = min(reading.deadline, trio.current_time() + 1)
+                    raise
+        if left.ended:
+            log.info("ended with the run, which had left it behind: %s", ", ".join(left.ended))
+        if left.kept:
+            log.info("goes on until this daemon ends: %s", ", ".join(left.kept))
+        outcome = _outcome(argv[0], status)
+        if status == -signal.SIGKILL and process.starved:
+            why = _STARVED[process.starved].format(readable(self._config.limits.memory or 0))
+            outcome = msgspec.structs.replace(outcome, error=f"killed: {why}")
+        if not late and flow.total == told:
+            return outcome
+        when = f"not done {self._grace:g} s later" if late else "still writing when it was ended"
+        note = f"the end of the output was cut: what the command left behind was {when}"
+        log.warning("%s", note)
+        return msgspec.structs.replace(outcome, note=note)
+
+    async def _settle(self, flow: Flow, ends: _Ends, session: int) -> bool:
+        """The command itself has ended. Wait until what it left behind has closed its output,
+        or has been quiet for ``QUIET`` and is no filter; whether it was still at it after
+        ``grace``. Time in which the stream takes nothing does not count."""
+        left = max(self._grace, QUIET)
+        while flow.open:
+            if left <= 0:
+                return True
+            began, before = trio.current_time(), flow.total
+            with trio.move_on_after(min(QUIET, left)) as quiet:
+                await flow.moved()
+            left -= min(trio.current_time() - began, QUIET)
+            if not quiet.cancelled_caught:
+                continue
+            if flow.emitting:
+                await flow.moved()
+                continue
+            with trio.move_on_after(max(left, QUIET)) as looking:
+                filters = await trio.to_thread.run_sync(
+                    partial(self._filters_left, session, ends),
+                    abandon_on_cancel=True,
+                    limiter=self._looks,
+                )
+            if looking.cancelled_caught:  # a file of one is on a server that does not answer
+                return True
+            # A loop that was held up meets the deadline and what came before it at once.
+            if not filters and flow.total == before:
+                return False
+        return False
+
+    def _filters_left(self, session: int, ends: _Ends) -> bool:
+        with self._as_its_user():
+            return filters_left(session, ends.outputs, ends.stdin)
+
+    def _open(self, stack: AsyncExitStack, feed: bool, window: Window | None) -> _Ends:
+        """What the command reads and writes. What ``stack`` does not close is the caller's."""
+        if not self._config.tty:
+            sources = []
+            given: list[int] = []
+            names: tuple[StreamName, ...] = ("stdout", "stderr")
+            try:
+                for name in names[:1] if self._config.merge_output else names:
+                    read, write = os.pipe()
+                    stack.callback(os.close, read)
+                    given.append(write)
+                    sources.append(pipe_source(name, read))
+                in_r, in_w = os.pipe() if feed else (os.open(os.devnull, os.O_RDONLY), -1)
+            except OSError:
+                for fd in given:
+                    os.close(fd)
+                raise
+            return _Ends(
+                (in_r, given[0], given[-1]),
+                (in_r, *given),
+                in_w,
+                sources,
+                frozenset(map(identity, given)),
+                identity(in_r) if feed else None,
+            )
+        terminal = Terminal(window.size if window else DEFAULT)
+        stack.callback(terminal.close)
+        if window is not None:
+            window.apply = terminal.resize
+            stack.callback(window.close)
+        slave = terminal.slave
+        # A prompt needs an end, which a terminal that nobody types at cannot give.
+        in_r, in_w = os.pipe() if feed else (slave, -1)
+        return _Ends(
+            (in_r, slave, slave),
+            (in_r,) if feed else (),
+            in_w,
+            [terminal.source()],
+            frozenset((identity(slave),)),
+            identity(in_r) if feed else None,
+            terminal,
+        )
+
+    def _as_its_user(self) -> AbstractContextManager[None]:
+        account = self._config.account
+        return nullcontext() if account is None else acting_as(account.uid, account.gid)
+
+    def _directory(self, spec: RunSpec) -> str | None:
+        """Where it runs; None for its user's home. A submitter's directory is not entered unless
+        the runner says so: many programs look there for settings, and for parts of themselves."""
+        if self._config.cwd == "submitter":
+            return spec.cwd
+        if self._config.cwd is not None:
+            return str(self._config.cwd)
+        return None
+
+    def _environment(self, spec: RunSpec, attempt: int) -> dict[str, str]:
+        env = dict(self._keeper.inherited.env)
+        if self._config.account is not None:
+            env = env_of(self._config.account, env)
+        if self._config.tty:
+            env = terminal_environment(env, self._config.env)
+        else:
+            env.update(self._config.env)
+        env.update(RUNCTL_THREAD=spec.thread, RUNCTL_ATTEMPT=str(attempt))
+        return env
+
+    def _argv(self, spec: RunSpec) -> tuple[list[str], bytes | None]:
+        """(argv, stdin): the prompt goes where "{prompt}" stands in the runner's argv, else to
+        stdin. What is refused at submit time is refused here too: the run may have been queued
+        under another configuration. Raises RunFailed."""
+        ours = list(self._config.argv)
+        if (reason := refusal(self._config, spec.prompt, spec.argv)) is not None:
+            raise RunFailed(reason)
+        if spec.prompt is not None and takes_prompt(ours):
+            ours = [part.replace(PROMPT, spec.prompt) for part in ours]
+            return [*ours, *spec.argv], None
+        return [*ours, *spec.argv], None if spec.prompt is None else spec.prompt.encode()
+
+
+async def _feed(fd: int, data: bytes, scope: trio.CancelScope) -> None:
+    with scope:
+        async with trio.lowlevel.FdStream(fd) as pipe:
+            # Broken: the command did not want to read it.
+            with contextlib.suppress(trio.BrokenResourceError):
+                await pipe.send_all(data)
+
+
+async def _read(flow: Flow, scope: trio.CancelScope, over: trio.Event) -> None:
+    with scope:
+        await flow.run()
+    over.set()
+
+
+def _outcome(command: str, status: int) -> Outcome:
+    name = one_line(shortened(command, 200))
+    if status == 0:
+        return Outcome(Status.SUCCEEDED, exit_code=0)
+    if status > 0:
+        return Outcome(Status.FAILED, status, f"{name} exited with code {status}")
+    try:
+        what = signal.Signals(-status).name
+    except ValueError:
+        what = f"signal {-status}"
+    return Outcome(Status.FAILED, 128 - status, f"{name} was ended by {what}")

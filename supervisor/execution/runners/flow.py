@@ -1,0 +1,148 @@
+"""A command's output, from one or two descriptors, in the order in which it comes.
+
+Two pipes have no common order: the kernel says which of them had something first since we
+looked last, and nothing about what is in them by now. So both are read by one task, in the
+kernel's order, and in small steps while both have something.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from ....protocol.wire import StreamName
+from .protocol import Emit
+
+READ_SIZE = 64 * 1024
+#: One read while another source has something, too: what a program writes at once, mostly.
+STEP = 4096
+
+
+@dataclass(slots=True)
+class Source:
+    """``read(most)`` gives up to ``most`` bytes of ``fd``, None when there is nothing now,
+    b"" at its end. ``held``: the beginning of a UTF-8 character whose rest is to come."""
+
+    name: StreamName
+    fd: int
+    read: Callable[[int], bytes | None]
+    held: bytes = b""
+
+
+def pipe_source(name: StreamName, fd: int) -> Source:
+    """``fd``, a pipe's read end, is made non-blocking."""
+    os.set_blocking(fd, False)
+
+    def read(most: int) -> bytes | None:
+        try:
+            return os.read(fd, most)
+        except BlockingIOError:
+            return None
+
+    return Source(name, fd, read)
+
+
+class Flow:
+    """``run`` in a nursery, then ``close``. ``total``: bytes read. ``emitting``: what was read
+    is being passed on, and nothing is read meanwhile.
+
+    Raises OSError, when there is no descriptor left."""
+
+    def __init__(self, sources: list[Source], emit: Emit) -> None:
+        self.total = 0
+        self.emitting = False
+        self._emit = emit
+        self._sources = sources
+        self._open = len(sources)
+        # Its order is the kernel's: what had something first comes first.
+        self._selector = selectors.DefaultSelector()
+        for source in sources:
+            self._selector.register(source.fd, selectors.EVENT_READ, source)
+        self._finished = False
+        self._waiting = trio.CancelScope()
+        self._moved: trio.Event | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether somebody may still write."""
+        return self._open > 0
+
+    async def moved(self) -> None:
+        """Wait until something is read, was passed on, or has ended."""
+        self._moved = trio.Event()
+        await self._moved.wait()
+
+    def finish(self) -> None:
+        """Whoever wrote is gone: what is there now is the rest, whoever holds the other end."""
+        self._finished = True
+        self._waiting.cancel()
+
+    def close(self) -> None:
+        self._selector.close()
+
+    async def run(self) -> None:
+        """Each read is a chunk; returns at the end of all sources, or after ``finish``."""
+        while self._open:
+            await trio.lowlevel.checkpoint()
+            ready: list[Source] = [key.data for key, _ in self._selector.select(0)]
+            if ready:
+                size = READ_SIZE if len(ready) == 1 else STEP
+                for source in ready:
+                    if await self._take(source, size):
+                        self._selector.unregister(source.fd)
+            elif self._finished:
+                break
+            else:
+                with trio.CancelScope() as self._waiting:
+                    await trio.lowlevel.wait_readable(self._selector)
+        for source in self._sources:  # those that had no end
+            await self._pass_on(source.name, source.held)
+        self._open = 0
+        self._tell()
+
+    async def _take(self, source: Source, size: int) -> bool:
+        """Whether it was the end."""
+        data = source.read(size)
+        if data is None:
+            return False
+        if not data:
+            self._open -= 1
+            held, source.held = source.held, b""
+            await self._pass_on(source.name, held)
+            return True
+        self.total += len(data)
+        data = source.held + data
+        cut = incomplete_tail(data)
+        source.held = data[len(data) - cut :]
+        await self._pass_on(source.name, data[: len(data) - cut])
+        return False
+
+    async def _pass_on(self, name: StreamName, data: bytes) -> None:
+        self._tell()
+        if data:
+            self.emitting = True
+            try:
+                await self._emit(name, data)
+            finally:
+                self.emitting = False
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
+
+
+def incomplete_tail(data: bytes) -> int:
+    """How many bytes at the end begin a UTF-8 character whose rest is missing (0 to 3)."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        need = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        return back if need > back and byte < 0xF8 else 0
+    return 0

@@ -1,0 +1,42 @@
+"""What a runner is: one call that does an attempt's work and emits its output."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ....protocol.model import Outcome, RunSpec
+from ....protocol.wire import StreamName
+from ...processes.terminal_size import Window
+
+#: Appends one chunk to the run's stream. Blocking is back-pressure: a runner stops
+#: reading its source until it returns.
+Emit = Callable[[StreamName, bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An earlier successful turn of the thread."""
+
+    prompt: str
+    reply: str
+
+
+class Runner(Protocol):
+    """One per configured runner, shared by its runs: an attempt's state is local."""
+
+    async def run(
+        self,
+        spec: RunSpec,
+        attempt: int,
+        emit: Emit,
+        history: Sequence[Turn],
+        window: Window | None = None,
+    ) -> Outcome:
+        """Do the work, in trio. Cancelling ends it, and leaves nothing running. ``window``:
+        the size of its terminal, if it has one.
+
+        Raises: RunFailed (message, exit_code); whatever ``emit`` raises passes through.
+        """
+        ...

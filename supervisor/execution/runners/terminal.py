@@ -1,0 +1,94 @@
+"""A command's own terminal: a pseudo-terminal whose master end we read."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Mapping
+
+from ....protocol.errors import RunFailed
+from ...processes.terminal_size import Size
+from .flow import Source
+
+TERM = "xterm-256color"
+
+
+class Terminal:
+    """``slave`` is for the command. We hold it, too, until the command has ended: otherwise a
+    program that closes it and opens /dev/tty later would have ended its output. What the
+    command leaves behind has no /dev/tty any more.
+
+    Raises: RunFailed, when there is none left."""
+
+    def __init__(self, size: Size) -> None:
+        try:
+            self._master, self.slave = os.openpty()
+        except OSError as error:
+            raise RunFailed(
+                f"no terminal for the command: {error.strerror}; raise kernel.pty.max or the"
+                " limit of open files, or run less",
+                126,
+            ) from None
+        try:
+            os.set_blocking(self._master, False)
+            _quieten(self.slave)
+            self.resize(size)
+        except BaseException:
+            self.close()
+            raise
+
+    def resize(self, size: Size) -> None:
+        """The foreground process group gets SIGWINCH from the kernel, if it changed."""
+        fcntl.ioctl(
+            self._master, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0)
+        )
+
+    def source(self) -> Source:
+        """Its output: stdout and stderr in one. It ends when nobody has ``slave``."""
+        return Source("stdout", self._master, self._read)
+
+    def _read(self, most: int) -> bytes | None:
+        """The kernel hands out 4 KiB at most: take several, for fewer chunks."""
+        parts: list[bytes] = []
+        while most > 0:
+            try:
+                data = os.read(self._master, most)
+            except BlockingIOError:
+                return b"".join(parts) or None
+            except OSError:  # EIO on Linux: nobody has the other end any more
+                break
+            if not data:  # the same elsewhere
+                break
+            parts.append(data)
+            most -= len(data)
+        return b"".join(parts)
+
+    def release(self) -> None:
+        """The command has ended: only what it left behind has ``slave`` now."""
+        if self.slave >= 0:
+            os.close(self.slave)
+            self.slave = -1
+
+    def close(self) -> None:
+        self.release()
+        os.close(self._master)
+
+
+def _quieten(slave: int) -> None:
+    """ONLCR off: stored lines end in "\\n", as with pipes, so that greps and files stay
+    clean; the watcher's own terminal adds the carriage return. ECHO off: nobody types,
+    and nothing that might come this way belongs in the output."""
+    modes = termios.tcgetattr(slave)
+    modes[1] &= ~termios.ONLCR
+    modes[3] &= ~termios.ECHO
+    termios.tcsetattr(slave, termios.TCSANOW, modes)
+
+
+def terminal_environment(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """``env``, the daemon's, as fits our terminal; ``own``, the runner's, comes on top."""
+    found = {k: v for k, v in env.items() if k not in ("COLUMNS", "LINES")}
+    if found.get("TERM") in (None, "", "dumb"):
+        found["TERM"] = TERM  # watchers' terminals know it
+    return {**found, **own}

@@ -1,0 +1,1 @@
+"""The machine we are on: files, logs, metrics, limits of the process."""

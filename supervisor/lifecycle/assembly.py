@@ -1,0 +1,565 @@
+"""What a daemon does from its connection to NATS on: builds the parts that need DBOS, runs
+them, and stops them in order. Imported while the nats-server starts: DBOS takes half a second.
+
+Rows of unfinished runs stay as they are and are replayed by the next daemon of this
+executor ID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import sqlite3
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+import trio_asyncio
+
+from ...config.accounts import switched
+from ...config.run_limits import Plan, controllers, plan
+from ...config.schema import ChatRunner, CommandRunner, Config, Queue
+from ...config.schema import Runner as RunnerConfig
+from ...config.secrets import Masker
+from ...protocol.errors import Fenced, RunFailed, StreamUnfit, Unavailable
+from ...protocol.model import Outcome, RunSpec, Status, one_line, unix_ms
+from ..api.metrics_endpoint import Scrape
+from ..api.server import Control
+from ..cluster.absence import Absence
+from ..cluster.lease import PROBE_LIMIT
+from ..cluster.lease_guard import Fence
+from ..cluster.members import TREES_GONE, Members
+from ..execution.aborted_ends import Endings
+from ..execution.registry import Live, Registry
+from ..execution.runners.chat import Chat
+from ..execution.runners.command import Command
+from ..execution.runners.protocol import Runner, Turn
+from ..execution.settings import Settings
+from ..execution.thread_order import Order
+from ..execution.wait_reasons import Waiting
+from ..host.database_files import DatabaseFiles, database_path
+from ..host.logs import about
+from ..host.metrics import Meters, Prometheus
+from ..host.private_files import inherited
+from ..host.stop_times import LEFT, STOPPED, longest_stop
+from ..host.systemd_notify import Notifier
+from ..messaging.connection import connect
+from ..messaging.embedded_server import Broker
+from ..messaging.storage_limit import fitted
+from ..output.backpressure import Room
+from ..output.inventory import Stored
+from ..output.publisher import Attempt, Streams
+from ..peers.takeover import Takeover
+from ..processes.keeper_client import Keeper
+from ..processes.terminal_size import Alive, Window, asks
+from ..queue.engine import Durable
+from ..upkeep.history_retention import Housekeeping
+from ..upkeep.hooks import Hooks
+from ..upkeep.output_retention import Retention
+from .reload import Reload
+from .signals import Wishes
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+log = logging.getLogger("runctld")
+aio = trio_asyncio.aio_as_trio
+
+
+class Service:
+    def __init__(
+        self,
+        config: Config,
+        file: Path | None,
+        executor: str,
+        keeper: Keeper,
+        loop: asyncio.AbstractEventLoop,
+        fence: Fence,
+        notifier: Notifier,
+        broker: Broker | None,
+        home: str,
+        hide: Masker,
+    ) -> None:
+        """``broker``: the embedded nats-server, which runs; None for an external one.
+        ``home``: what names the state directory."""
+        self._config = fitted(config)
+        self._hide = hide
+        self._notifier = notifier
+        self._broker = broker
+        self._executor = executor
+        self._keeper = keeper
+        self._loop = loop
+        self._registry = Registry()
+        self._fence = fence
+        self._file = file
+        self._settings = Settings(config, self._make)
+        self._scrape: Scrape | None = None
+        self._meters = Meters()
+        self._hooks: Hooks | None = None
+        if config.metrics.listen is not None:
+            self._meters = Prometheus(executor, lambda: self._settings.runners)
+        if config.hooks.on_end is not None:
+            self._hooks = Hooks(config, keeper, self._registry, self._meters)
+        self._durable = Durable(
+            *(config, executor, self._dispatch, fence.wait_clear_in_thread),
+            *(self._meters, self._hooks),
+            held=fence.holds,
+        )
+        if isinstance(self._meters, Prometheus):
+            self._scrape = Scrape(
+                *(config, self._meters, self._registry, self._durable),
+                lambda: self._keeper.silent,
+            )
+        self._housekeeping = Housekeeping(
+            config.history, self._durable, lambda: self._settings.runners
+        )
+        self._streams: Streams
+        self._endings: Endings
+        self._retention: Retention
+        self._order: Order
+        self._alive: Alive
+        self._members = None if config.database.embedded else Members(config, executor, home)
+        self._database: DatabaseFiles | None = None
+
+    def _make(self, runner: RunnerConfig, queue: Queue) -> Runner:
+        if isinstance(runner, ChatRunner):
+            return Chat(runner)
+        return Command(runner, self._keeper, queue.stop_grace, self._limits(runner))
+
+    def _limits(self, runner: CommandRunner) -> Plan:
+        wanted, groups = controllers(runner.limits), self._keeper.cgroups
+        made = plan(runner, groups.enable(wanted) if groups is not None else ())
+        if made.gaps:
+            log.warning(
+                "runner %s: its limits are not kept by a cgroup for each run, for %s: %s; see"
+                " docs/systemd.md",
+                runner.name,
+                "there is none to be had here" if groups is None else "those here lack controllers",
+                "; ".join(made.gaps),
+            )
+        return made
+
+    def _apply(self, config: Config) -> None:
+        """What is not asked for each time is told."""
+        self._order.grace = self._settings.longest_grace
+        self._notifier.end = longest_stop(self._settings.longest_grace)
+        if self._hooks is not None:
+            self._hooks.grace = config.queue.stop_grace
+        self._durable.max_queued_per_thread = config.queue.max_queued_per_thread
+        self._durable.set_max_running(config.queue.max_running)
+        self._keeper.users |= {account.uid for _, account in switched(config)}
+        self._keeper.inherited = inherited(
+            config.withheld, self._keeper.inherited.umask, config.source
+        )
+
+    async def run(
+        self, wishes: Wishes, start: trio.CancelScope, began: float, *, cgroups: bool
+    ) -> None:
+        """``began``: when the daemon did, on the monotonic clock. A wish to stop cancels
+        ``start`` until DBOS is launched; from then on there are runs, and it is done in
+        order."""
+        async with trio.open_nursery() as nursery:
+            endpoint = renew = None
+            if self._broker is not None:
+                broker = self._broker
+                endpoint, renew = (lambda: broker.endpoint), broker.renew
+                nursery.start_soon(broker.supervise, self._meters)
+            if self._scrape is not None:
+                await nursery.start(self._scrape.run)
+            async with (
+                connect(
+                    *(self._config, self._executor, endpoint),
+                    *(self._disconnected, self._reconnected),
+                ) as connection,
+                connect(self._config, f"{self._executor} for watchers", endpoint) as watchers,
+            ):
+                nursery.start_soon(connection.watch)
+                nursery.start_soon(watchers.watch)
+                client = connection.client
+                room, stored = Room(), Stored(client)
+                self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
+                if self._hooks is not None:
+                    self._hooks.durable, self._hooks.stored = self._durable, stored
+                self._alive = asks(client)
+                await self._streams.open(self._config)
+                self._retention = Retention(
+                    self._config.stream, stored, self._durable, self._registry, room
+                )
+                self._endings = Endings(self._streams, self._durable, self._registry)
+                if self._hooks is not None:
+                    self._hooks.noted = self._endings.noted
+                absence = Absence(client, self._members)
+                self._order = Order(
+                    self._durable,
+                    self._streams,
+                    self._endings,
+                    absence,
+                    self._config.queue.stop_grace,
+                )
+                if self._members is not None:
+                    await self._announce(self._members, absence, client)
+                wishes.keep(start)
+                await self._durable.launch(self._loop)
+                if self._config.database.embedded:
+                    self._database = self._guard_database()
+                control = Control(
+                    self._config,
+                    self._executor,
+                    client,
+                    self._durable,
+                    self._registry,
+                    self._streams,
+                    self._endings,
+                    stored,
+                    self._members,
+                    self._settings,
+                    cgroups,
+                    self._meters,
+                    self._hooks,
+                    self._hide,
+                    Waiting(self._registry, self._keeper.held),
+                    lambda: self._keeper.silent,
+                )
+                takeover = self._takeover(control)
+                with wishes.until_stop():
+                    await control.start(nursery, watchers.client)
+                    connection.started()
+                    watchers.started()
+                    if takeover is not None:
+                        nursery.start_soon(takeover.watch)
+                    nursery.start_soon(self._retention.run)
+                    nursery.start_soon(self._housekeeping.run)
+                    nursery.start_soon(self._endings.run)
+                    nursery.start_soon(self._streams.life.run)
+                    nursery.start_soon(self._mend_stream)
+                    nursery.start_soon(self._durable.strays.watch)
+                    nursery.start_soon(self._durable.rows.index, self._config.start_timeout)
+                    nursery.start_soon(self._endings.mend, self._config.stream.max_age)
+                    nursery.start_soon(self._watch_keeper)
+                    if self._broker is not None:
+                        nursery.start_soon(self._broker.watch, partial(_contact, client))
+                    reload = Reload(
+                        *(self._settings.config, self._file, self._settings, self._apply),
+                        *(self._hide, self._notifier.reloading),
+                    )
+                    nursery.start_soon(reload.run, wishes.wait_reload)
+                    if self._scrape is not None:
+                        self._scrape.ready(client, self._streams)
+                    self._meters.ready(self._durable.recovered, time.monotonic() - began)
+                    log.info(
+                        "ready: executor %s, pid %d, %d unfinished runs recovered, %.2f s",
+                        self._executor,
+                        os.getpid(),
+                        self._durable.recovered,
+                        time.monotonic() - began,
+                    )
+                    gc.freeze()  # no pause of a run's output for a look at all that was imported
+                    gc.enable()
+                    await self._notifier.ready(await self._words())
+                    nursery.start_soon(self._notifier.show, self._registry.changed, self._words)
+                await wishes.stop.wait()
+                with trio.CancelScope(shield=True):
+                    await self._stop(control, takeover, wishes)
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self, members: Members, absence: Absence, client: Client) -> None:
+        lease = self._fence.lease
+        assert lease is not None
+        lease.contact = partial(_contact, client)
+        if lease.predecessor is not None:
+            log.warning(
+                "executor ID %s was another state directory's: waiting until the daemon there,"
+                " which may go on without its lease, has surely ended",
+                ascii(self._executor),
+            )
+            await absence.wait_predecessor(self._executor, lease.predecessor.grace)
+            await trio.sleep(TREES_GONE)
+        await members.announce()
+
+    async def _words(self) -> str:
+        """What is going on here, in one line."""
+        try:
+            queued = f"{await self._durable.rows.count('ENQUEUED')} queued"
+        except Exception as error:  # the database is away for the moment
+            log.debug("status: %s", error)
+            queued = "the database does not answer"
+        running = len(self._registry) + len(self._durable.unfinished())
+        return f"{running} running, {queued}"
+
+    def _takeover(self, control: Control) -> Takeover | None:
+        if self._members is None or not self._config.takeover.enabled:
+            return None
+        return Takeover(
+            self._config, self._executor, self._members, self._durable, control.tell_others
+        )
+
+    async def _stop(self, control: Control, takeover: Takeover | None, wishes: Wishes) -> None:
+        with trio.move_on_after(self._settings.longest_grace + STOPPED) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hurry, wishes, limit)
+                if self._scrape is not None:
+                    self._scrape.stopping()
+                await control.stop()
+                self._registry.mark_stopping()
+                await self._durable.stop_claiming()
+                async with trio.open_nursery() as ending:
+                    ending.start_soon(self._registry.stop_all)
+                    ending.start_soon(self._keeper.end_kept, self._settings.queue.stop_grace)
+                # A run that ended by itself meanwhile may have left some more.
+                await self._keeper.end_kept(self._settings.queue.stop_grace)
+                if self._hooks is not None:
+                    await self._hooks.stop()
+                nursery.cancel_scope.cancel()
+        self._fence.leave_if_away()
+        if not limit.cancelled_caught:
+            await self._leave(takeover)
+        if self._members is not None:
+            self._members.close()
+        self._fence.leave_if_away()
+        self._fence.guard(None)  # SQLite removes the log itself when all is closed
+        with trio.move_on_after(1):
+            await self._durable.close()
+        if self._database is not None:
+            self._database.close()
+
+    def _guard_database(self) -> DatabaseFiles:
+        """Raises Unavailable."""
+        try:
+            database = DatabaseFiles(database_path(self._config))
+        except (OSError, sqlite3.Error) as error:
+            raise Unavailable(f"the database cannot be opened: {error}") from None
+        self._fence.guard(database)
+        return database
+
+    async def _hurry(self, wishes: Wishes, limit: trio.CancelScope) -> None:
+        await wishes.hurry.wait()
+        self._keeper.hasten()
+        limit.deadline = min(limit.deadline, trio.current_time() + STOPPED)
+
+    async def _has_rows(self) -> bool:
+        return self._executor in await self._durable.rows.owners(hooks=True)
+
+    async def _leave(self, takeover: Takeover | None) -> None:
+        """Nothing of ours runs any more: say so to the other executors."""
+        with trio.move_on_after(LEFT):
+            try:
+                if takeover is not None:
+                    await takeover.hand_over()
+                elif self._members and not await self._has_rows():
+                    await self._members.leave()
+                elif self._members:
+                    await self._members.rest()
+            except Exception as error:  # what is not handed over is taken over, or replayed
+                log.warning("the runs were not handed over: %s", error)
+
+    async def _disconnected(self) -> None:
+        if hasattr(self, "_streams"):  # not before they are opened
+            self._streams.lost()
+
+    async def _reconnected(self) -> None:
+        """The server may have come back without what it had."""
+        if hasattr(self, "_streams"):
+            self._streams.life.suspect()
+
+    async def _mend_stream(self) -> None:
+        """What others than the running runs are to write after a loss of the stream."""
+        life, number = self._streams.life, self._streams.life.number
+        while True:
+            news = life.news  # what comes while we are at it is news as well
+            if life.unfit is None:
+                await self._streams.pay(self._paid)
+                if life.number != number:
+                    number = life.number
+                    await self._endings.mend(self._config.stream.max_age)
+            await news.wait()
+
+    def _paid(self, run: str, outcome: Outcome) -> None:
+        if outcome.status is Status.ABORTED:
+            self._endings.stored(run, outcome.ended_ms)
+
+    async def _watch_keeper(self) -> None:
+        await self._keeper.dead.wait()
+        killed = "the process keeper was killed; restarting is the way to a known state"
+        raise Unavailable(self._keeper.stopped or killed)
+
+    # ---- one attempt ------------------------------------------------------------
+
+    async def _dispatch(
+        self, spec: RunSpec, attempt: int, unreadable: str | None = None
+    ) -> Outcome:
+        """Called by the durable core for each attempt. When the daemon stops it neither
+        returns nor raises, so that the row stays unfinished."""
+        # DBOS schedules from threads of its own, whose context knows no loop.
+        trio_asyncio.current_loop.set(self._loop)
+        outcome, fenced = await self._tried(spec, attempt, unreadable)
+        while fenced is not None and fenced.found is not None:
+            counted = await self._durable.rows.count_on(spec.run, attempt, fenced.found)
+            if counted is None:
+                break
+            attempt = counted
+            with about(thread=spec.thread, run=spec.run, attempt=attempt):
+                log.warning("the database is older than the output, as from a backup: counting on")
+            outcome, fenced = await self._tried(spec, attempt, unreadable)
+        if outcome is None:
+            await trio.sleep_forever()
+            raise AssertionError
+        self._housekeeping.ended()
+        self._meters.run_ended(outcome.status, spec.runner)
+        return outcome
+
+    async def _tried(
+        self, spec: RunSpec, attempt: int, unreadable: str | None
+    ) -> tuple[Outcome | None, Fenced | None]:
+        """An attempt's outcome, or why it had to stop; neither when the daemon stops."""
+        outcome, stopped = None, None
+        with (
+            about(thread=spec.thread, run=spec.run, attempt=attempt),
+            self._registry.start(spec, attempt) as live,
+        ):
+            live.unreadable = unreadable
+            broken: Exception | None = None
+            try:
+                outcome = await self._attempt(live)
+            except* Fenced as group:
+                (stopped,) = (e for e in group.exceptions[:1] if isinstance(e, Fenced))
+                log.warning("%s", stopped)
+            except* Exception as group:
+                broken = group
+            if broken is not None:
+                outcome = await self._broken(live, broken)
+        return outcome, stopped
+
+    async def _broken(self, live: Live, error: Exception) -> Outcome | None:
+        """The attempt was ended by a fault of our own: nobody must wait for it on."""
+        if self._keeper.dead.is_set() or live.stopping:
+            return None
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        spec = live.spec
+        log.error("the attempt was ended by an internal error", exc_info=error)
+        decided = live.decide(self._internal(error))
+        try:
+            await self._streams.end(spec.thread, spec.run, live.attempt, decided)
+        except Fenced as fenced:
+            log.warning("%s", fenced)
+            return None
+        except StreamUnfit as unfit:
+            log.warning("its end is not stored: %s", unfit)
+        self._retention.ended(spec.thread)
+        return decided
+
+    async def _attempt(self, live: Live) -> Outcome | None:
+        spec = live.spec
+        runner = self._settings.runner(spec.runner)
+        if runner is not None and isinstance(runner[0], CommandRunner) and runner[0].tty:
+            live.window = Window(self._alive)
+        stream = Attempt(
+            *(self._streams, spec.thread, spec.run, live.attempt, self._executor),
+            tty=live.window is not None,
+        )
+        opened = False
+        adopted = outcome = None
+        async with trio.open_nursery() as nursery:
+            with live.scope:
+                for other in self._registry.before(live):
+                    live.behind = other.spec.run
+                    await other.gone.wait()
+                if not await self._order.clear(live):
+                    live.wish_abort()
+                    live.scope.cancel()
+                live.behind = None
+                adopted = await stream.open()
+                if adopted is None:
+                    opened = True
+                    nursery.start_soon(stream.pump)
+                    if live.window is not None:
+                        nursery.start_soon(live.window.watch)
+                    outcome = await self._work(live, stream, runner)
+            if live.window is not None:
+                live.window.close()
+            stream.close()
+        if adopted is not None:
+            return live.decide(adopted)
+        if outcome is None and not live.aborting:
+            return None
+        decided = live.decide(outcome or Outcome(Status.ABORTED))
+        if opened:
+            await self._end(live, stream, decided)
+            self._retention.ended(spec.thread)
+        log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
+        return decided
+
+    async def _end(self, live: Live, stream: Attempt, decided: Outcome) -> None:
+        try:
+            await stream.end(decided)
+        except StreamUnfit as unfit:  # the row says how it ended, and the stream later on
+            log.warning("its end is not stored yet: %s", unfit)
+            self._streams.owe(stream, decided)
+        else:
+            if decided.status is Status.ABORTED:
+                self._endings.stored(live.spec.run, decided.ended_ms)
+        live.ended = True
+
+    async def _work(
+        self, live: Live, stream: Attempt, runner: tuple[RunnerConfig, Runner] | None
+    ) -> Outcome:
+        spec, limit = live.spec, self._settings.queue.max_attempts
+        if live.attempt > limit:
+            return Outcome(
+                Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
+            )
+        if live.unreadable is not None:
+            return Outcome(Status.FAILED, error=live.unreadable)
+        if runner is None:
+            return Outcome(
+                Status.FAILED,
+                error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
+            )
+        live.started_ms = unix_ms()
+        log.info("run started")
+        self._meters.dispatched(time.monotonic() - live.began)
+        try:
+            history = await self._history(spec, runner[0])
+            return await runner[1].run(spec, live.attempt, stream.append, history, live.window)
+        except RunFailed as error:
+            return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
+        except (Fenced, trio.Cancelled):
+            raise
+        except Exception as error:
+            # The daemon is about to end, and with it the keeper: leave it to replay.
+            if self._keeper.dead.is_set() or live.stopping:
+                await trio.sleep_forever()
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("%s", error)
+                text = "runctld has no file descriptors left; raise its limit, then retry"
+                return Outcome(Status.FAILED, error=text)
+            log.exception("the runner failed by an internal error")
+            return self._internal(error)
+        finally:
+            live.ended_ms = unix_ms()
+
+    async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
+        if not isinstance(config, ChatRunner):
+            return []
+        pairs = await self._durable.rows.turns(
+            spec.thread, spec.run, config.history // 2, config.history_bytes
+        )
+        return [Turn(prompt, reply) for prompt, reply in pairs]
+
+    def _internal(self, error: Exception) -> Outcome:
+        words = self._hide(f"{type(error).__name__}: {error}")
+        return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))
+
+
+async def _contact(client: Client) -> None:
+    """Returns when NATS has answered; raises when it does not in time."""
+    if not client.is_connected:  # nats-py's flush returns at once then
+        raise ConnectionError("not connected")
+    await aio(client.flush)(round(PROBE_LIMIT))
+    if not client.is_connected:
+        raise ConnectionError("the connection broke")

@@ -1,0 +1,163 @@
+"""Start order and the outermost nurseries.
+
+Start: lease, keeper (nothing of an earlier daemon is alive after it), NATS, then what
+``service`` builds: stream, DBOS with recovery, control plane, ready. Stop: the reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio_asyncio
+
+from ...config.accounts import check_rights, switched
+from ...config.schema import Config
+from ...config.secrets import Masker
+from ...protocol.errors import Unavailable
+from ..cluster.lease import executor_id, hold_database_lease, hold_file_lease, home_of
+from ..cluster.lease_guard import Fence
+from ..host.logs import name_executor
+from ..host.private_files import UMASK, inherited, prepare_state_dir
+from ..host.state_format import check_format, mark_format
+from ..host.stop_times import longest_stop
+from ..host.systemd_notify import Notifier, open_notifier
+from ..messaging.embedded_server import Broker
+from ..processes import cgroups
+from ..processes.keeper_client import open_keeper
+from .early_signals import Early
+from .optional_packages import require
+from .signals import Wishes, open_wishes
+
+if TYPE_CHECKING:
+    from .assembly import Service
+
+log = logging.getLogger("runctld")
+
+
+async def run(config: Config, file: Path | None, early: Early | None, hide: Masker) -> None:
+    """Run the daemon until SIGTERM or SIGINT. ``config`` came from ``file``, or from a
+    default place. ``hide`` masks its secrets in what is logged.
+
+    Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
+    umask = os.umask(UMASK)
+    # The keeper, both leases, NATS, the database and its recovery have start_timeout each.
+    begin = 6 * config.start_timeout
+    end = longest_stop(config.queue.stop_grace)
+    async with (
+        open_wishes(early) as wishes,
+        open_notifier(wishes.stop, begin, end) as notifier,
+    ):
+        # Until DBOS is launched there is nothing to stop in order.
+        with wishes.until_stop() as start:
+            await _run(config, file, umask, wishes, start, notifier, hide)
+    log.info("stopped; unfinished runs will be replayed")
+
+
+async def _run(
+    config: Config,
+    file: Path | None,
+    umask: int,
+    wishes: Wishes,
+    start: trio.CancelScope,
+    notifier: Notifier,
+    hide: Masker,
+) -> None:
+    require(config)
+    check_rights(config)
+    prepare_state_dir(config.state_dir)
+    check_format(config.state_dir)
+    executor = executor_id(config)
+    name_executor(executor)
+    began = time.monotonic()
+    with (
+        hold_file_lease(config.state_dir, executor) as file_lease,
+        warnings.catch_warnings(),
+    ):
+        mark_format(config.state_dir)
+        home = home_of(config.state_dir)
+        # DBOS sets its own default executor; to_thread goes on with ours (``durable``).
+        warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
+        async with trio_asyncio.open_loop() as loop:
+            loop.set_exception_handler(_log_stray)
+            async with AsyncExitStack() as stack:
+                imported = await stack.enter_async_context(_importing())
+                lease = None
+                if not config.database.embedded:
+                    lease = await stack.enter_async_context(
+                        hold_database_lease(config, executor, home)
+                    )
+                fence = Fence(file_lease, lease)
+                stack.enter_context(fence.asks_on_waking())
+                groups = await _prepare_cgroups(config)
+                keeper = await stack.enter_async_context(
+                    open_keeper(
+                        config.state_dir,
+                        config.start_timeout,
+                        inherited(config.withheld, umask, config.source),
+                        adopt=True,
+                        held=fence.look,
+                        cgroups=groups,
+                        users={account.uid for _, account in switched(config)},
+                    )
+                )
+                nursery = await stack.enter_async_context(trio.open_nursery())
+                nursery.start_soon(fence.watch)
+                broker = None
+                if config.nats.embedded:
+                    broker = Broker(config, keeper)
+                    await broker.start()
+                service = (await imported())(
+                    *(config, file, executor, keeper, loop, fence, notifier, broker),
+                    *(home, hide),
+                )
+                await service.run(wishes, start, began, cgroups=groups is not None)
+                nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _importing() -> AsyncIterator[Callable[[], Awaitable[type[Service]]]]:
+    """Import ``service``, and DBOS with it, in a thread: the keeper and the nats-server
+    start meanwhile. What is yielded waits for it."""
+    done = trio.Event()
+    found: list[type[Service]] = []
+
+    def load() -> None:
+        from .assembly import Service
+
+        found.append(Service)
+
+    async def in_thread() -> None:
+        await trio.to_thread.run_sync(load, abandon_on_cancel=True)
+        done.set()
+
+    async def wait() -> type[Service]:
+        await done.wait()
+        return found[0]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread)
+        yield wait
+        nursery.cancel_scope.cancel()
+
+
+async def _prepare_cgroups(config: Config) -> cgroups.Groups | None:
+    """Raises Unavailable."""
+    state, wait = str(config.state_dir), config.start_timeout
+    try:
+        return await trio.to_thread.run_sync(cgroups.prepare, state, wait)
+    except TimeoutError as error:
+        raise Unavailable(str(error)) from None
+
+
+def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Without a handler any unretrieved asyncio exception ends the whole trio.run.
+    log.debug("asyncio: %s %r", context.get("message"), context.get("exception"))

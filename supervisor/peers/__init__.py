@@ -1,0 +1,1 @@
+"""The other executors: requests to them, and taking over from them."""

@@ -1,0 +1,1 @@
+"""Trees of processes, and the keeper that ends them."""

@@ -1,0 +1,477 @@
+"""The durable core: DBOS is known here and in what this alone imports.
+
+A run is one DBOS workflow (its id is the run's) on the queue "threads", partitioned by
+thread with one run at a time; an outcome that we decided is the workflow's result.
+
+The hook of a run is a workflow of its own, "RUN.hook" on the queue "hooks": the run's row
+turns terminal at once. It is stored before that, and itself waits for the run's end, so no
+kill comes in between. (No run's id has a dot.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+import trio
+import trio_asyncio
+from dbos import (
+    DBOS,
+    DBOSConfig,
+    DBOSPortableJSONSerializer,
+    SetEnqueueOptions,
+    SetWorkflowID,
+)
+
+from ...config.schema import Config
+from ...protocol.errors import Unavailable
+from ...protocol.model import Outcome, Run, RunSpec, Status, is_run_id, made_at
+from ..host.database_files import database_path, look_for_saved
+from ..host.metrics import Meters
+from ..host.postgres import engine_arguments
+from . import dbos_internals, outcomes, pickle_refusal, recovery, retries, sqlite
+from .claim_worker import Active, Worker
+from .outcomes import Outcomes, Waiting
+from .retries import reason
+from .row_status import HOOK, WORKFLOW, executable, hook_id, tellable, unreadable
+from .rows import APP_VERSION, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows
+from .stray_rows import Strays
+
+log = logging.getLogger("runctld.durable")
+aio = trio_asyncio.aio_as_trio
+
+#: Commits that wait for the lease have one each, as many as the pool has connections.
+THREADS = 100
+#: What is said to whoever asks for something.
+STOPPING = "runctld is stopping; ask again when it has started"
+#: Hooks at once on this executor, those that wait for a next try among them.
+MAX_HOOKS = 100
+#: Between two steps in which space is given back, seconds: others write meanwhile.
+GIVE_WAY = 0.05
+
+#: (what to do, which attempt it is, why it cannot be done if it cannot)
+Dispatch = Callable[[RunSpec, int, str | None], Awaitable[Outcome]]
+
+
+T = TypeVar("T")
+
+
+class Hook(Protocol):
+    """What is told of runs that end as one of ``on``."""
+
+    on: Collection[str]
+    tries: int
+    backoff: float
+
+    async def tell(self, run: str, hook: str) -> None:
+        """One try, in trio. Raises what went wrong; must not return when the daemon stops."""
+
+    def given_up(self, run: str, error: BaseException) -> None: ...
+
+
+class Durable:
+    """``launch`` inside the trio-asyncio loop; ``dispatch`` is called on trio for every
+    attempt, and must not return or raise when the daemon stops (the row stays)."""
+
+    def __init__(
+        self,
+        config: Config,
+        executor: str,
+        dispatch: Dispatch,
+        clear: Callable[[], None],
+        meters: Meters,
+        hook: Hook | None = None,
+        *,
+        held: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """``clear`` is called before each commit, in its thread: what it does not return
+        from is not committed. ``held``: whether something may be claimed."""
+        self._held = held
+        self._config = config
+        self._executor = executor
+        self.max_queued_per_thread = config.queue.max_queued_per_thread
+        self._dispatch = dispatch
+        self._clear = clear
+        self._fenced = False
+        self._worker: Worker | None = None
+        self._dbos: DBOS
+        #: From ``launch`` on.
+        self.rows: Rows
+        self.strays: Strays
+        self._outcomes: Outcomes
+        self._threads: trio.CapacityLimiter
+        self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
+        self._run_thread: Any = None
+        self._meters = meters
+        self._hook = hook
+        self._tell_hook: Any = None
+        self._hooks_worker: Worker | None = None
+        self._stopping = threading.Event()
+        #: Aborted by us, and when: a run that was claimed just before begins within RECENT.
+        self._cancelled: dict[str, float] = {}
+        self.recovered = 0
+        self._closing = False
+
+    async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Open the database, re-enqueue what was unfinished, start the queue worker.
+
+        Raises: Unavailable, when the database cannot be opened, or DBOS is none that this knows;
+        ConfigError, when it is gone, and saved."""
+        pickle_refusal.refuse()
+        traces = self._config.traces.endpoint
+        config = DBOSConfig(
+            name="runctl",
+            system_database_url=self._url(),
+            application_version=APP_VERSION,
+            executor_id=self._executor,
+            serializer=DBOSPortableJSONSerializer(),
+            enable_otlp=traces is not None,
+            otlp_traces_endpoints=[traces] if traces is not None else [],
+            otel_attribute_format="semconv",
+            log_level="WARNING",
+            db_engine_kwargs=sqlite.SMALL
+            if self._config.database.embedded
+            else engine_arguments(self._config),
+        )
+        if traces is not None:
+            from ..host import traces as spans
+
+            spans.watch(traces)
+        # What hangs in the database takes threads from nothing else: DBOS's have these as well.
+        threads = self._threads = trio.CapacityLimiter(THREADS)
+        loop.set_default_executor(trio_asyncio.TrioExecutor(limiter=threads))
+        retries.settle_sessions()
+        # Of all engines: this one has DBOS's threads upon it before we get to see it, and a
+        # listener that comes while they commit fails their commit.
+        sa.event.listen(sa.Engine, "commit", self._committing)
+        self._dbos = DBOS(config=config)
+        dbos_internals.quiet(self._held)
+        dbos_internals.poll_seldom(self._dbos)
+        dbos_internals.schedule_nothing()
+        retries.teach_dbos(self._stopping)
+        sqlite.no_messages(self._stopping)
+        sqlite.exact_times()
+        alone = self._config.database.embedded
+        recovery.at_launch(self._executor, APP_VERSION, alone=alone)
+        dispatch = self._dispatch
+        durable = self
+
+        # No step of DBOS within: the only outcome is the workflow's own, and what a crash
+        # leaves between the end of the stream and that is adopted from the stream.
+        async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
+            run, why = unreadable(spec)
+            attempt, created = await durable._claimed(run.run)
+            if attempt == 1:
+                # Older rows of SQLite have whole seconds; an id that we made is more exact.
+                durable._meters.waited(time.time() - (made_at(run.run) or created), run.runner)
+            if traces is not None:
+                spans.describe(run, attempt)
+            if why is not None and not is_run_id(run.run):
+                outcome = Outcome(Status.FAILED, error=why)  # it has no stream
+            else:
+                outcome = await loop.trio_as_future(dispatch, run, attempt, why)  # type: ignore[attr-defined]
+            # In a context of its own: within a workflow it would be recorded as a step.
+            hook = durable._surely_store_hook(run.run, outcome.status)
+            await asyncio.create_task(hook, context=contextvars.Context())
+            built: dict[str, Any] = msgspec.to_builtins(outcome)
+            await durable._outcomes.store(run.run, run.thread, outcome, built)
+            return built
+
+        self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)
+        if self._hook is not None:
+            self._tell_hook = self._define_hook(self._hook, loop)
+        DBOS.listen_queues([])  # the worker below is ours: it can be kicked
+        try:
+            DBOS.launch()
+        except Exception as error:
+            words = str(error).strip().partition("\n")[0]
+            raise Unavailable(f"the database cannot be opened: {words}") from error
+        system = self._dbos._sys_db
+        self._outcomes = Outcomes(system, self._stopping)
+        self.rows = Rows(
+            *(system.engine, system.tables, self._executor, self._stopping),
+            threads=threads,
+            alone=alone,
+            now=system._now_ms_sql,
+        )
+        with contextlib.suppress(sa.exc.DBAPIError):  # ``rows.index`` goes on with it
+            await trio.to_thread.run_sync(self.rows.make_index)
+        try:
+            if self._config.database.embedded:
+                await trio.to_thread.run_sync(sqlite.time_new_rows, system.engine)
+            self._fenced = True
+            await trio.to_thread.run_sync(self._settle_recovery)
+            await trio.to_thread.run_sync(self._start_workers)
+            self.strays = Strays(self.rows, self._knows, self._kick_both, self._held)
+        except sa.exc.DBAPIError as error:
+            raise Unavailable(f"the database cannot be used: {reason(error)}") from error
+
+    def _committing(self, _: sa.Connection) -> None:
+        if self._fenced:
+            self._clear()
+
+    def _url(self) -> str:
+        if not self._config.database.embedded:
+            return self._config.database.url
+        path = database_path(self._config)
+        look_for_saved(path)
+        sqlite.prepare(path)
+        return f"sqlite:///{path}"
+
+    def _start_workers(self) -> None:
+        most = self._config.queue.max_running
+        queues = [self._register(QUEUE, partition_concurrency=1, worker_concurrency=most)]
+        if self._hook is not None:
+            queues.append(self._register(HOOKS_QUEUE, worker_concurrency=MAX_HOOKS))
+        dbos: Any = self._dbos
+        active = dbos._active_workflows_set = Active()
+        for queue in queues:
+            prepare = executable if queue.name == QUEUE else tellable
+            worker = Worker(dbos, queue, self._executor, APP_VERSION, self._held, prepare)
+            active.workers[queue.name] = worker
+            worker.start()
+        self._worker = active.workers[QUEUE]
+        self._hooks_worker = active.workers.get(HOOKS_QUEUE)
+
+    def _register(self, name: str, **limits: Any) -> Any:
+        def register() -> Any:
+            # What is stored is of the executor that started last: these settings are ours.
+            return DBOS.register_queue(name, on_conflict="always_update", **limits)
+
+        return self.rows.patiently(register, self._config.start_timeout)
+
+    def _settle_recovery(self) -> None:
+        """Wait until DBOS's start-up thread has re-enqueued every row of ours. Starting
+        the worker before would let it re-enqueue a row that is already claimed again."""
+        deadline = time.monotonic() + self._config.start_timeout
+        # DBOS gives no event for its end.
+        while left := self.rows.left(APP_VERSION):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{left} unfinished runs could not be recovered in time")
+            time.sleep(0.003)
+        self.recovered = self.rows.replayed()
+
+    def set_max_running(self, most: int) -> None:
+        """How many runs there may be at once from now on; what runs already goes on."""
+        if self._worker is not None:
+            self._worker.set_most(most)
+
+    def explain(self, error: Exception) -> str | None:
+        """What to tell whoever asked for something that ended in ``error``, when it is the
+        database's doing; one line."""
+        if self._closing:
+            return STOPPING
+        if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
+            return f"the database cannot be used now ({reason(error)}); mend that, then ask again"
+        return None
+
+    async def close(self) -> None:
+        """Stop claiming and close the database; unfinished rows stay as they are."""
+        self._closing = True
+        await self.stop_claiming()
+        await trio.to_thread.run_sync(lambda: DBOS.destroy(workflow_completion_timeout_sec=0))
+        if self._config.traces.endpoint is not None:
+            from ..host import traces
+
+            await trio.to_thread.run_sync(traces.flush, abandon_on_cancel=True)
+
+    async def stop_claiming(self) -> None:
+        self._stopping.set()
+        workers = [worker for worker in (self._worker, self._hooks_worker) if worker is not None]
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            await trio.to_thread.run_sync(worker.join, 5.0)
+
+    # ---- hooks ------------------------------------------------------------------
+
+    def _define_hook(self, hook: Hook, loop: asyncio.AbstractEventLoop) -> Any:
+        async def told(run: str) -> None:
+            # DBOS schedules from threads of its own, whose context knows no loop.
+            trio_asyncio.current_loop.set(loop)
+            await hook.tell(run, hook_id(run))
+
+        async def tell_step(run: str) -> None:
+            await loop.trio_as_future(told, run)  # type: ignore[attr-defined]
+
+        step = DBOS.step(
+            name="tell",
+            retries_allowed=hook.tries > 1,
+            max_attempts=hook.tries,
+            interval_seconds=hook.backoff,
+        )(tell_step)
+
+        async def tell_hook(run: str, unread: str | None = None) -> bool:
+            try:
+                if unread is not None:
+                    raise ValueError(unread)
+                await step(run)
+            except Exception as error:  # a row that fails would be logged as an error of ours
+                hook.given_up(run, error)
+                return False
+            return True
+
+        return DBOS.workflow(name=HOOK, max_recovery_attempts=None)(tell_hook)
+
+    async def _surely_store_hook(self, run: str, status: str) -> None:
+        """Until it is stored; when the daemon stops before, this does not return."""
+        retries.until.set(0.0)
+        await retries.until_done(
+            lambda: self._store_hook(run, status),
+            retries.Complaint(f"the hook of run {run}"),
+            self._stopping,
+            pause=outcomes.pause,
+        )
+
+    async def _store_hook(self, run: str, status: str) -> None:
+        """In asyncio, before the run's row turns terminal as ``status``. Once per run."""
+        if self._hook is None or status not in self._hook.on:
+            return
+        with SetWorkflowID(hook_id(run)):
+            await DBOS.enqueue_workflow_async(HOOKS_QUEUE, self._tell_hook, run)
+        self._kick_hooks()
+
+    # ---- verbs ------------------------------------------------------------------
+
+    async def enqueue(self, spec: RunSpec) -> None:
+        """Store the run; durable when this returns. A run id that exists is left alone.
+
+        Raises: QueueFull, when as many wait on its thread as may."""
+        async with self._lane(spec.thread):
+            place = await self.rows.next_place(spec.thread, self.max_queued_per_thread)
+            await aio(self._enqueue)(spec, place)
+        self.kick(spec.thread)
+
+    def kick(self, thread: str | None = None) -> None:
+        """Look for work now, on ``thread`` or on all."""
+        if self._worker is not None:
+            self._worker.kick(thread)
+
+    def _knows(self, held: Held) -> bool:
+        """Whether what is running here by its row is known here."""
+        if held.workflow in self._dbos._active_workflows_set.activeList():
+            return True
+        workers = (self._worker, self._hooks_worker)
+        return any(w is not None and w.knows(held.workflow, held.token) for w in workers)
+
+    def unfinished(self) -> list[Waiting]:
+        """The runs that have ended, or that nothing executes, while their rows say that they
+        are running here."""
+        return [*self._outcomes.waiting.values(), *map(_stray, self.strays.seen)]
+
+    def _kick_both(self, thread: str | None) -> None:
+        self.kick(thread)
+        self._kick_hooks()
+
+    def _kick_hooks(self) -> None:
+        if self._hooks_worker is not None:
+            self._hooks_worker.kick()
+
+    async def _enqueue(self, spec: RunSpec, place: int) -> None:
+        retries.until.set(time.monotonic() + retries.PATIENCE)
+        options = SetEnqueueOptions(queue_partition_key=spec.thread, priority=place)
+        with options, SetWorkflowID(spec.run):
+            await DBOS.enqueue_workflow_async(QUEUE, self._run_thread, msgspec.to_builtins(spec))
+
+    def _lane(self, thread: str) -> Any:
+        return _Lane(self._enqueue_locks, thread)
+
+    async def cancel(self, run: str, held: Held | None = None) -> bool:
+        """Make the run terminal as aborted: it is not replayed from here on. ``held``: only if
+        it is still claimed so. Whether that was done, now."""
+        await aio(self._hook_of_abort)(run)
+        done = await self.rows.cancel(run, held)
+        now = time.monotonic()
+        while self._cancelled and next(iter(self._cancelled.values())) < now - RECENT:
+            del self._cancelled[next(iter(self._cancelled))]
+        self._cancelled[run] = now
+        return done
+
+    async def _hook_of_abort(self, run: str) -> None:
+        retries.until.set(time.monotonic() + retries.PATIENCE)
+        await self._store_hook(run, Status.ABORTED)
+
+    async def in_the_way(self, spec: RunSpec) -> tuple[bool, list[Run]]:
+        """Before an attempt: whether the run was aborted after it was claimed, and the
+        aborted runs of its thread whose processes other executors may still be ending."""
+        if self._config.database.embedded:  # there are no others
+            return spec.run in self._cancelled, []
+        return await self.rows.in_the_way(spec)
+
+    async def forget(self, runs: list[str]) -> None:
+        """Delete finished runs' rows: their ids count as new from here on."""
+        await aio(DBOS.delete_workflows_async)([*runs, *map(hook_id, runs)])
+        for run in runs:
+            self._cancelled.pop(run, None)
+
+    async def give_back(self) -> None:
+        """What was forgotten takes no space in the embedded database any more. PostgreSQL sees to
+        that by itself."""
+        more = self._config.database.embedded
+        while more and not self._stopping.is_set():
+            more = await trio.to_thread.run_sync(sqlite.give_back, self._dbos._sys_db.engine)
+            await trio.sleep(GIVE_WAY)
+
+    async def unfinished_of(self, executor: str) -> recovery.Tokens:
+        """By which tokens a dead executor has its unfinished runs. Tried once: the caller
+        holds ``executor``'s lease, and has to look whether it still did afterwards."""
+        return await self._once(recovery.unfinished, executor)
+
+    async def reenqueue(self, executor: str, tokens: recovery.Tokens) -> int:
+        """Put what a dead executor has by ``tokens`` back at the head of its threads, for any
+        executor; how many runs. Tried once.
+
+        DBOS's recovery, and not ``resume_workflows``: that would forget the attempts,
+        revive what was aborted meanwhile, and take runs from whoever claimed them."""
+        found = await self._once(recovery.put_back, executor, tokens)
+        self.kick()
+        self._kick_hooks()
+        return sum("." not in workflow for workflow in found)
+
+    async def _once(self, call: Callable[..., T], executor: str, *more: object) -> T:
+        def once() -> T:
+            retries.until.set(0.0)
+            return call(self._dbos._sys_db, executor, APP_VERSION, *more)
+
+        return await trio.to_thread.run_sync(once, limiter=self._threads, abandon_on_cancel=True)
+
+    async def _claimed(self, run: str) -> tuple[int, float]:
+        """In asyncio: (which attempt this is, Unix seconds of the submit)"""
+        found = self._worker.claimed.pop(run, None) if self._worker is not None else None
+        if found is None:
+            loop: Any = asyncio.get_running_loop()
+            found = await loop.trio_as_future(self.rows.attempts, run)
+        return found
+
+
+def _stray(held: Held) -> Waiting:
+    why = "nothing executes it; it is put back in its queue within seconds"
+    return Waiting(held.workflow, held.thread or "", Status.RUNNING, why)
+
+
+class _Lane:
+    """A lock per thread that exists only while someone wants it."""
+
+    def __init__(self, locks: dict[str, tuple[trio.Lock, int]], thread: str) -> None:
+        self._locks, self._thread = locks, thread
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.get(self._thread, (trio.Lock(), 0))
+        self._locks[self._thread] = (lock, users + 1)
+        await lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        lock, users = self._locks[self._thread]
+        if users == 1:
+            del self._locks[self._thread]
+        else:
+            self._locks[self._thread] = (lock, users - 1)
+        lock.release()

@@ -1,0 +1,90 @@
+"""A run's outcome is stored until the database takes it, whatever it says.
+
+DBOS stores a workflow's outcome when its function has returned, gives up what is refused, and
+then stores that as the workflow's failure: the row would say failed beside a stream that says
+succeeded. Here the outcome is stored before the function returns, by DBOS's own statement, and
+DBOS is told what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import threading
+from typing import Any
+
+import msgspec
+import trio
+from dbos import DBOSPortableJSONSerializer
+from dbos._context import current_owner_xid
+
+from ...protocol.model import Outcome, Status
+from .retries import Complaint, until_done
+
+#: So many are stored at once, each in a thread that may wait for the database; and as many of
+#: what was refused once, so that nothing which is new waits behind it.
+AT_ONCE = 8
+
+
+async def pause(seconds: float = math.inf) -> None:
+    """In asyncio, by trio's clock: what waits for asyncio's own is not cancelled when the loop
+    is closed, and holds up the end."""
+    loop: Any = asyncio.get_running_loop()
+    await loop.trio_as_future(trio.sleep, seconds)
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """An outcome that the database refuses for the moment, and why."""
+
+    run: str
+    thread: str
+    status: Status
+    why: str
+
+
+class Outcomes:
+    """``system``: DBOS's database, launched. ``store`` is called in asyncio, within the
+    workflow whose outcome it is: DBOS knows there by which token its row is owned."""
+
+    def __init__(self, system: Any, stopping: threading.Event) -> None:
+        # As it is before DBOS tries again by itself, in a thread that it keeps meanwhile.
+        write = type(system).update_workflow_outcome.__wrapped__
+        self._write = functools.partial(write, system)
+        self._theirs = system.update_workflow_outcome
+        system.update_workflow_outcome = self._answer
+        self._stopping = stopping
+        self._encode = DBOSPortableJSONSerializer().serialize
+        self._done: dict[str, bool] = {}
+        self._first, self._again = trio.CapacityLimiter(AT_ONCE), trio.CapacityLimiter(AT_ONCE)
+        #: By run.
+        self.waiting: dict[str, Waiting] = {}
+
+    async def store(self, run: str, thread: str, outcome: Outcome, built: dict[str, Any]) -> None:
+        """``built`` is what the workflow returns. When the daemon stops before it is stored,
+        this does not return: the next daemon adopts the end of the stream."""
+        text, token = self._encode(built), current_owner_xid(run)
+        write = functools.partial(self._write, run, "SUCCESS", output=text, owner_xid=token)
+        loop: Any = asyncio.get_running_loop()
+        threads = self._first
+
+        def refused(why: str) -> None:
+            nonlocal threads
+            threads = self._again
+            self.waiting[run] = Waiting(run, thread, outcome.status, why)
+
+        async def store() -> None:
+            in_thread = functools.partial(trio.to_thread.run_sync, write, limiter=threads)
+            self._done[run] = await loop.trio_as_future(in_thread)
+
+        complaint = Complaint(f"the outcome of run {run} ({outcome.status})", heard=refused)
+        try:
+            await until_done(store, complaint, self._stopping, pause=pause)
+        finally:
+            self.waiting.pop(run, None)
+
+    def _answer(self, workflow_id: str, status: str, **values: Any) -> bool:
+        """In place of DBOS's own: whether the outcome was stored, which is none when the row
+        is another's by now."""
+        stored = self._done.pop(workflow_id, None)
+        return bool(self._theirs(workflow_id, status, **values)) if stored is None else stored
