@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 from runctl.cli.main import main as runctl
-from runctl.supervisor import __version__
-from runctl.supervisor.arguments import runctld
+from runctl.protocol import __version__
+from runctl.supervisor.lifecycle.arguments import runctld
 
 HERE = Path(__file__).parent / "man"
 FILES = """

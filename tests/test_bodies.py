@@ -101,7 +101,7 @@ print(peak() - before)
 TRACES = (
     GROWN
     + """
-from runctl.supervisor import traces
+from runctl.supervisor.host import traces
 traces.watch(sys.argv[1])
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 exporter = OTLPSpanExporter(endpoint=sys.argv[1])

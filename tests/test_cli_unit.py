@@ -91,7 +91,7 @@ def test_every_verb_has_help_and_json_on_either_side(place: Path, verb: str) -> 
 
 def test_broken_pipe_is_quiet(place: Path) -> None:
     code = (
-        "from runctl.cli import render, main\n"
+        "from runctl.cli import main\nfrom runctl.cli.display import render\n"
         + "import sys\n"
         + (
             "try:\n    render.out('x' * 10_000_000)\n"

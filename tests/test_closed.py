@@ -117,8 +117,8 @@ def test_a_keeper_that_is_stopped_ends_the_daemon_and_all_it_runs(box: Box) -> N
 
 PATIENT = """
 import sys
-from runctl.supervisor import processes
-processes.SILENCE = 600.0
+from runctl.supervisor.processes import keeper_client
+keeper_client.SILENCE = 600.0
 from runctl.supervisor.main import main
 sys.argv[1:] = sys.argv[4:]
 main()

@@ -36,8 +36,9 @@ NAMES = [
 
 #: runctl, but it waits for the daemon's answer on a machine that is busy as well.
 PATIENT = """
-from runctl.cli import main, names
-names.PATIENCE = 20
+from runctl.cli import main
+from runctl.cli.completion import argument_types
+argument_types.PATIENCE = 20
 main.main()
 """
 

@@ -68,7 +68,7 @@ else:
             DBOS.enqueue_workflow("nowhere", again if run == "again" else receive)
 DBOS.destroy()
 """
-REFUSING = "from runctl.supervisor import pickles\npickles.refuse()\n"
+REFUSING = "from runctl.supervisor.queue import pickle_refusal\npickle_refusal.refuse()\n"
 
 
 class _Writes:
@@ -156,11 +156,11 @@ def test_another_dbos_is_not_started() -> None:
     """One that unpickles by other ways than the one that we know."""
     code = """
 import pickle, base64, dbos._serialization as formats
-from runctl.supervisor import pickles
+from runctl.supervisor.queue import pickle_refusal
 from runctl.protocol.errors import Unavailable
 CHANGE
 try:
-    pickles.refuse()
+    pickle_refusal.refuse()
 except Unavailable as error:
     print(error)
 """

@@ -102,7 +102,7 @@ def test_a_wait_says_what_is_before_its_run(busy: Box) -> None:
 #: Has the patience of a busy machine, and says whether it has any.
 PATIENT = """
 import sys
-from runctl.cli import follow
+from runctl.cli.following import follow
 from runctl.cli.main import main
 follow.PATIENCE = 600.0
 wait = follow._next

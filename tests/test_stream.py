@@ -255,14 +255,15 @@ def test_a_run_that_begins_while_its_row_turns_aborted_ends_as_aborted() -> None
 
 BROKEN = """
 import sys
-from runctl.supervisor import arguments, order
+from runctl.supervisor.execution import thread_order
+from runctl.supervisor.lifecycle import arguments
 
 async def clear(self, live):
     if live.spec.thread == "broken":
         raise LookupError("on purpose")
     return True
 
-order.Order.clear = clear
+thread_order.Order.clear = clear
 arguments.runctld(sys.argv[4:])
 """
 
