@@ -395,10 +395,10 @@ async def dispatch(spec, attempt, why):
 
 async def main():
     others, over = trio.to_thread.current_default_thread_limiter(), threading.Event()
-    durable = Durable(Config(Path(sys.argv[1])), "e", dispatch, lambda: None, Meters())
+    durable = Durable(Config(Path(sys.argv[1])), "e", lambda: None, Meters())
     with trio.fail_after(float(sys.argv[2])):
         async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
-            await durable.launch(loop)
+            await durable.launch(loop, dispatch)
             for _ in range(int(others.total_tokens)):
                 nursery.start_soon(trio.to_thread.run_sync, over.wait)
             try:

@@ -70,11 +70,11 @@ async def test_how_a_run_ended_is_decided_once() -> None:
     registry = Registry()
     with registry.start(spec("r1"), 1) as live, registry.start(spec("r2"), 1) as aborted:
         assert live.decide(GOOD).status is Status.SUCCEEDED
-        assert not live.wish_abort(), "it has ended already"
+        assert not live.begin_abort(), "it has ended already"
         assert live.decide(Outcome(Status.FAILED)).status is Status.SUCCEEDED
-        assert aborted.wish_abort()
+        assert aborted.begin_abort()
         assert aborted.decide(GOOD).status is Status.ABORTED
-        assert aborted.wish_abort(), "once more is no matter"
+        assert aborted.begin_abort(), "once more is no matter"
         assert not aborted.aborted
         aborted.ended = True
         assert aborted.aborted, "everybody can know"

@@ -579,7 +579,7 @@ class Control:
             found = None if aborted is not None else await self._durable.rows.get(run.run)
             return bool(aborted) if found is None else await self._abort_one(found[1], limit)
         live = self._registry.get(run.run)
-        if live is not None and not live.wish_abort():
+        if live is not None and not live.begin_abort():
             return False
         if live is None and run.attempt and await self._streams.ended(run.thread, run.run):
             return False  # only its row does not say so yet
@@ -592,12 +592,11 @@ class Control:
         except BaseException:
             live = self._registry.get(run.run) or live
             if live is not None:
-                live.aborting = False
+                live.take_back_abort()
             raise
         live = self._registry.get(run.run) or live  # it may have been claimed meanwhile
         if live is not None:
-            live.wish_abort()
-            live.scope.cancel()
+            live.abort()
             with trio.move_on_at(limit):
                 await live.gone.wait()
             if not live.gone.is_set():

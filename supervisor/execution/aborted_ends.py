@@ -13,10 +13,11 @@ import time
 import trio
 
 from ...protocol.errors import StreamUnfit
-from ...protocol.model import ABORTED
+from ...protocol.model import ABORTED, Status
 from ..output.publisher import Streams
 from ..queue.engine import Durable
 from .registry import Registry
+from .run_end import Ended
 
 log = logging.getLogger("runctld.endings")
 
@@ -43,6 +44,10 @@ class Endings:
             log.warning("the end of run %s is not stored yet: %s", run, unfit)
         else:
             self.stored(run)
+
+    def hear_end(self, end: Ended) -> None:
+        if end.written and end.stored and end.outcome.status is Status.ABORTED:
+            self.stored(end.spec.run, end.outcome.ended_ms)
 
     def stored(self, run: str, gone: int | None = None) -> None:
         """The end of an aborted run is in the stream. ``gone``: when its processes were, in Unix

@@ -1,7 +1,7 @@
 """The runs in flight on this executor, and their abort handles. Touches nothing durable.
 
 ``Live.abort`` is the wish, ``Live.gone`` the fact: it is set when the run's work,
-process tree included, has ended.
+process tree included, has ended. Only methods of ``Live`` change it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from ...protocol.model import ABORTED, Outcome, RunSpec, Status, unix_ms
+from ...protocol.model import ABORTED, TRANSITIONS, Outcome, RunSpec, Status, unix_ms
 from ..processes.terminal_size import Window
 
 
@@ -39,15 +39,52 @@ class Live:
     behind: str | None = None
     #: Of a run on a terminal.
     window: Window | None = None
-    #: Why its record cannot be read, if it cannot: nothing is to be done.
-    unreadable: str | None = None
 
-    def wish_abort(self) -> bool:
+    def begin_abort(self) -> bool:
         """From now on this run can only end as aborted; False when it has ended already."""
         if self.outcome is not None and self.outcome.status is not Status.ABORTED:
             return False
         self.aborting = True
         return True
+
+    def take_back_abort(self) -> None:
+        """It is not aborted after all: it goes on, unless it has ended meanwhile."""
+        self.aborting = False
+
+    def abort(self) -> None:
+        """End its work. It ends as aborted, if it has not ended already."""
+        self.begin_abort()
+        self.scope.cancel()
+
+    def stop(self) -> None:
+        """End its work for a daemon that stops: it has no outcome, and is to be replayed."""
+        self.stopping = True
+        self.scope.cancel()
+
+    def wait_behind(self, run: str | None) -> None:
+        """It waits for the processes of ``run`` before it begins; for nothing with None."""
+        self.behind = run
+
+    def show_in(self, window: Window) -> None:
+        """It has a terminal of its own."""
+        self.window = window
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While its work lasts, process tree included. Raises RuntimeError the second time."""
+        if self.started_ms is not None:
+            raise RuntimeError(f"the work of run {self.spec.run} has begun already")
+        self.started_ms = unix_ms()
+        try:
+            yield
+        finally:
+            self.ended_ms = unix_ms()
+
+    def end_written(self) -> None:
+        """The end of its stream is written, or will be. Raises RuntimeError before ``decide``."""
+        if self.outcome is None:
+            raise RuntimeError(f"nobody knows how run {self.spec.run} has ended")
+        self.ended = True
 
     @property
     def aborted(self) -> bool:
@@ -55,7 +92,10 @@ class Live:
         return self.ended and self.outcome is not None and self.outcome.status is Status.ABORTED
 
     def decide(self, outcome: Outcome) -> Outcome:
-        """How the run ended, and when; an abort that was wished for before wins."""
+        """How the run ended, and when; an abort that was wished for before wins. Raises
+        ValueError, when a running run does not end so."""
+        if outcome.status not in TRANSITIONS[Status.RUNNING] or not outcome.status.terminal:
+            raise ValueError(f"a run does not end as {outcome.status}")
         if self.outcome is None:
             self.outcome = msgspec.structs.replace(
                 ABORTED if self.aborting else outcome,
@@ -116,7 +156,7 @@ class Registry:
         """Enter a run for as long as its work lasts."""
         live = Live(spec, attempt, stopping=self._stopping, aborting=spec.run in self._doomed)
         if self._stopping:
-            live.scope.cancel()
+            live.stop()
         self._live[spec.run] = live
         there = self._threads.setdefault(spec.thread, [])
         there.append(live)
@@ -143,6 +183,6 @@ class Registry:
         self.mark_stopping()
         runs = list(self._live.values())
         for live in runs:
-            live.scope.cancel()
+            live.stop()
         for live in runs:
             await live.gone.wait()

@@ -51,7 +51,7 @@ class Order:
         since the run was aborted after it was claimed."""
         aborted, others = await self._durable.in_the_way(live.spec)
         for run in others:
-            live.behind = run.run
+            live.wait_behind(run.run)
             await self._processes_gone(run)
         return not aborted
 

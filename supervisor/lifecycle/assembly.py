@@ -8,7 +8,6 @@ executor ID.
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -26,8 +25,8 @@ from ...config.run_limits import Plan, controllers, plan
 from ...config.schema import ChatRunner, CommandRunner, Config, Queue
 from ...config.schema import Runner as RunnerConfig
 from ...config.secrets import Masker
-from ...protocol.errors import Fenced, RunFailed, StreamUnfit, Unavailable
-from ...protocol.model import Outcome, RunSpec, Status, one_line, unix_ms
+from ...protocol.errors import Unavailable
+from ...protocol.model import Outcome, Status
 from ..api.metrics_endpoint import Scrape
 from ..api.server import Control
 from ..cluster.absence import Absence
@@ -35,15 +34,15 @@ from ..cluster.lease import PROBE_LIMIT
 from ..cluster.lease_guard import Fence
 from ..cluster.members import TREES_GONE, Members
 from ..execution.aborted_ends import Endings
-from ..execution.registry import Live, Registry
+from ..execution.attempt import Attempts
+from ..execution.registry import Registry
 from ..execution.runners.chat import Chat
 from ..execution.runners.command import Command
-from ..execution.runners.protocol import Runner, Turn
+from ..execution.runners.protocol import Runner
 from ..execution.settings import Settings
 from ..execution.thread_order import Order
 from ..execution.wait_reasons import Waiting
 from ..host.database_files import DatabaseFiles, database_path
-from ..host.logs import about
 from ..host.metrics import Meters, Prometheus
 from ..host.private_files import inherited
 from ..host.stop_times import LEFT, STOPPED, longest_stop
@@ -53,10 +52,10 @@ from ..messaging.embedded_server import Broker
 from ..messaging.storage_limit import fitted
 from ..output.backpressure import Room
 from ..output.inventory import Stored
-from ..output.publisher import Attempt, Streams
+from ..output.publisher import Streams
 from ..peers.takeover import Takeover
 from ..processes.keeper_client import Keeper
-from ..processes.terminal_size import Alive, Window, asks
+from ..processes.terminal_size import Window, asks
 from ..queue.engine import Durable
 from ..upkeep.history_retention import Housekeeping
 from ..upkeep.hooks import Hooks
@@ -106,8 +105,7 @@ class Service:
         if config.hooks.on_end is not None:
             self._hooks = Hooks(config, keeper, self._registry, self._meters)
         self._durable = Durable(
-            *(config, executor, self._dispatch, fence.wait_clear_in_thread),
-            *(self._meters, self._hooks),
+            *(config, executor, fence.wait_clear_in_thread, self._meters, self._hooks),
             held=fence.holds,
         )
         if isinstance(self._meters, Prometheus):
@@ -122,7 +120,6 @@ class Service:
         self._endings: Endings
         self._retention: Retention
         self._order: Order
-        self._alive: Alive
         self._members = None if config.database.embedded else Members(config, executor, home)
         self._database: DatabaseFiles | None = None
 
@@ -185,7 +182,6 @@ class Service:
                 self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
                 if self._hooks is not None:
                     self._hooks.durable, self._hooks.stored = self._durable, stored
-                self._alive = asks(client)
                 await self._streams.open(self._config)
                 self._retention = Retention(
                     self._config.stream, stored, self._durable, self._registry, room
@@ -203,8 +199,26 @@ class Service:
                 )
                 if self._members is not None:
                     await self._announce(self._members, absence, client)
+                attempts = Attempts(
+                    self._settings,
+                    self._registry,
+                    self._order,
+                    self._streams,
+                    self._durable,
+                    self._keeper,
+                    executor=self._executor,
+                    meters=self._meters,
+                    hide=self._hide,
+                    open_window=partial(Window, asks(client)),
+                    on_end=[
+                        self._retention.hear_end,
+                        self._endings.hear_end,
+                        self._housekeeping.hear_end,
+                        lambda end: self._meters.run_ended(end.outcome.status, end.spec.runner),
+                    ],
+                )
                 wishes.keep(start)
-                await self._durable.launch(self._loop)
+                await self._durable.launch(self._loop, attempts.dispatch)
                 if self._config.database.embedded:
                     self._database = self._guard_database()
                 control = Control(
@@ -386,174 +400,6 @@ class Service:
         await self._keeper.dead.wait()
         killed = "the process keeper was killed; restarting is the way to a known state"
         raise Unavailable(self._keeper.stopped or killed)
-
-    # ---- one attempt ------------------------------------------------------------
-
-    async def _dispatch(
-        self, spec: RunSpec, attempt: int, unreadable: str | None = None
-    ) -> Outcome:
-        """Called by the durable core for each attempt. When the daemon stops it neither
-        returns nor raises, so that the row stays unfinished."""
-        # DBOS schedules from threads of its own, whose context knows no loop.
-        trio_asyncio.current_loop.set(self._loop)
-        outcome, fenced = await self._tried(spec, attempt, unreadable)
-        while fenced is not None and fenced.found is not None:
-            counted = await self._durable.rows.count_on(spec.run, attempt, fenced.found)
-            if counted is None:
-                break
-            attempt = counted
-            with about(thread=spec.thread, run=spec.run, attempt=attempt):
-                log.warning("the database is older than the output, as from a backup: counting on")
-            outcome, fenced = await self._tried(spec, attempt, unreadable)
-        if outcome is None:
-            await trio.sleep_forever()
-            raise AssertionError
-        self._housekeeping.ended()
-        self._meters.run_ended(outcome.status, spec.runner)
-        return outcome
-
-    async def _tried(
-        self, spec: RunSpec, attempt: int, unreadable: str | None
-    ) -> tuple[Outcome | None, Fenced | None]:
-        """An attempt's outcome, or why it had to stop; neither when the daemon stops."""
-        outcome, stopped = None, None
-        with (
-            about(thread=spec.thread, run=spec.run, attempt=attempt),
-            self._registry.start(spec, attempt) as live,
-        ):
-            live.unreadable = unreadable
-            broken: Exception | None = None
-            try:
-                outcome = await self._attempt(live)
-            except* Fenced as group:
-                (stopped,) = (e for e in group.exceptions[:1] if isinstance(e, Fenced))
-                log.warning("%s", stopped)
-            except* Exception as group:
-                broken = group
-            if broken is not None:
-                outcome = await self._broken(live, broken)
-        return outcome, stopped
-
-    async def _broken(self, live: Live, error: Exception) -> Outcome | None:
-        """The attempt was ended by a fault of our own: nobody must wait for it on."""
-        if self._keeper.dead.is_set() or live.stopping:
-            return None
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        spec = live.spec
-        log.error("the attempt was ended by an internal error", exc_info=error)
-        decided = live.decide(self._internal(error))
-        try:
-            await self._streams.end(spec.thread, spec.run, live.attempt, decided)
-        except Fenced as fenced:
-            log.warning("%s", fenced)
-            return None
-        except StreamUnfit as unfit:
-            log.warning("its end is not stored: %s", unfit)
-        self._retention.ended(spec.thread)
-        return decided
-
-    async def _attempt(self, live: Live) -> Outcome | None:
-        spec = live.spec
-        runner = self._settings.runner(spec.runner)
-        if runner is not None and isinstance(runner[0], CommandRunner) and runner[0].tty:
-            live.window = Window(self._alive)
-        stream = Attempt(
-            *(self._streams, spec.thread, spec.run, live.attempt, self._executor),
-            tty=live.window is not None,
-        )
-        opened = False
-        adopted = outcome = None
-        async with trio.open_nursery() as nursery:
-            with live.scope:
-                for other in self._registry.before(live):
-                    live.behind = other.spec.run
-                    await other.gone.wait()
-                if not await self._order.clear(live):
-                    live.wish_abort()
-                    live.scope.cancel()
-                live.behind = None
-                adopted = await stream.open()
-                if adopted is None:
-                    opened = True
-                    nursery.start_soon(stream.pump)
-                    if live.window is not None:
-                        nursery.start_soon(live.window.watch)
-                    outcome = await self._work(live, stream, runner)
-            if live.window is not None:
-                live.window.close()
-            stream.close()
-        if adopted is not None:
-            return live.decide(adopted)
-        if outcome is None and not live.aborting:
-            return None
-        decided = live.decide(outcome or Outcome(Status.ABORTED))
-        if opened:
-            await self._end(live, stream, decided)
-            self._retention.ended(spec.thread)
-        log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
-        return decided
-
-    async def _end(self, live: Live, stream: Attempt, decided: Outcome) -> None:
-        try:
-            await stream.end(decided)
-        except StreamUnfit as unfit:  # the row says how it ended, and the stream later on
-            log.warning("its end is not stored yet: %s", unfit)
-            self._streams.owe(stream, decided)
-        else:
-            if decided.status is Status.ABORTED:
-                self._endings.stored(live.spec.run, decided.ended_ms)
-        live.ended = True
-
-    async def _work(
-        self, live: Live, stream: Attempt, runner: tuple[RunnerConfig, Runner] | None
-    ) -> Outcome:
-        spec, limit = live.spec, self._settings.queue.max_attempts
-        if live.attempt > limit:
-            return Outcome(
-                Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
-            )
-        if live.unreadable is not None:
-            return Outcome(Status.FAILED, error=live.unreadable)
-        if runner is None:
-            return Outcome(
-                Status.FAILED,
-                error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
-            )
-        live.started_ms = unix_ms()
-        log.info("run started")
-        self._meters.dispatched(time.monotonic() - live.began)
-        try:
-            history = await self._history(spec, runner[0])
-            return await runner[1].run(spec, live.attempt, stream.append, history, live.window)
-        except RunFailed as error:
-            return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
-        except (Fenced, trio.Cancelled):
-            raise
-        except Exception as error:
-            # The daemon is about to end, and with it the keeper: leave it to replay.
-            if self._keeper.dead.is_set() or live.stopping:
-                await trio.sleep_forever()
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                log.warning("%s", error)
-                text = "runctld has no file descriptors left; raise its limit, then retry"
-                return Outcome(Status.FAILED, error=text)
-            log.exception("the runner failed by an internal error")
-            return self._internal(error)
-        finally:
-            live.ended_ms = unix_ms()
-
-    async def _history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
-        if not isinstance(config, ChatRunner):
-            return []
-        pairs = await self._durable.rows.turns(
-            spec.thread, spec.run, config.history // 2, config.history_bytes
-        )
-        return [Turn(prompt, reply) for prompt, reply in pairs]
-
-    def _internal(self, error: Exception) -> Outcome:
-        words = self._hide(f"{type(error).__name__}: {error}")
-        return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))
 
 
 async def _contact(client: Client) -> None:

@@ -78,14 +78,12 @@ class Hook(Protocol):
 
 
 class Durable:
-    """``launch`` inside the trio-asyncio loop; ``dispatch`` is called on trio for every
-    attempt, and must not return or raise when the daemon stops (the row stays)."""
+    """``launch`` inside the trio-asyncio loop."""
 
     def __init__(
         self,
         config: Config,
         executor: str,
-        dispatch: Dispatch,
         clear: Callable[[], None],
         meters: Meters,
         hook: Hook | None = None,
@@ -98,7 +96,6 @@ class Durable:
         self._config = config
         self._executor = executor
         self.max_queued_per_thread = config.queue.max_queued_per_thread
-        self._dispatch = dispatch
         self._clear = clear
         self._fenced = False
         self._worker: Worker | None = None
@@ -120,8 +117,10 @@ class Durable:
         self.recovered = 0
         self._closing = False
 
-    async def launch(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def launch(self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
+        ``dispatch`` is called on trio for every attempt, and must not return or raise when the
+        daemon stops (the row stays).
 
         Raises: Unavailable, when the database cannot be opened, or DBOS is none that this knows;
         ConfigError, when it is gone, and saved."""
@@ -161,8 +160,12 @@ class Durable:
         sqlite.exact_times()
         alone = self._config.database.embedded
         recovery.at_launch(self._executor, APP_VERSION, alone=alone)
-        dispatch = self._dispatch
         durable = self
+
+        async def run_attempt(run: RunSpec, attempt: int, why: str | None) -> Outcome:
+            # DBOS schedules from threads of its own, whose context knows no loop.
+            trio_asyncio.current_loop.set(loop)
+            return await dispatch(run, attempt, why)
 
         # No step of DBOS within: the only outcome is the workflow's own, and what a crash
         # leaves between the end of the stream and that is adopted from the stream.
@@ -177,7 +180,7 @@ class Durable:
             if why is not None and not is_run_id(run.run):
                 outcome = Outcome(Status.FAILED, error=why)  # it has no stream
             else:
-                outcome = await loop.trio_as_future(dispatch, run, attempt, why)  # type: ignore[attr-defined]
+                outcome = await loop.trio_as_future(run_attempt, run, attempt, why)  # type: ignore[attr-defined]
             # In a context of its own: within a workflow it would be recorded as a step.
             hook = durable._surely_store_hook(run.run, outcome.status)
             await asyncio.create_task(hook, context=contextvars.Context())

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 import trio
 
 from ...config.schema import ChatRunner, History, Runner
+from ..execution.run_end import Ended
 from ..queue.engine import Durable
 
 log = logging.getLogger("runctld.housekeeping")
@@ -51,8 +52,7 @@ class Housekeeping:
             nursery.start_soon(self._keep_count)
             nursery.start_soon(self._keep_age)
 
-    def ended(self) -> None:
-        """A run has ended."""
+    def hear_end(self, _: Ended) -> None:
         self._ended += 1
         if self._ended > self._limits.max_runs * SLACK:
             self._due.set()

@@ -27,6 +27,7 @@ import trio
 from ...config.schema import Stream
 from ...protocol.wire import Chunks, Reset, thread_subjects
 from ..execution.registry import Registry
+from ..execution.run_end import Ended
 from ..output.backpressure import Room
 from ..output.inventory import EVERYTHING, Last, Stored
 from ..queue.engine import Durable
@@ -69,9 +70,10 @@ class Retention:
             nursery.start_soon(self._keep_count)
             nursery.start_soon(self._keep_age)
 
-    def ended(self, thread: str) -> None:
-        """A run of ``thread`` has ended."""
-        self._ended.add(thread)
+    def hear_end(self, end: Ended) -> None:
+        if not end.written:
+            return
+        self._ended.add(end.spec.thread)
         self._changed.set()
 
     # ---- bytes ------------------------------------------------------------------
