@@ -216,7 +216,8 @@ class Load:
         if seen.process is not None and seen.process.returncode is None:
             # Python itself does not take an interrupt well while it starts.
             seen.process.send_signal(signal.SIGINT if seen.events else signal.SIGKILL)
-        await self.ended(seen, 20.0)
+        if not await self.ended(seen, 20.0) and seen.process is not None:
+            seen.stderr += f" (it does not end: {_state(seen.process.pid)})"
 
     async def ended(self, seen: Seen, deadline: float) -> bool:
         """Whether the watcher ends within ``deadline`` seconds."""
@@ -270,3 +271,12 @@ def _inexcusable(error: BaseException) -> bool:
     """An answer that does not say in one line what is wrong and what to do."""
     text = str(error)
     return isinstance(error, RequestError) and ("\n" in text or "see the daemon's log" in text)
+
+
+def _state(pid: int) -> str:
+    """What a process is doing, in the kernel's words."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return f"{status[0]}, {status[2]}, in {Path(f'/proc/{pid}/wchan').read_text()}"
+    except OSError as error:
+        return str(error)

@@ -255,7 +255,8 @@ def test_an_abort_that_meets_a_takeover(home: House) -> None:
     (other,) = (box for box in boxes if box is not owner)
     os.kill(owner.pid, signal.SIGSTOP)
     home.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1",
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+        " WHERE application_name LIKE $1",
         f"runctld pid {owner.pid} %",
     )
     time.sleep(1.6)  # so that the takeover mostly comes while the abort waits for the owner

@@ -43,7 +43,7 @@ note("end")
 
 DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 CUT_LEASES = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
     " WHERE application_name LIKE 'runctld pid %: other' AND datname = current_database()"
 )
 

@@ -263,7 +263,7 @@ def test_a_database_that_is_read_only_for_a_while(house: House) -> None:
     name = house.url.rpartition("/")[2].partition("?")[0]
     house.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     house.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name = 'dbos_transact'"
     )
     lanes[0].release()

@@ -427,7 +427,7 @@ def test_the_session_is_gone_and_another_daemon_came(
     paused = pause(zombie)
     (tmp_path / "over").touch()
     wait_until(lambda: not alive(pids[0]), "the first attempt ended meanwhile")
-    house.sql("SELECT pg_terminate_backend($1)", _lease_session(house))
+    house.sql("SELECT pg_terminate_backend($1, 60000)", _lease_session(house))
     second = house.box("z")
     _pids(tmp_path, 2)
     wait_until(lambda: any("2." in e["data"] for e in watch.chunks()), "the second is seen")
