@@ -17,6 +17,7 @@ from runctl.config.load import load
 from runctl.config.schema import Queue
 from runctl.protocol import wire
 from runctl.protocol.errors import QueueFull, RunFailed
+from runctl.supervisor.api.server import fit_answer
 from runctl.supervisor.queue import sqlite
 from runctl.supervisor.queue.admission import Backlog
 
@@ -223,14 +224,8 @@ def test_what_nats_does_not_carry_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_an_answer_too_large_is_an_error_with_a_name() -> None:
-    from types import SimpleNamespace
-
-    from runctl.supervisor.api.server import Control
-
-    control = Control.__new__(Control)
-    control._nc = SimpleNamespace(max_payload=1000)  # type: ignore[assignment]
-    assert control._fitting(b"x" * 1000) == b"x" * 1000
-    problem = wire.decode_reply(control._fitting(b"x" * 1001))
+    assert fit_answer(b"x" * 1000, 1000) == b"x" * 1000
+    problem = wire.decode_reply(fit_answer(b"x" * 1001, 1000))
     assert isinstance(problem, wire.Problem)
     assert "the answer has 1001 bytes, NATS takes 1000" in problem.message
 

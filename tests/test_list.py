@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runctl.cli.display import render
 from runctl.protocol import wire
 from runctl.protocol.model import MAX_WORK, Run, Status, shortened
-from runctl.supervisor.api.server import AROUND_ROW, how_many_fit
+from runctl.supervisor.api.queries import AROUND_ROW, how_many_fit
 from runctl.supervisor.queue.partial_json import parse_beginning
 from terminal import Terminal
 

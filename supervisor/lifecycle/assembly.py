@@ -27,6 +27,9 @@ from ...config.schema import Runner as RunnerConfig
 from ...config.secrets import Masker
 from ...protocol.errors import Unavailable
 from ...protocol.model import Outcome, Status
+from ..api.abort import ANSWER, abort_limit
+from ..api.announce import Announcer
+from ..api.context import Context
 from ..api.metrics_endpoint import Scrape
 from ..api.server import Control
 from ..cluster.absence import Absence
@@ -53,9 +56,11 @@ from ..messaging.storage_limit import fitted
 from ..output.backpressure import Room
 from ..output.inventory import Stored
 from ..output.publisher import Streams
+from ..peers.remote import Others
 from ..peers.takeover import Takeover
 from ..processes.keeper_client import Keeper
 from ..processes.terminal_size import Window, asks
+from ..queue.admission import Backlog
 from ..queue.engine import Durable
 from ..upkeep.history_retention import Housekeeping
 from ..upkeep.hooks import Hooks
@@ -221,25 +226,9 @@ class Service:
                 await self._durable.launch(self._loop, attempts.dispatch)
                 if self._config.database.embedded:
                     self._database = self._guard_database()
-                control = Control(
-                    self._config,
-                    self._executor,
-                    client,
-                    self._durable,
-                    self._registry,
-                    self._streams,
-                    self._endings,
-                    stored,
-                    self._members,
-                    self._settings,
-                    cgroups,
-                    self._meters,
-                    self._hooks,
-                    self._hide,
-                    Waiting(self._registry, self._keeper.held),
-                    lambda: self._keeper.silent,
-                )
-                takeover = self._takeover(control)
+                context = self._context(client, stored, cgroups)
+                control = Control(context)
+                takeover = self._takeover(context.announcer)
                 with wishes.until_stop():
                     await control.start(nursery, watchers.client)
                     connection.started()
@@ -305,11 +294,40 @@ class Service:
         running = len(self._registry) + len(self._durable.unfinished())
         return f"{running} running, {queued}"
 
-    def _takeover(self, control: Control) -> Takeover | None:
+    def _context(self, client: Client, stored: Stored, cgroups: bool) -> Context:
+        return Context(
+            config=self._config,
+            executor=self._executor,
+            client=client,
+            settings=self._settings,
+            registry=self._registry,
+            durable=self._durable,
+            streams=self._streams,
+            stored=stored,
+            endings=self._endings,
+            others=Others(
+                *(self._executor, client, self._durable, self._streams, self._endings),
+                *(self._members, self._meters, lambda: abort_limit(self._settings) + ANSWER),
+            ),
+            waiting=Waiting(self._registry, self._keeper.held),
+            backlog=Backlog(
+                lambda: self._settings.queue,
+                lambda: self._durable.rows.count("ENQUEUED"),
+                lambda: self._durable.rows.weigh_queued(),
+            ),
+            announcer=Announcer(client, self._registry, self._settings),
+            meters=self._meters,
+            hooks=self._hooks,
+            hide=self._hide,
+            keeper_silent=lambda: self._keeper.silent,
+            cgroups=cgroups,
+        )
+
+    def _takeover(self, announcer: Announcer) -> Takeover | None:
         if self._members is None or not self._config.takeover.enabled:
             return None
         return Takeover(
-            self._config, self._executor, self._members, self._durable, control.tell_others
+            self._config, self._executor, self._members, self._durable, announcer.tell_others
         )
 
     async def _stop(self, control: Control, takeover: Takeover | None, wishes: Wishes) -> None:

@@ -1,0 +1,124 @@
+"""``submit``: a run is checked, stored, and queued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ...config.prompts import refusal
+from ...config.schema import Runner
+from ...config.submitters import takes_directory
+from ...protocol import wire
+from ...protocol.errors import BadRequest, Refused
+from ...protocol.model import (
+    MAX_ARGV_BYTES,
+    MAX_CWD_BYTES,
+    MAX_PROMPT_BYTES,
+    Run,
+    RunSpec,
+    Status,
+    check_run_id,
+    check_thread,
+)
+from .context import Context
+
+
+async def submit(c: Context, r: wire.Submit) -> wire.Reply:
+    thread = check_thread(r.thread)
+    fresh = r.run is None
+    run = c.ids.new() if r.run is None else check_run_id(r.run)
+    name = r.runner or default_runner(c, bool(r.argv))
+    runner = c.settings.runners.get(name)
+    if runner is None:
+        known = ", ".join(sorted(c.settings.runners)) or "none"
+        raise BadRequest(f"no runner named {name!r}; configured are: {known}")
+    if r.prompt is not None and len(r.prompt.encode(errors="replace")) > MAX_PROMPT_BYTES:
+        raise BadRequest(
+            "the prompt is larger than 1 MiB; put it in a file and submit the file's path"
+        )
+    # Each costs a byte more, and a pointer: a million empty ones are no small matter.
+    if sum(len(a.encode(errors="replace")) + 1 for a in r.argv) > MAX_ARGV_BYTES:
+        raise BadRequest("the command line is larger than 1 MiB; pass data on stdin or in a file")
+    if runner.kind == "chat" and r.argv:
+        raise BadRequest(f"runner {name!r} is a chat: submit a prompt, not a command")
+    if runner.kind == "chat" and not (r.prompt or "").strip():
+        raise BadRequest(f"runner {name!r} is a chat and needs a prompt")
+    check_work(c, runner, r.prompt, r.argv)
+    if len((r.cwd or "").encode(errors="replace")) > MAX_CWD_BYTES:
+        raise BadRequest(f"cwd is longer than {MAX_CWD_BYTES} bytes; submit from elsewhere")
+    if r.cwd is not None and not r.cwd.startswith("/"):
+        raise BadRequest("cwd must be a whole path, which begins with /")
+    if any("\0" in a for a in [*r.argv, r.prompt or "", r.cwd or ""]):
+        raise BadRequest("a NUL character cannot be passed to a command; remove it")
+    cwd = r.cwd if takes_directory(runner) else None
+    spec = RunSpec(run, thread, name, tuple(r.argv), cwd, prompt=r.prompt)
+    # Whoever asks for it gets it back in one answer, with what became of it.
+    size, most = len(msgspec.json.encode(spec)) + wire.DETAILS_BYTES, c.client.max_payload
+    if size > most:
+        raise BadRequest(
+            f"the run takes {size} bytes, NATS takes {most}; put the data in a file and"
+            " submit its path, or raise max_payload of nats-server"
+        )
+    return await enqueue(c, spec, fresh=fresh)
+
+
+def check_work(c: Context, runner: Runner, prompt: str | None, argv: Sequence[str]) -> None:
+    if runner.kind == "command" and (reason := refusal(runner, prompt, argv)) is not None:
+        raise BadRequest(reason)
+
+
+async def enqueue(c: Context, spec: RunSpec, *, fresh: bool) -> wire.Reply:
+    """``fresh``: nobody else can have its id."""
+    found = None if fresh else await c.durable.rows.get(spec.run)
+    if found is None and not fresh:
+        found = await drop_forgotten(c, spec)
+    if found is None:
+        await c.backlog.admit(len(msgspec.json.encode(spec)))
+        await c.durable.enqueue(spec)
+        await c.announcer.tell_if_full()
+        await c.announcer.tell_changed(spec.thread)
+        if fresh:
+            return wire.Submitted(spec.thread, spec.run, Status.QUEUED)
+        found = await c.durable.rows.get(spec.run)
+        assert found is not None
+    stored, run = found
+    if spec.cwd is None:  # none is taken; an earlier version has stored it all the same
+        spec = msgspec.structs.replace(spec, cwd=stored.cwd)
+    if stored != spec:
+        raise Refused(
+            f"run {spec.run} exists already on thread {run.thread!r} with other work;"
+            " choose another --id"
+        )
+    return wire.Submitted(run.thread, run.run, run.status)
+
+
+async def drop_forgotten(c: Context, spec: RunSpec) -> tuple[RunSpec, Run] | None:
+    """An id may be used again once its run is forgotten: what that run wrote goes, or it
+    would be taken for this one's. The run that has the id by now, if one has."""
+    subject = wire.out_subject(spec.thread, spec.run)
+    last = await c.streams.last(subject)
+    if not last:
+        return None
+    # A run that had the id when this was read is there now; else nobody writes before it.
+    found = await c.durable.rows.get(spec.run)
+    if found is None:
+        await c.stored.drop([(subject, last)])
+    return found
+
+
+def default_runner(c: Context, has_argv: bool) -> str:
+    names = set(c.settings.runners)
+    if has_argv:
+        return "shell"
+    others = sorted(names - {"shell"})
+    if "default" in names or len(others) != 1:
+        return "default" if "default" in names else "shell" if not others else refuse_ambiguous(c)
+    return others[0]
+
+
+def refuse_ambiguous(c: Context) -> str:
+    raise BadRequest(
+        f"several runners are configured ({', '.join(sorted(c.settings.runners))});"
+        " say which: --runner NAME"
+    )
