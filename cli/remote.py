@@ -219,8 +219,10 @@ def sqlite(config: Config) -> Finding:
     path = config.state_dir / "runctl.sqlite"
     if not path.exists():
         return ok("database", f"{path} is made by the first start")
+    if not path.is_file():
+        return fail("database", f"{path} is no file", "move it away, and see who made it")
     try:
-        made = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
+        made = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
         with contextlib.closing(made) as database:
             (mode,) = database.execute("PRAGMA journal_mode").fetchone()
             if path.stat().st_size < 256 * 1024**2:
