@@ -238,7 +238,7 @@ def _stored(path: Path) -> int:
 
 
 def _nearest(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
     return path
 
