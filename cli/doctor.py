@@ -76,6 +76,7 @@ def _look(app: App) -> Iterator[Finding]:
     yield from local.programs(config)
     yield from local.permissions(config)
     yield from local.access(config)
+    yield from local.metrics(config)
     yield local.disk(config)
     holder = local.holder(config)
     status, reached, asked = run(lambda: remote.nats(config, holder))

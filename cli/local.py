@@ -23,7 +23,7 @@ from ..config.accounts import MAY_SWITCH, lacking, switched
 from ..config.files import MOST_SECRET, open_at_once, read_bounded
 from ..config.natsserver import FIX, altered, find_server, known_sum, unsupported
 from ..config.outgoing import certificate_problems, proxy_problems
-from ..config.outside import split_listen
+from ..config.outside import is_loopback, split_listen
 from ..config.schema import ChatRunner, CommandRunner, Config
 from ..config.transport import allowed_problems, transport_problems
 from ..supervisor import __version__, wire
@@ -190,6 +190,19 @@ def access(config: Config) -> Iterator[Finding]:
     yield from (say("access", f"{key}: {said}", fix) for key, said, fix in problems)
     if not problems:
         yield ok("access", "no others read the secrets, or write the configuration")
+
+
+def metrics(config: Config) -> Iterator[Finding]:
+    """Whether others than who shows the token read the metrics from elsewhere."""
+    listen = config.metrics.listen
+    if listen is None or config.metrics.token_file is not None:
+        return
+    if not is_loopback(split_listen(listen)[0]):
+        yield warn(
+            "metrics",
+            f"whoever reaches {listen} may read them",
+            "set metrics.token_file, or keep others from that port",
+        )
 
 
 def transport(config: Config, pid: int | None) -> Iterator[Finding]:

@@ -168,6 +168,19 @@ def test_what_does_not_belong_into_a_state_directory(stopped_box: Box) -> None:
     )
 
 
+def test_metrics_for_everybody(tmp_path: Path) -> None:
+    file, token = tmp_path / "runctld.toml", tmp_path / "token"
+    token.write_text("a-token-of-some-length")
+    for more, count in (
+        ('listen = "127.0.0.1:9"', 0),
+        ('listen = "0.0.0.0:9"\nallow_remote = true', 1),
+        ('listen = "[::]:9"\nallow_remote = true', 1),
+        (f'listen = "0.0.0.0:9"\nallow_remote = true\ntoken_file = "{token}"', 0),
+    ):
+        file.write_text(f"[metrics]\n{more}\n")
+        assert [x.state for x in local.metrics(load(file))] == ["warn"] * count, more
+
+
 def test_clocks() -> None:
     now = time.time()
     assert remote._clock("c", now, now, now).state == "ok"
