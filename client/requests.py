@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -236,14 +237,17 @@ def _embedded(config: Config) -> Nats:
 def _read_own(path: Path) -> bytes:
     """Its content. Where others may make directories, such as /tmp, one of them could lead
     us to a server of theirs: raises Unavailable. root may use any user's daemon."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
-        owner, user = os.fstat(file.fileno()).st_uid, os.geteuid()
+        found, user = os.fstat(file.fileno()), os.geteuid()
+        owner = found.st_uid
         if user not in (0, owner):
             raise Unavailable(
                 f"{path} belongs to user id {owner}, and this is {user};"
                 " run runctl as the user that runs runctld"
             )
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is no file")
         return file.read(MOST_SECRET)
 
 

@@ -11,7 +11,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -51,8 +51,8 @@ def access_problems(config: Config, user: int | None = None) -> Iterator[Problem
             found = os.stat(file)
         except OSError:  # whoever reads it says so
             continue
-        if not stat.S_ISREG(found.st_mode):
-            continue  # a pipe, or a device: nothing lies there
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
+            continue  # a device: nothing lies there
         yield from _of_file(key, file, found, user, with_secret)
 
 
@@ -68,10 +68,9 @@ def _secret_files(config: Config) -> list[tuple[str, Path]]:
         "nats.tls_key": nats.tls_key,
         "metrics.token_file": config.metrics.token_file,
     }
-    for key, url in (("database.url", database.url), ("database.lease_url", database.lease_url)):
-        given = parse_qs(urlsplit(url).query) if "?" in url else {}
-        for name in ("sslkey", "passfile"):
-            named[f"{name} in {key}"] = Path(given[name][0]) if name in given else None
+    for key, url in _urls(config):
+        for name, file in _in_query(url, ("sslkey", "passfile")):
+            named[f"{name} in {key}"] = file
     for runner in config.runners.values():
         if isinstance(runner, ChatRunner):
             named[f"runners.{runner.name}.api_key_file"] = runner.api_key_file
@@ -89,9 +88,28 @@ def _plain_files(config: Config) -> list[tuple[str, Path]]:
         "nats.tls_cert": nats.tls_cert,
         "nats.server": nats.server,
     }
+    for key, url in _urls(config):
+        for name, file in _in_query(url, ("sslcert", "sslrootcert", "sslcrl")):
+            named[f"{name} in {key}"] = file
     if config.source is not None and not _holds_secret(config, config.source):
         named["configuration"] = config.source
     return [(key, file) for key, file in named.items() if file is not None]
+
+
+def _urls(config: Config) -> tuple[tuple[str, str], ...]:
+    database = config.database
+    return ("database.url", database.url), ("database.lease_url", database.lease_url)
+
+
+def _in_query(url: str, names: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The files that ``url`` names. Of a name that is there twice, libpq takes the last;
+    "system" is its word for the authorities of the system."""
+    given = parse_qs(urlsplit(url).query) if "?" in url else {}
+    return (
+        (name, Path(given[name][-1]))
+        for name in names
+        if given.get(name, ["system"])[-1] != "system"
+    )
 
 
 def _holds_secret(config: Config, source: Path) -> bool:
@@ -122,26 +140,79 @@ def _of_file(
 
 
 def _of_directories(key: str, file: Path, user: int) -> Iterator[Problem]:
-    """Of those above ``file``, and above what it is a link to: the first that is open."""
-    whole = Path(os.path.abspath(file))
-    above = dict.fromkeys((*whole.parents, *Path(os.path.realpath(file)).parents))
-    for folder in above:
+    """Of those on the way to ``file``, links among them: the first, from the file on, by which
+    others may put another file in its place."""
+    for step in reversed(list(dict.fromkeys(_way(file)))):
         try:
-            found = os.stat(folder)
+            found = os.lstat(step)
         except OSError:
             continue
-        if _read_only(folder):
+        link = stat.S_ISLNK(found.st_mode)
+        if _read_only(step.parent if link else step):
             continue
         if found.st_uid not in _trusted(user):
-            said = f"{folder}, where {file.name} is, belongs to user id {found.st_uid}"
+            how = f"a link on the way to {file.name}" if link else f"where {file.name} is"
+            said = f"{step}, {how}, belongs to user id {found.st_uid}"
             yield Problem(key, said, f"put {file.name} where only root and user id {user} write")
             return
         # In a sticky directory nobody replaces another's file.
-        if _others_write(found) and not found.st_mode & stat.S_ISVTX:
+        if not link and _others_write(found) and not found.st_mode & stat.S_ISVTX:
             mode = stat.S_IMODE(found.st_mode)
-            said = f"{folder}, where {file.name} is, may be written by others (mode {mode:04o})"
-            yield Problem(key, said, _shut(folder))
+            said = f"{step}, where {file.name} is, may be written by others (mode {mode:04o})"
+            yield Problem(key, said, _shut(step))
             return
+
+
+#: Links that Linux follows for one path.
+_MOST_LINKS = 40
+
+
+def _way(file: Path) -> Iterator[Path]:
+    """Each directory in which a name is looked up on the way to ``file``, and each link that is
+    followed, as the kernel goes."""
+    first, *rest = Path(os.path.join(os.getcwd(), file)).parts
+    at, left, links = Path(first), rest[::-1], 0
+    while left:
+        yield at
+        name = left.pop()
+        step = at.parent if name == ".." else at / name
+        try:
+            target = Path(os.readlink(step))
+        except OSError:  # it is none
+            at = step
+            continue
+        yield step
+        links += 1
+        if links > _MOST_LINKS:
+            return
+        if target.is_absolute():
+            at = Path(target.anchor)
+        left += [part for part in target.parts if part != target.anchor][::-1]
+
+
+def strange(state_dir: Path, user: int) -> Iterator[tuple[str, str]]:
+    """(what another user made in it, or a link in place of one of its files, what to do): it would
+    be written to, or believed. A directory of ours may be elsewhere. ``user``: the daemon's."""
+    for folder in (state_dir, state_dir / "nats"):
+        try:
+            with os.scandir(folder) as entries:
+                found = [(entry.path, entry.stat(follow_symlinks=False)) for entry in entries]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield f"{folder}: {error.strerror}", "mend that"
+            continue
+        for path, made in found:
+            if made.st_uid not in (0, user):
+                yield (
+                    f"{path} belongs to user id {made.st_uid}, runctld runs as {user}",
+                    "chown it if you know what it is, or remove it",
+                )
+            elif stat.S_ISLNK(made.st_mode) and not os.path.isdir(path):
+                yield (
+                    f"{path} is a link, and none is followed there",
+                    "remove it, or put what it leads to in its place",
+                )
 
 
 def _shut(path: Path) -> str:

@@ -63,6 +63,7 @@ _WRAPPERS = re.compile(
 #: Programs with options that run others, or that name files to write.
 _MIGHTY = re.compile(
     "git|hg|ssh|scp|rsync|find|tar|zip|sed|[gm]?awk|make|sort|curl|wget|docker|podman|kubectl"
+    "|nix|npx|uvx|chroot|flock|parallel|script|cp|mv|ln|dd|tee|install|vim?|emacs"
 )
 
 
@@ -74,11 +75,17 @@ def reach(argv: Sequence[str]) -> str | None:
     name = PurePath(argv[0]).name
     if open_wrapper(argv):
         return f"choose the program that {name} runs"
-    if interpreter(argv) == name:
+    if interpreter(argv) == name or _takes_code(argv):
         return f"are code for {name}, or name a file of it"
     if _MIGHTY.fullmatch(name):
         return f"may be options by which {name} runs programs or writes files"
     return None
+
+
+def _takes_code(argv: Sequence[str]) -> bool:
+    """Whether what is added to ``argv`` is code at once, such as ["bash", "-c"]."""
+    name = PurePath(argv[0]).name
+    return any(p.fullmatch(name) and o.fullmatch(argv[-1]) for p, o in _INTERPRETERS)
 
 
 def open_wrapper(argv: Sequence[str]) -> bool:

@@ -148,9 +148,54 @@ def test_directories_above(tmp_path: Path) -> None:
         (tmp_path / "open").chmod(0o755)
 
 
-def test_what_is_no_file_is_not_looked_at(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe", 0o666)
-    assert problems(tmp_path, chat(f'api_key_file = "{tmp_path}/pipe"')) == []
+def test_a_device_is_not_looked_at_and_a_pipe_is(tmp_path: Path) -> None:
+    assert problems(tmp_path, chat('api_key_file = "/dev/null"')) == []
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    text = chat(f'api_key_file = "{pipe}"')
+    assert problems(tmp_path, text) == []
+    pipe.chmod(0o622)
+    (said,) = problems(tmp_path, text)
+    assert "@/pipe may be written by others (mode 0622)" in said
+
+
+@root
+@pytest.mark.parametrize("way", ["sticky/key", "sticky/folder/key", "own"])
+def test_links_of_others_on_the_way(tmp_path: Path, way: str) -> None:
+    """Who made a link may have it lead elsewhere, and so may who may write where it is."""
+    named(tmp_path, 0o600)
+    (tmp_path / "sticky").mkdir()
+    (tmp_path / "sticky").chmod(0o1777)
+    links = {"sticky/key": tmp_path / "key", "sticky/folder": tmp_path}
+    if way == "own":  # leads to a link in a directory of another's
+        links["own"] = tmp_path / "sticky/theirs/key"
+        (tmp_path / "sticky/theirs").mkdir()
+        (tmp_path / "sticky/theirs/key").symlink_to(tmp_path / "key")
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    text = chat(f'api_key_file = "{tmp_path / way}"')
+    assert problems(tmp_path, text) == []
+    other = {"sticky/folder/key": "sticky/folder", "own": "sticky/theirs"}.get(way, way)
+    os.chown(tmp_path / other, OTHER, OTHER, follow_symlinks=False)
+    (said,) = problems(tmp_path, text)
+    assert f"@/{other}, " in said
+    assert f" belongs to user id {OTHER}; put " in said
+
+
+@pytest.mark.parametrize("name", ["sslrootcert", "sslcert", "sslcrl"])
+def test_whom_postgresql_is_taken_for(tmp_path: Path, name: str) -> None:
+    file = named(tmp_path, 0o646)
+    text = f'executor_id = "x"\n[database]\nurl = "postgresql://u@localhost/d?{name}={file}"\n'
+    (said,) = problems(tmp_path, text)
+    assert said.startswith(f"{name} in database.url: @/key may be written by others")
+
+
+def test_the_last_of_two_files_counts(tmp_path: Path) -> None:
+    """For libpq, and so for us."""
+    closed, opened = named(tmp_path, 0o600, "closed"), named(tmp_path, 0o644, "open")
+    url = f"postgresql://u@localhost/d?passfile={closed}&passfile={opened}"
+    (said,) = problems(tmp_path, f'executor_id = "x"\n[database]\nurl = "{url}"\n')
+    assert said.startswith("passfile in database.url: @/open holds a secret")
 
 
 def check(box: Box) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runctl.config import connection
+from runctl.config import connection, files
+from runctl.config.files import read_bounded
 from runctl.config.schema import Nats
 
 MIB = 1024 * 1024
@@ -240,3 +242,27 @@ def test_a_file_without_an_end(tmp_path: Path, text: str) -> None:
     (said,) = done.stderr.splitlines()
     assert "it holds more than" in said
     assert not text or FILES[text] in said
+
+
+def test_a_pipe_is_read_as_far_as_somebody_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PIPE", 0.2)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="it is a pipe that has not ended within"):
+        read_bounded(pipe, 100)  # nobody is there
+    writer = os.open(pipe, os.O_RDWR)
+    os.write(writer, b"some")
+    with pytest.raises(OSError, match="it is a pipe that has not ended within"):
+        read_bounded(pipe, 100)  # nor does this one end
+    os.write(writer, b"x" * 101)
+    with pytest.raises(OSError, match="it holds more than"):
+        read_bounded(pipe, 100)
+    os.close(writer)
+    monkeypatch.setattr(files, "PIPE", 60.0)
+    with subprocess.Popen(
+        ["sh", "-c", "printf a; sleep 0.1; printf b"], stdout=subprocess.PIPE
+    ) as p:
+        assert p.stdout is not None
+        assert read_bounded(Path(f"/dev/fd/{p.stdout.fileno()}"), 100) == b"ab"

@@ -11,6 +11,7 @@ import pytest
 import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runctl.config import files
 from runctl.config import load as load_module
 from runctl.config.load import describe, hide_secrets, load
 from runctl.config.schema import (
@@ -139,7 +140,7 @@ def test_a_file_that_the_system_refuses(write, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     file = write("")
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(files, "open_at_once", refuse)
     assert "cannot be read: Permission denied" in refusal(file)
 
 

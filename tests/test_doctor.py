@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from pgserver import Postgres
 from runctl.cli.health import local_checks, remote_checks
 from runctl.config.load import load
+from runctl.protocol import wire
 from runctl.protocol.stream_config import wanted
 
 SCHEMA = json.loads(
@@ -131,6 +132,53 @@ def test_limits_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(local_checks, "LEAST_FREE", 2**62)
     assert local_checks.disk(config).state == "fail"
     assert local_checks.cgroups(None).state in ("ok", "warn")
+
+
+def test_a_nats_server_that_others_may_write_is_not_asked(stopped_box: Box) -> None:
+    """It would be root's, when root looks."""
+    ran, program = stopped_box.path / "ran", stopped_box.path / "nats-server"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\necho nats-server: v2.15.1\n")
+    program.chmod(0o777)
+    stopped_box.configure(f'[nats]\nserver = "{program}"\n')
+    state, said, _ = looked(stopped_box, 1)["nats-server"]
+    assert (state, ran.exists()) == ("fail", False)
+    assert f"{program} may be written by others (mode 0777); it was not asked what it is" in said
+    program.chmod(0o755)
+    assert looked(stopped_box)["nats-server"][0] == "ok"
+    assert ran.exists()
+
+
+def test_what_does_not_belong_into_a_state_directory(stopped_box: Box) -> None:
+    """And what would be waited for there."""
+    (stopped_box.state / "nats").mkdir(parents=True)
+    stopped_box.state.chmod(0o700)
+    pipes = [wire.ENDPOINT_FILE, "lock", "keeper.lock", "executor-id", "runctl.sqlite"]
+    for name in pipes:
+        os.mkfifo(stopped_box.state / name, 0o600)
+    state, said, _ = looked(stopped_box, 1)["database"]
+    assert (state, said) == ("fail", f"{stopped_box.state}/runctl.sqlite is no file")
+    stopped_box.runctl("list", code=4)
+    for name in pipes:
+        (stopped_box.state / name).unlink()
+    (stopped_box.state / "nats/store").symlink_to("/dev/zero")
+    state, said, _ = looked(stopped_box, 1)["state_dir"]
+    assert (state, said) == (
+        "fail",
+        f"{stopped_box.state}/nats/store is a link, and none is followed there",
+    )
+
+
+def test_metrics_for_everybody(tmp_path: Path) -> None:
+    file, token = tmp_path / "runctld.toml", tmp_path / "token"
+    token.write_text("a-token-of-some-length")
+    for more, count in (
+        ('listen = "127.0.0.1:9"', 0),
+        ('listen = "0.0.0.0:9"\nallow_remote = true', 1),
+        ('listen = "[::]:9"\nallow_remote = true', 1),
+        (f'listen = "0.0.0.0:9"\nallow_remote = true\ntoken_file = "{token}"', 0),
+    ):
+        file.write_text(f"[metrics]\n{more}\n")
+        assert [x.state for x in local_checks.metrics(load(file))] == ["warn"] * count, more
 
 
 def test_clocks() -> None:

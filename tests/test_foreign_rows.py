@@ -25,6 +25,7 @@ ROW = "UPDATE workflow_status SET {} WHERE workflow_uuid = :run"
 SPOILT = [
     ("DELETE FROM workflow_input WHERE workflow_uuid = :run", "its input is gone"),
     (INPUT.format("[1, 2"), "its input is none of runctl's"),
+    (INPUT.format("[" * 100_000), "its input is none of runctl's"),
     (INPUT.format('{"positionalArgs": [{"run": 7}]}'), "its input is none of runctl's"),
     (INPUT.format('{"positionalArgs": []}'), "its input is none of runctl's"),
     (ROW.format("serialization = 'py_pickle'"), "its input is in another format"),

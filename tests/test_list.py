@@ -53,7 +53,9 @@ def test_the_beginning_of_json_is_read_as_far_as_it_goes(
 
 
 @pytest.mark.short
-@pytest.mark.parametrize("text", ["", "{", "nothing", '{"a"', "]", '{"a": 1}}', '{"a": [1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "nothing", '{"a"', "]", '{"a": 1}}', '{"a": [1}', "[" * 100_000]
+)
 def test_what_is_no_beginning_of_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_beginning(text)

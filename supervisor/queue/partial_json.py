@@ -16,7 +16,16 @@ _ESCAPES = 12
 def parse_beginning(text: str) -> Any:
     """What ``text`` holds: the value of a JSON document, or of its beginning, where the string
     that was cut ends there and what came after it is missing. Raises ValueError on other text,
-    and when it was cut before its first value was whole."""
+    when it was cut before its first value was whole, and when it is nested deeper than Python
+    reads."""
+    try:
+        return _parse(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _parse(text: str) -> Any:
+    """The same, but for what is nested too deep."""
     try:
         return json.loads(text)
     except ValueError as error:

@@ -202,7 +202,7 @@ class Rows:
             try:
                 spec, outcome = json.loads(row.inputs)["positionalArgs"][0], json.loads(row.output)
                 prompt, reply = spec.get("prompt") or "", outcome.get("reply") or ""
-            except (ValueError, TypeError, LookupError, AttributeError):
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 continue  # none of ours
             if outcome.get("status") == "succeeded" and prompt.strip() and reply.strip():
                 return prompt, reply
