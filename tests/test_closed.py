@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Box, alive, children, wait_until
+from pgserver import free_port
 from runctl.protocol import wire
+from test_metrics import get
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -126,13 +128,20 @@ main()
 
 
 def test_a_silent_keeper_is_told_of_meanwhile(stopped_box: Box) -> None:
-    box = stopped_box
+    box, port = stopped_box, free_port()
+    box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
     box.prefix = [sys.executable, "-c", PATIENT]
     box.start()
     keeper = keeper_of(box)
+
+    def healthy() -> bool:
+        return get(port, "/healthz") == (200, "ready\n")
+
+    wait_until(healthy, "all is well")
     os.kill(keeper, signal.SIGSTOP)
     try:
         wait_until(lambda: box.ask(wire.StatusRequest())[0].keeper_silent >= 2, "it is silent")
+        wait_until(lambda: not healthy(), "it is not ready")
         assert "warning:  the process keeper has not answered for " in box.runctl("status")
         said = box.runctl("doctor", code=None)
         assert "no run begins or ends" in said
@@ -140,6 +149,7 @@ def test_a_silent_keeper_is_told_of_meanwhile(stopped_box: Box) -> None:
     finally:
         os.kill(keeper, signal.SIGCONT)
     wait_until(lambda: box.ask(wire.StatusRequest())[0].keeper_silent == 0, "it answers")
+    wait_until(healthy, "it is ready again")
     assert "keeper" not in box.runctl("status")
     box.runctl("wait", box.submit("t", "true"))
 

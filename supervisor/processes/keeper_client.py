@@ -59,6 +59,8 @@ MOST_NAMED = 5
 _LEFT: list[subprocess.Popen[bytes]] = []
 #: Between two looks whether the keeper answers, seconds; after so many of silence it is ended.
 ASK, SILENCE = 2.0, 10.0
+#: Names are worth so long a wait, seconds.
+NAMED_WITHIN = 2.0
 _TICK = 0.5
 #: So long a start waits for what an earlier daemon left before it says so, seconds: the keeper
 #: of one that was killed is done sooner.
@@ -708,8 +710,12 @@ async def _flock(lock: int, wait: float) -> bool:
 
 
 async def _left(state: str) -> str:
-    """What lives below the keeper of an earlier daemon of ``state``, in words."""
-    return await trio.to_thread.run_sync(_named_left, os.fsencode(state), abandon_on_cancel=True)
+    """What lives below the keeper of an earlier daemon of ``state``, in words; "" when the kernel
+    does not answer what a process is."""
+    with trio.move_on_after(NAMED_WITHIN):
+        look = partial(_named_left, os.fsencode(state))
+        return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+    return ""
 
 
 def _named_left(state: bytes) -> str:
