@@ -199,6 +199,34 @@ def test_idle_connections_keep_nobody_out(shown: Shown) -> None:
             link.close()
 
 
+PATIENT = """
+import sys
+from runctl.supervisor.api import http_server
+http_server.HEAD_LIMIT = 600.0
+from runctl.supervisor.main import main
+sys.argv[1:] = sys.argv[4:]
+main()
+"""
+
+
+def test_the_oldest_idle_connections_make_room(stopped_box: Box) -> None:
+    """And not their time-out alone."""
+    box, port = stopped_box, free_port()
+    box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
+    box.prefix = [sys.executable, "-c", PATIENT]
+    box.start()
+    idle = [socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) for _ in range(40)]
+    try:
+        assert get(port, "/metrics")[0] == 200
+        assert [link.recv(1) for link in idle[:9]] == [b""] * 9
+        idle[9].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            idle[9].recv(1)
+    finally:
+        for link in idle:
+            link.close()
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:2", 200), ("evil.example:80", 421)],
