@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from runctl.protocol import wire
+from runctl.protocol import messages, records
 
 from .harness import PATIENCE, running, wired
 from .processes import alive
@@ -29,11 +29,11 @@ async def bench_abort() -> list[Table]:
     async with running() as daemon, wired(daemon) as link:
         for n in range(ABORTS):
             subject = await link.submit(f"abort-{n}", ["/bin/sh", "-c", TREE])
-            while not isinstance(record := (await link.next(subject))[1], wire.Chunks):
+            while not isinstance(record := (await link.next(subject))[1], records.Chunks):
                 pass
             pids = [int(pid) for pid in record.chunks[0].data.split()]
             began = time.perf_counter()
-            await link.ask(wire.Abort(f"abort-{n}", subject.rpartition(".")[2]))
+            await link.ask(messages.Abort(f"abort-{n}", subject.rpartition(".")[2]))
             samples.append((time.perf_counter() - began) * 1000)
             if left := [pid for pid in pids if alive(pid)]:
                 raise RuntimeError(f"aborted, and {left} are alive")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import msgspec
-from runctl.protocol import wire
+from runctl.protocol import records, subjects
 from runctl.protocol.model import Outcome, Status
 
 from .harness import PATIENCE, Daemon, running, time_processes, wired
@@ -85,24 +85,24 @@ async def fill(daemon: Daemon, subject: str) -> None:
     client = await daemon.connect()
     try:
         run = subject.rpartition(".")[2]
-        records: list[wire.Record] = [wire.Reset(run, 1, 0.0)]
+        written: list[records.Record] = [records.Reset(run, 1, 0.0)]
         for n in range(1, CHUNKS + 1):
-            records.append(wire.Chunks(1, n, 0.0, [wire.Chunk("stdout", b"%d\n" % n)]))
-        records.append(wire.End(run, 1, CHUNKS, 0.0, Outcome(Status.SUCCEEDED, 0)))
-        sequence = (await client.jetstream().get_last_msg(wire.STREAM, subject)).seq or 0
-        for n, record in enumerate(records):
+            written.append(records.Chunks(1, n, 0.0, [records.Chunk("stdout", b"%d\n" % n)]))
+        written.append(records.End(run, 1, CHUNKS, 0.0, Outcome(Status.SUCCEEDED, 0)))
+        sequence = (await client.jetstream().get_last_msg(subjects.STREAM, subject)).seq or 0
+        for n, record in enumerate(written):
             headers = {
                 "Nats-Expected-Last-Subject-Sequence": str(sequence + n),
-                wire.SUMMARY_HEADER: wire.summary(record),
+                records.SUMMARY_HEADER: records.summary(record),
             }
             if n == 0:
                 headers["Nats-Rollup"] = "sub"
-            await client.publish(subject, wire.encode_record(record), headers=headers)
+            await client.publish(subject, records.encode_record(record), headers=headers)
         await client.flush(timeout=int(PATIENCE))
         async with asyncio.timeout(PATIENCE):
             while True:
-                last = await client.jetstream().get_last_msg(wire.STREAM, subject)
-                if last.seq == sequence + len(records):
+                last = await client.jetstream().get_last_msg(subjects.STREAM, subject)
+                if last.seq == sequence + len(written):
                     return
                 await asyncio.sleep(0.02)
     finally:

@@ -22,8 +22,10 @@ from nats.aio.msg import Msg
 from runctl.client.requests import Link, dial
 from runctl.config import connection
 from runctl.config.schema import Config
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
+from runctl.protocol.endpoint import ENDPOINT_FILE, Endpoint
 from runctl.protocol.errors import Unavailable
+from runctl.protocol.records import Chunks, Record
 
 PATIENCE = 30.0
 
@@ -86,8 +88,8 @@ class Daemon:
             self.process.wait()
 
     async def connect(self) -> Client:
-        raw = (self.state / wire.ENDPOINT_FILE).read_bytes()
-        found = msgspec.json.decode(raw, type=wire.Endpoint).nats()
+        raw = (self.state / ENDPOINT_FILE).read_bytes()
+        found = msgspec.json.decode(raw, type=Endpoint).nats()
         client = connection.new_client(found)
         await client.connect(
             connection.servers(found), **connection.options(found), allow_reconnect=False
@@ -126,34 +128,34 @@ class Wire:
 
     def __init__(self, client: Client) -> None:
         self._nc = client
-        self._seen: dict[str, asyncio.Queue[tuple[int, wire.Record]]] = {}
+        self._seen: dict[str, asyncio.Queue[tuple[int, Record]]] = {}
 
     async def open(self) -> None:
-        await self._nc.subscribe(wire.SUBJECT_PREFIX + ".>", cb=self._on_record)
+        await self._nc.subscribe(subjects.SUBJECT_PREFIX + ".>", cb=self._on_record)
         await self._nc.flush()
 
     async def _on_record(self, msg: Msg) -> None:
         now = time.time_ns()
-        self.records(msg.subject).put_nowait((now, wire.decode_record(msg.data)))
+        self.records(msg.subject).put_nowait((now, records.decode_record(msg.data)))
 
-    def records(self, subject: str) -> asyncio.Queue[tuple[int, wire.Record]]:
+    def records(self, subject: str) -> asyncio.Queue[tuple[int, Record]]:
         return self._seen.setdefault(subject, asyncio.Queue())
 
-    async def ask(self, request: wire.Request) -> wire.Reply:
-        subject = wire.control_subject(wire.verb_of(request))
-        answer = await self._nc.request(subject, wire.encode(request), timeout=PATIENCE)
-        reply = wire.decode_reply(answer.data)
-        if isinstance(reply, wire.Problem):
-            wire.raise_problem(reply)
+    async def ask(self, request: messages.Request) -> messages.Reply:
+        subject = subjects.control_subject(messages.verb_of(request))
+        answer = await self._nc.request(subject, messages.encode(request), timeout=PATIENCE)
+        reply = messages.decode_reply(answer.data)
+        if isinstance(reply, messages.Problem):
+            messages.raise_problem(reply)
         return reply
 
     async def submit(self, thread: str, argv: list[str]) -> str:
         """The run's subject."""
-        reply = await self.ask(wire.Submit(thread=thread, runner="shell", argv=argv))
-        assert isinstance(reply, wire.Submitted), reply
-        return wire.out_subject(thread, reply.run)
+        reply = await self.ask(messages.Submit(thread=thread, runner="shell", argv=argv))
+        assert isinstance(reply, messages.Submitted), reply
+        return subjects.out_subject(thread, reply.run)
 
-    async def next(self, subject: str) -> tuple[int, wire.Record]:
+    async def next(self, subject: str) -> tuple[int, Record]:
         """The run's next record, and when it came (Unix ns)."""
         return await asyncio.wait_for(self.records(subject).get(), PATIENCE)
 
@@ -162,8 +164,8 @@ class Wire:
         run = subject.rpartition(".")[2]
         async with asyncio.timeout(2 * PATIENCE):
             while True:
-                reply = await self.ask(wire.Show(run))
-                assert isinstance(reply, wire.RunDetails), reply
+                reply = await self.ask(messages.Show(run))
+                assert isinstance(reply, messages.RunDetails), reply
                 if reply.run.status == "succeeded":
                     return
                 if reply.run.status not in ("queued", "running"):
@@ -172,15 +174,15 @@ class Wire:
 
     async def stored(self) -> tuple[int, int]:
         """(bytes, messages) in the output stream"""
-        reply = await self.ask(wire.StatusRequest())
-        assert isinstance(reply, wire.DaemonStatus), reply
+        reply = await self.ask(messages.StatusRequest())
+        assert isinstance(reply, messages.DaemonStatus), reply
         return reply.nats.stream_bytes, reply.nats.stream_messages
 
     async def idle(self, below: int) -> None:
         """Wait until fewer runs than that are queued or running."""
         while True:
-            reply = await self.ask(wire.StatusRequest())
-            assert isinstance(reply, wire.DaemonStatus), reply
+            reply = await self.ask(messages.StatusRequest())
+            assert isinstance(reply, messages.DaemonStatus), reply
             if reply.queued + reply.running < below:
                 return
             await asyncio.sleep(0.1)
@@ -189,20 +191,20 @@ class Wire:
         """Wait until so many runs are running at once."""
         async with asyncio.timeout(PATIENCE):
             while True:
-                reply = await self.ask(wire.StatusRequest())
-                assert isinstance(reply, wire.DaemonStatus), reply
+                reply = await self.ask(messages.StatusRequest())
+                assert isinstance(reply, messages.DaemonStatus), reply
                 if reply.running >= count:
                     return
                 await asyncio.sleep(0.05)
 
-    async def chunks(self, subject: str) -> list[tuple[int, wire.Chunks]]:
+    async def chunks(self, subject: str) -> list[tuple[int, Chunks]]:
         """The run's chunk records until its end, which must be a success."""
         found = []
         while True:
             at, record = await self.next(subject)
-            if isinstance(record, wire.Chunks):
+            if isinstance(record, records.Chunks):
                 found.append((at, record))
-            elif isinstance(record, wire.End):
+            elif isinstance(record, records.End):
                 if record.outcome.status != "succeeded":
                     raise RuntimeError(f"a run ended as {record.outcome}")
                 del self._seen[subject]

@@ -12,7 +12,7 @@ from pathlib import Path
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers of the tests
 from natsserver import Node
@@ -69,8 +69,8 @@ class Watch:
         self._changed = asyncio.Event()
 
     async def on_record(self, msg: Msg) -> None:
-        record = wire.decode_record(msg.data)
-        if isinstance(record, wire.Chunks) and record.attempt not in self._first:
+        record = records.decode_record(msg.data)
+        if isinstance(record, records.Chunks) and record.attempt not in self._first:
             self._first[record.attempt] = time.monotonic()
             self._changed.set()
 
@@ -107,31 +107,31 @@ class Machines:
         for executor in self.executors:
             await executor.wait_ready()
 
-    async def ask(self, request: wire.Request) -> wire.Reply:
+    async def ask(self, request: messages.Request) -> messages.Reply:
         verb = str(type(request).__struct_config__.tag)
-        subject = wire.control_subject(verb)
-        answer = await self.nc.request(subject, wire.encode(request), timeout=PATIENCE)
-        reply = wire.decode_reply(answer.data)
-        if isinstance(reply, wire.Problem):
-            wire.raise_problem(reply)
+        subject = subjects.control_subject(verb)
+        answer = await self.nc.request(subject, messages.encode(request), timeout=PATIENCE)
+        reply = messages.decode_reply(answer.data)
+        if isinstance(reply, messages.Problem):
+            messages.raise_problem(reply)
         return reply
 
     async def submit(self, thread: str, argv: list[str]) -> str:
-        reply = await self.ask(wire.Submit(thread, argv=argv))
-        assert isinstance(reply, wire.Submitted)
+        reply = await self.ask(messages.Submit(thread, argv=argv))
+        assert isinstance(reply, messages.Submitted)
         return reply.run
 
     async def owner(self, run: str) -> Executor:
-        reply = await self.ask(wire.Show(run))
-        assert isinstance(reply, wire.RunDetails)
+        reply = await self.ask(messages.Show(run))
+        assert isinstance(reply, messages.RunDetails)
         return next(x for x in self.executors if x.name == reply.run.executor)
 
     async def watch(self, thread: str, run: str) -> Watch:
         watch = Watch()
         js = self.nc.jetstream()
         await js.subscribe(
-            wire.out_subject(thread, run),
-            stream=wire.STREAM,
+            subjects.out_subject(thread, run),
+            stream=subjects.STREAM,
             ordered_consumer=True,
             cb=watch.on_record,
         )

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from runctl.client.requests import Link
 from runctl.config.load import load
-from runctl.protocol import wire
+from runctl.protocol import records, subjects
 
 from .harness import Daemon, dialled, is_chunk, running, time_processes, watching, wired
 from .peers import bare_dbos
@@ -162,16 +162,16 @@ async def count_resets(link: Link, attempt: int, count: int, seen: set[str]) -> 
     done = asyncio.Event()
 
     async def on_record(msg: Msg) -> None:
-        record = wire.decode_record(msg.data)
-        if isinstance(record, wire.Reset) and record.attempt == attempt:
+        record = records.decode_record(msg.data)
+        if isinstance(record, records.Reset) and record.attempt == attempt:
             seen.add(msg.subject)
             if len(seen) >= count:
                 done.set()
 
     # The last record of each run that is there, and then whatever comes.
     await link.nc.jetstream(timeout=1).subscribe(
-        wire.SUBJECT_PREFIX + ".>",
-        stream=wire.STREAM,
+        subjects.SUBJECT_PREFIX + ".>",
+        stream=subjects.STREAM,
         cb=on_record,
         ordered_consumer=True,
         config=ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT),

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import nats.errors
 from runctl.config.load import load
-from runctl.protocol import wire
+from runctl.protocol import records, subjects
 
 from .harness import PATIENCE, Daemon, dialled, running, watching, wired
 from .processes import process_tree
@@ -108,7 +108,7 @@ async def stream_back(daemon: Daemon, subject: str = "", data: bytes = b"") -> f
                 if data:
                     await stream.publish(subject, data)
                 else:
-                    await stream.stream_info(wire.STREAM)
+                    await stream.stream_info(subjects.STREAM)
                 return time.time()
             except (OSError, nats.errors.Error, TimeoutError):
                 await asyncio.sleep(0.005)
@@ -117,8 +117,8 @@ async def stream_back(daemon: Daemon, subject: str = "", data: bytes = b"") -> f
 
 
 async def put(daemon: Daemon, subject: str, seq: int) -> float:
-    chunk = wire.Chunk("stdout", b"chunk %d\n" % seq)
-    record = wire.encode_record(wire.Chunks(1, seq, time.time(), [chunk]))
+    chunk = records.Chunk("stdout", b"chunk %d\n" % seq)
+    record = records.encode_record(records.Chunks(1, seq, time.time(), [chunk]))
     return await stream_back(daemon, subject, record)
 
 

@@ -1,1 +1,1 @@
-"""``runctl``: the operators' command line. Imports only wire, model, errors and config."""
+"""``runctl``: the operators' command line. Imports client, protocol, config; never the daemon."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from ..protocol import wire
+from ..protocol import records, subjects
 from ..protocol.errors import Unavailable
 from .requests import API_TIMEOUT, Link, LinkLost, NotReady
 
@@ -45,7 +45,7 @@ NO_MESSAGE = 10037
 
 class Reset(msgspec.Struct, frozen=True, gc=False):
     """Attempt ``attempt`` begins: what was shown of earlier ones is void. ``executor``:
-    where it runs, "" when its record is not stored any more. ``tty``: see wire.Reset."""
+    where it runs, "" when its record is not stored any more. ``tty``: see records.Reset."""
 
     run: str
     attempt: int
@@ -57,7 +57,7 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     run: str
     attempt: int
     seq: int
-    stream: wire.StreamName
+    stream: records.StreamName
     data: bytes
     #: Unix seconds at which the daemon read it, or what came just before it.
     at: float = 0.0
@@ -110,7 +110,7 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
     """Where a run stands, of a Watcher with ``summaries``: what its last record says."""
 
     run: str
-    summary: wire.Summary
+    summary: records.Summary
     subject: str = ""
 
 
@@ -129,10 +129,10 @@ class RunState:
         self.expected = 1
         self._began = 0.0
 
-    def apply(self, record: wire.Record, out: list[Event]) -> None:
-        if isinstance(record, wire.Chunks):
+    def apply(self, record: records.Record, out: list[Event]) -> None:
+        if isinstance(record, records.Chunks):
             self._chunks(record, out)
-        elif isinstance(record, wire.Reset):
+        elif isinstance(record, records.Reset):
             # The one that was seen already comes again when we start over in the stream, and
             # one that was not stored when we began is written again when that is lost.
             again = record.attempt == self.attempt and self.expected > 1 and self._began > 0
@@ -149,7 +149,7 @@ class RunState:
         self._began = 0.0
         out.append(Reset(self.run, attempt, executor, tty))
 
-    def _chunks(self, record: wire.Chunks, out: list[Event]) -> None:
+    def _chunks(self, record: records.Chunks, out: list[Event]) -> None:
         if record.attempt < self.attempt:
             return
         if record.attempt > self.attempt:  # retention removed its reset
@@ -164,7 +164,7 @@ class RunState:
             seq += 1
         self.expected = expected
 
-    def _end(self, record: wire.End, out: list[Event]) -> None:
+    def _end(self, record: records.End, out: list[Event]) -> None:
         if record.attempt > self.attempt and record.chunks:
             self._begin(record.attempt, out)
         if record.attempt == self.attempt:
@@ -344,10 +344,10 @@ class Watcher:
                 waited = asyncio.get_running_loop().time() - began
                 if not self._started and waited > START_TIMEOUT:
                     raise Unavailable(
-                        f"JetStream does not serve the stream {wire.STREAM} ({problem});"
+                        f"JetStream does not serve the stream {subjects.STREAM} ({problem});"
                         " is runctld running?"
                     ) from None
-                if self._started and problem.code == wire.NO_STREAM:
+                if self._started and problem.code == subjects.NO_STREAM:
                     self._went_down(stream=True)
                 if problem.code == 0 and waited > 2 * API_TIMEOUT:
                     return  # perhaps the connection is dead and TCP does not know
@@ -375,7 +375,7 @@ class Watcher:
     async def _check_stream(self, link: Link) -> None:
         """A stream that was made at another time, ends before what we have seen, or has
         something else there, is a new one, or has lost what we have seen: start over in it."""
-        info = await link.api(f"STREAM.INFO.{wire.STREAM}")
+        info = await link.api(f"STREAM.INFO.{subjects.STREAM}")
         before, self._made = self._made, str(info["created"])
         if not self._started:
             return
@@ -389,7 +389,7 @@ class Watcher:
         if not self._last:
             return False
         try:
-            reply = await link.api(f"STREAM.MSG.GET.{wire.STREAM}", {"seq": self._last})
+            reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", {"seq": self._last})
         except NotReady as problem:
             if problem.code == NO_MESSAGE:  # purged, or rolled up
                 return False
@@ -416,7 +416,7 @@ class Watcher:
         if start is not None:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
         reply = await link.api(
-            f"CONSUMER.CREATE.{wire.STREAM}", {"stream_name": wire.STREAM, "config": config}
+            f"CONSUMER.CREATE.{subjects.STREAM}", {"stream_name": subjects.STREAM, "config": config}
         )
         consumer.name = reply["name"]
         # The server may have begun to deliver before it answered.
@@ -452,7 +452,7 @@ class Watcher:
             if subscription is not None:
                 await asyncio.wait_for(subscription.unsubscribe(), 0.2)
             if consumer.name:
-                delete = f"$JS.API.CONSUMER.DELETE.{wire.STREAM}.{consumer.name}"
+                delete = f"$JS.API.CONSUMER.DELETE.{subjects.STREAM}.{consumer.name}"
                 await asyncio.wait_for(link.nc.publish(delete, b"", reply=link.nc.new_inbox()), 0.2)
 
     def _note_progress(self, consumer: _Consumer) -> None:
@@ -517,12 +517,12 @@ class Watcher:
             self._note_progress(consumer)
 
     def _summary(self, msg: Msg) -> None:
-        text = (msg.headers or {}).get(wire.SUMMARY_HEADER)
+        text = (msg.headers or {}).get(records.SUMMARY_HEADER)
         if text is None:  # written by an older daemon
             return
         run = msg.subject.rpartition(".")[2]
         try:
-            self._emit(Progress(run, wire.read_summary(text), msg.subject))
+            self._emit(Progress(run, records.read_summary(text), msg.subject))
         except ValueError as error:
             self._emit(Malformed(f"a record of run {run} cannot be read: {error}"))
 
@@ -532,7 +532,7 @@ class Watcher:
         if state is None:
             state = self._states[subject] = RunState(subject.rpartition(".")[2])
         try:
-            record = wire.decode_record(msg.data)
+            record = records.decode_record(msg.data)
         except ValueError as error:
             self._emit(Malformed(f"a record of run {state.run} cannot be read: {error}"))
             return

@@ -22,14 +22,15 @@ import msgspec
 from ..config import connection
 from ..config.files import MOST_SECRET
 from ..config.schema import Config, ConfigError, Nats
-from ..protocol import wire
+from ..protocol import messages, subjects
+from ..protocol.endpoint import ENDPOINT_FILE, Endpoint
 from ..protocol.errors import BadRequest, Busy, Denied, NotFound, RequestError, Unavailable
 from .hedged_request import first_answer
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-R = TypeVar("R", bound=wire.Reply)
+R = TypeVar("R", bound=messages.Reply)
 
 CONNECT_TIMEOUT = 2
 #: Dialling as a whole: a cluster may have several servers that do not answer.
@@ -53,7 +54,7 @@ class NotReady(Exception):
 
 
 def _not_allowed(subject: str) -> Denied:
-    control = subject.startswith(wire.CONTROL_PREFIX + ".")
+    control = subject.startswith(subjects.CONTROL_PREFIX + ".")
     verb = subject.rpartition(".")[2] if control else "read stored output"
     return Denied(
         f"NATS does not allow this user to {verb}; ask for publish permission on {subject}"
@@ -209,9 +210,9 @@ def _target(config: Config) -> tuple[Nats, dict[str, Any]]:
 
 def _embedded(config: Config) -> Nats:
     """Where this user's embedded server is, and how to know it. Raises Unavailable."""
-    path = config.state_dir / wire.ENDPOINT_FILE
+    path = config.state_dir / ENDPOINT_FILE
     try:
-        nats = msgspec.json.decode(_read_own(path), type=wire.Endpoint).nats()
+        nats = msgspec.json.decode(_read_own(path), type=Endpoint).nats()
         if nats.certificate:
             connection.pinned(nats.certificate)
     except FileNotFoundError:
@@ -322,7 +323,7 @@ def _why(config: Config, nats: Nats, cause: Exception) -> str:
 
 async def ask(
     link: Link,
-    request: wire.Request,
+    request: messages.Request,
     expect: type[R],
     *,
     executor: str | None = None,
@@ -336,7 +337,7 @@ async def ask(
     for how long one that is busy is asked again, seconds; an abort waits for its end anyway."""
     if patience is None:
         patience = BUSY_PATIENCE
-        if isinstance(request, wire.Abort):
+        if isinstance(request, messages.Abort):
             patience = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     now = asyncio.get_running_loop().time
     end, pause = now() + patience, BUSY_PAUSE
@@ -352,7 +353,7 @@ async def ask(
 
 async def _ask(
     link: Link,
-    request: wire.Request,
+    request: messages.Request,
     expect: type[R],
     executor: str | None,
     hint: bool,
@@ -363,7 +364,7 @@ async def _ask(
     from nats.errors import TimeoutError as NatsTimeout
 
     try:
-        payload = wire.encode(request)
+        payload = messages.encode(request)
     except (UnicodeEncodeError, ValueError):
         raise BadRequest("an argument is not valid UTF-8; use UTF-8 text") from None
     most = link.nc.max_payload
@@ -372,22 +373,22 @@ async def _ask(
             f"the request has {len(payload)} bytes, NATS takes {most};"
             " put the data in a file and submit its path"
         )
-    verb = wire.verb_of(request)
+    verb = messages.verb_of(request)
     if timeout is not None:
         pass
-    elif isinstance(request, wire.Abort | wire.Purge):
+    elif isinstance(request, messages.Abort | messages.Purge):
         timeout = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     else:
         timeout = REQUEST_TIMEOUT
-    reads = verb in wire.READING
+    reads = verb in messages.READING
     unsure = "" if reads else "; it may have taken effect, see: runctl list"
     try:
-        subject = wire.control_subject(verb, executor)
+        subject = subjects.control_subject(verb, executor)
         if reads and executor is None:
             answer = await first_answer(lambda left: link.request(subject, payload, left), timeout)
         else:
             answer = await link.request(subject, payload, timeout)
-        reply = wire.decode_reply(answer)
+        reply = messages.decode_reply(answer)
     except NoRespondersError:
         if executor is not None:
             raise Unavailable(
@@ -400,9 +401,9 @@ async def _ask(
         raise Unavailable(f"runctld did not answer within {timeout:g} s{unsure}") from None
     except LinkLost as error:
         raise LinkLost(f"runctld went away before it answered{unsure}") from error
-    if isinstance(reply, wire.Problem):
+    if isinstance(reply, messages.Problem):
         try:
-            wire.raise_problem(reply)
+            messages.raise_problem(reply)
         except NotFound as error:
             if not hint:
                 raise
@@ -417,7 +418,7 @@ async def _ask(
     return reply
 
 
-async def ask_once(config: Config, request: wire.Request, expect: type[R]) -> R:
+async def ask_once(config: Config, request: messages.Request, expect: type[R]) -> R:
     """``ask`` over a connection of its own."""
     link = await dial(config)
     try:

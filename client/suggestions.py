@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..config.schema import Config, RunctlError
-from ..protocol import wire
+from ..protocol import messages
 from ..protocol.errors import BadRequest, NotFound, Unavailable
 from ..protocol.model import Run, check_run_id, check_thread, is_run_id
 
@@ -57,7 +57,7 @@ def meant_verb(word: str, verbs: Iterable[str]) -> str | None:
     return _VERB[near[0]] if near and _VERB[near[0]] in known else None
 
 
-async def explained(link: Link, request: wire.Request, error: NotFound) -> NotFound:
+async def explained(link: Link, request: messages.Request, error: NotFound) -> NotFound:
     """``error``, which answered ``request``, with what may have been meant."""
     try:
         async with asyncio.timeout(PATIENCE):
@@ -67,19 +67,22 @@ async def explained(link: Link, request: wire.Request, error: NotFound) -> NotFo
     return error if hint is None else NotFound(hint)
 
 
-async def _hint(link: Link, request: wire.Request) -> str | None:
-    if isinstance(request, wire.Show | wire.Retry):
-        return await _of_run(link, request.run, wire.verb_of(request))
-    if isinstance(request, wire.List | wire.Locate | wire.Abort) and request.thread is not None:
-        run = None if isinstance(request, wire.List) else request.run
-        verb = {"list": "show", "locate": "attach"}.get(wire.verb_of(request), "abort")
+async def _hint(link: Link, request: messages.Request) -> str | None:
+    if isinstance(request, messages.Show | messages.Retry):
+        return await _of_run(link, request.run, messages.verb_of(request))
+    if (
+        isinstance(request, messages.List | messages.Locate | messages.Abort)
+        and request.thread is not None
+    ):
+        run = None if isinstance(request, messages.List) else request.run
+        verb = {"list": "show", "locate": "attach"}.get(messages.verb_of(request), "abort")
         if run is not None and (found := await begins(link, run)) is not None:
             return (
                 f"no run {run!r} on thread {request.thread!r}; did you mean {found.run} of thread"
                 f" {found.thread!r}?"
             )
         return await _of_thread(link, request.thread, verb) if run is None else None
-    if isinstance(request, wire.Purge):
+    if isinstance(request, messages.Purge):
         for thread in request.threads:
             if (hint := await _of_thread(link, thread, "show")) is not None:
                 return hint
@@ -93,7 +96,7 @@ async def _of_thread(link: Link, name: str, verb: str) -> str | None:
     threads: list[str] = []
     after: int | None = 0
     while after is not None and len(threads) < THREADS:
-        page = await ask(link, wire.List(after=after), wire.Threads)
+        page = await ask(link, messages.List(after=after), messages.Threads)
         threads += [row.thread for row in page.threads]
         after = page.next
     if name in threads:
@@ -115,7 +118,9 @@ async def _of_run(link: Link, name: str, verb: str) -> str | None:
     from .requests import ask
 
     try:
-        latest = (await ask(link, wire.Locate(check_thread(name)), wire.RunDetails, hint=False)).run
+        latest = (
+            await ask(link, messages.Locate(check_thread(name)), messages.RunDetails, hint=False)
+        ).run
     except (NotFound, BadRequest):
         return None
     return f"{name!r} is a thread; its latest run is {latest.run}: runctl {verb} {latest.run}"
@@ -128,7 +133,9 @@ async def begins(link: Link, name: str) -> Run | None:
     if not is_run_id(name):
         return None
     try:
-        return (await ask(link, wire.Show(name, prefix=True), wire.RunDetails, hint=False)).run
+        return (
+            await ask(link, messages.Show(name, prefix=True), messages.RunDetails, hint=False)
+        ).run
     except (NotFound, BadRequest):
         return None
 
@@ -145,7 +152,7 @@ async def dial_for(config: Config, name: str) -> Link:
         raise
 
 
-async def find_run(link: Link, name: str, verb: str) -> wire.RunDetails:
+async def find_run(link: Link, name: str, verb: str) -> messages.RunDetails:
     """The run ``name``, or the only one whose id begins so. ``verb``: what is to be done with
     it. Raises NotFound, with what may have been meant, and what ``ask`` raises."""
     from .requests import ask
@@ -157,11 +164,11 @@ async def find_run(link: Link, name: str, verb: str) -> wire.RunDetails:
             raise NotFound(hint) from None
         raise
     try:
-        return await ask(link, wire.Show(name), wire.RunDetails, hint=False)
+        return await ask(link, messages.Show(name), messages.RunDetails, hint=False)
     except NotFound as error:
         missing = error
     try:
-        return await ask(link, wire.Show(name, prefix=True), wire.RunDetails, hint=False)
+        return await ask(link, messages.Show(name, prefix=True), messages.RunDetails, hint=False)
     except BadRequest:  # a daemon that does not know of prefixes
         pass
     except NotFound as error:

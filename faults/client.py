@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from runctl.client.requests import Link, NotReady, ask, dial
 from runctl.config.load import load
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
 from runctl.protocol.errors import Unavailable
+from runctl.protocol.records import Record
 
-R = TypeVar("R", bound=wire.Reply)
+R = TypeVar("R", bound=messages.Reply)
 T = TypeVar("T")
 
 NO_MESSAGE = 10037
@@ -29,18 +30,18 @@ class Client:
         self._link: Link | None = None
         self._lock = asyncio.Lock()
 
-    async def ask(self, request: wire.Request, expect: type[R]) -> R:
+    async def ask(self, request: messages.Request, expect: type[R]) -> R:
         """One answer to one request. Raises Unavailable, RequestError, TimeoutError."""
         async with asyncio.timeout(PATIENCE):
             return await ask(await self._dialled(), request, expect)
 
-    async def sure(self, request: wire.Request, expect: type[R], deadline: float = 60.0) -> R:
+    async def sure(self, request: messages.Request, expect: type[R], deadline: float = 60.0) -> R:
         """The answer, however often it has to be asked for."""
         return await self._persist(lambda: self.ask(request, expect), deadline)
 
-    async def records(self, thread: str, run: str) -> list[wire.Record]:
+    async def records(self, thread: str, run: str) -> list[Record]:
         """All that is stored of the run's output."""
-        return await self._persist(lambda: self._records(wire.out_subject(thread, run)), 60.0)
+        return await self._persist(lambda: self._records(subjects.out_subject(thread, run)), 60.0)
 
     async def _persist(self, what: Callable[[], Awaitable[T]], deadline: float) -> T:
         async with asyncio.timeout(deadline):
@@ -51,21 +52,21 @@ class Client:
                     await self._drop()
                     await asyncio.sleep(0.1)
 
-    async def _records(self, subject: str) -> list[wire.Record]:
-        found: list[wire.Record] = []
+    async def _records(self, subject: str) -> list[Record]:
+        found: list[Record] = []
         sequence = 1
         while True:
             link = await self._dialled()
             try:
                 reply = await link.api(
-                    f"STREAM.MSG.GET.{wire.STREAM}", {"seq": sequence, "next_by_subj": subject}
+                    f"STREAM.MSG.GET.{subjects.STREAM}", {"seq": sequence, "next_by_subj": subject}
                 )
             except NotReady as problem:
                 if problem.code == NO_MESSAGE:
                     return found
                 raise
             message = reply["message"]
-            found.append(wire.decode_record(base64.b64decode(message["data"])))
+            found.append(records.decode_record(base64.b64decode(message["data"])))
             sequence = int(message["seq"]) + 1
 
     async def _dialled(self) -> Link:

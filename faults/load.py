@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.protocol.errors import RequestError, RunctlError
 
 from . import work as program
@@ -99,7 +99,7 @@ class Load:
         end = time.monotonic() + ACCEPTED_WITHIN
         while True:
             try:
-                reply = await self._client.ask(request, wire.Submitted)
+                reply = await self._client.ask(request, messages.Submitted)
                 break
             except (RunctlError, TimeoutError, OSError) as error:
                 self.unsure += 1
@@ -112,7 +112,7 @@ class Load:
         if (reply.run, reply.thread) != (work.run, work.thread):
             self.wrong.append(f"submit of {work.run} was answered with {reply}")
 
-    def _request(self, work: Work) -> wire.Submit:
+    def _request(self, work: Work) -> messages.Submit:
         if work.chat:
             wanted = {
                 "run": work.run,
@@ -120,10 +120,10 @@ class Load:
                 "pause": work.pause,
                 "size": work.size,
             }
-            return wire.Submit(work.thread, "chat", work.run, json.dumps(wanted))
+            return messages.Submit(work.thread, "chat", work.run, json.dumps(wanted))
         argv = [sys.executable, "-I", "-S", program.__file__, str(self.journal), work.mode]
         argv += [str(x) for x in (work.parts, work.pause, work.size, work.code)]
-        return wire.Submit(work.thread, "shell", work.run, argv=argv, cwd="/")
+        return messages.Submit(work.thread, "shell", work.run, argv=argv, cwd="/")
 
     async def _act(self, act: Act, began: float) -> None:
         await asyncio.sleep(max(0.0, began + act.at - time.monotonic()))
@@ -135,15 +135,15 @@ class Load:
             await self._watch(seen, began)
             return
         kind: type[Any]
-        request: wire.Request
+        request: messages.Request
         if act.what == "abort":
-            request, kind, told = wire.Abort(act.thread, act.run), wire.Aborted, self.aborts
+            request, kind, told = messages.Abort(act.thread, act.run), messages.Aborted, self.aborts
         elif act.what == "purge":
-            request = wire.Purge([act.thread], force=act.force)
-            kind, told = wire.Purged, self.purges
+            request = messages.Purge([act.thread], force=act.force)
+            kind, told = messages.Purged, self.purges
         else:
             assert act.run is not None
-            request, kind, told = wire.Retry(act.run), wire.Submitted, self.retries
+            request, kind, told = messages.Retry(act.run), messages.Submitted, self.retries
             await self._wait_end(act.run)
         this = Told(act, time.monotonic())
         told.append(this)
@@ -166,7 +166,7 @@ class Load:
         with contextlib.suppress(RunctlError, TimeoutError):
             async with asyncio.timeout(RETRIED_WITHIN):
                 while True:
-                    found = await self._client.sure(wire.Show(run), wire.RunDetails)
+                    found = await self._client.sure(messages.Show(run), messages.RunDetails)
                     if found.run.status.terminal:
                         return
                     await asyncio.sleep(0.3)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from runctl.protocol import wire
+from runctl.protocol import records
 from runctl.protocol.model import Run, Status
 
 from . import journal
@@ -38,7 +38,7 @@ class Facts:
     accepted: dict[str, list[str]]
     rows: list[Run]
     lines: list[Line]
-    stored: dict[str, list[wire.Record]]
+    stored: dict[str, list[records.Record]]
     watchers: list[Seen]
     aborts: list[Told] = field(default_factory=list)
     purges: list[Told] = field(default_factory=list)
@@ -246,26 +246,26 @@ class Judge:
             if row.run in self._facts.works and row.thread not in self._facts.purged:
                 self._check_stored(row, self._facts.stored.get(row.run, []))
 
-    def _check_stored(self, row: Run, records: list[wire.Record]) -> None:
+    def _check_stored(self, row: Run, stored: list[records.Record]) -> None:
         name = f"the stored output of {row.run}"
-        if self._facts.thin and not isinstance(records[-1:] and records[-1], wire.End):
+        if self._facts.thin and not isinstance(stored[-1:] and stored[-1], records.End):
             return
         if not self._check(
-            bool(records) and isinstance(records[-1], wire.End), "lost", f"{name} has no end"
+            bool(stored) and isinstance(stored[-1], records.End), "lost", f"{name} has no end"
         ):
             return
-        end = records[-1]
-        assert isinstance(end, wire.End)
+        end = stored[-1]
+        assert isinstance(end, records.End)
         self._check(
             end.outcome.status == row.status,
             "wrong",
             f"{name} ends as {end.outcome.status}, the run is {row.status}",
         )
         events: list[dict[str, Any]] = []
-        for record in records:
-            if isinstance(record, wire.Reset):
+        for record in stored:
+            if isinstance(record, records.Reset):
                 events.append({"type": "reset", "run": record.run, "attempt": record.attempt})
-            elif isinstance(record, wire.Chunks):
+            elif isinstance(record, records.Chunks):
                 for n, chunk in enumerate(record.chunks):
                     data = chunk.data.decode(errors="replace")
                     events.append(
@@ -291,9 +291,9 @@ class Judge:
                 tries = self._facts.tries.get(row.run, [])
                 if row.thread != told.act.thread or not tries or self._later_purge(told):
                     continue
-                records = self._facts.stored.get(row.run, [])
+                stored = self._facts.stored.get(row.run, [])
                 if tries[0].first > told.answered:
-                    self._check_stored(row, records)
+                    self._check_stored(row, stored)
 
     def _later_purge(self, told: Told) -> bool:
         return any(

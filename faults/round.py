@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.protocol.errors import RequestError
 
 from . import journal
@@ -115,7 +115,7 @@ async def _settle(load: Load, plan: Plan, result: Result) -> None:
         while True:
             try:
                 left = max(1.0, end - time.monotonic())
-                runs = await load.client.sure(wire.List(thread), wire.Runs, left)
+                runs = await load.client.sure(messages.List(thread), messages.Runs, left)
             except (TimeoutError, RequestError) as error:
                 result.violations.append(Violation("lost", f"{thread!r} is not listed: {error!r}"))
                 break
@@ -129,13 +129,13 @@ async def _facts(
     stage: Stage, plan: Plan, load: Load, folder: Path, offsets: dict[str, int]
 ) -> Facts:
     works = plan.works
-    rows: list[wire.RunRow] = []
+    rows: list[messages.RunRow] = []
     for thread in plan.lanes:
         with contextlib.suppress(RequestError, TimeoutError):
-            rows += (await load.client.sure(wire.List(thread), wire.Runs)).runs
+            rows += (await load.client.sure(messages.List(thread), messages.Runs)).runs
     for row in reversed(rows):  # retries have ids that the daemon chose
         if row.run not in works:
-            details = await load.client.sure(wire.Show(row.run), wire.RunDetails)
+            details = await load.client.sure(messages.Show(row.run), messages.RunDetails)
             if details.retry_of in works:
                 source = works[details.retry_of]
                 works[row.run] = dataclasses.replace(source, run=row.run)

@@ -14,7 +14,7 @@ from pathlib import Path
 from natsserver import Node
 from pgserver import Postgres
 from proxy import Proxy
-from runctl.protocol import wire
+from runctl.protocol.endpoint import ENDPOINT_FILE
 
 from .client import Client
 from .endpoint import Endpoint
@@ -129,7 +129,7 @@ class Stage:
         """Clients of the embedded server come through a proxy as well."""
         if self.postgres is not None:
             return
-        written = (self.state / wire.ENDPOINT_FILE).read_bytes()
+        written = (self.state / ENDPOINT_FILE).read_bytes()
         if written == self._let_in:
             return
         there = json.loads(written)
@@ -138,7 +138,7 @@ class Stage:
             if self.client_proxy is not None:
                 self.client_proxy.close()
             self.client_proxy = Proxy(port)
-        file = self.path / "client" / wire.ENDPOINT_FILE
+        file = self.path / "client" / ENDPOINT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         made = file.with_suffix(".new")
         made.write_text(json.dumps(there | {"url": self.client_proxy.url}))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import connection
 from ..config.schema import Config
 from .errors import ConfigError
-from .wire import LEAST_PAYLOAD, STREAM, SUBJECT_PREFIX
+from .subjects import LEAST_PAYLOAD, STREAM, SUBJECT_PREFIX
 
 if TYPE_CHECKING:
     from nats.js.api import StreamConfig

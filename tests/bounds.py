@@ -22,7 +22,7 @@ import trio
 from runctl.config.load import describe, load
 from runctl.config.schema import ChatRunner, ConfigError
 from runctl.config.units import parse_duration, parse_size
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
 from runctl.protocol.errors import BadRequest, RequestError, RunFailed
 from runctl.protocol.model import Outcome, RunSpec, check_run_id, check_thread, token, untoken
 from runctl.supervisor.execution.runners.chat import Chat
@@ -111,7 +111,7 @@ def names(data: bytes) -> None:
     except BadRequest as error:
         is_line(error)
     else:
-        subject = wire.out_subject(name, "r1")
+        subject = subjects.out_subject(name, "r1")
         assert len(subject.split(".")) == 4
         assert not set(subject) & set("*> \t\r\n")
         assert untoken(token(name)) == name
@@ -126,18 +126,18 @@ def names(data: bytes) -> None:
 def record(data: bytes) -> None:
     """A message in the output stream."""
     try:
-        found = wire.decode_record(data)
+        found = records.decode_record(data)
     except ValueError as error:
         is_line(error)
     else:
-        assert wire.decode_record(wire.encode_record(found)) == found
-        assert wire.read_summary(wire.summary(found)).attempt == found.attempt
+        assert records.decode_record(records.encode_record(found)) == found
+        assert records.read_summary(records.summary(found)).attempt == found.attempt
 
 
 def summary(data: bytes) -> None:
     """A message's header that says what it is."""
     try:
-        found = wire.read_summary(data.decode(errors="surrogateescape"))
+        found = records.read_summary(data.decode(errors="surrogateescape"))
     except ValueError as error:
         is_line(error)
     else:
@@ -149,21 +149,21 @@ def summary(data: bytes) -> None:
 def request(data: bytes) -> None:
     """A control request."""
     try:
-        found = wire.decode_request(data)
+        found = messages.decode_request(data)
     except BadRequest as error:
         is_line(error)
     else:
-        assert wire.decode_request(wire.encode(found)) == found
+        assert messages.decode_request(messages.encode(found)) == found
 
 
 def reply(data: bytes) -> None:
     """An answer to one, as the command line reads it."""
     try:
-        found = wire.decode_reply(data)
+        found = messages.decode_reply(data)
     except RequestError as error:
         is_line(error)
     else:
-        assert wire.decode_reply(wire.encode(found)) == found
+        assert messages.decode_reply(messages.encode(found)) == found
 
 
 # ---- a chat endpoint --------------------------------------------------------------------

@@ -181,7 +181,7 @@ class Box:
         """The daemon's answers, over one connection: cheaper than a process for each."""
         from runctl.client.requests import dial
         from runctl.config.load import load
-        from runctl.protocol import wire
+        from runctl.protocol import messages, subjects
 
         async def main() -> list[Any]:
             link = await dial(load(self.config, client=True))
@@ -190,9 +190,9 @@ class Box:
                 for request in requests:
                     verb = str(type(request).__struct_config__.tag)
                     data = await link.request(
-                        wire.control_subject(verb), wire.encode(request), DEADLINE
+                        subjects.control_subject(verb), messages.encode(request), DEADLINE
                     )
-                    answers.append(wire.decode_reply(data))
+                    answers.append(messages.decode_reply(data))
                 return answers
             finally:
                 await link.close()
@@ -201,9 +201,9 @@ class Box:
 
     def submit_all(self, thread: str, argv: list[str], count: int) -> list[str]:
         """The ids of ``count`` runs, one submitted after the other."""
-        from runctl.protocol import wire
+        from runctl.protocol import messages
 
-        return [reply.run for reply in self.ask(*[wire.Submit(thread, argv=argv)] * count)]
+        return [reply.run for reply in self.ask(*[messages.Submit(thread, argv=argv)] * count)]
 
     def json(self, *args: str) -> Any:
         return json.loads(self.runctl(*args, "--json"))

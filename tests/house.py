@@ -17,7 +17,8 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 from natsserver import connected
 from pgserver import Postgres
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
+from runctl.protocol.records import End, Record
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class House:
     def sql(self, text: str, *args: Any) -> list[Any]:
         return self.postgres.sql(text, *args, url=self.url)
 
-    def ask(self, subject: str, request: wire.Request) -> wire.Reply:
+    def ask(self, subject: str, request: messages.Request) -> messages.Reply:
         """The answer of whoever listens at ``subject``."""
         return self.bus.ask(subject, request)
 
@@ -155,61 +156,63 @@ class Bus:
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
-    def ask(self, subject: str, request: wire.Request) -> wire.Reply:
-        answer = self._do(self._nc.request(subject, wire.encode(request), 60))
-        return wire.decode_reply(answer.data)
+    def ask(self, subject: str, request: messages.Request) -> messages.Reply:
+        answer = self._do(self._nc.request(subject, messages.encode(request), 60))
+        return messages.decode_reply(answer.data)
 
     def submit(
         self, thread: str, argv: list[str], executor: str | None = None, run: str | None = None
     ) -> str:
         """The run's id; asked again under it while nobody answers."""
-        request = wire.Submit(thread, run=run, argv=argv)
-        reply = self.ask(wire.control_subject("submit", executor), request)
-        assert isinstance(reply, wire.Submitted), reply
+        request = messages.Submit(thread, run=run, argv=argv)
+        reply = self.ask(subjects.control_subject("submit", executor), request)
+        assert isinstance(reply, messages.Submitted), reply
         return reply.run
 
     def run(self, run: str) -> Any:
         """The run as any executor knows it."""
-        reply = self.ask(wire.control_subject("show"), wire.Show(run))
-        assert isinstance(reply, wire.RunDetails), reply
+        reply = self.ask(subjects.control_subject("show"), messages.Show(run))
+        assert isinstance(reply, messages.RunDetails), reply
         return reply.run
 
-    def tail(self, thread: str, run: str) -> wire.Record | None:
+    def tail(self, thread: str, run: str) -> Record | None:
         """Its last record; None when there is none, or NATS does not say."""
-        return self._do(self._tail(wire.out_subject(thread, run)))
+        return self._do(self._tail(subjects.out_subject(thread, run)))
 
-    async def _tail(self, subject: str) -> wire.Record | None:
+    async def _tail(self, subject: str) -> Record | None:
         try:
-            raw = await self._js.get_last_msg(wire.STREAM, subject)
-            return wire.decode_record(raw.data)
+            raw = await self._js.get_last_msg(subjects.STREAM, subject)
+            return records.decode_record(raw.data)
         except Exception:  # away for the moment, or not a record
             return None
 
-    def wait_end(self, thread: str, run: str, deadline: float = 60) -> wire.End:
-        def end() -> wire.End | None:
+    def wait_end(self, thread: str, run: str, deadline: float = 60) -> End:
+        def end() -> End | None:
             tail = self.tail(thread, run)
-            return tail if isinstance(tail, wire.End) else None
+            return tail if isinstance(tail, End) else None
 
         found = wait_until(end, f"the end of {run} on {thread}", deadline)
-        assert isinstance(found, wire.End)
+        assert isinstance(found, End)
         return found
 
-    def records(self, thread: str, run: str) -> list[wire.Record]:
+    def records(self, thread: str, run: str) -> list[Record]:
         """All that is stored of the run."""
-        return self._do(self._records(wire.out_subject(thread, run)))
+        return self._do(self._records(subjects.out_subject(thread, run)))
 
-    async def _records(self, subject: str) -> list[wire.Record]:
-        found: list[wire.Record] = []
+    async def _records(self, subject: str) -> list[Record]:
+        found: list[Record] = []
         sequence = 1
         while True:
             try:
-                raw = await self._js.get_msg(wire.STREAM, seq=sequence, subject=subject, next=True)
+                raw = await self._js.get_msg(
+                    subjects.STREAM, seq=sequence, subject=subject, next=True
+                )
             except NotFoundError:
                 return found
             except (ServiceUnavailableError, NatsTimeout):  # it has no leader for the moment
                 await asyncio.sleep(0.1)
                 continue
-            found.append(wire.decode_record(raw.data))
+            found.append(records.decode_record(raw.data))
             sequence = (raw.seq or 0) + 1
 
     def call(self, subject: str, payload: bytes = b"") -> bytes:
@@ -223,18 +226,18 @@ class Bus:
         self._loop.close()
 
 
-def stored_reply(records: list[wire.Record]) -> str:
+def stored_reply(stored: list[Record]) -> str:
     """The text of one whole reply: a reset, its chunks without a hole, one end."""
-    first, *middle, last = records
-    assert isinstance(first, wire.Reset), records
-    assert isinstance(last, wire.End), records
+    first, *middle, last = stored
+    assert isinstance(first, records.Reset), stored
+    assert isinstance(last, records.End), stored
     expected, text = 1, b""
     for record in middle:
-        assert isinstance(record, wire.Chunks), records
-        assert (record.attempt, record.seq) == (first.attempt, expected), records
+        assert isinstance(record, records.Chunks), stored
+        assert (record.attempt, record.seq) == (first.attempt, expected), stored
         expected += len(record.chunks)
         text += b"".join(chunk.data for chunk in record.chunks)
-    assert (last.attempt, last.chunks) == (first.attempt, expected - 1), records
+    assert (last.attempt, last.chunks) == (first.attempt, expected - 1), stored
     return text.decode()
 
 

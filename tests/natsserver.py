@@ -15,7 +15,8 @@ from conftest import wait_until
 from pgserver import free_port
 from runctl.config import connection
 from runctl.config.schema import Nats
-from runctl.protocol import wire
+from runctl.protocol import subjects
+from runctl.protocol.endpoint import ENDPOINT_FILE, Endpoint
 from runctl.supervisor.messaging.embedded_server import server_binary
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 def embedded(state: Path) -> Nats:
     """How the embedded server of state directory ``state`` is reached by now."""
-    written = (state / wire.ENDPOINT_FILE).read_bytes()
-    return msgspec.json.decode(written, type=wire.Endpoint).nats()
+    written = (state / ENDPOINT_FILE).read_bytes()
+    return msgspec.json.decode(written, type=Endpoint).nats()
 
 
 async def connected(state: Path, **options: Any) -> Client:
@@ -130,7 +131,7 @@ class Cluster:
         wait_until(whole, "all replicas are current")
 
     def _info(self, bus: Any) -> Any:
-        return json.loads(bus.call(f"$JS.API.STREAM.INFO.{wire.STREAM}"))
+        return json.loads(bus.call(f"$JS.API.STREAM.INFO.{subjects.STREAM}"))
 
     def close(self) -> None:
         for node in self.nodes:

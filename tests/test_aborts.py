@@ -7,7 +7,7 @@ import signal
 import sys
 
 from conftest import DEADLINE, Box, alive, wait_until
-from runctl.protocol import wire
+from runctl.protocol import messages
 
 #: Says that it hears TERM, and goes on.
 DEAF = """
@@ -56,9 +56,11 @@ def test_submits_of_a_thread_keep_their_order_and_share_no_place(box: Box) -> No
     async def main() -> list[tuple[str, str]]:
         link = await dial(load(box.config, client=True))
         try:
-            await ask(link, wire.List(), wire.Threads)  # nats-py's first request is its slowest
+            await ask(
+                link, messages.List(), messages.Threads
+            )  # nats-py's first request is its slowest
             tasks = [
-                ask(link, wire.Submit(f"t{n % 3}", argv=["true"]), wire.Submitted)
+                ask(link, messages.Submit(f"t{n % 3}", argv=["true"]), messages.Submitted)
                 for n in range(60)
             ]
             return [(reply.thread, reply.run) for reply in await asyncio.gather(*tasks)]

@@ -26,7 +26,7 @@ from runctl.cli.display.replay_filter import HoldBack
 from runctl.cli.display.tail import Tail
 from runctl.cli.main import main as runctl
 from runctl.client import consumer
-from runctl.protocol import wire
+from runctl.protocol import records
 from runctl.protocol.model import Outcome, Status
 
 MANY = int(os.environ.get("RUNCTL_EXAMPLES", "0"))
@@ -178,25 +178,27 @@ outcomes = st.builds(
     st.none() | st.text(max_size=50),
 )
 chunks = st.builds(
-    wire.Chunk, st.sampled_from(["stdout", "stderr", "text"]), st.binary(max_size=60)
+    records.Chunk, st.sampled_from(["stdout", "stderr", "text"]), st.binary(max_size=60)
 )
-records = (
-    st.builds(wire.Reset, st.text(max_size=30), counts, times, st.text(max_size=60), st.booleans())
-    | st.builds(
-        wire.Chunks, counts, st.integers(1, 2**53), times, st.lists(chunks, max_size=5), counts
+any_record = (
+    st.builds(
+        records.Reset, st.text(max_size=30), counts, times, st.text(max_size=60), st.booleans()
     )
-    | st.builds(wire.End, st.text(max_size=30), counts, counts, times, outcomes)
+    | st.builds(
+        records.Chunks, counts, st.integers(1, 2**53), times, st.lists(chunks, max_size=5), counts
+    )
+    | st.builds(records.End, st.text(max_size=30), counts, counts, times, outcomes)
 )
 
 
 @pytest.mark.short
 @few
-@given(records)
-def test_any_record_survives_the_wire(record: wire.Record) -> None:
-    assert wire.decode_record(wire.encode_record(record)) == record
-    found = wire.read_summary(wire.summary(record))
+@given(any_record)
+def test_any_record_survives_the_wire(record: records.Record) -> None:
+    assert records.decode_record(records.encode_record(record)) == record
+    found = records.read_summary(records.summary(record))
     assert found.attempt == record.attempt
-    if isinstance(record, wire.End):
+    if isinstance(record, records.End):
         assert (found.chunks, found.status) == (record.chunks, record.outcome.status)
 
 
@@ -216,28 +218,28 @@ def test_any_fields_are_a_record_or_none(value: dict[str, Any]) -> None:
 
 @pytest.mark.short
 @few
-@given(st.data(), records)
-def test_a_damaged_record_is_one_or_none(data: st.DataObject, record: wire.Record) -> None:
-    raw = bytearray(wire.encode_record(record))
+@given(st.data(), any_record)
+def test_a_damaged_record_is_one_or_none(data: st.DataObject, record: records.Record) -> None:
+    raw = bytearray(records.encode_record(record))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     bounds.record(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
 
 
 small = (
-    st.builds(wire.Reset, st.just("r"), st.integers(0, 4), times)
+    st.builds(records.Reset, st.just("r"), st.integers(0, 4), times)
     | st.builds(
-        wire.Chunks, st.integers(0, 4), st.integers(1, 12), times, st.lists(chunks, max_size=4)
+        records.Chunks, st.integers(0, 4), st.integers(1, 12), times, st.lists(chunks, max_size=4)
     )
-    | st.builds(wire.End, st.just("r"), st.integers(0, 4), st.integers(0, 12), times, outcomes)
+    | st.builds(records.End, st.just("r"), st.integers(0, 4), st.integers(0, 12), times, outcomes)
 )
 
 
 @pytest.mark.short
 @few
-@given(st.lists(small | records, max_size=12), st.integers(0, 5), st.booleans())
+@given(st.lists(small | any_record, max_size=12), st.integers(0, 5), st.booleans())
 def test_any_order_of_records_can_be_watched(
-    found: list[wire.Record], tail: int, lines: bool
+    found: list[records.Record], tail: int, lines: bool
 ) -> None:
     """Chunks of an attempt come once and in order, or a gap is named; all of it is shown."""
     events: list[consumer.Event] = []

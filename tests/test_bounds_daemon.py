@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from natsserver import embedded
 from runctl.config import connection
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
 from runctl.protocol.model import Status
 from runctl.supervisor.api.server import BOUNDS
 from test_bounds import call, few
@@ -40,13 +40,13 @@ class Place:
         self.bus = Bus(box.state)
         self.offset = box.log.stat().st_size
 
-    def ask(self, verb: str, payload: bytes) -> wire.Reply:
-        return wire.decode_reply(self.bus.call(f"runctl.ctl.any.{verb}", payload))
+    def ask(self, verb: str, payload: bytes) -> messages.Reply:
+        return messages.decode_reply(self.bus.call(f"runctl.ctl.any.{verb}", payload))
 
     def named(self, verb: str, payload: bytes) -> None:
         """Answered at once; refused, if it is, in one line that names what is wrong."""
         reply = self.ask(verb, payload)
-        if isinstance(reply, wire.Problem):
+        if isinstance(reply, messages.Problem):
             assert reply.code in NAMED, (payload[:200], reply)
             assert len(reply.message) < 2100
             assert reply.message.isprintable(), reply.message
@@ -238,10 +238,10 @@ def test_requests_without_a_reply_subject_are_survived(place: Place) -> None:
     for verb in BOUNDS:
         for data in (b"", b"{}", json.dumps({"verb": verb, **PLAIN[verb]}).encode()):
             place.publish(f"runctl.ctl.any.{verb}", data)
-    for subject in ("runctl.ctl.any.here", wire.KICK_SUBJECT, wire.CHANGED_SUBJECT):
+    for subject in ("runctl.ctl.any.here", subjects.KICK_SUBJECT, subjects.CHANGED_SUBJECT):
         place.publish(subject, b"\xff" * 100)
     # An answer that is itself a request, or output.
-    for back in ("runctl.ctl.any.status", wire.out_subject("t", "answered")):
+    for back in ("runctl.ctl.any.status", subjects.out_subject("t", "answered")):
         end = f"PUB runctl.ctl.any.status {back} 17\r\n".encode()
         say(place, [end + b'{"verb":"status"}\r\n'])
 
@@ -252,7 +252,7 @@ def test_an_error_is_as_short_as_a_record_must_be(place: Place) -> None:
         "submit",
         json.dumps({"verb": "submit", "thread": "long", "argv": ["/" + "\x01" * 900_000]}).encode(),
     )
-    assert isinstance(run, wire.Submitted), run
+    assert isinstance(run, messages.Submitted), run
     place.box.runctl("wait", run.run, "--timeout", "20s", code=1)
     assert len(place.box.show(run.run)["error"]) <= 2000
     place.box.runctl("attach", "long", code=1)
@@ -322,9 +322,9 @@ GARBAGE: list[tuple[bytes, dict[str, str] | None]] = [
     (b"", {"Status": "503"}),
     (b"", {"Status": "100", "Description": "Idle Heartbeat"}),
     (b"", {"Status": "100", "Nats-Consumer-Stalled": "runctl.out.t.stalled"}),
-    (b"x", {"Nats-Msg-Size": "many", "Nats-Sequence": "x", wire.SUMMARY_HEADER: "end"}),
-    (b"", {wire.SUMMARY_HEADER: "chunk 1 " + "9" * 5000}),
-    (b"", {wire.SUMMARY_HEADER: "end 1 1 \x7f"}),
+    (b"x", {"Nats-Msg-Size": "many", "Nats-Sequence": "x", records.SUMMARY_HEADER: "end"}),
+    (b"", {records.SUMMARY_HEADER: "chunk 1 " + "9" * 5000}),
+    (b"", {records.SUMMARY_HEADER: "end 1 1 \x7f"}),
     (b"\x80", {"Nats-Rollup": "no"}),
     (msgspec.msgpack.encode({"t": "reset", "run": "r", "attempt": -1, "at": 1.0}), None),
     (msgspec.msgpack.encode({"t": "reset", "run": "r", "attempt": 1, "at": float("nan")}), None),
@@ -350,7 +350,7 @@ def litter(place: Place, subject: str) -> None:
 def test_messages_of_others_do_not_disturb_a_run(place: Place, tmp_path: Path) -> None:
     """Before it begins, in its midst and after its end. What its watchers see is whole, and
     they say what they left out."""
-    subject = wire.out_subject("litter", "littered")
+    subject = subjects.out_subject("litter", "littered")
     litter(place, subject)
     gate = tmp_path / "gate"
     run = place.box.submit_py("litter", WORK, str(gate), run="littered")
@@ -375,7 +375,7 @@ def test_subjects_of_others_do_not_disturb_a_watcher(place: Place) -> None:
     run = place.bus.submit("seen", ["echo", "seen"])
     wait_until(lambda: shown(watch, place) > 0, "a newcomer is seen")
     for name in ("x_A.r", "x_gICA.r", "é.\x1b[31m", "a.b"):
-        litter(place, f"{wire.SUBJECT_PREFIX}.{name}")
+        litter(place, f"{subjects.SUBJECT_PREFIX}.{name}")
     say(place, [b"PUB runctl.out.\xff.r 1\r\nx\r\n", b"PUB runctl.out.a.\xc3( 1\r\nx\r\n"])
     before = shown(watch, place)
     wait_until(lambda: shown(watch, place) > before, "others are seen")
@@ -401,7 +401,7 @@ def newer(place: Place, subject: str) -> None:
 def test_records_of_a_newer_runctl_are_left_out_and_named(place: Place) -> None:
     run = place.box.submit("newer", "echo", "older")
     place.box.runctl("wait", run)
-    newer(place, wire.out_subject("newer", run))
+    newer(place, subjects.out_subject("newer", run))
     assert place.box.runctl("attach", "newer") == "older\n"
     assert place.box.runctl("attach", "newer", "--no-follow", "--tail", "5") == "older\n"
     assert "written by a newer runctl" in place.box.stderr
@@ -417,8 +417,8 @@ def test_a_daemon_starts_beside_what_others_wrote(stopped_box: Box) -> None:
         wait_until(lambda run=run: stopped_box.show(run)["status"] == "running", "running")
         stopped_box.runctl("abort", "line")
         stopped_box.runctl("purge", "line", "--yes")
-    litter(first, wire.out_subject("line", "junk"))
-    newer(first, wire.out_subject("line", "newer"))
+    litter(first, subjects.out_subject("line", "junk"))
+    newer(first, subjects.out_subject("line", "newer"))
     first.bus.close()
     assert stopped_box.term() == 0
     # Nothing says that the ends were stored.

@@ -17,7 +17,7 @@ import trio
 from conftest import Box, Watch, wait_until
 from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
 from runctl.config.schema import ChatRunner
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.protocol.errors import RunFailed
 from runctl.protocol.model import Outcome, RunSpec, Status
 from runctl.supervisor.execution.runners.chat import Chat, failures, retries
@@ -449,7 +449,7 @@ def test_a_long_conversation_is_read_within_its_bound(stopped_box: Box) -> None:
 
     box = stopped_box
     with chatting(box, answer, 'history = 1000\nhistory_bytes = "500KB"') as server:
-        asked = [wire.Submit("talk", runner="c", prompt=str(n)) for n in range(5)]
+        asked = [messages.Submit("talk", runner="c", prompt=str(n)) for n in range(5)]
         run = box.ask(*asked)[-1].run
         box.runctl("wait", run)
         assert [len(r[2]["messages"]) for r in server.requests] == [1, 3, 5, 5, 5]

@@ -14,7 +14,7 @@ from runctl.cli.display import output as output_module
 from runctl.cli.display import render
 from runctl.client import consumer
 from runctl.client.consumer import Chunk, End, Gap, Reset, RunState
-from runctl.protocol import wire
+from runctl.protocol import records
 from runctl.protocol.model import Outcome, Status
 
 pytestmark = pytest.mark.short
@@ -164,25 +164,25 @@ def test_remarks_start_on_a_line_of_their_own(capfdbinary: pytest.CaptureFixture
     )
 
 
-def chunks(attempt: int, seq: int, *data: bytes) -> wire.Chunks:
-    return wire.Chunks(attempt, seq, 0.0, [wire.Chunk("stdout", d) for d in data])
+def chunks(attempt: int, seq: int, *data: bytes) -> records.Chunks:
+    return records.Chunks(attempt, seq, 0.0, [records.Chunk("stdout", d) for d in data])
 
 
-def end(attempt: int, count: int) -> wire.End:
-    return wire.End("r", attempt, count, 0.0, Outcome(Status.ABORTED))
+def end(attempt: int, count: int) -> records.End:
+    return records.End("r", attempt, count, 0.0, Outcome(Status.ABORTED))
 
 
 @pytest.mark.parametrize(
-    ("records", "events"),
+    ("found", "events"),
     [
         ([end(0, 0)], [End("r", 0, "aborted", None, None)]),
         ([end(1, 2)], [Reset("r", 1), Gap("r", 1, 2), End("r", 1, "aborted", None, None)]),
         (
-            [wire.Reset("r", 2, 0.0), chunks(1, 1, b"old"), chunks(2, 1, b"new")],
+            [records.Reset("r", 2, 0.0), chunks(1, 1, b"old"), chunks(2, 1, b"new")],
             [Reset("r", 2), Chunk("r", 2, 1, "stdout", b"new")],
         ),
         (
-            [wire.Reset("r", 1, 0.0), wire.Reset("r", 1, 0.0), chunks(1, 1, b"a")],
+            [records.Reset("r", 1, 0.0), records.Reset("r", 1, 0.0), chunks(1, 1, b"a")],
             [Reset("r", 1), Chunk("r", 1, 1, "stdout", b"a")],
         ),
         (
@@ -196,9 +196,9 @@ def end(attempt: int, count: int) -> wire.End:
         ),
     ],
 )
-def test_records_become_events(records: list[wire.Record], events: list[consumer.Event]) -> None:
+def test_records_become_events(found: list[records.Record], events: list[consumer.Event]) -> None:
     state, got = RunState("r"), list[consumer.Event]()
-    for record in records:
+    for record in found:
         state.apply(record, got)
     assert got == events
 
@@ -206,25 +206,25 @@ def test_records_become_events(records: list[wire.Record], events: list[consumer
 @pytest.mark.parametrize(
     "record",
     [
-        wire.Reset("r", 3, 0.0),
-        wire.Chunks(2, 7, 0.0, [wire.Chunk("stdout", b"a"), wire.Chunk("stderr", b"b")]),
-        wire.End("r", 1, 9, 0.0, Outcome(Status.FAILED, 1, "no")),
+        records.Reset("r", 3, 0.0),
+        records.Chunks(2, 7, 0.0, [records.Chunk("stdout", b"a"), records.Chunk("stderr", b"b")]),
+        records.End("r", 1, 9, 0.0, Outcome(Status.FAILED, 1, "no")),
     ],
 )
-def test_a_summary_says_where_a_run_stands(record: wire.Record) -> None:
-    found = wire.read_summary(wire.summary(record))
-    if isinstance(record, wire.Reset):
-        assert found == wire.Summary("reset", 3)
-    elif isinstance(record, wire.Chunks):
-        assert found == wire.Summary("chunk", 2, 8)
+def test_a_summary_says_where_a_run_stands(record: records.Record) -> None:
+    found = records.read_summary(records.summary(record))
+    if isinstance(record, records.Reset):
+        assert found == records.Summary("reset", 3)
+    elif isinstance(record, records.Chunks):
+        assert found == records.Summary("chunk", 2, 8)
     else:
-        assert found == wire.Summary("end", 1, 9, "failed")
+        assert found == records.Summary("end", 1, 9, "failed")
 
 
 @pytest.mark.parametrize("text", ["", "reset", "chunk 1", "chunk x 2", "end 1 2", "more 1 2 3"])
 def test_what_is_no_summary_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
-        wire.read_summary(text)
+        records.read_summary(text)
 
 
 #: Imports of ``click`` take for ever.

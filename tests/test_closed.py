@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, alive, children, wait_until
 from pgserver import free_port
-from runctl.protocol import wire
+from runctl.protocol import messages
 from test_metrics import get
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -140,7 +140,7 @@ def test_a_silent_keeper_is_told_of_meanwhile(stopped_box: Box) -> None:
     wait_until(healthy, "all is well")
     os.kill(keeper, signal.SIGSTOP)
     try:
-        wait_until(lambda: box.ask(wire.StatusRequest())[0].keeper_silent >= 2, "it is silent")
+        wait_until(lambda: box.ask(messages.StatusRequest())[0].keeper_silent >= 2, "it is silent")
         wait_until(lambda: not healthy(), "it is not ready")
         assert "warning:  the process keeper has not answered for " in box.runctl("status")
         said = box.runctl("doctor", code=None)
@@ -148,7 +148,7 @@ def test_a_silent_keeper_is_told_of_meanwhile(stopped_box: Box) -> None:
         assert "see whether a run has stopped it (SIGSTOP)" in said
     finally:
         os.kill(keeper, signal.SIGCONT)
-    wait_until(lambda: box.ask(wire.StatusRequest())[0].keeper_silent == 0, "it answers")
+    wait_until(lambda: box.ask(messages.StatusRequest())[0].keeper_silent == 0, "it answers")
     wait_until(healthy, "it is ready again")
     assert "keeper" not in box.runctl("status")
     box.runctl("wait", box.submit("t", "true"))

@@ -14,7 +14,7 @@ from conftest import Box, wait_until
 from runctl.config.load import load
 from runctl.config.schema import ChatRunner, CommandRunner, Config, ConfigError, Runner
 from runctl.config.submitters import described, warnings
-from runctl.protocol import wire
+from runctl.protocol import messages
 
 GIT = shutil.which("git")
 #: A program that writes where an option tells it to.
@@ -57,7 +57,7 @@ def box(stopped_box: Box) -> Box:
 
 def test_a_submitters_directory_is_not_entered(box: Box, evil: Path, tmp_path: Path) -> None:
     """``python -m json.tool`` where there is a package json, in every way to submit one."""
-    (made,) = box.ask(wire.Submit("wire", "tool", prompt="{}", cwd=str(evil)))
+    (made,) = box.ask(messages.Submit("wire", "tool", prompt="{}", cwd=str(evil)))
     line = {"thread": "batch", "runner": "tool", "prompt": "{}", "cwd": str(evil)}
     box.runctl("submit", "--batch", "-", input=json.dumps(line).encode())
     client = subprocess.run(
@@ -70,7 +70,7 @@ def test_a_submitters_directory_is_not_entered(box: Box, evil: Path, tmp_path: P
         (run,) = box.json("list", thread)
         assert box.show(run["run"])["cwd"] is None
     # The same id from elsewhere is the same work.
-    again = wire.Submit("wire", "tool", run=made.run, prompt="{}", cwd="/")
+    again = messages.Submit("wire", "tool", run=made.run, prompt="{}", cwd="/")
     assert box.ask(again)[0].run == made.run
     assert not (tmp_path / "owned").exists()
 
@@ -79,8 +79,8 @@ def test_no_option_is_taken(box: Box, evil: Path, tmp_path: Path) -> None:
     option = f"--output={tmp_path / 'owned'}"
     assert box.runctl("submit", "t", "--runner", "log", "--", option, code=2) == ""
     assert "runner 'log' takes no arguments" in box.stderr
-    (answer,) = box.ask(wire.Submit("t", "log", argv=[option], cwd=str(evil)))
-    assert isinstance(answer, wire.Problem)
+    (answer,) = box.ask(messages.Submit("t", "log", argv=[option], cwd=str(evil)))
+    assert isinstance(answer, messages.Problem)
     line = {"thread": "t", "runner": "log", "argv": [option], "cwd": str(evil)}
     out = box.runctl("submit", "--batch", "-", input=json.dumps(line).encode(), code=1)
     assert json.loads(out)["code"] == "bad-request"
@@ -94,10 +94,10 @@ def test_what_was_queued_while_it_was_open(stopped_box: Box, evil: Path, tmp_pat
     box.start()
     gate = f"while [ ! -e {tmp_path / 'gate'} ]; do sleep 0.02; done"
     made = box.ask(
-        wire.Submit("a", "shell", argv=["sh", "-c", gate]),
-        wire.Submit("a", "tool", prompt="{}", cwd=str(evil)),
-        wire.Submit("b", "shell", argv=["sh", "-c", gate]),
-        wire.Submit("b", "log", argv=[f"--output={owned}"], cwd=str(evil)),
+        messages.Submit("a", "shell", argv=["sh", "-c", gate]),
+        messages.Submit("a", "tool", prompt="{}", cwd=str(evil)),
+        messages.Submit("b", "shell", argv=["sh", "-c", gate]),
+        messages.Submit("b", "log", argv=[f"--output={owned}"], cwd=str(evil)),
     )
     tool, option = made[1].run, made[3].run
     box.configure(CLOSED)
@@ -119,11 +119,11 @@ def test_what_is_opened_is_open(stopped_box: Box, evil: Path, tmp_path: Path) ->
     box, owned = stopped_box, tmp_path / "owned"
     box.configure(OPENED)
     box.start()
-    (made,) = box.ask(wire.Submit("a", "tool", prompt="{}", cwd=str(evil)))
+    (made,) = box.ask(messages.Submit("a", "tool", prompt="{}", cwd=str(evil)))
     box.runctl("wait", made.run, code=None)
     assert owned.exists()
     owned.unlink()
-    (made,) = box.ask(wire.Submit("b", "log", argv=[f"--output={owned}"], cwd=str(evil)))
+    (made,) = box.ask(messages.Submit("b", "log", argv=[f"--output={owned}"], cwd=str(evil)))
     box.runctl("wait", made.run)
     assert owned.exists()
 

@@ -22,7 +22,7 @@ import pyte
 import pytest
 from conftest import Box, wait_until
 from runctl.cli.completion import argument_types, shell_protocol
-from runctl.protocol import wire
+from runctl.protocol import messages
 
 pytestmark = pytest.mark.long
 BIN = Path(sys.executable).parent
@@ -72,7 +72,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     box.configure('[runners.agent]\nkind = "command"\nargv = ["echo", "{prompt}"]\n')
     try:
         box.start()
-        box.ask(*(wire.Submit(name, argv=["true"]) for name in NAMES))
+        box.ask(*(messages.Submit(name, argv=["true"]) for name in NAMES))
         box.submit("build", "false", run="red")
         box.runctl("wait", "red", code=1)
         box.submit("build", "sleep", "600", run="live")

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from pgserver import Postgres
 from runctl.cli.health import local_checks, remote_checks
 from runctl.config.load import load
-from runctl.protocol import wire
+from runctl.protocol.endpoint import ENDPOINT_FILE
 from runctl.protocol.stream_config import wanted
 
 SCHEMA = json.loads(
@@ -152,7 +152,7 @@ def test_what_does_not_belong_into_a_state_directory(stopped_box: Box) -> None:
     """And what would be waited for there."""
     (stopped_box.state / "nats").mkdir(parents=True)
     stopped_box.state.chmod(0o700)
-    pipes = [wire.ENDPOINT_FILE, "lock", "keeper.lock", "executor-id", "runctl.sqlite"]
+    pipes = [ENDPOINT_FILE, "lock", "keeper.lock", "executor-id", "runctl.sqlite"]
     for name in pipes:
         os.mkfifo(stopped_box.state / name, 0o600)
     state, said, _ = looked(stopped_box, 1)["database"]

@@ -35,7 +35,7 @@ from natsserver import Cluster, Node
 from netns import HERE, NETWORK, Namespaces, why_not
 from pgserver import Postgres
 from proxy import Proxy
-from runctl.protocol import wire
+from runctl.protocol import records
 from runctl.supervisor.output.backpressure import Room
 from runctl.supervisor.output.publisher import Streams
 
@@ -489,7 +489,7 @@ async def test_a_publish_that_nobody_takes(tmp_path: Path) -> None:
             await trio_asyncio.aio_as_trio(client.subscribe)(
                 streams._inbox + ".*", cb=streams._on_ack
             )
-            assert await streams.publish("runctl.out.t.r", wire.Reset("r", 1, 0.0), 0) is None
+            assert await streams.publish("runctl.out.t.r", records.Reset("r", 1, 0.0), 0) is None
             await trio_asyncio.aio_as_trio(client.close)()
     finally:
         node.close()

@@ -22,7 +22,7 @@ from runctl.cli.display.output import JsonOutput
 from runctl.cli.following.follow import Options, Target, follow
 from runctl.client.requests import dial
 from runctl.config.load import load
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
 from runctl.protocol.model import Outcome, Run, Status
 
 from faults.__main__ import Theatre
@@ -57,16 +57,16 @@ def _lines(run: str, label: str, start: float, parts: int = 6, ends: bool = True
     return found
 
 
-def _records(run: str, attempt: int, parts: int = 6) -> list[wire.Record]:
+def _records(run: str, attempt: int, parts: int = 6) -> list[records.Record]:
     chunks = [
-        wire.Chunk(stream_of(part), text(run, str(attempt), part, 3).encode())
+        records.Chunk(stream_of(part), text(run, str(attempt), part, 3).encode())
         for part in range(1, parts + 1)
     ]
     return [
-        wire.Reset(run, attempt, 0.0),
-        wire.Chunks(attempt, 1, 0.0, chunks[:2]),
-        wire.Chunks(attempt, 3, 0.0, chunks[2:]),
-        wire.End(run, attempt, parts, 0.0, Outcome(Status.SUCCEEDED, 0)),
+        records.Reset(run, attempt, 0.0),
+        records.Chunks(attempt, 1, 0.0, chunks[:2]),
+        records.Chunks(attempt, 3, 0.0, chunks[2:]),
+        records.End(run, attempt, parts, 0.0, Outcome(Status.SUCCEEDED, 0)),
     ]
 
 
@@ -130,7 +130,7 @@ def _status(status: Status) -> Break:
     return change
 
 
-def _stored(change: Callable[[list[wire.Record]], Any]) -> Break:
+def _stored(change: Callable[[list[records.Record]], Any]) -> Break:
     return lambda facts: change(facts.stored["one"])
 
 
@@ -138,10 +138,10 @@ def _seen(change: Callable[[list[dict[str, Any]]], Any]) -> Break:
     return lambda facts: change(facts.watchers[0].events)
 
 
-def _drop_a_chunk(records: list[wire.Record]) -> None:
-    last = records[2]
-    assert isinstance(last, wire.Chunks)
-    records[2] = msgspec.structs.replace(last, chunks=last.chunks[:-1])
+def _drop_a_chunk(stored: list[records.Record]) -> None:
+    last = stored[2]
+    assert isinstance(last, records.Chunks)
+    stored[2] = msgspec.structs.replace(last, chunks=last.chunks[:-1])
 
 
 def _other_text(events: list[dict[str, Any]]) -> None:
@@ -149,10 +149,10 @@ def _other_text(events: list[dict[str, Any]]) -> None:
 
 
 def _abort(answered: float, facts: Facts) -> None:
-    told = Told(Act(0.0, "abort", "t", "two"), 0.0, answered, wire.Aborted(["two"]))
+    told = Told(Act(0.0, "abort", "t", "two"), 0.0, answered, messages.Aborted(["two"]))
     facts.aborts.append(told)
     facts.rows[0] = _row("two", 1, Status.ABORTED)
-    facts.stored["two"][-1] = wire.End("two", 1, 6, 0.0, Outcome(Status.ABORTED))
+    facts.stored["two"][-1] = records.End("two", 1, 6, 0.0, Outcome(Status.ABORTED))
 
 
 BREAKS: dict[str, tuple[str, Break]] = {
@@ -188,7 +188,7 @@ BREAKS: dict[str, tuple[str, Break]] = {
     "a record is stored twice": ("repeated", _stored(lambda r: r.insert(2, r[1]))),
     "the cut attempt is stored as well": (
         "repeated",
-        _stored(lambda r: r.insert(0, wire.Reset("one", 1, 0.0))),
+        _stored(lambda r: r.insert(0, records.Reset("one", 1, 0.0))),
     ),
     "a watcher missed a chunk": ("lost", _seen(lambda e: e.pop(6))),
     "a watcher saw a chunk twice": ("repeated", _seen(lambda e: e.insert(6, e[6]))),
@@ -394,8 +394,8 @@ def test_following_a_thread_does_not_begin_amid_another_run(
 
     async def watch() -> None:
         link = await dial(config)
-        query = {"last_by_subj": wire.out_subject("t", before)}
-        reply = await link.api(f"STREAM.MSG.GET.{wire.STREAM}", query)
+        query = {"last_by_subj": subjects.out_subject("t", before)}
+        reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query)
         target = Target("t", ours, None, int(reply["message"]["seq"]) - 1)
         deadline = asyncio.get_running_loop().time() + 2
         options, output = Options(follow_thread=True), JsonOutput()

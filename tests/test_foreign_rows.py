@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Box, wait_until
 from house import House
-from runctl.protocol import wire
+from runctl.protocol import messages
 
 pytestmark = pytest.mark.long
 
@@ -42,11 +42,11 @@ def change(box: Box, *texts: str, run: str) -> None:
 
 
 def submit(box: Box, threads: Collection[str], *argv: str) -> list[str]:
-    return [x.run for x in box.ask(*(wire.Submit(t, argv=list(argv)) for t in threads))]
+    return [x.run for x in box.ask(*(messages.Submit(t, argv=list(argv)) for t in threads))]
 
 
 def show(box: Box, runs: Collection[str]) -> list[Any]:
-    return box.ask(*(wire.Show(run) for run in runs))
+    return box.ask(*(messages.Show(run) for run in runs))
 
 
 def wait_for(box: Box, runs: Collection[str], status: str) -> list[Any]:

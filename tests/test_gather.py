@@ -22,7 +22,7 @@ from conftest import DEADLINE, SLACK, Box, Watch, wait_until
 from pgserver import Postgres
 from runctl.cli.display.render import why_silent
 from runctl.config.schema import Config, Database
-from runctl.protocol import wire
+from runctl.protocol import messages, subjects
 from runctl.protocol.errors import Refused
 from runctl.protocol.model import Run, Status
 from runctl.supervisor.cluster.lease import hold_database_lease
@@ -47,10 +47,10 @@ def home(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[House
         made.close()
 
 
-def through(home: House, executor: str, request: wire.Request) -> Any:
+def through(home: House, executor: str, request: messages.Request) -> Any:
     """The answer of ``executor``."""
     verb = str(type(request).__struct_config__.tag)
-    return home.ask(wire.control_subject(verb, executor), request)
+    return home.ask(subjects.control_subject(verb, executor), request)
 
 
 @contextlib.contextmanager
@@ -72,9 +72,9 @@ def alone(home: House, box: Box) -> Iterator[None]:
 def hanging(home: House, box: Box, thread: str) -> str:
     """A run that ``box`` executes."""
     with alone(home, box):
-        request = wire.Submit(thread, argv=[sys.executable, "-u", "-c", HANG])
+        request = messages.Submit(thread, argv=[sys.executable, "-u", "-c", HANG])
         run: str = through(home, box.name, request).run
-        wait_until(lambda: through(home, box.name, wire.Show(run)).run.executor, "claimed")
+        wait_until(lambda: through(home, box.name, messages.Show(run)).run.executor, "claimed")
     Watch(box, thread, "--run", run).wait_chunks(1)
     return run
 
@@ -97,14 +97,14 @@ def test_list_says_who_did_not_answer(home: House) -> None:
     assert remarks(a, "on-a") == [], "b has nothing to do with this thread"
     with alone(home, b):
         b.start()
-        wait_until(lambda: through(home, "b", wire.Show(there)).run.attempt == 2, "replayed")
+        wait_until(lambda: through(home, "b", messages.Show(there)).run.attempt == 2, "replayed")
     assert remarks(a) == []
     b.daemon.send_signal(signal.SIGSTOP)  # it may be asked itself by `list`: ask a
-    for request in (wire.List(), wire.List("on-b")):
+    for request in (messages.List(), messages.List("on-b")):
         (silent,) = through(home, "a", request).silent
         assert (silent.executor_id, silent.state) == ("b", "silent")
-    assert through(home, "a", wire.List("on-a")).silent == []
-    assert through(home, "a", wire.List(after=1)).silent == [], "said with the first page"
+    assert through(home, "a", messages.List("on-a")).silent == []
+    assert through(home, "a", messages.List(after=1)).silent == [], "said with the first page"
     assert why_silent(silent).startswith("executor b holds its lease but does not answer")
     home.box("c")
     for _ in range(5):  # some are asked of b first
@@ -131,18 +131,18 @@ def test_list_asks_nobody_without_need(home: House) -> None:
             async def on_request(message: Any) -> None:
                 heard.append(message.subject)
 
-            await client.subscribe(wire.control_subject("status", "b"), cb=on_request)
+            await client.subscribe(subjects.control_subject("status", "b"), cb=on_request)
             await client.flush()
-            for request in (wire.List(), wire.List("on-a"), wire.StatusRequest()):
+            for request in (messages.List(), messages.List("on-a"), messages.StatusRequest()):
                 verb = str(type(request).__struct_config__.tag)
-                subject = wire.control_subject(verb, "a")
-                await client.request(subject, wire.encode(request), 10)
+                subject = subjects.control_subject(verb, "a")
+                await client.request(subject, messages.encode(request), 10)
                 heard.append(verb)
         finally:
             await client.close()
 
     asyncio.run(lists())
-    assert heard == ["list", "list", wire.control_subject("status", "b"), "status"]
+    assert heard == ["list", "list", subjects.control_subject("status", "b"), "status"]
     assert b.daemon is not None
     b.kill()
     assert remarks(a) == [], "b had nothing running"
@@ -152,33 +152,33 @@ def test_every_verb_reaches_a_run_elsewhere(home: House) -> None:
     a, b = home.box("a"), home.box("b")
     run = hanging(home, a, "lane")
     queued = [a.submit("lane", "true") for _ in range(3)]
-    assert through(home, "b", wire.Show(run)).run.executor == "a"
-    assert through(home, "b", wire.Locate("lane")).run.run == run
-    refused = through(home, "b", wire.Purge(["lane"]))
+    assert through(home, "b", messages.Show(run)).run.executor == "a"
+    assert through(home, "b", messages.Locate("lane")).run.run == run
+    refused = through(home, "b", messages.Purge(["lane"]))
     assert (refused.code, run in refused.message) == ("refused", True)
-    refused = through(home, "b", wire.Retry(run))
+    refused = through(home, "b", messages.Retry(run))
     assert (refused.code, "running" in refused.message) == ("refused", True)
     other = hanging(home, b, "other")
     waiter = b.popen("wait", run)
-    done = through(home, "b", wire.Abort("lane", queued=True))
+    done = through(home, "b", messages.Abort("lane", queued=True))
     assert done.runs == [*queued, run], "the queued ones first"
     assert waiter.wait(DEADLINE) == 5
     assert [r["status"] for r in a.json("list", "lane")] == ["aborted"] * 4
-    again = through(home, "b", wire.Retry(queued[0])).run
+    again = through(home, "b", messages.Retry(queued[0])).run
     assert a.runctl("wait", again).strip() == "succeeded"
-    assert through(home, "b", wire.Purge(["lane"])).runs == 5
-    assert through(home, "a", wire.Abort("other")).runs == [other]
+    assert through(home, "b", messages.Purge(["lane"])).runs == 5
+    assert through(home, "a", messages.Abort("other")).runs == [other]
 
 
 def test_an_executor_that_just_started_aborts(home: House) -> None:
     a = home.box("a")
     run = hanging(home, a, "lane")
     late = home.box("late")
-    assert through(home, "late", wire.Abort("lane", run)).runs == [run]
+    assert through(home, "late", messages.Abort("lane", run)).runs == [run]
     mine = hanging(home, late, "mine")
     late.kill()
     late.start()  # it recovers the run, and is told at once to end it
-    assert through(home, "late", wire.Abort("mine", queued=True)).runs == [mine]
+    assert through(home, "late", messages.Abort("mine", queued=True)).runs == [mine]
     assert a.show(mine)["status"] == "aborted"
     assert a.runctl("wait", mine, code=5).strip() == "aborted"
 
@@ -189,12 +189,12 @@ def test_what_was_aborted_before_a_refusal_is_said(home: House) -> None:
     queued = a.submit("lane", "true")
     assert b.daemon is not None
     b.daemon.send_signal(signal.SIGSTOP)
-    reply = through(home, "a", wire.Abort("lane", queued=True))
+    reply = through(home, "a", messages.Abort("lane", queued=True))
     assert reply.code == "refused"
     assert f"executor 'b' holds run {run} and does not answer" in reply.message
     assert f"aborted already: {queued}" in reply.message
     b.daemon.send_signal(signal.SIGCONT)
-    assert through(home, "a", wire.Abort("lane")).runs == [run]
+    assert through(home, "a", messages.Abort("lane")).runs == [run]
 
 
 async def test_no_end_is_written_for_an_owner_that_may_live(home: House) -> None:
@@ -263,12 +263,12 @@ def test_an_abort_that_meets_a_takeover(home: House) -> None:
     row = "SELECT status FROM dbos.workflow_status WHERE workflow_uuid = $1"
     reply = None
     for _ in range(100):  # until the abort is answered: before, at, or after the takeover
-        reply = through(home, other.name, wire.Abort("x", run))
-        if isinstance(reply, wire.Aborted):
+        reply = through(home, other.name, messages.Abort("x", run))
+        if isinstance(reply, messages.Aborted):
             break
         assert reply.code == "refused", reply
         assert "ended by itself" not in reply.message
-    assert isinstance(reply, wire.Aborted)
+    assert isinstance(reply, messages.Aborted)
     assert home.sql(row, run)[0]["status"] == "CANCELLED"
     owner.kill()
 

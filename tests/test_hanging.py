@@ -19,7 +19,7 @@ from hanging import dead_directory, hanging_command
 from runctl.config.schema import ChatRunner, CommandRunner
 from runctl.protocol.errors import RunFailed
 from runctl.protocol.model import RunSpec, Status
-from runctl.protocol.wire import StreamName
+from runctl.protocol.records import StreamName
 from runctl.supervisor.execution.runners import command as command_runner
 from runctl.supervisor.execution.runners.chat.runner import Chat
 from runctl.supervisor.host.private_files import inherited

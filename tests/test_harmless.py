@@ -19,7 +19,8 @@ from runctl.cli.display.picture import Colours, draw
 from runctl.cli.display.render import width
 from runctl.cli.display.terminal_state import Screen
 from runctl.client.requests import dial
-from runctl.protocol import wire
+from runctl.protocol import records, subjects
+from runctl.protocol.model import Outcome, Status
 from terminal import Terminal
 from test_watch import Server, Writer
 
@@ -219,21 +220,21 @@ class Stage:
 
     async def begin(self, w: Writer, *threads: str) -> None:
         for thread in threads:
-            await w.put(wire.Reset(thread, 1, 0.0), wire.out_subject(thread, thread))
+            await w.put(records.Reset(thread, 1, 0.0), subjects.out_subject(thread, thread))
 
     async def say(
-        self, w: Writer, thread: str, *data: bytes, stream: wire.StreamName = "stdout"
+        self, w: Writer, thread: str, *data: bytes, stream: records.StreamName = "stdout"
     ) -> None:
         for piece in data:
             seq = self._seqs[thread] = self._seqs.get(thread, 0) + 1
-            record = wire.Chunks(1, seq, 1.0, [wire.Chunk(stream, piece)])
-            await w.put(record, wire.out_subject(thread, thread))
+            record = records.Chunks(1, seq, 1.0, [records.Chunk(stream, piece)])
+            await w.put(record, subjects.out_subject(thread, thread))
 
     async def end(self, w: Writer, *threads: str) -> None:
         for thread in threads:
-            outcome = wire.Outcome(wire.Status.SUCCEEDED, 0)
-            record = wire.End(thread, 1, self._seqs.get(thread, 0), 0.0, outcome)
-            await w.put(record, wire.out_subject(thread, thread))
+            outcome = Outcome(Status.SUCCEEDED, 0)
+            record = records.End(thread, 1, self._seqs.get(thread, 0), 0.0, outcome)
+            await w.put(record, subjects.out_subject(thread, thread))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 from runctl.cli.display import output as outputs
 from runctl.client import consumer
-from runctl.protocol import json_text, model, wire
+from runctl.protocol import json_text, messages, model
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schema"
 #: What scripts rely on (docs/json.md): each must be required, where it is listed.
@@ -111,10 +111,10 @@ def test_what_scripts_rely_on_is_required(name: str) -> None:
         ("run", model.Run),
         ("show", model.Run),
         ("list", model.ThreadRow),
-        ("status", wire.DaemonStatus),
-        ("submit", wire.Submitted),
-        ("abort", wire.Aborted),
-        ("purge", wire.Purged),
+        ("status", messages.DaemonStatus),
+        ("submit", messages.Submitted),
+        ("abort", messages.Aborted),
+        ("purge", messages.Purged),
     ],
 )
 def test_every_field_on_the_wire_is_described(name: str, kind: type[msgspec.Struct]) -> None:

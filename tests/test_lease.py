@@ -19,7 +19,7 @@ from house import NOTE, House, assert_no_overlap, journal, own_house
 from proxy import Proxy
 from runctl.config.schema import Config, Database
 from runctl.config.schema import Takeover as TakeoverSettings
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.protocol.errors import LeaseLost, Unavailable
 from runctl.supervisor.cluster.lease import hold_database_lease
 from runctl.supervisor.cluster.members import Members
@@ -178,9 +178,9 @@ def test_what_is_asked_meanwhile_is_answered(home: House) -> None:
     run = box.submit("t", "sleep", "600")
     wait_until(lambda: box.show(run)["status"] == "running", "it runs")
     home.postgres.stop()
-    for request in (wire.Submit("t", argv=["true"]), wire.Abort("t", run)):
+    for request in (messages.Submit("t", argv=["true"]), messages.Abort("t", run)):
         (reply,) = box.ask(request)
-        assert isinstance(reply, wire.Problem), reply
+        assert isinstance(reply, messages.Problem), reply
         assert "database" in reply.message or "PostgreSQL" in reply.message
     home.postgres.start()
     assert run in box.runctl("abort", "t")

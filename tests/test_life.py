@@ -17,7 +17,7 @@ import trio_asyncio
 from conftest import DEADLINE
 from natsserver import Node
 from runctl.config.schema import Config, Nats
-from runctl.protocol import wire
+from runctl.protocol import subjects
 from runctl.protocol.errors import StreamUnfit
 from runctl.supervisor.messaging.connection import connect
 from runctl.supervisor.output import stream_life
@@ -37,7 +37,7 @@ class Server:
         return json.loads((await aio(self._client.request)(f"$JS.API.{operation}", data, 5)).data)
 
     async def api(self, operation: str, body: dict[str, Any] | None = None) -> Any:
-        reply = await self.ask(f"STREAM.{operation}.{wire.STREAM}", body)
+        reply = await self.ask(f"STREAM.{operation}.{subjects.STREAM}", body)
         assert "error" not in reply, reply
         return reply
 
@@ -184,9 +184,11 @@ async def test_nobody_leaves_consumers_for_a_day(node: Node) -> None:
     async with watching(node) as (watched, server):
 
         async def ask(**config: Any) -> Any:
-            body = {"stream_name": wire.STREAM, "config": {"ack_policy": "none"} | config}
+            body = {"stream_name": subjects.STREAM, "config": {"ack_policy": "none"} | config}
             name = config.get("durable_name")
-            subject = f"DURABLE.CREATE.{wire.STREAM}.{name}" if name else f"CREATE.{wire.STREAM}"
+            subject = (
+                f"DURABLE.CREATE.{subjects.STREAM}.{name}" if name else f"CREATE.{subjects.STREAM}"
+            )
             return await server.ask(f"CONSUMER.{subject}", body)
 
         for more in ({}, {"durable_name": "d"}, {"deliver_subject": "x"}):
@@ -200,7 +202,7 @@ async def test_nobody_leaves_consumers_for_a_day(node: Node) -> None:
         kept = (await ask(durable_name="kept", inactive_threshold=300 * 10**9))["name"]
         names = {(await ask(inactive_threshold=day))["name"] for _ in range(300)}
         await watched.open(Config(state_dir=Path()))
-        left = set((await server.ask(f"CONSUMER.NAMES.{wire.STREAM}"))["consumers"])
+        left = set((await server.ask(f"CONSUMER.NAMES.{subjects.STREAM}"))["consumers"])
         assert kept in left
         assert not names & left
         assert "inactive threshold exceeds" in str(await ask(inactive_threshold=day))

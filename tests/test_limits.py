@@ -15,7 +15,7 @@ from natsserver import Node
 from runctl.client.requests import dial
 from runctl.config.load import load
 from runctl.config.schema import Queue
-from runctl.protocol import wire
+from runctl.protocol import messages, subjects
 from runctl.protocol.errors import QueueFull, RunFailed
 from runctl.supervisor.api.server import fit_answer
 from runctl.supervisor.queue import sqlite
@@ -37,14 +37,14 @@ def full_box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         yield box
 
 
-def ask(box: Box, request: wire.Request, verb: str = "") -> wire.Reply:
+def ask(box: Box, request: messages.Request, verb: str = "") -> messages.Reply:
     """The answer to a request that our own command line would not send."""
 
-    async def main() -> wire.Reply:
+    async def main() -> messages.Reply:
         link = await dial(load(box.config, client=True))
         try:
-            subject = wire.control_subject(verb or wire.verb_of(request))
-            return wire.decode_reply(await link.request(subject, wire.encode(request), 20))
+            subject = subjects.control_subject(verb or messages.verb_of(request))
+            return messages.decode_reply(await link.request(subject, messages.encode(request), 20))
         finally:
             await link.close()
 
@@ -54,24 +54,27 @@ def ask(box: Box, request: wire.Request, verb: str = "") -> wire.Reply:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (wire.Submit("x" * 257, argv=["true"]), "thread name has 257 bytes; use at most 256"),
-        (wire.Submit("a\tb", argv=["true"]), "control character"),
-        (wire.Submit(" ", argv=["true"]), "thread name is empty"),
-        (wire.Submit("t", run="r" * 65, argv=["true"]), "use 1 to 64 letters"),
-        (wire.Submit("t", run="a.b", argv=["true"]), "use 1 to 64 letters"),
-        (wire.Submit("t", argv=["true", "x" * 2 * MIB]), "command line is larger than 1 MiB"),
-        (wire.Submit("t", argv=["true", *[""] * MIB]), "command line is larger than 1 MiB"),
-        (wire.Submit("t", "echo", prompt="x" * 2 * MIB), "prompt is larger than 1 MiB"),
-        (wire.Submit("t", argv=["true"], cwd="/" + "x" * 4096), "cwd is longer than 4096 bytes"),
-        (wire.Submit("t", "r" * 3 * MIB, argv=["true"]), "no runner named"),
-        (wire.Show("r" * 3 * MIB), "no run"),
-        (wire.List(status="s" * 3 * MIB), "no status"),
+        (messages.Submit("x" * 257, argv=["true"]), "thread name has 257 bytes; use at most 256"),
+        (messages.Submit("a\tb", argv=["true"]), "control character"),
+        (messages.Submit(" ", argv=["true"]), "thread name is empty"),
+        (messages.Submit("t", run="r" * 65, argv=["true"]), "use 1 to 64 letters"),
+        (messages.Submit("t", run="a.b", argv=["true"]), "use 1 to 64 letters"),
+        (messages.Submit("t", argv=["true", "x" * 2 * MIB]), "command line is larger than 1 MiB"),
+        (messages.Submit("t", argv=["true", *[""] * MIB]), "command line is larger than 1 MiB"),
+        (messages.Submit("t", "echo", prompt="x" * 2 * MIB), "prompt is larger than 1 MiB"),
+        (
+            messages.Submit("t", argv=["true"], cwd="/" + "x" * 4096),
+            "cwd is longer than 4096 bytes",
+        ),
+        (messages.Submit("t", "r" * 3 * MIB, argv=["true"]), "no runner named"),
+        (messages.Show("r" * 3 * MIB), "no run"),
+        (messages.List(status="s" * 3 * MIB), "no status"),
     ],
-    ids=lambda value: None if isinstance(value, str) else wire.verb_of(value),
+    ids=lambda value: None if isinstance(value, str) else messages.verb_of(value),
 )
-def test_each_limit_is_named(full_box: Box, request_: wire.Request, words: str) -> None:
+def test_each_limit_is_named(full_box: Box, request_: messages.Request, words: str) -> None:
     reply = ask(full_box, request_)
-    assert isinstance(reply, wire.Problem)
+    assert isinstance(reply, messages.Problem)
     assert reply.code in ("bad-request", "not-found")
     assert words in reply.message
     assert len(reply.message) <= 2000
@@ -113,16 +116,16 @@ def test_what_the_system_does_not_take_fails_the_run(full_box: Box) -> None:
 
 
 def submit(box: Box, thread: str, run: str, *argv: str) -> None:
-    reply = ask(box, wire.Submit(thread, run=run, argv=list(argv or ["true"])))
-    assert isinstance(reply, wire.Submitted), reply
+    reply = ask(box, messages.Submit(thread, run=run, argv=list(argv or ["true"])))
+    assert isinstance(reply, messages.Submitted), reply
 
 
 def test_a_full_queue_is_refused_by_name(full_box: Box) -> None:
     box = full_box
 
     def running() -> bool:
-        reply = ask(box, wire.StatusRequest())
-        assert isinstance(reply, wire.DaemonStatus)
+        reply = ask(box, messages.StatusRequest())
+        assert isinstance(reply, messages.DaemonStatus)
         return reply.running == 2
 
     for thread in ("q", "r"):
@@ -143,11 +146,11 @@ def test_a_full_queue_is_refused_by_name(full_box: Box) -> None:
         "runctl: 5 runs are queued and queue.max_queued is 5;"
         " submit again when some have run, or raise it\n"
     )
-    reply = ask(box, wire.Submit("s", argv=["true"]))
-    assert isinstance(reply, wire.Problem)
+    reply = ask(box, messages.Submit("s", argv=["true"]))
+    assert isinstance(reply, messages.Problem)
     assert reply.code == "queue-full"
     for thread in ("q", "r"):
-        assert isinstance(ask(box, wire.Abort(thread, queued=True)), wire.Aborted)
+        assert isinstance(ask(box, messages.Abort(thread, queued=True)), messages.Aborted)
     submit(box, "s", "s")
 
 
@@ -190,7 +193,7 @@ def test_what_nats_does_not_carry_is_said_at_once(tmp_path: Path) -> None:
         assert box.start(ready=False).wait(DEADLINE) == 78
         assert "takes messages of 65536 bytes at most" in box.log.read_text()
         box.runctl("doctor", code=1)
-        least = wire.LEAST_PAYLOAD
+        least = subjects.LEAST_PAYLOAD
         node.kill()
         node.configure(f"max_payload: {least - 1}")
         node.start()
@@ -215,7 +218,7 @@ def test_what_nats_does_not_carry_is_said_at_once(tmp_path: Path) -> None:
         # A page of answers that each are small enough.
         failing = [f"/{n}" + "\x01" * 2000 for n in range(90)]
         for n, name in enumerate(failing):
-            ask(box, wire.Submit("u", run=f"u{n}", argv=[name]))
+            ask(box, messages.Submit("u", run=f"u{n}", argv=[name]))
         box.runctl("wait", f"u{len(failing) - 1}", code=1)
         assert len(box.json("list", "u")) == len(failing)
     finally:
@@ -225,8 +228,8 @@ def test_what_nats_does_not_carry_is_said_at_once(tmp_path: Path) -> None:
 
 def test_an_answer_too_large_is_an_error_with_a_name() -> None:
     assert fit_answer(b"x" * 1000, 1000) == b"x" * 1000
-    problem = wire.decode_reply(fit_answer(b"x" * 1001, 1000))
-    assert isinstance(problem, wire.Problem)
+    problem = messages.decode_reply(fit_answer(b"x" * 1001, 1000))
+    assert isinstance(problem, messages.Problem)
     assert "the answer has 1001 bytes, NATS takes 1000" in problem.message
 
 
@@ -237,17 +240,19 @@ def test_bytes_that_wait_are_bounded_and_given_back(stopped_box: Box) -> None:
     box.start()
     submit(box, "t", "holds", sys.executable, "-c", SLEEP)
     prompt = "x" * (MIB - 64)
-    replies = [ask(box, wire.Submit("t", None, f"r{n}", prompt, ["true"])) for n in range(4)]
-    assert [isinstance(reply, wire.Submitted) for reply in replies] == [True, True, True, False]
+    replies = [ask(box, messages.Submit("t", None, f"r{n}", prompt, ["true"])) for n in range(4)]
+    assert [isinstance(reply, messages.Submitted) for reply in replies] == [True, True, True, False]
     refused = replies[3]
-    assert isinstance(refused, wire.Problem)
+    assert isinstance(refused, messages.Problem)
     assert refused.code == "queue-full"
     assert refused.message.startswith("runs of 3.0 MiB are queued, and one of 1.0 MiB is more than")
     big = ("submit", "u", "-", "--", "cat")
     box.runctl(*big, code=6, input=prompt.encode())
     assert "queue.max_queued_bytes, 4.0 MiB, has room for" in box.stderr
     box.runctl("submit", "u", "--attach", "--", "true")
-    assert isinstance(ask(box, wire.Submit("t", None, "r0", prompt, ["true"])), wire.Submitted)
+    assert isinstance(
+        ask(box, messages.Submit("t", None, "r0", prompt, ["true"])), messages.Submitted
+    )
 
     database = box.state / "runctl.sqlite"
     box.runctl("abort", "t")

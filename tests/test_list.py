@@ -11,7 +11,7 @@ from conftest import Box, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from runctl.cli.display import render
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.protocol.model import MAX_WORK, Run, Status, shortened
 from runctl.supervisor.api.queries import AROUND_ROW, how_many_fit
 from runctl.supervisor.queue.partial_json import parse_beginning
@@ -140,8 +140,8 @@ def test_what_it_is_and_why_it_failed_stay_on_a_narrow_terminal(box: Box) -> Non
 
 def test_long_prompts_are_shortened_where_runs_are_listed(box: Box) -> None:
     prompt = "Größe\n" * 100_000
-    box.ask(wire.Submit("long", "shell", "long", prompt, ["sleep", "600"]))
-    box.ask(wire.Submit("long", "shell", "next", None, ["echo", prompt]))
+    box.ask(messages.Submit("long", "shell", "long", prompt, ["sleep", "600"]))
+    box.ask(messages.Submit("long", "shell", "next", None, ["echo", prompt]))
     (row,) = box.json("list")
     assert (row["run"]["run"], row["run"]["command"]) == ("long", "sleep 600")
     assert row["run"]["prompt"] == ("Größe " * 100)[: MAX_WORK - 1] + "…"

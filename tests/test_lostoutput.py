@@ -22,7 +22,7 @@ from conftest import Box, Watch, children, wait_until
 from natsserver import Node, connected
 from pgserver import free_port
 from runctl.client import consumer
-from runctl.protocol import wire
+from runctl.protocol import records, subjects
 
 # Counts, one number a line, as fast as the file argv[1] grows: a byte is a line.
 COUNTER = """
@@ -85,7 +85,7 @@ def api(where: str | Path, operation: str, body: dict[str, Any] | None = None, *
 def made(where: str | Path) -> str | None:
     """When the stream was made that is there now."""
     try:
-        return api(where, f"STREAM.INFO.{wire.STREAM}").get("created")
+        return api(where, f"STREAM.INFO.{subjects.STREAM}").get("created")
     except Exception:  # the server is just coming
         return None
 
@@ -109,7 +109,7 @@ def outside(stopped_box: Box, node: Node) -> Box:
 
 
 def delete(node: Node) -> None:
-    assert api(node.url, f"STREAM.DELETE.{wire.STREAM}")["success"]
+    assert api(node.url, f"STREAM.DELETE.{subjects.STREAM}")["success"]
 
 
 def wipe(node: Node) -> None:
@@ -121,10 +121,10 @@ def wipe(node: Node) -> None:
 
 def replace(node: Node) -> None:
     """Somebody makes another one, whose sequences begin with 1."""
-    config = api(node.url, f"STREAM.INFO.{wire.STREAM}")["config"]
+    config = api(node.url, f"STREAM.INFO.{subjects.STREAM}")["config"]
     config.pop("first_seq", None)
     delete(node)
-    reply = api(node.url, f"STREAM.CREATE.{wire.STREAM}", config)
+    reply = api(node.url, f"STREAM.CREATE.{subjects.STREAM}", config)
     assert "error" not in reply or reply["error"]["err_code"] == 10058, reply
 
 
@@ -260,8 +260,8 @@ def strict(stopped_box: Box, tmp_path: Path) -> Iterator[tuple[Box, Node]]:
 
 OP: dict[str, Any] = {"user": "op", "password": "op"}
 CONFIG: dict[str, Any] = {
-    "name": wire.STREAM,
-    "subjects": [f"{wire.SUBJECT_PREFIX}.*.*"],
+    "name": subjects.STREAM,
+    "subjects": [f"{subjects.SUBJECT_PREFIX}.*.*"],
     "storage": "file",
     "discard": "new",
     "max_bytes": 4 * 1024**3,
@@ -281,7 +281,7 @@ def health(box: Box) -> int:
 
 def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) -> None:
     box, node = strict
-    assert "error" not in api(node.url, f"STREAM.CREATE.{wire.STREAM}", CONFIG, **OP)
+    assert "error" not in api(node.url, f"STREAM.CREATE.{subjects.STREAM}", CONFIG, **OP)
     box.start()
     ends, aborted, on = (Counter(box, thread) for thread in ("ends", "aborted", "on"))
     queued = box.submit("aborted", "true")
@@ -291,7 +291,7 @@ def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) ->
     for watcher, counter in zip(early, (ends, on), strict=True):
         wait_until(lambda w=watcher, c=counter: numbers(w) == c.numbers(), "all is seen")
     assert health(box) == 200
-    assert api(node.url, f"STREAM.DELETE.{wire.STREAM}", **OP)["success"]
+    assert api(node.url, f"STREAM.DELETE.{subjects.STREAM}", **OP)["success"]
     wait_until(
         lambda: "nats stream add RUNCTL" in str(box.json("status")["nats"]["warnings"]), "told"
     )
@@ -310,7 +310,7 @@ def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) ->
     ends.end()
     wait_until(lambda: box.show(ends.run)["status"] == "succeeded", "its work has ended")
     on.say(2)
-    assert "error" not in api(node.url, f"STREAM.CREATE.{wire.STREAM}", CONFIG, **OP)
+    assert "error" not in api(node.url, f"STREAM.CREATE.{subjects.STREAM}", CONFIG, **OP)
     on.end()
     for watcher, counter in zip(early, (ends, on), strict=True):
         assert watcher.wait() == 0
@@ -335,12 +335,12 @@ def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) ->
 def test_live_edits_are_named(outside: Box, node: Node) -> None:
     """One that does not matter, and one that does; each kind of them: ``test_life.py``."""
     box = outside
-    config = api(node.url, f"STREAM.INFO.{wire.STREAM}")["config"]
+    config = api(node.url, f"STREAM.INFO.{subjects.STREAM}")["config"]
     for edit, words in (
         ({"max_msgs": 1000}, "max_msgs = 1000"),
         ({"subjects": ["runctl.out.*.*", "others.>"]}, "subjects = others.>,runctl.out.*.*"),
     ):
-        assert "error" not in api(node.url, f"STREAM.UPDATE.{wire.STREAM}", config | edit)
+        assert "error" not in api(node.url, f"STREAM.UPDATE.{subjects.STREAM}", config | edit)
 
         def named(words: str = words) -> bool:
             return words in str(box.json("status")["nats"]["warnings"])
@@ -350,7 +350,7 @@ def test_live_edits_are_named(outside: Box, node: Node) -> None:
         found = json.loads(box.runctl("doctor", "--json", code=None))["findings"]
         said = str([x for x in found if x["check"] == "stream" and x["state"] != "ok"])
         assert words in said
-        assert "error" not in api(node.url, f"STREAM.UPDATE.{wire.STREAM}", config)
+        assert "error" not in api(node.url, f"STREAM.UPDATE.{subjects.STREAM}", config)
         wait_until(lambda: not named(), "it is right again")
 
 
@@ -358,9 +358,9 @@ def test_an_abort_is_answered_in_a_sealed_stream(outside: Box, node: Node) -> No
     box, counter = outside, Counter(outside, "t")
     counter.say(3)
     Watch(box, "t").wait_chunks(1)
-    config = api(node.url, f"STREAM.INFO.{wire.STREAM}")["config"]
+    config = api(node.url, f"STREAM.INFO.{subjects.STREAM}")["config"]
     sealed = config | {"sealed": True, "discard": "new"}
-    assert "error" not in api(node.url, f"STREAM.UPDATE.{wire.STREAM}", sealed)
+    assert "error" not in api(node.url, f"STREAM.UPDATE.{subjects.STREAM}", sealed)
     counter.say(3)
     box.runctl("abort", "t")
     assert box.show(counter.run)["status"] == "aborted"
@@ -377,9 +377,9 @@ def test_an_abort_is_answered_in_a_sealed_stream(outside: Box, node: Node) -> No
 def test_a_reset_that_is_written_again_repeats_nothing() -> None:
     """For a watcher that came when it was not stored."""
     state, events = consumer.RunState("r"), list[consumer.Event]()
-    chunks = wire.Chunks(1, 5, 0.0, [wire.Chunk("stdout", b"x")])
+    chunks = records.Chunks(1, 5, 0.0, [records.Chunk("stdout", b"x")])
     state.apply(chunks, events)
     before = list(events)
-    state.apply(wire.Reset("r", 1, time.time(), "e"), events)
+    state.apply(records.Reset("r", 1, time.time(), "e"), events)
     state.apply(chunks, events)
     assert events == before

@@ -23,7 +23,7 @@ from runctl.client.requests import Link, NotReady, ask, dial
 from runctl.config.connection import new_client
 from runctl.config.load import describe, load
 from runctl.config.schema import Nats
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
 from runctl.protocol.errors import Busy
 from securenats import Certificates, Cluster, Nkey, Operator
 
@@ -473,11 +473,11 @@ def permitted(stopped_box: Box, cluster: Callable[..., Cluster], tmp_path: Path)
     return Permitted(stopped_box, cluster, tmp_path)
 
 
-def ask_as(file: Path, subject: str, request: wire.Request) -> wire.Reply:
-    async def main() -> wire.Reply:
+def ask_as(file: Path, subject: str, request: messages.Request) -> messages.Reply:
+    async def main() -> messages.Reply:
         link = await dial(load(file, client=True))
         try:
-            return wire.decode_reply(await link.request(subject, wire.encode(request), 10))
+            return messages.decode_reply(await link.request(subject, messages.encode(request), 10))
         finally:
             await link.close()
 
@@ -554,8 +554,8 @@ def make_consumer(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     async def main() -> dict[str, Any]:
         link = await dial(load(file, client=True))
         try:
-            body = {"stream_name": wire.STREAM, "config": config}
-            return (await link.api(f"CONSUMER.CREATE.{wire.STREAM}", body))["config"]
+            body = {"stream_name": subjects.STREAM, "config": config}
+            return (await link.api(f"CONSUMER.CREATE.{subjects.STREAM}", body))["config"]
         finally:
             await link.close()
 
@@ -564,9 +564,9 @@ def make_consumer(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_verb_counts_on_its_own_subject_only(permitted: Permitted) -> None:
     """Or whoever may list could abort, by asking for it where lists are asked for."""
-    request = wire.Submit("t", argv=["true"])
-    reply = ask_as(permitted.bob, wire.control_subject("list"), request)
-    assert isinstance(reply, wire.Problem)
+    request = messages.Submit("t", argv=["true"])
+    reply = ask_as(permitted.bob, subjects.control_subject("list"), request)
+    assert isinstance(reply, messages.Problem)
     assert reply.code == "bad-request"
     assert runctl(permitted.alice, "list", "--json", code=0)[0].strip() == "[]"
 
@@ -598,7 +598,7 @@ async def _flood(file: Path, count: int, payload: bytes, reply: str = "") -> Non
     link = await dial(load(file, client=True))
     try:
         for n in range(count):
-            await link.nc.publish(wire.control_subject("list"), payload, reply=reply % n)
+            await link.nc.publish(subjects.control_subject("list"), payload, reply=reply % n)
             if link.nc.pending_data_size > 2**20:
                 await link.nc.flush()
         await link.nc.flush()
@@ -613,7 +613,7 @@ def test_a_flood_of_lists_keeps_nobody_from_the_executor(permitted: Permitted) -
     wanted = 4000
     answers: list[bytes] = []
 
-    async def main() -> tuple[list[wire.Reply], int]:
+    async def main() -> tuple[list[messages.Reply], int]:
         all_there = asyncio.Event()
         bob = await dial(load(permitted.bob, client=True))
         alice = await dial(load(permitted.alice, client=True))
@@ -626,13 +626,13 @@ def test_a_flood_of_lists_keeps_nobody_from_the_executor(permitted: Permitted) -
         try:
             await bob.nc.subscribe("_INBOX.bob.flood.*", cb=heard, pending_msgs_limit=0)
             for n in range(wanted):
-                subject, reply = wire.control_subject("list"), f"_INBOX.bob.flood.{n}"
-                await bob.nc.publish(subject, wire.encode(wire.List()), reply=reply)
+                subject, reply = subjects.control_subject("list"), f"_INBOX.bob.flood.{n}"
+                await bob.nc.publish(subject, messages.encode(messages.List()), reply=reply)
             await bob.nc.flush()
-            kinds: list[tuple[wire.Request, Any]] = [
-                (wire.List(), wire.Threads),
-                (wire.Submit("u", argv=["true"]), wire.Submitted),
-                (wire.Abort("t"), wire.Aborted),
+            kinds: list[tuple[messages.Request, Any]] = [
+                (messages.List(), messages.Threads),
+                (messages.Submit("u", argv=["true"]), messages.Submitted),
+                (messages.Abort("t"), messages.Aborted),
             ]
             found = [await ask(alice, request, expect) for request, expect in kinds]
             served = sum(b'"threads"' in answer for answer in answers)
@@ -643,10 +643,14 @@ def test_a_flood_of_lists_keeps_nobody_from_the_executor(permitted: Permitted) -
             await alice.close()
 
     found, served = asyncio.run(main())
-    assert [type(reply) for reply in found] == [wire.Threads, wire.Submitted, wire.Aborted]
+    assert [type(reply) for reply in found] == [
+        messages.Threads,
+        messages.Submitted,
+        messages.Aborted,
+    ]
     assert served < wanted / 4
-    replies = [wire.decode_reply(answer) for answer in answers]
-    refused = [reply for reply in replies if isinstance(reply, wire.Problem)]
+    replies = [messages.decode_reply(answer) for answer in answers]
+    refused = [reply for reply in replies if isinstance(reply, messages.Problem)]
     assert {reply.code for reply in refused} == {"busy"}
     assert len(refused) < wanted
     log = permitted.box.log.read_text()
@@ -678,25 +682,27 @@ def test_a_flood_costs_no_connection_but_the_one_that_watchers_share(
     wait_until(lambda: len(numbers()) == 2, "it is connected again")
     assert numbers()[main] == before[main]
     runctl(permitted.alice, "submit", "t", "-a", "--", "true", code=0)
-    wait_until(lambda: ask_as(permitted.bob, wire.control_subject("list"), wire.List()), "lists")
+    wait_until(
+        lambda: ask_as(permitted.bob, subjects.control_subject("list"), messages.List()), "lists"
+    )
 
 
 def test_who_is_busy_is_asked_again(nats_server: str, tmp_path: Path) -> None:
     async def main() -> None:
         link = await dial(load(operator_file(tmp_path / "x.toml", f'url = "{nats_server}"\n')))
-        busy = [wire.Problem("busy", "too many")] * 2
-        left: list[wire.Reply] = [*busy, wire.Aborted(["r"])]
+        busy = [messages.Problem("busy", "too many")] * 2
+        left: list[messages.Reply] = [*busy, messages.Aborted(["r"])]
 
         async def answer(message: Any) -> None:
-            await message.respond(wire.encode(left.pop(0)))
+            await message.respond(messages.encode(left.pop(0)))
 
-        subject = wire.control_subject("abort")
+        subject = subjects.control_subject("abort")
         try:
             await link.nc.subscribe(subject, cb=answer)
-            assert (await ask(link, wire.Abort("t"), wire.Aborted)).runs == ["r"]
+            assert (await ask(link, messages.Abort("t"), messages.Aborted)).runs == ["r"]
             left += busy
             with pytest.raises(Busy, match="too many"):
-                await ask(link, wire.Abort("t"), wire.Aborted, patience=0)
+                await ask(link, messages.Abort("t"), messages.Aborted, patience=0)
             assert len(left) == 1
         finally:
             await link.close()
@@ -723,10 +729,10 @@ async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., 
     async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
         streams = Streams(connection.client, Room())
         await streams.open(config)
-        subject = wire.out_subject("t", "r")
-        first = await streams.publish(subject, wire.Reset("r", 1, 0.0), 0)
+        subject = subjects.out_subject("t", "r")
+        first = await streams.publish(subject, records.Reset("r", 1, 0.0), 0)
         assert first is not None
-        record = wire.Chunks(1, 1, 0.0, [wire.Chunk("stdout", b"x")])
+        record = records.Chunks(1, 1, 0.0, [records.Chunk("stdout", b"x")])
         assert await streams.publish(subject, record, first + 7) is None
         assert (await streams.tail(subject)).sequence == first
         assert await streams.publish(subject, record, first) is not None

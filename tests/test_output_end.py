@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 from conftest import Box, Watch, alive, running_box
-from runctl.protocol.wire import StreamName
+from runctl.protocol.records import StreamName
 from runctl.supervisor.execution.runners.flow import STEP, Flow, pipe_source
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="filters are known by /proc")

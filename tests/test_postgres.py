@@ -21,7 +21,7 @@ from conftest import DEADLINE, SLACK, Box, Watch, alive, wait_until
 from house import NOTE, House, assert_no_overlap, ended, journal
 from pgserver import Postgres, TlsFront, free_port
 from runctl.config.schema import Config, ConfigError, Database
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.supervisor.cluster.lease import hold_database_lease
 from runctl.supervisor.cluster.members import Members
 from runctl.supervisor.host.postgres import aio, connect, connection
@@ -233,9 +233,11 @@ def test_one_order_over_executors(house: House, tmp_path: Path) -> None:
     code = NOTE + 'note("begin"); time.sleep(0.05); note("end")'
 
     def ask(box: Box, thread: str, n: int) -> str:
-        request = wire.Submit(thread, None, None, None, [sys.executable, "-c", code, str(noted)])
+        request = messages.Submit(
+            thread, None, None, None, [sys.executable, "-c", code, str(noted)]
+        )
         reply = house.ask(f"runctl.ctl.id-{box.name}.submit", request)
-        assert isinstance(reply, wire.Submitted)
+        assert isinstance(reply, messages.Submitted)
         return reply.run
 
     def client(thread: str) -> list[str]:
@@ -291,8 +293,8 @@ def test_an_abort_reaches_the_owner_and_its_thread_waits(house: House, tmp_path:
     run, watch = _owned_by(a, "demo", STUBBORN, str(noted))
     b = house.box("b")
     following = b.submit_py("demo", NOTE + 'note("begin"); note("end")', str(noted))
-    reply = house.ask("runctl.ctl.id-b.abort", wire.Abort("demo", run))
-    assert isinstance(reply, wire.Aborted), reply
+    reply = house.ask("runctl.ctl.id-b.abort", messages.Abort("demo", run))
+    assert isinstance(reply, messages.Aborted), reply
     assert reply.runs == [run]
     assert watch.wait() == 5
     assert b.runctl("wait", following).strip() == "succeeded"
@@ -459,8 +461,8 @@ def test_the_owner_returns_while_it_is_taken_over(house: House, tmp_path: Path) 
         begun = len(journal(noted))
         runs = []
         for n in range(3):
-            reply = house.ask("runctl.ctl.id-a.submit", wire.Submit(f"t{n}", argv=command))
-            assert isinstance(reply, wire.Submitted)
+            reply = house.ask("runctl.ctl.id-a.submit", messages.Submit(f"t{n}", argv=command))
+            assert isinstance(reply, messages.Submitted)
             runs.append(reply.run)
         wait_until(lambda begun=begun: len(journal(noted)) >= begun + 3, "all have begun")
         owned += sum(house.bus.run(run).executor == "a" for run in runs)

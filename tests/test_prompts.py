@@ -14,7 +14,7 @@ from conftest import Box, Watch, running_box, wait_until
 from runctl.config.load import load
 from runctl.config.prompts import interpreter, refusal, warnings
 from runctl.config.schema import CommandRunner, Config
-from runctl.protocol import wire
+from runctl.protocol import messages
 
 P = "{prompt}"
 EVIL = '--settings={"apiKeyHelper":"id > /tmp/x"}'
@@ -202,8 +202,8 @@ def test_a_thread_may_begin_with_a_dash(agents: Box) -> None:
 
 
 def test_a_relative_directory_is_refused(agents: Box) -> None:
-    (answer,) = agents.ask(wire.Submit("t", argv=["true"], cwd="../etc"))
-    assert isinstance(answer, wire.Problem)
+    (answer,) = agents.ask(messages.Submit("t", argv=["true"], cwd="../etc"))
+    assert isinstance(answer, messages.Problem)
     assert answer.message == "cwd must be a whole path, which begins with /"
 
 

@@ -19,7 +19,7 @@ import trio
 from conftest import DEADLINE, Box, Watch, wait_until
 from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
 from house import House
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.supervisor.queue.rows import Rows
 
 pytestmark = pytest.mark.long
@@ -58,9 +58,9 @@ class Lane:
         assert (row["status"], row["exit_code"], row["attempt"]) == (expected, self.code, 1)
 
 
-def waits(box: Box) -> list[wire.UnfinishedRun]:
-    (status,) = box.ask(wire.StatusRequest())
-    assert isinstance(status, wire.DaemonStatus), status
+def waits(box: Box) -> list[messages.UnfinishedRun]:
+    (status,) = box.ask(messages.StatusRequest())
+    assert isinstance(status, messages.DaemonStatus), status
     assert status.running >= len(status.unfinished)
     return status.unfinished
 

@@ -18,7 +18,7 @@ from natsserver import connected
 from proxy import Proxy
 from runctl.cli.display.output import lost
 from runctl.client.consumer import Gap
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
 from runctl.protocol.model import Run, Status
 from test_housekeeping import forget
 from test_terminal import Terminal
@@ -135,7 +135,7 @@ def test_a_reset_at_a_full_stream_makes_room(stopped_box: Box) -> None:
         """To the last byte, with what a database that is gone has left."""
         for size in (10_000, 1000, 100, 1):
             while True:
-                subject = wire.out_subject("unknown", "u1")
+                subject = subjects.out_subject("unknown", "u1")
                 reply = await client.request(subject, b"x" * size, timeout=5)
                 if "error" in json.loads(reply.data):
                     break
@@ -222,7 +222,7 @@ def test_an_older_stream_is_taken_over(stopped_box: Box) -> None:
     done = [finish(box, "t", 500) for _ in range(4)]
 
     async def config(client: Any) -> Any:
-        return (await client.jetstream().stream_info(wire.STREAM)).config
+        return (await client.jetstream().stream_info(subjects.STREAM)).config
 
     async def age(client: Any) -> None:
         old = await config(client)
@@ -345,18 +345,20 @@ def test_a_gap_in_words() -> None:
 @pytest.mark.short
 def test_rows_of_older_daemons_and_clients_are_read() -> None:
     run = Run("r", "t", Status.SUCCEEDED, 1, "shell", "e", "2026-01-01T00:00:00Z")
-    row = wire.run_row(run, "partial")
+    row = messages.run_row(run, "partial")
     assert list(msgspec.to_builtins(row)) == [*msgspec.to_builtins(run), "output"]
     old = msgspec.json.encode({"reply": "runs", "runs": [run], "next": None})
-    found = wire.decode_reply(old)
-    assert isinstance(found, wire.Runs)
+    found = messages.decode_reply(old)
+    assert isinstance(found, messages.Runs)
     assert found.runs[0].output is None
     assert msgspec.json.decode(msgspec.json.encode(row), type=Run) == run
-    assert b"check" not in wire.encode(wire.Purge(["t"]))
+    assert b"check" not in messages.encode(messages.Purge(["t"]))
 
 
 @pytest.mark.short
 def test_a_record_says_how_much_was_written() -> None:
-    record = wire.Chunks(1, 7, 0.0, [wire.Chunk("stdout", b"abc")], 4711)
-    assert wire.read_summary(wire.summary(record)) == wire.Summary("chunk", 1, 7, total=4711)
-    assert wire.read_summary("chunk 1 7") == wire.Summary("chunk", 1, 7)
+    record = records.Chunks(1, 7, 0.0, [records.Chunk("stdout", b"abc")], 4711)
+    assert records.read_summary(records.summary(record)) == records.Summary(
+        "chunk", 1, 7, total=4711
+    )
+    assert records.read_summary("chunk 1 7") == records.Summary("chunk", 1, 7)

@@ -16,7 +16,7 @@ from machine import own_cgroup, remove_cgroup, skip_without
 from runctl.config.load import describe, load
 from runctl.config.run_limits import controllers, plan
 from runctl.config.schema import Account, CommandRunner, ConfigError, Limits
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.supervisor.processes.cgroups import Cgroup, Groups
 from users import AGENT, needs_root, open_box
 
@@ -190,9 +190,9 @@ def test_one_warning_says_what_is_not_limited(box: Box) -> None:
 @needs_root
 def test_a_run_gets_no_more_than_its_limits(box: Box) -> None:
     made = box.ask(
-        wire.Submit("agent", "agent", argv=["sh", "-c", "ulimit -n; ulimit -v"], cwd="/"),
-        wire.Submit("bomb", "agent", argv=["sh", "-c", BOMB], cwd="/"),
-        wire.Submit("big", "big"),
+        messages.Submit("agent", "agent", argv=["sh", "-c", "ulimit -n; ulimit -v"], cwd="/"),
+        messages.Submit("bomb", "agent", argv=["sh", "-c", BOMB], cwd="/"),
+        messages.Submit("big", "big"),
     )
     agent, bomb, big = (x.run for x in made)
     assert box.runctl("attach", "agent", "--run", agent).split() == ["32", str(64 * 1024)]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, Watch, alive, children, wait_until
 from natsserver import connected
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.protocol.model import Status
 from test_chat import Scripted, delta, serving
 
@@ -88,7 +88,7 @@ note("begin"); time.sleep(0.2); note("end")
     with ThreadPoolExecutor(6) as pool:
         side = [sys.executable, "-c", side_code, str(go)]
         sides = [f"side-{n}" for n in range(20)]
-        box.ask(*(wire.Submit(thread, argv=side) for thread in sides))
+        box.ask(*(messages.Submit(thread, argv=side) for thread in sides))
         wait_until(together, "20 threads run in parallel")
         lanes = [pool.submit(client, n) for n in range(5)]
         orders = [lane.result() for lane in lanes]
@@ -100,7 +100,7 @@ note("begin"); time.sleep(0.2); note("end")
     for order in orders:
         assert box.runctl("wait", order[-1]).strip() == "succeeded"
     wait_until(lambda: all(row["status"] == "idle" for row in box.json("list")), "all have ended")
-    rows = [row for reply in box.ask(*map(wire.List, ["lane", *sides])) for row in reply.runs]
+    rows = [row for reply in box.ask(*map(messages.List, ["lane", *sides])) for row in reply.runs]
     assert {row.status for row in rows} == {Status.SUCCEEDED}
     assert len(rows) == len(runs) + len(sides)
     lines = [line.split() for line in journal.read_text().splitlines() if line.startswith("lane")]
@@ -215,7 +215,9 @@ def test_turns_follow_their_submits(stopped_box: Box) -> None:
         box.configure(f'[runners.c]\nkind = "chat"\nbase_url = "{url}"\nmodel = "m"\n')
         box.start()
         time.sleep(1 - time.time() % 1)
-        turns = [wire.Submit("talk", run=f"n{n}", runner="c", prompt=f"{n}") for n in range(8, 13)]
+        turns = [
+            messages.Submit("talk", run=f"n{n}", runner="c", prompt=f"{n}") for n in range(8, 13)
+        ]
         box.ask(*turns)
         for turn in turns:
             box.runctl("wait", str(turn.run))
@@ -432,18 +434,20 @@ GARBAGE = [
 
 
 def test_malformed_control_requests_are_named_and_survived(box: Box) -> None:
-    async def ask() -> list[wire.Reply]:
+    async def ask() -> list[messages.Reply]:
         client = await connected(box.state)
         try:
             return [
-                wire.decode_reply((await client.request("runctl.ctl.any.submit", data, 10)).data)
+                messages.decode_reply(
+                    (await client.request("runctl.ctl.any.submit", data, 10)).data
+                )
                 for data in GARBAGE
             ]
         finally:
             await client.close()
 
     for data, reply in zip(GARBAGE, asyncio.run(ask()), strict=True):
-        assert isinstance(reply, wire.Problem), data[:60]
+        assert isinstance(reply, messages.Problem), data[:60]
         assert reply.code == "bad-request", (data[:60], reply)
     box.runctl("wait", box.submit("t", "true"))
 

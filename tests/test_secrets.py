@@ -20,7 +20,7 @@ from pgserver import free_port
 from runctl.config.load import describe, load
 from runctl.config.schema import FileError
 from runctl.config.secrets import Masker
-from runctl.protocol.wire import Endpoint
+from runctl.protocol.endpoint import Endpoint
 from runctl.supervisor.host.logs import Plain
 from securenats import Cluster
 

@@ -25,7 +25,8 @@ from runctl.cli.health import local_checks, remote_checks
 from runctl.client.requests import Impostor, dial
 from runctl.config import connection
 from runctl.config.schema import Config
-from runctl.protocol import wire
+from runctl.protocol import messages, subjects
+from runctl.protocol.endpoint import ENDPOINT_FILE
 from runctl.protocol.errors import Unavailable
 from runctl.supervisor.messaging.server_identity import COMMON_NAME, FILE, prepare_identity
 from squatter import NOBODY, Squatter
@@ -44,7 +45,7 @@ if os.environ['RUNCTL_ATTEMPT'] == '1':
 
 def told(box: Box) -> tuple[int, str]:
     """(port, password) that clients read."""
-    found = json.loads((box.state / wire.ENDPOINT_FILE).read_text())
+    found = json.loads((box.state / ENDPOINT_FILE).read_text())
     return int(found["url"].rpartition(":")[2]), found["password"]
 
 
@@ -61,8 +62,8 @@ def hellos_only(heard: bytes, *secrets: str) -> None:
 def test_who_takes_the_port_hears_no_secret_and_runs_nothing(box: Box) -> None:
     evil = box.path / "evil"
     box.path.chmod(0o777)
-    order = wire.encode(wire.Submit("evil", argv=["touch", str(evil)]))
-    subject = wire.control_subject("submit")
+    order = messages.encode(messages.Submit("evil", argv=["touch", str(evil)]))
+    subject = subjects.control_subject("submit")
     box.submit_py("t", TWICE)
     watcher = Watch(box, "t")
     watcher.wait_chunks(1)
@@ -184,7 +185,7 @@ def test_an_older_daemons_server_is_told_no_password(tmp_path: Path) -> None:
         listener.setblocking(False)
         (tmp_path / "nats").mkdir()
         port = listener.getsockname()[1]
-        (tmp_path / wire.ENDPOINT_FILE).write_text(
+        (tmp_path / ENDPOINT_FILE).write_text(
             json.dumps({"url": f"nats://127.0.0.1:{port}", "user": "u", "password": "p"})
         )
         with pytest.raises(Unavailable, match=r"older runctld's.*; restart runctld"):
@@ -197,7 +198,7 @@ def test_an_older_daemons_server_is_told_no_password(tmp_path: Path) -> None:
 def test_a_damaged_file_for_clients_is_one_line(tmp_path: Path, certificate: str) -> None:
     (tmp_path / "nats").mkdir()
     endpoint = {"url": "nats://127.0.0.1:1", "user": "u", "password": "p"}
-    (tmp_path / wire.ENDPOINT_FILE).write_text(json.dumps(endpoint | {"certificate": certificate}))
+    (tmp_path / ENDPOINT_FILE).write_text(json.dumps(endpoint | {"certificate": certificate}))
     with pytest.raises(Unavailable, match=r"client.json cannot be used .*; restart runctld"):
         asyncio.run(dial(Config(state_dir=tmp_path)))
 
@@ -207,7 +208,7 @@ def test_a_server_that_was_replaced_meanwhile_is_found(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     server = Server(state)
-    file = state / wire.ENDPOINT_FILE
+    file = state / ENDPOINT_FILE
     right = file.read_bytes()
     file.write_bytes(right.replace(b'"password":"p"', b'"password":"old"'))
 

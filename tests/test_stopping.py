@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, Watch, alive, wait_until
 from house import Bus
-from runctl.protocol import wire
+from runctl.protocol import messages
 
 DEAF = 'trap "" TERM INT HUP; echo $$ > "$1/$RUNCTL_ATTEMPT-$$"; while :; do sleep 600; done'
 TREES = 200
@@ -263,7 +263,7 @@ def test_handlers_may_clean_up(box: Box, tmp_path: Path) -> None:
             box.runctl("abort", thread)
         watch.wait()
         assert watch.text().splitlines()[-1] == "done"
-    box.ask(*[wire.Submit(name, argv=_tidy(tmp_path, name)) for name in HANDLERS])
+    box.ask(*[messages.Submit(name, argv=_tidy(tmp_path, name)) for name in HANDLERS])
     watch = Watch(box, "pipeline")
     for name in HANDLERS:
         wait_until((tmp_path / name).exists, f"{name} runs")

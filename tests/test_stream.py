@@ -22,7 +22,7 @@ from runctl.client import consumer
 from runctl.client.requests import ask, dial
 from runctl.config.load import load
 from runctl.config.schema import Config, Nats
-from runctl.protocol import wire
+from runctl.protocol import messages, records, subjects
 from runctl.protocol.errors import Fenced, StreamUnfit
 from runctl.protocol.model import Outcome, Run, RunSpec, Status
 from runctl.supervisor.execution.aborted_ends import Endings
@@ -51,7 +51,7 @@ class Lossy(Streams):
         self.stale: list[Tail] = []
 
     async def publish(
-        self, subject: str, record: wire.Record, expected: int, *, rollup: bool = False
+        self, subject: str, record: records.Record, expected: int, *, rollup: bool = False
     ) -> int | None:
         if self.lose:
             self.lose -= 1
@@ -91,7 +91,7 @@ async def _write(attempt: Attempt, *data: bytes) -> None:
 @pytest.mark.parametrize("before", ["nothing", "an older attempt", "fewer records"])
 async def test_a_stale_tail_fences_nobody(nats_server: str, before: str) -> None:
     run = f"stale-{before.replace(' ', '-')}"
-    subject = wire.out_subject(THREAD, run)
+    subject = subjects.out_subject(THREAD, run)
     async with _streams(nats_server) as streams:
         old = [Tail(0, None)]
         first = Attempt(streams, THREAD, run, 1, "e")
@@ -107,7 +107,7 @@ async def test_a_stale_tail_fences_nobody(nats_server: str, before: str) -> None
         await second.end(Outcome(Status.SUCCEEDED))
         assert streams.stale == []
         last = (await streams.tail(subject)).record
-        assert isinstance(last, wire.End)
+        assert isinstance(last, records.End)
         assert last.chunks == 2
         with pytest.raises(ExceptionGroup) as group:
             await _write(first, b"late")
@@ -115,15 +115,17 @@ async def test_a_stale_tail_fences_nobody(nats_server: str, before: str) -> None
 
 
 async def test_a_purged_stream_goes_on(nats_server: str) -> None:
-    subject = wire.out_subject(THREAD, "purged")
+    subject = subjects.out_subject(THREAD, "purged")
     async with _streams(nats_server) as streams:
         attempt = Attempt(streams, THREAD, "purged", 1, "e")
         await attempt.open()
         await _write(attempt, b"one")
-        await trio_asyncio.aio_as_trio(streams.life._js.purge_stream)(wire.STREAM, subject=subject)
+        await trio_asyncio.aio_as_trio(streams.life._js.purge_stream)(
+            subjects.STREAM, subject=subject
+        )
         await _write(attempt, b"two")
         last = (await streams.tail(subject)).record
-        assert isinstance(last, wire.Chunks)
+        assert isinstance(last, records.Chunks)
         assert last.seq == 2
 
 
@@ -132,11 +134,11 @@ async def test_an_end_is_not_put_over_a_newer_attempt(nats_server: str) -> None:
         newer = Attempt(streams, THREAD, "newer", 2, "e")
         await newer.open()
         await streams.end(THREAD, "newer", 1, Outcome(Status.FAILED))
-        tail = await streams.tail(wire.out_subject(THREAD, "newer"))
-        assert isinstance(tail.record, wire.Reset)
+        tail = await streams.tail(subjects.out_subject(THREAD, "newer"))
+        assert isinstance(tail.record, records.Reset)
         await streams.end(THREAD, "newer", 2, Outcome(Status.FAILED))
-        tail = await streams.tail(wire.out_subject(THREAD, "newer"))
-        assert isinstance(tail.record, wire.End)
+        tail = await streams.tail(subjects.out_subject(THREAD, "newer"))
+        assert isinstance(tail.record, records.End)
 
 
 async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_server: str) -> None:
@@ -145,14 +147,14 @@ async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_ser
         attempt = Attempt(streams, THREAD, "kept", 1, "e")
         await attempt.open()
         await _write(attempt, b"one", b"two")
-        subject = wire.out_subject(THREAD, "kept")
+        subject = subjects.out_subject(THREAD, "kept")
         begun = (await streams.tail(subject)).record
         assert begun is not None
         await streams.end(THREAD, "kept", 2, Outcome(Status.ABORTED))
         end = (await streams.tail(subject)).record
     assert end is not None
     state, events = consumer.RunState("kept"), list[consumer.Event]()
-    for record in (wire.Reset("kept", 1, 0.0, "e"), begun, end):
+    for record in (records.Reset("kept", 1, 0.0, "e"), begun, end):
         state.apply(record, events)
     assert [(type(event), getattr(event, "attempt", 1)) for event in events] == [
         (consumer.Reset, 1),
@@ -186,9 +188,9 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
         with registry.start(spec, 1):
             await Endings(streams, durable, registry).mend(60.0)
         for run in ("live", "owed"):
-            assert (await streams.tail(wire.out_subject(THREAD, run))).record is None
-        ended = (await streams.tail(wire.out_subject(THREAD, "cut"))).record
-        assert isinstance(ended, wire.End)
+            assert (await streams.tail(subjects.out_subject(THREAD, run))).record is None
+        ended = (await streams.tail(subjects.out_subject(THREAD, "cut"))).record
+        assert isinstance(ended, records.End)
 
 
 @pytest.mark.parametrize("another", [False, True])
@@ -197,7 +199,7 @@ async def test_what_was_stored_without_an_ack_is_known_when_it_is_tried_again(
 ) -> None:
     """The stream did not serve just then. ``another``: it was lost, too, as far as one knows."""
     run = f"unheard-{another}"
-    subject = wire.out_subject(THREAD, run)
+    subject = subjects.out_subject(THREAD, run)
     outcome = Outcome(Status.SUCCEEDED)
     async with _streams(nats_server) as streams:
         attempt = Attempt(streams, THREAD, run, 1, "e")
@@ -215,7 +217,7 @@ async def test_what_was_stored_without_an_ack_is_known_when_it_is_tried_again(
         assert paid == [run]
         assert not streams.owes(run)
         last = (await streams.tail(subject)).record
-        assert isinstance(last, wire.End)
+        assert isinstance(last, records.End)
         assert last.chunks == 1
         assert streams.turns == (3 if another else 5), "each end was sent once, or refused"
         assert (await Stored(streams._nc).counts(subject)).records == {subject: 3}
@@ -228,20 +230,20 @@ async def test_nothing_is_written_behind_the_end_of_somebody_else(
     """The stream was made again, and who took the run for a dead one has written its end there,
     with the same attempt. A live attempt stops; one that has stored that end itself is over."""
     run = f"foreign-{ended}"
-    subject = wire.out_subject(THREAD, run)
+    subject = subjects.out_subject(THREAD, run)
     async with _streams(nats_server) as streams:
         attempt = Attempt(streams, THREAD, run, 1, "e")
         await attempt.open()
         await _write(attempt, b"one")
         purge = trio_asyncio.aio_as_trio(streams.life._js.purge_stream)
-        await purge(wire.STREAM, subject=subject)
+        await purge(subjects.STREAM, subject=subject)
         await streams.end(THREAD, run, 1, Outcome(Status.ABORTED))
         streams.life.number += 1
         with pytest.raises(BaseException) as caught:
             await (attempt.end(Outcome(Status.SUCCEEDED)) if ended else _write(attempt, b"two"))
         assert caught.group_contains(Fenced) if not ended else caught.type is Fenced
         last = (await streams.tail(subject)).record
-        assert isinstance(last, wire.End)
+        assert isinstance(last, records.End)
         assert last.outcome.status is Status.ABORTED
 
 
@@ -377,7 +379,9 @@ async def _watching(url: str, run: str) -> AsyncIterator[list[consumer.Event]]:
     ends: list[Callable[[], object]] = []
 
     async def collect() -> None:
-        async with consumer.Watcher(lambda: dial(config), wire.out_subject(THREAD, run)) as watcher:
+        async with consumer.Watcher(
+            lambda: dial(config), subjects.out_subject(THREAD, run)
+        ) as watcher:
             async for batch in watcher:
                 events.extend(batch)
 
@@ -403,14 +407,14 @@ def test_an_abort_right_after_the_submit_leaves_an_end(box: Box) -> None:
         link = await dial(load(box.config, client=True))
         try:
             for n in range(TRIES):
-                request = wire.Submit(f"brief-{n}", argv=["sleep", "600"])
-                run = (await ask(link, request, wire.Submitted)).run
+                request = messages.Submit(f"brief-{n}", argv=["sleep", "600"])
+                run = (await ask(link, request, messages.Submitted)).run
                 await asyncio.sleep(n / TRIES * 0.008)
-                await ask(link, wire.Abort(f"brief-{n}", queued=True), wire.Aborted)
-                query = {"last_by_subj": wire.out_subject(f"brief-{n}", run)}
-                reply = await link.api(f"STREAM.MSG.GET.{wire.STREAM}", query)
-                record = wire.decode_record(base64.b64decode(reply["message"]["data"]))
-                assert isinstance(record, wire.End), f"{n}: {record}"
+                await ask(link, messages.Abort(f"brief-{n}", queued=True), messages.Aborted)
+                query = {"last_by_subj": subjects.out_subject(f"brief-{n}", run)}
+                reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query)
+                record = records.decode_record(base64.b64decode(reply["message"]["data"]))
+                assert isinstance(record, records.End), f"{n}: {record}"
                 assert record.outcome.status == "aborted"
         finally:
             await link.close()

@@ -16,7 +16,7 @@ from runctl.cli.top.board import Board, Line, Meter
 from runctl.cli.top.key_decoder import Keys
 from runctl.cli.top.view import AROUND, View, age, layout, number, pace, picture
 from runctl.protocol.model import Run, Status, ThreadRow
-from runctl.protocol.wire import Summary
+from runctl.protocol.records import Summary
 from terminal import Terminal
 
 # Says a number each time the file "say" has grown, until it may end.

@@ -23,7 +23,8 @@ from runctl.client.consumer import Chunk, End, Watcher
 from runctl.client.requests import dial
 from runctl.config.load import load
 from runctl.protocol.errors import BadRequest
-from runctl.protocol.wire import Resize, control_subject, thread_subjects
+from runctl.protocol.messages import Resize
+from runctl.protocol.subjects import control_subject, thread_subjects
 from runctl.supervisor.processes.terminal_size import Size, Window, checked
 from test_terminal import Terminal
 

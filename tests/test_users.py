@@ -13,7 +13,7 @@ import pytest
 from conftest import DEADLINE, Box, alive, wait_until
 from runctl.config.load import load
 from runctl.config.schema import CommandRunner, ConfigError
-from runctl.protocol import wire
+from runctl.protocol import messages
 from runctl.supervisor.processes import credentials
 from runctl.supervisor.processes.keeper import scan
 from users import (
@@ -72,7 +72,7 @@ def said(box: Box, *words: str) -> str:
     """What a run on a thread of its own says on both of its pipes, once it has ended."""
     thread = f"t{len(box.clients)}"
     runner, argv = words[1], list(words[3:])
-    (made,) = box.ask(wire.Submit(thread, runner, argv=argv, cwd="/"))
+    (made,) = box.ask(messages.Submit(thread, runner, argv=argv, cwd="/"))
     return box.runctl("attach", thread, "--run", made.run) + box.stderr
 
 
@@ -112,7 +112,7 @@ def test_output_and_terminal_are_its_users(box: Box) -> None:
 def test_where_it_runs_is_asked_as_that_user(box: Box) -> None:
     closed = box.path / "closed"
     closed.mkdir(mode=0o700, exist_ok=True)
-    reply = box.ask(wire.Submit("closed", "agent", argv=["pwd"], cwd=str(closed)))[0]
+    reply = box.ask(messages.Submit("closed", "agent", argv=["pwd"], cwd=str(closed)))[0]
     box.runctl("wait", reply.run, code=1)
     assert box.show(reply.run)["error"] == (
         f"directory '{closed}' cannot be entered by user {AGENT}: Permission denied"

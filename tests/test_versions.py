@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
-from runctl.protocol import wire
+from runctl.protocol import records
 from runctl.protocol.errors import ConfigError
 from runctl.supervisor.host.state_format import FORMAT, check_format, mark_format
 from test_chat import Scripted, delta, serving
@@ -40,21 +40,21 @@ def test_every_stored_record_is_looked_at() -> None:
 @pytest.mark.short
 @pytest.mark.parametrize("name", PRESENT)
 def test_records_of_this_version_are_read_and_written_the_same(name: str) -> None:
-    assert wire.decode_record(stored(name)) == PRESENT[name]
-    assert wire.encode_record(PRESENT[name]) == stored(name)
+    assert records.decode_record(stored(name)) == PRESENT[name]
+    assert records.encode_record(PRESENT[name]) == stored(name)
 
 
 @pytest.mark.short
 @pytest.mark.parametrize("name", READ)
 def test_missing_fields_have_defaults_and_unknown_ones_are_left_out(name: str) -> None:
-    assert wire.decode_record(stored(name)) == READ[name][1]
+    assert records.decode_record(stored(name)) == READ[name][1]
 
 
 @pytest.mark.short
 @pytest.mark.parametrize("name", NEWER)
 def test_records_of_a_newer_version_say_so(name: str) -> None:
-    with pytest.raises(wire.NewerRecord) as caught:
-        wire.decode_record(stored(name))
+    with pytest.raises(records.NewerRecord) as caught:
+        records.decode_record(stored(name))
     assert str(caught.value).startswith(f"written by a newer runctl ({NEWER[name][1]}")
     assert "upgrade" in str(caught.value)
 
@@ -63,17 +63,17 @@ def test_records_of_a_newer_version_say_so(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "summary"),
     [
-        ("reset 2", wire.Summary("reset", 2)),
-        ("chunk 1 154", wire.Summary("chunk", 1, 154)),  # before sizes were counted
-        ("chunk 1 154 20480", wire.Summary("chunk", 1, 154, total=20480)),
-        ("end 2 20 succeeded", wire.Summary("end", 2, 20, "succeeded")),
-        ("reset 2 then more", wire.Summary("reset", 2)),
-        ("chunk 1 154 20480 then more", wire.Summary("chunk", 1, 154, total=20480)),
-        ("end 2 20 paused then more", wire.Summary("end", 2, 20, "paused")),
+        ("reset 2", records.Summary("reset", 2)),
+        ("chunk 1 154", records.Summary("chunk", 1, 154)),  # before sizes were counted
+        ("chunk 1 154 20480", records.Summary("chunk", 1, 154, total=20480)),
+        ("end 2 20 succeeded", records.Summary("end", 2, 20, "succeeded")),
+        ("reset 2 then more", records.Summary("reset", 2)),
+        ("chunk 1 154 20480 then more", records.Summary("chunk", 1, 154, total=20480)),
+        ("end 2 20 paused then more", records.Summary("end", 2, 20, "paused")),
     ],
 )
-def test_summaries_of_other_versions_are_read(text: str, summary: wire.Summary) -> None:
-    assert wire.read_summary(text) == summary
+def test_summaries_of_other_versions_are_read(text: str, summary: records.Summary) -> None:
+    assert records.read_summary(text) == summary
 
 
 # ---- a state directory ------------------------------------------------------------------

@@ -22,14 +22,15 @@ from pgserver import free_port
 from runctl.client import consumer
 from runctl.client.requests import Link, dial
 from runctl.config.schema import Config
-from runctl.protocol import wire
+from runctl.protocol import records, subjects
+from runctl.protocol.endpoint import ENDPOINT_FILE, Endpoint
 from runctl.protocol.errors import Unavailable
 from runctl.protocol.model import Outcome, Status
 from runctl.supervisor.messaging.embedded_server import server_binary
 from runctl.supervisor.messaging.server_identity import FILE, prepare_identity
 
 DEADLINE = 30.0 * SLACK
-SUBJECT = wire.out_subject("t", "r1")
+SUBJECT = subjects.out_subject("t", "r1")
 
 
 class Server:
@@ -42,8 +43,8 @@ class Server:
         folder = path / "nats"
         folder.mkdir()
         certificate = prepare_identity(folder)
-        endpoint = wire.Endpoint(f"nats://127.0.0.1:{self.port}", "u", "p", certificate)
-        (path / wire.ENDPOINT_FILE).write_bytes(msgspec.json.encode(endpoint))
+        endpoint = Endpoint(f"nats://127.0.0.1:{self.port}", "u", "p", certificate)
+        (path / ENDPOINT_FILE).write_bytes(msgspec.json.encode(endpoint))
         pair = str(folder / FILE)
         self._settings = folder / "server.conf"
         self._settings.write_text(
@@ -101,30 +102,32 @@ class Writer:
 
         await self.js.add_stream(
             StreamConfig(
-                name=wire.STREAM,
-                subjects=[wire.SUBJECT_PREFIX + ".*.*"],
+                name=subjects.STREAM,
+                subjects=[subjects.SUBJECT_PREFIX + ".*.*"],
                 allow_rollup_hdrs=True,
                 allow_direct=True,
                 max_consumers=100_000,
             )
         )
 
-    async def put(self, record: wire.Record, subject: str = SUBJECT) -> None:
-        headers = {wire.SUMMARY_HEADER: wire.summary(record)}
-        if isinstance(record, wire.Reset):
+    async def put(self, record: records.Record, subject: str = SUBJECT) -> None:
+        headers = {records.SUMMARY_HEADER: records.summary(record)}
+        if isinstance(record, records.Reset):
             headers["Nats-Rollup"] = "sub"
-        await self.js.publish(subject, wire.encode_record(record), headers=headers)
+        await self.js.publish(subject, records.encode_record(record), headers=headers)
 
     async def reset(self, attempt: int, run: str = "r1") -> None:
-        await self.put(wire.Reset(run, attempt, 0.0), wire.out_subject("t", run))
+        await self.put(records.Reset(run, attempt, 0.0), subjects.out_subject("t", run))
 
     async def chunks(self, attempt: int, seq: int, *texts: str, run: str = "r1") -> None:
-        chunks = [wire.Chunk("stdout", text.encode()) for text in texts]
-        await self.put(wire.Chunks(attempt, seq, 0.0, chunks), wire.out_subject("t", run))
+        chunks = [records.Chunk("stdout", text.encode()) for text in texts]
+        await self.put(records.Chunks(attempt, seq, 0.0, chunks), subjects.out_subject("t", run))
 
     async def end(self, attempt: int, chunks: int, run: str = "r1") -> None:
         outcome = Outcome(Status.SUCCEEDED, 0)
-        await self.put(wire.End(run, attempt, chunks, 0.0, outcome), wire.out_subject("t", run))
+        await self.put(
+            records.End(run, attempt, chunks, 0.0, outcome), subjects.out_subject("t", run)
+        )
 
 
 class Seen:
@@ -279,7 +282,7 @@ def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) ->
             await w.chunks(1, 1, f"{run}-a", run=run)
         await w.chunks(1, 2, "r1-b")
         await w.end(1, 2)
-        async with Seen(server, wire.thread_subjects("t")) as seen:
+        async with Seen(server, subjects.thread_subjects("t")) as seen:
             await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
         assert not seen.of(consumer.Gap)
         assert seen.texts() == ["r1-a", "r2-a", "r1-b"]
@@ -292,16 +295,16 @@ def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) ->
 
 def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> None:
     def says(run: str, *fields: Any) -> consumer.Progress:
-        return consumer.Progress(run, wire.Summary(*fields), wire.out_subject("t", run))
+        return consumer.Progress(run, records.Summary(*fields), subjects.out_subject("t", run))
 
     async def body(w: Writer) -> None:
         await w.reset(1, "r1")
         await w.chunks(1, 1, "a", "b", run="r1")
         await w.end(1, 2, "r1")
         await w.reset(2, "r2")
-        old = wire.encode_record(wire.Reset("r3", 1, 0.0))  # as daemons before headers did
-        await w.js.publish(wire.out_subject("t", "r3"), old)
-        everything = f"{wire.SUBJECT_PREFIX}.*.*"
+        old = records.encode_record(records.Reset("r3", 1, 0.0))  # as daemons before headers did
+        await w.js.publish(subjects.out_subject("t", "r3"), old)
+        everything = f"{subjects.SUBJECT_PREFIX}.*.*"
         async with Seen(server, everything, summaries=True) as seen:
             await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
             assert seen.events == [
@@ -309,11 +312,11 @@ def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> No
                 says("r2", "reset", 2),
                 consumer.CaughtUp(),
             ]
-            (info,) = await w.js.consumers_info(wire.STREAM)
+            (info,) = await w.js.consumers_info(subjects.STREAM)
             assert info.config.headers_only, "contents stay on the server"
             await w.chunks(2, 1, "x" * 1000, "y", run="r2")
             await w.js.publish(
-                wire.out_subject("t", "r4"), b"", headers={wire.SUMMARY_HEADER: "what 1"}
+                subjects.out_subject("t", "r4"), b"", headers={records.SUMMARY_HEADER: "what 1"}
             )
             await w.link.close()
             server.kill()
@@ -355,7 +358,7 @@ def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> No
                 async with asyncio.timeout(DEADLINE):
                     while True:  # JetStream is not ready as soon as the port is
                         try:
-                            await w.js.stream_info(wire.STREAM)
+                            await w.js.stream_info(subjects.STREAM)
                             break
                         except Exception:
                             await asyncio.sleep(0.02)
@@ -379,8 +382,8 @@ def test_consumer_deleted_behind_our_back_is_made_again(server: Server) -> None:
         async with Seen(server) as seen:
             await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
             for i in range(1, 4):
-                for info in await w.js.consumers_info(wire.STREAM):
-                    await w.js.delete_consumer(wire.STREAM, info.name)
+                for info in await w.js.consumers_info(subjects.STREAM):
+                    await w.js.delete_consumer(subjects.STREAM, info.name)
                 await w.chunks(1, i, str(i))
                 await seen.until(lambda i=i: len(seen.texts()) == i)
         assert seen.texts() == ["1", "2", "3"]
@@ -394,15 +397,15 @@ def test_twenty_thousand_chunks_arrive_and_leave_no_consumer(server: Server) -> 
     async def body(w: Writer) -> None:
         await w.reset(1)
         for i in range(1, count + 1):  # the worst case: a record for each chunk
-            record = wire.Chunks(1, i, 0.0, [wire.Chunk("stdout", b"%d\n" % i)])
-            await w.link.nc.publish(SUBJECT, wire.encode_record(record))
+            record = records.Chunks(1, i, 0.0, [records.Chunk("stdout", b"%d\n" % i)])
+            await w.link.nc.publish(SUBJECT, records.encode_record(record))
         await w.link.nc.flush()
         await w.end(1, count)
         async with Seen(server) as seen:
             await seen.until(lambda: bool(seen.of(consumer.End)))
         assert seen.texts() == [f"{i}\n" for i in range(1, count + 1)]
         async with asyncio.timeout(DEADLINE):
-            while await w.js.consumers_info(wire.STREAM):  # noqa: ASYNC110
+            while await w.js.consumers_info(subjects.STREAM):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     play(server, body)
@@ -415,7 +418,7 @@ def test_slow_reader_loses_nothing(server: Server) -> None:
         await w.reset(1)
         big = b"x" * 100_000
         for i in range(1, 101):
-            await w.put(wire.Chunks(1, i, 0.0, [wire.Chunk("stdout", big)]))
+            await w.put(records.Chunks(1, i, 0.0, [records.Chunk("stdout", big)]))
         await w.end(1, 100)
         seqs: list[int] = []
         blocked = 0
@@ -444,7 +447,7 @@ def test_missing_stream_and_missing_server_are_reported(
         server.kill()
         with pytest.raises(Unavailable, match="runctld is not running"):
             await dial(server.config)
-        os.unlink(server.path / wire.ENDPOINT_FILE)
+        os.unlink(server.path / ENDPOINT_FILE)
         with pytest.raises(Unavailable, match="no runctld has run"):
             await dial(server.config)
 

@@ -25,7 +25,7 @@ from runctl.client import consumer
 from runctl.client.requests import dial
 from runctl.config.load import load
 from runctl.config.schema import Config
-from runctl.protocol import wire
+from runctl.protocol import subjects
 from runctl.protocol.errors import Unavailable
 from test_terminal import Terminal
 
@@ -275,7 +275,9 @@ class Party:
             stays = chance.uniform(0.02, 4) if chance.random() < leave else None
             pause = chance.uniform(0.1, 0.5) if chance.random() < 0.1 else 0
             whole = chance.random() < 0.15
-            subject = wire.thread_subjects(THREAD) if whole else wire.out_subject(THREAD, RUN)
+            subject = (
+                subjects.thread_subjects(THREAD) if whole else subjects.out_subject(THREAD, RUN)
+            )
             guest = Guest(self._config, subject, stays, pause)
             self.guests.append(guest)
             self._tasks.create_task(guest.attend(chance.uniform(0, within)))

@@ -25,7 +25,7 @@ from house import House
 from nats.errors import NoRespondersError
 from runctl.client.requests import Link, LinkLost, dial
 from runctl.config.load import load
-from runctl.protocol import wire
+from runctl.protocol import messages, subjects
 from runctl.protocol.errors import LeaseHeld, LeaseLost
 from runctl.supervisor.cluster.lease import hold_file_lease
 from runctl.supervisor.processes.keeper import scan
@@ -255,10 +255,12 @@ def test_nothing_is_committed_once_the_lock_is_another(box: Box) -> None:
 
     box.runctl("wait", box.submit("t", "true", run="early"))  # what it writes would be asked, too
 
-    async def submit(link: Link) -> wire.Reply:
-        request = wire.Submit("t", argv=["true"])  # without an id, or its output is looked for
-        subject = wire.control_subject("submit")
-        return wire.decode_reply(await link.request(subject, wire.encode(request), DEADLINE))
+    async def submit(link: Link) -> messages.Reply:
+        request = messages.Submit("t", argv=["true"])  # without an id, or its output is looked for
+        subject = subjects.control_subject("submit")
+        return messages.decode_reply(
+            await link.request(subject, messages.encode(request), DEADLINE)
+        )
 
     async def main() -> None:
         link = await dial(load(box.config, client=True))
@@ -446,9 +448,9 @@ def test_the_session_is_gone_and_another_daemon_came(
     for client in asking:
         client.kill()
     for other in others:
-        again = wire.Submit(other, run=other, argv=["true"], cwd=str(second.path))
-        reply = house.ask(wire.control_subject("submit"), again)
-        assert isinstance(reply, wire.Submitted), reply
+        again = messages.Submit(other, run=other, argv=["true"], cwd=str(second.path))
+        reply = house.ask(subjects.control_subject("submit"), again)
+        assert isinstance(reply, messages.Submitted), reply
     for other in [*queued, *others]:
         wait_until(lambda run=other: house.bus.run(run).status == "succeeded", "not stranded")
     assert second.term() == 0

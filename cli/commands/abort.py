@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from ...client.requests import ask_once
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.errors import RunctlError
 from ...protocol.model import check_run_id, check_thread
 from ..common import App, Verb, pass_app, run
@@ -48,12 +48,14 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
     if run_id is not None:
         check_run_id(run_id)
 
-    async def main() -> wire.Aborted:
+    async def main() -> messages.Aborted:
         what = f"runctl: ending the processes of {thread}"
         async with progress(lambda passed: f"{what}; {render.seconds(passed)}") as line:
             news = asyncio.create_task(_say_what_it_waits_for(app, thread, run_id, line))
             try:
-                return await ask_once(app.config, wire.Abort(thread, run_id, queued), wire.Aborted)
+                return await ask_once(
+                    app.config, messages.Abort(thread, run_id, queued), messages.Aborted
+                )
             finally:
                 news.cancel()
 
@@ -72,7 +74,7 @@ async def _say_what_it_waits_for(
     while True:
         await asyncio.sleep(PATIENCE)
         with contextlib.suppress(RunctlError):  # the abort itself says what is wrong
-            found = await ask_once(app.config, wire.Locate(thread, run_id), wire.RunDetails)
+            found = await ask_once(app.config, messages.Locate(thread, run_id), messages.RunDetails)
             reason = found.waits_for
             # Without one, the run after it waits, and that is no news here.
             if reason is not None and reason != said and "process" in reason:

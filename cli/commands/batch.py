@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ...client.requests import Link, ask
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.errors import BadRequest, RequestError, Unavailable
 from ...protocol.model import one_line
 from ..common import FAILED, OK, UNAVAILABLE, innermost
@@ -49,7 +49,7 @@ class Problem(msgspec.Struct):
     id: str | None = None
 
 
-Answer = wire.Submitted | RequestError | Unavailable
+Answer = messages.Submitted | RequestError | Unavailable
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Batch:
                 await asyncio.wait([task])
         if self._lost is not None:
             return Unavailable("not sent: runctld went away before")
-        request = wire.Submit(
+        request = messages.Submit(
             *(line.thread, line.runner or self._runner, line.id, line.prompt, line.argv),
             os.path.join(self._cwd, line.cwd or ""),
         )
@@ -158,7 +158,7 @@ class Batch:
             # What was sent behind it may be queued already: its thread's order counts for more.
             patience = 0.0 if self._ordered else None
             return await ask(
-                self._link, request, wire.Submitted, timeout=TIMEOUT, patience=patience
+                self._link, request, messages.Submitted, timeout=TIMEOUT, patience=patience
             )
         except RequestError as error:
             return error
@@ -186,7 +186,7 @@ class Batch:
 
     def _told(self, sent: _Sent) -> object:
         answer = sent.answer.result()
-        if isinstance(answer, wire.Submitted):
+        if isinstance(answer, messages.Submitted):
             self.answered += 1
             return {"thread": answer.thread, "run": answer.run, "status": answer.status}
         if isinstance(answer, RequestError):

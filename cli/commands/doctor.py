@@ -13,7 +13,7 @@ from ...config.files import MOST_SECRET, read_bounded
 from ...config.load import load
 from ...config.schema import Config, ConfigError
 from ...config.secrets import Masker
-from ...protocol import wire
+from ...protocol import messages
 from ..common import FAILED, OK, App, Verb, pass_app, run
 from ..display import render
 from ..health import local_checks, remote_checks
@@ -100,7 +100,7 @@ def _look(app: App) -> Iterator[Finding]:
     yield from _database(config, status)
 
 
-def _database(config: Config, status: wire.DaemonStatus | None) -> Iterator[Finding]:
+def _database(config: Config, status: messages.DaemonStatus | None) -> Iterator[Finding]:
     if config.database.embedded and status is not None and status.database.kind != "sqlite":
         yield warn("database", "the daemon's, not checked", "give its environment to doctor")
     elif config.database.embedded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ...client.requests import ask, dial
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.model import Run, Status, ThreadRow, check_thread
 from ..common import STATUSES, App, Verb, pass_app, run
 from ..completion.argument_types import THREAD
@@ -45,24 +45,24 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
     if thread is not None:
         check_thread(thread)
     threads: list[ThreadRow] = []
-    runs: list[wire.RunRow] = []
-    silent: list[wire.ExecutorStatus] = []
+    runs: list[messages.RunRow] = []
+    silent: list[messages.ExecutorStatus] = []
 
     async def main() -> None:
         link = await dial(app.config)
         try:
             after = 0
             while True:
-                rows: list[ThreadRow] | list[wire.RunRow]
+                rows: list[ThreadRow] | list[messages.RunRow]
                 missing = None if limit is None else limit - len(threads) - len(runs)
-                request = wire.List(thread, status, missing, after)
-                page: wire.Threads | wire.Runs
+                request = messages.List(thread, status, missing, after)
+                page: messages.Threads | messages.Runs
                 if thread is None:
-                    page = await ask(link, request, wire.Threads)
+                    page = await ask(link, request, messages.Threads)
                     threads.extend(page.threads)
                     rows = threads
                 else:
-                    page = await ask(link, request, wire.Runs)
+                    page = await ask(link, request, messages.Runs)
                     runs.extend(page.runs)
                     rows = runs
                 silent.extend(page.silent)
@@ -129,7 +129,7 @@ def _thread_status(row: ThreadRow) -> str:
     return row.status
 
 
-def _print_runs(rows: list[wire.RunRow], status: str | None) -> None:
+def _print_runs(rows: list[messages.RunRow], status: str | None) -> None:
     if not rows:
         render.note(f"no run of this thread is {status}" if status else "no runs")
         return

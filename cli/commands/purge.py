@@ -8,7 +8,7 @@ import click
 
 from ...client.requests import Link, ask, dial
 from ...config.schema import Config
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.errors import RequestError, Unavailable
 from ...protocol.model import check_thread
 from ..common import FAILED, App, Duration, Verb, pass_app, run
@@ -68,19 +68,21 @@ async def _purge(config: Config, threads: list[str], older_than: float | None, f
     try:
         async with progress(lambda _: f"runctl: purging: {done} of {len(threads)} threads"):
             if len(threads) > 1:
-                await ask(link, wire.Purge(threads, older_than, force, check=True), wire.Purged)
+                await ask(
+                    link, messages.Purge(threads, older_than, force, check=True), messages.Purged
+                )
             while done < len(threads):
                 batch = threads[done : done + size]
-                runs += await _batch(link, wire.Purge(batch, older_than, force), done, threads)
+                runs += await _batch(link, messages.Purge(batch, older_than, force), done, threads)
                 done += len(batch)
     finally:
         await link.close()
     return runs
 
 
-async def _batch(link: Link, request: wire.Purge, done: int, threads: list[str]) -> int:
+async def _batch(link: Link, request: messages.Purge, done: int, threads: list[str]) -> int:
     try:
-        return (await ask(link, request, wire.Purged)).runs
+        return (await ask(link, request, messages.Purged)).runs
     except (RequestError, Unavailable) as error:
         if not done:
             raise

@@ -6,7 +6,7 @@ import click
 
 from ...client.requests import ask
 from ...client.suggestions import dial_for, find_run
-from ...protocol import wire
+from ...protocol import messages
 from ..common import App, Verb, pass_app, run
 from ..completion.argument_types import RunName
 from ..display import render
@@ -25,11 +25,11 @@ Examples:
 def retry(app: App, run_id: str) -> None:
     """Queue the work of RUN again, as a new run of its thread; prints the new run's id."""
 
-    async def main() -> wire.Submitted:
+    async def main() -> messages.Submitted:
         link = await dial_for(app.config, run_id)
         try:
             name = (await find_run(link, run_id, "retry")).run.run
-            return await ask(link, wire.Retry(name), wire.Submitted)
+            return await ask(link, messages.Retry(name), messages.Submitted)
         finally:
             await link.close()
 

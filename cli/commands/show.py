@@ -7,7 +7,7 @@ import shlex
 import click
 
 from ...client.suggestions import dial_for, find_run
-from ...protocol import wire
+from ...protocol import messages
 from ..common import App, Verb, pass_app, run
 from ..completion.argument_types import RUN
 from ..display import render
@@ -33,7 +33,7 @@ def show(app: App, run_id: str) -> None:
     """Show what RUN does, where it stands and how it ended. Of a run's id the beginning is
     enough, if no other run's begins so."""
 
-    async def main() -> wire.RunDetails:
+    async def main() -> messages.RunDetails:
         link = await dial_for(app.config, run_id)
         try:
             return await find_run(link, run_id, "show")
@@ -43,7 +43,7 @@ def show(app: App, run_id: str) -> None:
     details = run(main)
     row = details.run
     if app.json:
-        render.out_json(wire.details_json(details))
+        render.out_json(messages.details_json(details))
         return
     pairs: list[tuple[str, str | None]] = [
         ("run", row.run),

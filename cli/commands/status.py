@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from ...client.requests import ask_once
-from ...protocol import __version__, wire
+from ...protocol import __version__, messages
 from ..common import App, Verb, pass_app, run
 from ..display import render
 from ..health import probe
@@ -38,7 +38,7 @@ def status(app: App, kind: str | None) -> None:
         said = run(lambda: probe.probe(app.config, live=kind == "live"))
         render.out_json({"probe": kind, "said": said}) if app.json else render.out(said)
         return
-    found = run(lambda: ask_once(app.config, wire.StatusRequest(), wire.DaemonStatus))
+    found = run(lambda: ask_once(app.config, messages.StatusRequest(), messages.DaemonStatus))
     if app.json:
         value = msgspec.to_builtins(found)
         del value["reply"]
@@ -74,11 +74,11 @@ def status(app: App, kind: str | None) -> None:
     )
 
 
-def _hooks(x: wire.HooksStatus) -> str:
+def _hooks(x: messages.HooksStatus) -> str:
     return f"{x.delivered} delivered, {x.failed} given up, {x.waiting} waiting"
 
 
-def _executor(x: wire.ExecutorStatus) -> str:
+def _executor(x: messages.ExecutorStatus) -> str:
     if x.state == "up":
         return f"{x.executor_id}: {x.running} running, {x.version}, up {render.seconds(x.uptime)}"
     if x.state == "silent":

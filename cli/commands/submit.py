@@ -8,7 +8,7 @@ import sys
 import click
 
 from ...client.requests import ask, dial
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.errors import BadRequest
 from ...protocol.model import MAX_PROMPT_BYTES, Status, check_run_id, check_thread
 from ..common import App, Duration, Verb, pass_app, run
@@ -129,7 +129,7 @@ def submit(
     piped = prompt == "-"
     if piped:
         prompt = _read_prompt()
-    request = wire.Submit(thread, runner, run_id, prompt, argv, _directory())
+    request = messages.Submit(thread, runner, run_id, prompt, argv, _directory())
     output = make_output(app)
     standing = Standing()
 
@@ -138,7 +138,7 @@ def submit(
         try:
             if not piped and unread_input() == "ours":
                 raise BadRequest(f"stdin holds data, which is not passed on: {_advice(argv)}")
-            done = await ask(link, request, wire.Submitted)
+            done = await ask(link, request, messages.Submitted)
             # A loop's, which goes on; or it came after we had looked.
             if not piped and unread_input() != "nothing":
                 render.note(f"what is on stdin was not passed on: {_advice(argv)}")
@@ -151,7 +151,7 @@ def submit(
             queued = done.status is Status.QUEUED
             standing.run, standing.queued = done.run, queued
             if done.status.terminal:  # submitted before with the same --id
-                found = (await ask(link, wire.Show(done.run), wire.RunDetails)).run
+                found = (await ask(link, messages.Show(done.run), messages.RunDetails)).run
             elif queued:
                 behind = await goes_before(link, done.run, done.thread)
                 if behind is not None and behind.run == done.run:  # or it has begun already

@@ -10,7 +10,7 @@ import msgspec
 from ...client import consumer
 from ...client.requests import dial
 from ...client.suggestions import dial_for, find_run
-from ...protocol import wire
+from ...protocol import subjects
 from ...protocol.model import Run, Status
 from ..common import (
     DETACHED,
@@ -97,7 +97,7 @@ async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
     if found.status.terminal:
         await link.close()
         return found
-    subject = wire.out_subject(found.thread, name)
+    subject = subjects.out_subject(found.thread, name)
     settling: asyncio.Task[None] | None = None
     watcher = consumer.Watcher(lambda: dial(app.config), subject, link=link, last_only=True)
     state = found.status.value

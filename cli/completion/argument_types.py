@@ -129,12 +129,12 @@ def _thread_help(row: ThreadRow) -> str:
 
 async def _threads(link: Link) -> list[ThreadRow]:
     from ...client.requests import ask
-    from ...protocol import wire
+    from ...protocol import messages
 
     rows: list[ThreadRow] = []
     after: int | None = 0
     while after is not None and len(rows) < THREADS:
-        page = await ask(link, wire.List(after=after), wire.Threads)
+        page = await ask(link, messages.List(after=after), messages.Threads)
         rows += page.threads
         after = page.next
     return rows
@@ -142,13 +142,13 @@ async def _threads(link: Link) -> list[ThreadRow]:
 
 async def _runs(link: Link, threads: list[str]) -> list[Run]:
     from ...client.requests import ask
-    from ...protocol import wire
+    from ...protocol import messages
 
     if not threads:
-        rows = (await ask(link, wire.List(limit=LATEST_THREADS), wire.Threads)).threads
+        rows = (await ask(link, messages.List(limit=LATEST_THREADS), messages.Threads)).threads
         threads = [row.thread for row in rows]
     pages = await asyncio.gather(
-        *(ask(link, wire.List(thread, limit=RUNS), wire.Runs) for thread in threads)
+        *(ask(link, messages.List(thread, limit=RUNS), messages.Runs) for thread in threads)
     )
     runs = [run for page in pages for run in page.runs]
     return sorted(runs, key=lambda run: run.created_at, reverse=True)
@@ -156,9 +156,9 @@ async def _runs(link: Link, threads: list[str]) -> list[Run]:
 
 async def _runners(link: Link) -> list[str]:
     from ...client.requests import ask
-    from ...protocol import wire
+    from ...protocol import messages
 
-    return (await ask(link, wire.StatusRequest(alone=True), wire.DaemonStatus)).runners
+    return (await ask(link, messages.StatusRequest(alone=True), messages.DaemonStatus)).runners
 
 
 def _ask(ctx: click.Context, question: Callable[[Link], Awaitable[Iterable[R]]]) -> list[R]:

@@ -20,7 +20,7 @@ from ..common import ReaderGone, WriteFailed
 from .harmless_text import harmless
 
 if TYPE_CHECKING:
-    from ...protocol.wire import ExecutorStatus, Submitted
+    from ...protocol.messages import ExecutorStatus, Submitted
 
 STDOUT = 1
 STDERR = 2

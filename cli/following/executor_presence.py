@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from ...client import consumer
 from ...client.requests import LinkLost
 from ...config.schema import Config
-from ...protocol import wire
+from ...protocol import subjects
 from ...protocol.errors import Denied
 from ..display import output as outputs
 
@@ -73,7 +73,7 @@ class Presence:
         if link is None or link.closed.is_set():
             return False  # said elsewhere
         try:
-            await link.request(wire.control_subject("here", executor), b"", INTERVAL)
+            await link.request(subjects.control_subject("here", executor), b"", INTERVAL)
         except NoRespondersError:
             return True
         except (LinkLost, Denied, TimeoutError):

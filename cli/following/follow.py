@@ -12,7 +12,7 @@ from ...client import consumer
 from ...client.requests import Link, LinkLost, NotReady, ask, ask_once
 from ...client.suggestions import begins, explained
 from ...config.schema import Config
-from ...protocol import wire
+from ...protocol import messages, subjects
 from ...protocol.errors import Busy, NotFound, RequestError, Unavailable
 from ...protocol.model import Run, Status
 from ..common import FAILED, OK, STATUS_EXIT
@@ -77,7 +77,7 @@ async def goes_before(link: Link, run: str, thread: str) -> Run | None:
     """The run of its thread that goes before ``run``, which has not begun; itself, when it is
     the next; None when nobody says."""
     try:
-        first = (await ask(link, wire.Locate(thread), wire.RunDetails)).run
+        first = (await ask(link, messages.Locate(thread), messages.RunDetails)).run
     except (Unavailable, RequestError):
         return None
     return first if first.run == run or not first.status.terminal else None
@@ -93,7 +93,7 @@ def waits(run: str, behind: Run | None) -> str:
 async def locate(link: Link, thread: str, run: str | None, options: Options) -> Target:
     """The thread's current or latest run, or ``run``; from the stream alone when the
     daemon does not answer. Raises NotFound, Unavailable."""
-    before = await _last(link, wire.thread_subjects(thread)) if options.follow_thread else None
+    before = await _last(link, subjects.thread_subjects(thread)) if options.follow_thread else None
     found: Run | None = None
     try:
         found = await _located(link, thread, run)
@@ -106,7 +106,7 @@ async def locate(link: Link, thread: str, run: str | None, options: Options) -> 
     behind = await goes_before(link, name, thread) if queued and run is not None else None
     start = None
     if options.follow_thread:
-        start = await _first(link, wire.out_subject(thread, name))
+        start = await _first(link, subjects.out_subject(thread, name))
         if start is None:
             start = (before[0] if before else 0) + 1
     if behind is not None and behind.run == name:
@@ -116,9 +116,9 @@ async def locate(link: Link, thread: str, run: str | None, options: Options) -> 
 
 async def _located(link: Link, thread: str, run: str | None) -> Run:
     """The thread's current or latest run, or ``run``, of whose id the beginning is enough."""
-    request = wire.Locate(thread, run)
+    request = messages.Locate(thread, run)
     try:
-        return (await ask(link, request, wire.RunDetails, hint=run is None)).run
+        return (await ask(link, request, messages.RunDetails, hint=run is None)).run
     except NotFound as error:
         if run is None:
             raise
@@ -141,16 +141,16 @@ async def _first(link: Link, subject: str) -> int | None:
 
 async def _stored(link: Link, query: dict[str, object]) -> tuple[int, str] | None:
     try:
-        message = (await link.api(f"STREAM.MSG.GET.{wire.STREAM}", query))["message"]
+        message = (await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query))["message"]
     except NotReady as problem:
-        if problem.code in (NO_MESSAGE, wire.NO_STREAM):
+        if problem.code in (NO_MESSAGE, subjects.NO_STREAM):
             return None
         raise Unavailable(f"neither runctld nor JetStream answers ({problem})") from None
     return int(message["seq"]), str(message["subject"])
 
 
 async def _latest_run(link: Link, thread: str) -> str:
-    last = await _last(link, wire.thread_subjects(thread))
+    last = await _last(link, subjects.thread_subjects(thread))
     if last is None:
         raise NotFound(
             f"no output of thread {thread!r} is stored, and runctld does not answer to say more"
@@ -185,9 +185,9 @@ async def follow(
         else:  # most begin at once
             patience = asyncio.get_running_loop().time() + PATIENCE
     subject = (
-        wire.thread_subjects(target.thread)
+        subjects.thread_subjects(target.thread)
         if options.follow_thread
-        else wire.out_subject(target.thread, name)
+        else subjects.out_subject(target.thread, name)
     )
     follower = _Follower(target, options, output)
     presence = Presence(config, output, None if found is None else found.executor)
@@ -271,7 +271,7 @@ async def settle(config: Config, name: str, watcher: consumer.Watcher) -> None:
     delay = 0.1
     while True:
         try:
-            found = (await ask_once(config, wire.Show(name), wire.RunDetails)).run
+            found = (await ask_once(config, messages.Show(name), messages.RunDetails)).run
         except (Unavailable, Busy):
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
@@ -305,12 +305,12 @@ async def recorded(config: Config, watcher: consumer.Watcher, name: str) -> Run 
     delay = 0.005
     while True:
         link = watcher.link
-        reply: wire.RunDetails | None
+        reply: messages.RunDetails | None
         try:
             if link is None or link.closed.is_set():
-                reply = await ask_once(config, wire.Show(name), wire.RunDetails)
+                reply = await ask_once(config, messages.Show(name), messages.RunDetails)
             else:
-                reply = await ask(link, wire.Show(name), wire.RunDetails)
+                reply = await ask(link, messages.Show(name), messages.RunDetails)
         except Busy:
             reply = None
         except (Unavailable, RequestError):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from ...client import consumer
 from ...client.requests import Link, NotReady, ask, dial
 from ...config.schema import Config
-from ...protocol import wire
+from ...protocol import messages, subjects
 from ...protocol.errors import Unavailable
 from ...protocol.model import untoken
 from ..common import ABORTED, FAILED, OK, App, innermost
@@ -117,7 +117,7 @@ class Many:
 
     async def _newcomers(self, group: asyncio.TaskGroup, since: int) -> None:
         """Follow each thread that begins to write, until the deadline."""
-        subject = f"{wire.SUBJECT_PREFIX}.*.*"
+        subject = f"{subjects.SUBJECT_PREFIX}.*.*"
         watcher = consumer.Watcher(
             self._connection.dial, subject, start=since + 1, shared=True, summaries=True
         )
@@ -191,7 +191,7 @@ async def _whole(group: asyncio.TaskGroup) -> AsyncIterator[asyncio.TaskGroup]:
 
 async def _last_sequence(link: Link) -> int:
     try:
-        info = await link.api(f"STREAM.INFO.{wire.STREAM}")
+        info = await link.api(f"STREAM.INFO.{subjects.STREAM}")
     except NotReady as problem:
         raise Unavailable(f"JetStream does not answer ({problem})") from None
     return int(info["state"]["last_seq"])
@@ -201,7 +201,7 @@ async def _running(link: Link) -> list[str]:
     names: list[str] = []
     after: int | None = 0
     while after is not None:
-        page = await ask(link, wire.List(status="running", after=after), wire.Threads)
+        page = await ask(link, messages.List(status="running", after=after), messages.Threads)
         names += [row.thread for row in page.threads if row.status == "running"]
         after = page.next
     return names

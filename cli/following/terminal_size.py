@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ...client import consumer
 from ...client.requests import Link, ask
-from ...protocol import wire
+from ...protocol import messages, subjects
 from ...protocol.errors import RequestError, Unavailable
 from ..display.render import STDOUT
 
@@ -84,8 +84,8 @@ class Window:
         # No answer is waited for: on Ctrl-C the connection's tasks are being cancelled
         # together with us. Closing the link sends what is left.
         with contextlib.suppress(Exception):
-            leave = wire.encode(wire.Resize(reset.run, self._inbox, 0, 0))
-            subject = wire.control_subject("resize", reset.executor)
+            leave = messages.encode(messages.Resize(reset.run, self._inbox, 0, 0))
+            subject = subjects.control_subject("resize", reset.executor)
             await asyncio.wait_for(link.nc.publish(subject, leave, reply=link.nc.new_inbox()), 0.2)
 
     async def _announce_each(self) -> None:
@@ -112,8 +112,8 @@ class Window:
                 return True
             await self._listen(link)
             size = min(columns, MOST), min(rows, MOST)
-            request = wire.Resize(reset.run, self._inbox, *size)
-            await ask(link, request, wire.Resized, executor=reset.executor)
+            request = messages.Resize(reset.run, self._inbox, *size)
+            await ask(link, request, messages.Resized, executor=reset.executor)
         except Unavailable:
             return False
         except (RequestError, OSError):  # it has ended, or the daemon is of an older version

@@ -27,7 +27,8 @@ from ...config.outgoing import certificate_problems, proxy_problems
 from ...config.run_limits import plan
 from ...config.schema import ChatRunner, CommandRunner, Config
 from ...config.transport import allowed_problems, transport_problems
-from ...protocol import __version__, wire
+from ...protocol import __version__
+from ...protocol.endpoint import ENDPOINT_FILE, Endpoint
 from ..display.render import size
 from .finding import Finding, fail, ok, warn
 
@@ -169,7 +170,7 @@ def permissions(config: Config) -> Iterator[Finding]:
     else:
         yield ok("state_dir", f"{path}, mode {mode:04o}")
     yield from _strange(path, found.st_uid)
-    for name in (wire.ENDPOINT_FILE, "runctl.sqlite"):
+    for name in (ENDPOINT_FILE, "runctl.sqlite"):
         file = path / name
         if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             yield warn("state_dir", f"{file} is open to other users", f"chmod 600 {file}")
@@ -417,8 +418,8 @@ def ports(config: Config, *, ours: bool) -> Iterator[Finding]:
         yield ok("nats port", "our own nats-server answers there, without a daemon")
     elif config.nats.embedded:
         try:
-            data = read_bounded(config.state_dir / wire.ENDPOINT_FILE, MOST_SECRET)
-            port = urlsplit(msgspec.json.decode(data, type=wire.Endpoint).url).port or 0
+            data = read_bounded(config.state_dir / ENDPOINT_FILE, MOST_SECRET)
+            port = urlsplit(msgspec.json.decode(data, type=Endpoint).url).port or 0
         except (OSError, ValueError):
             yield ok("nats port", "chosen by the first start")
         else:

@@ -12,7 +12,7 @@ import asyncio
 
 from ...client.requests import LinkLost, ask, dial
 from ...config.schema import Config
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.errors import Unavailable
 
 #: Of a probe as a whole, seconds; a container's timeout lies above it.
@@ -37,8 +37,8 @@ async def _probe(config: Config, live: bool) -> str:
         raise
     try:
         # Nothing of NATS or the database decides whether it is alive.
-        request = wire.StatusRequest(alone=True, brief=live)
-        found = await ask(link, request, wire.DaemonStatus, executor=config.executor_id)
+        request = messages.StatusRequest(alone=True, brief=live)
+        found = await ask(link, request, messages.DaemonStatus, executor=config.executor_id)
     except LinkLost as error:
         if live and not config.nats.embedded:
             return f"taken as alive: it cannot be asked ({error})"

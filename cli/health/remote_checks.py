@@ -16,7 +16,7 @@ from typing import Any
 
 from ...client.requests import Impostor, Link, NotReady, ask, dial
 from ...config.schema import Config
-from ...protocol import __version__, wire
+from ...protocol import __version__, messages, subjects
 from ...protocol.errors import RequestError, Unavailable
 from ..display.render import seconds, size
 from .finding import Finding, fail, ok, split, warn
@@ -30,7 +30,7 @@ LEAST_SERVER = (2, 10)
 
 async def nats(
     config: Config, holder: str | None
-) -> tuple[wire.DaemonStatus | None, bool, list[Finding]]:
+) -> tuple[messages.DaemonStatus | None, bool, list[Finding]]:
     """The daemon's own answer, if it gives one; and whether NATS, ours for certain if it is
     embedded, answers. ``holder``: who holds the state directory."""
     down = "start it: runctld" + (f" --config {config.source}" if config.source else "")
@@ -69,11 +69,11 @@ async def nats(
 
 async def _daemon(
     config: Config, link: Link, holder: str | None, down: str
-) -> tuple[wire.DaemonStatus | None, list[Finding]]:
-    request = wire.StatusRequest(alone=True)
+) -> tuple[messages.DaemonStatus | None, list[Finding]]:
+    request = messages.StatusRequest(alone=True)
     try:
         async with asyncio.timeout(LIMIT):
-            status = await ask(link, request, wire.DaemonStatus, executor=config.executor_id)
+            status = await ask(link, request, messages.DaemonStatus, executor=config.executor_id)
     except (Unavailable, RequestError, TimeoutError) as error:
         if holder is not None:
             said = f"{holder} holds the lock of {config.state_dir} and does not answer"
@@ -95,7 +95,7 @@ async def _daemon(
     return status, found
 
 
-def _unfinished(x: wire.UnfinishedRun) -> Finding:
+def _unfinished(x: messages.UnfinishedRun) -> Finding:
     if x.status == "running":
         said = f"{x.run} on thread {x.thread} is not executed: {x.why}"
         return warn("runs", said, "see the daemon's log if it is said again in a minute")
@@ -103,7 +103,7 @@ def _unfinished(x: wire.UnfinishedRun) -> Finding:
     return fail("runs", said, "mend the database; the outcome is stored as soon as it can be")
 
 
-def _warnings(nats: wire.NatsStatus) -> list[Finding]:
+def _warnings(nats: messages.NatsStatus) -> list[Finding]:
     """What the daemon knows of its stream that the stream itself does not show."""
     lines = [line for line in nats.warnings if " has lost " in line or " was deleted" in line]
     return [warn("stream", line, "see the daemon's log, and docs/nats.md") for line in lines]
@@ -117,12 +117,12 @@ async def _server(config: Config, link: Link, *, up: bool) -> list[Finding]:
     if numbers < LEAST_SERVER:
         said = f"nats-server {number or 'of unknown version'}"
         found.append(fail("nats", said, "use 2.10 or newer; 2.11 is tested"))
-    elif link.nc.max_payload < wire.LEAST_PAYLOAD:
+    elif link.nc.max_payload < subjects.LEAST_PAYLOAD:
         found.append(
             fail(
                 "nats",
                 f"max_payload is {size(link.nc.max_payload)}",
-                f"set max_payload to {wire.LEAST_PAYLOAD} or more in its configuration",
+                f"set max_payload to {subjects.LEAST_PAYLOAD} or more in its configuration",
             )
         )
     else:
@@ -131,9 +131,9 @@ async def _server(config: Config, link: Link, *, up: bool) -> list[Finding]:
     limit, used = int(account["limits"].get("max_storage", -1)), int(account.get("storage", 0))
     began = time.time()
     try:
-        stream = await link.api(f"STREAM.INFO.{wire.STREAM}")
+        stream = await link.api(f"STREAM.INFO.{subjects.STREAM}")
     except NotReady as error:
-        if error.code != wire.NO_STREAM:
+        if error.code != subjects.NO_STREAM:
             raise
         found.append(_none(config, up))
         stored = 0
@@ -161,7 +161,7 @@ def _none(config: Config, up: bool) -> Finding:
         return ok("stream", "none yet; the first start makes it")
     return fail(
         "stream",
-        f"{wire.STREAM} is gone under a running daemon, and all stored output with it",
+        f"{subjects.STREAM} is gone under a running daemon, and all stored output with it",
         "the daemon makes it again within seconds, if it may; else: " + adding(config),
     )
 
@@ -185,8 +185,8 @@ def _stream(config: Config, settings: dict[str, Any], stored: int) -> list[Findi
         findings.append(
             warn(
                 "stream",
-                f"{wire.STREAM}: max_bytes is {size(most) if most >= 0 else 'none'}, configured is"
-                f" {size(config.stream.max_bytes)}",
+                f"{subjects.STREAM}: max_bytes is {size(most) if most >= 0 else 'none'},"
+                f" configured is {size(config.stream.max_bytes)}",
                 "restart the daemon, or edit the stream",
             )
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...protocol.model import Run, Status, ThreadRow, unix_time
-from ...protocol.wire import Summary
+from ...protocol.records import Summary
 
 #: Rates are over the last so many seconds.
 WINDOW = 5.0

@@ -12,12 +12,12 @@ from typing import TypeVar
 from ...client import consumer
 from ...client.requests import Link, LinkLost, ask, dial
 from ...config.schema import Config
-from ...protocol import wire
+from ...protocol import messages, subjects
 from ...protocol.errors import Denied, RequestError, Unavailable
 from ...protocol.model import ThreadRow
 from .board import Board
 
-R = TypeVar("R", bound=wire.Reply)
+R = TypeVar("R", bound=messages.Reply)
 
 #: At most one listing in this time, and in as long as two take.
 PAUSE = 0.25
@@ -25,7 +25,7 @@ PAGE = 500
 #: A daemon that went away behind a NATS that did not must be noticed within 2 s.
 PING_EVERY = 0.8
 PING_TIMEOUT = 1.0
-PING_SUBJECT = wire.control_subject("here")
+PING_SUBJECT = subjects.control_subject("here")
 
 
 class Feed:
@@ -50,7 +50,7 @@ class Feed:
         #: What is away, in words, and since when (monotonic); None: all is there.
         self.away: tuple[str, float] | None = None
         #: Executors that have runs in flight and did not answer at the last listing.
-        self.silent: list[wire.ExecutorStatus] = []
+        self.silent: list[messages.ExecutorStatus] = []
 
     async def start(self) -> None:
         """Connect, and list once. Raises Unavailable, RequestError."""
@@ -64,7 +64,7 @@ class Feed:
         self._online.set()
 
     async def run(self) -> None:
-        subject = f"{wire.SUBJECT_PREFIX}.*.*"
+        subject = f"{subjects.SUBJECT_PREFIX}.*.*"
         async with (
             consumer.Watcher(
                 lambda: dial(self._config), subject, link=self._link, summaries=True
@@ -78,7 +78,7 @@ class Feed:
                     await self._take(event, watcher)
                 self._changed()
 
-    async def ask(self, request: wire.Request, expect: type[R]) -> R:
+    async def ask(self, request: messages.Request, expect: type[R]) -> R:
         """The daemon's answer. Raises as ``client.ask`` does."""
         if self._link is None or not self._online.is_set():
             raise Unavailable("runctld is away; try again when it is back")
@@ -118,7 +118,7 @@ class Feed:
             self._stale.set()
 
         try:
-            await link.nc.subscribe(wire.CHANGED_SUBJECT, cb=changed)
+            await link.nc.subscribe(subjects.CHANGED_SUBJECT, cb=changed)
         except (Error, OSError):
             raise LinkLost("the connection to NATS broke") from None
 
@@ -159,17 +159,19 @@ class Feed:
 
     async def _list(self, link: Link) -> None:
         live: list[ThreadRow] = []
-        silent: list[wire.ExecutorStatus] = []
+        silent: list[messages.ExecutorStatus] = []
         after: int | None = 0
         while after is not None:
-            page = await ask(link, wire.List(live=True, limit=PAGE, after=after), wire.Threads)
+            page = await ask(
+                link, messages.List(live=True, limit=PAGE, after=after), messages.Threads
+            )
             live += page.threads
             silent += page.silent
             after = page.next
         idle: list[ThreadRow] = []
         wanted = min(self._wanted(), PAGE)
         if len(live) < wanted:  # of so many recent threads, at least the missing are idle
-            idle = (await ask(link, wire.List(limit=wanted), wire.Threads)).threads
+            idle = (await ask(link, messages.List(limit=wanted), messages.Threads)).threads
         self._board.replace(live, idle)
         self.silent = silent
 

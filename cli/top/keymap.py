@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ...config.schema import RunctlError
-from ...protocol import wire
+from ...protocol import messages
 from .board import Board, Line
 from .feed import Feed
 from .view import View
@@ -130,7 +130,7 @@ class KeyMap:
     async def _abort(self, thread: str, run: str) -> None:
         self._say(f"aborting run {run} of {thread} ...")
         try:
-            await self._feed.ask(wire.Abort(thread, run), wire.Aborted)
+            await self._feed.ask(messages.Abort(thread, run), messages.Aborted)
         except RunctlError as error:
             self._say(str(error), FAILED)
         else:
@@ -140,7 +140,7 @@ class KeyMap:
     async def _purge(self, thread: str) -> None:
         self._say(f"purging {thread} ...")
         try:
-            done = await self._feed.ask(wire.Purge([thread]), wire.Purged)
+            done = await self._feed.ask(messages.Purge([thread]), messages.Purged)
         except RunctlError as error:
             self._say(str(error), FAILED)
         else:

@@ -6,7 +6,7 @@ import time
 
 import trio
 
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.errors import NotFound, NotGone, Refused, RequestError
 from ...protocol.model import Run, Status, check_thread
 from ..execution.registry import Live
@@ -20,7 +20,7 @@ ABORT_LIMIT = 15.0
 ANSWER = 10.0
 
 
-async def abort(c: Context, r: wire.Abort) -> wire.Reply:
+async def abort(c: Context, r: messages.Abort) -> messages.Reply:
     thread = check_thread(r.thread)
     if r.run is not None:
         found = await find_run(c, r.run)
@@ -57,7 +57,7 @@ async def abort(c: Context, r: wire.Abort) -> wire.Reply:
             raise kind(f"{error}; aborted already: {', '.join(ended)}") from error
     if not ended:
         raise Refused("the run ended by itself before it could be aborted")
-    return wire.Aborted(ended)
+    return messages.Aborted(ended)
 
 
 def abort_limit(settings: Settings) -> float:

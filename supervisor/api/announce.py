@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio_asyncio
 
-from ...protocol import wire
+from ...protocol import subjects
 from ..execution.registry import Registry
 from ..execution.settings import Settings
 
@@ -26,12 +26,12 @@ class Announcer:
 
     async def tell_others(self) -> None:
         """There is work for any executor that has room."""
-        await self._tell(wire.KICK_SUBJECT)
+        await self._tell(subjects.KICK_SUBJECT)
 
     async def tell_changed(self, thread: str) -> None:
         """The thread's queue is not what it was: for those who watch it live."""
         self._registry.touch()
-        await self._tell(wire.CHANGED_SUBJECT, thread.encode())
+        await self._tell(subjects.CHANGED_SUBJECT, thread.encode())
 
     async def tell_if_full(self) -> None:
         if len(self._registry) >= self._settings.queue.max_running:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from ...protocol import wire
+from ...protocol import messages, subjects
 from ...protocol.errors import BadRequest, NotFound, Refused
 from ...protocol.model import Status, check_thread
 from .context import Context
 
 
-async def purge(c: Context, r: wire.Purge) -> wire.Reply:
+async def purge(c: Context, r: messages.Purge) -> messages.Reply:
     if not r.threads:
         raise BadRequest("name at least one thread")
     if r.older_than is not None and r.older_than < 0:
@@ -20,7 +20,7 @@ async def purge(c: Context, r: wire.Purge) -> wire.Reply:
     runs = 0
     for thread in dict.fromkeys(map(check_thread, r.threads)):
         # Before all else is looked at: what is written from here on stays.
-        there = await c.stored.counts(wire.thread_subjects(thread))
+        there = await c.stored.counts(subjects.thread_subjects(thread))
         live = await c.durable.rows.live_runs(thread)
         if not live and not await c.durable.rows.runs(thread, limit=1):
             raise NotFound(f"no thread {thread!r}; see: runctl list")
@@ -33,7 +33,7 @@ async def purge(c: Context, r: wire.Purge) -> wire.Reply:
                 f"thread {thread!r} has run {busy[0]} in flight; wait, abort it, or add --force"
             )
         if r.older_than is None:
-            drop.append((wire.thread_subjects(thread), there.last))
+            drop.append((subjects.thread_subjects(thread), there.last))
             runs += len(there.records)
         else:
             old = await find_old(c, there.records, time.time() - r.older_than)
@@ -41,12 +41,12 @@ async def purge(c: Context, r: wire.Purge) -> wire.Reply:
             runs += len(old)
     if not r.check:
         await c.stored.drop(drop)
-    return wire.Purged(runs)
+    return messages.Purged(runs)
 
 
-async def find_old(c: Context, subjects: Iterable[str], limit: float) -> list[str]:
+async def find_old(c: Context, ended: Iterable[str], limit: float) -> list[str]:
     """Those whose runs ended before Unix time ``limit``, with nothing left of them."""
-    names = {subject.rpartition(".")[2]: subject for subject in subjects}
+    names = {subject.rpartition(".")[2]: subject for subject in ended}
     ends = await c.durable.rows.ends(list(names))
     return [
         names[run] for run, ended in ends.items() if ended < limit and c.registry.get(run) is None

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ...protocol import wire
+from ...protocol import messages, subjects
 from ...protocol.errors import BadRequest, NotFound
 from ...protocol.model import Run, RunSpec, Status, ThreadRow, check_thread, is_run_id
 from .context import Context
@@ -21,7 +21,7 @@ MAX_AFTER = 2**53
 AROUND_ROWS, AROUND_ROW = 64 * 1024, 32
 
 
-async def list_(c: Context, r: wire.List) -> wire.Reply:
+async def list_(c: Context, r: messages.List) -> messages.Reply:
     if r.status is not None and r.status not in [*Status, "idle"]:
         raise BadRequest(f"no status {r.status!r}; one of: {', '.join(Status)}, idle")
     if r.limit is not None and r.limit < 1:
@@ -38,7 +38,7 @@ async def list_(c: Context, r: wire.List) -> wire.Reply:
         threads, more = fit_page(c, threads, r.after, size)
         threads = [*map(c.waiting.seen_thread, threads)]
         wanted = [t for t in threads if r.status is None or _has(t, r.status)]
-        return wire.Threads(wanted, more, await find_unheard(c, r))
+        return messages.Threads(wanted, more, await find_unheard(c, r))
     thread = check_thread(r.thread)
     statuses = [Status(r.status)] if r.status in list(Status) else []
     runs = await c.durable.rows.runs(thread, limit=size, offset=r.after)
@@ -48,7 +48,7 @@ async def list_(c: Context, r: wire.List) -> wire.Reply:
     runs = [*map(c.waiting.seen, runs)]
     silent = await find_unheard(c, r, [x for x in runs if x.status is Status.RUNNING])
     wanted_runs = [x for x in runs if not statuses or x.status in statuses]
-    return wire.Runs(await with_output(c, thread, wanted_runs), more, silent)
+    return messages.Runs(await with_output(c, thread, wanted_runs), more, silent)
 
 
 def fit_page(c: Context, rows: list[Row], after: int, size: int) -> tuple[list[Row], int | None]:
@@ -58,20 +58,20 @@ def fit_page(c: Context, rows: list[Row], after: int, size: int) -> tuple[list[R
     return rows[:count], after + count if count < len(rows) or count == size else None
 
 
-async def with_output(c: Context, thread: str, runs: list[Run]) -> list[wire.RunRow]:
-    counts = (await c.stored.counts(wire.thread_subjects(thread))).records
-    subjects = [wire.out_subject(thread, x.run) for x in runs]
-    stored = [subject for subject in subjects if subject in counts]
+async def with_output(c: Context, thread: str, runs: list[Run]) -> list[messages.RunRow]:
+    counts = (await c.stored.counts(subjects.thread_subjects(thread))).records
+    theirs = [subjects.out_subject(thread, x.run) for x in runs]
+    stored = [subject for subject in theirs if subject in counts]
     found = dict(zip(stored, await c.stored.outputs(stored), strict=True))
     return [
-        wire.run_row(x, found.get(subject, "none"))
-        for x, subject in zip(runs, subjects, strict=True)
+        messages.run_row(x, found.get(subject, "none"))
+        for x, subject in zip(runs, theirs, strict=True)
     ]
 
 
 async def find_unheard(
-    c: Context, r: wire.List, runs: list[Run] | None = None
-) -> list[wire.ExecutorStatus]:
+    c: Context, r: messages.List, runs: list[Run] | None = None
+) -> list[messages.ExecutorStatus]:
     """The executors that have ``runs`` in flight, or any, and do not answer. Said
     once per answer, with its first page."""
     if c.config.database.embedded or r.after:
@@ -81,7 +81,7 @@ async def find_unheard(
     return await c.others.unheard(run.executor for run in runs)
 
 
-async def locate(c: Context, r: wire.Locate) -> wire.Reply:
+async def locate(c: Context, r: messages.Locate) -> messages.Reply:
     return await read_details(c, await pick_run(c, r.thread, r.run))
 
 
@@ -99,9 +99,9 @@ async def pick_run(c: Context, name: str, run: str | None) -> str:
     return latest[0].run
 
 
-async def show(c: Context, r: wire.Show) -> wire.Reply:
+async def show(c: Context, r: messages.Show) -> messages.Reply:
     details = await read_details(c, await find_beginning(c, r.run) if r.prefix else r.run)
-    subject = wire.out_subject(details.run.thread, details.run.run)
+    subject = subjects.out_subject(details.run.thread, details.run.run)
     (output,) = await c.stored.outputs([subject])
     return msgspec.structs.replace(details, output=output)
 
@@ -123,12 +123,12 @@ async def find_run(c: Context, run: str) -> tuple[RunSpec, Run] | None:
     return await c.durable.rows.get(run) if is_run_id(run) else None
 
 
-async def read_details(c: Context, run: str) -> wire.RunDetails:
+async def read_details(c: Context, run: str) -> messages.RunDetails:
     found = await find_run(c, run)
     if found is None:
         raise NotFound(f"no run {run!r}; see: runctl list THREAD")
     spec, row = found
-    return wire.RunDetails(
+    return messages.RunDetails(
         *(c.waiting.seen(row), list(spec.argv), spec.prompt, spec.cwd, spec.retry_of),
         waits_for=c.waiting.reason(run),
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.errors import NotFound, Refused
 from ..processes.terminal_size import checked
 from .context import Context
 from .queries import find_run
 
 
-async def resize(c: Context, r: wire.Resize) -> wire.Reply:
+async def resize(c: Context, r: messages.Resize) -> messages.Reply:
     size = checked(r)
     live = c.registry.get(r.run)
     if live is None:
@@ -20,5 +20,5 @@ async def resize(c: Context, r: wire.Resize) -> wire.Reply:
     if live.window is None:
         raise Refused(f"run {r.run} is not on a terminal; its runner needs tty = true")
     if size is None:
-        return wire.Resized(*await live.window.leave(r.client))
-    return wire.Resized(*await live.window.announce(r.client, size))
+        return messages.Resized(*await live.window.leave(r.client))
+    return messages.Resized(*await live.window.announce(r.client, size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ...config.submitters import takes_directory
-from ...protocol import wire
+from ...protocol import messages
 from ...protocol.errors import NotFound, Refused
 from ...protocol.model import Status
 from ..queue.row_status import NO_RUNNER
@@ -14,7 +14,7 @@ from .queries import find_run
 from .submit import check_work, enqueue
 
 
-async def retry(c: Context, r: wire.Retry) -> wire.Reply:
+async def retry(c: Context, r: messages.Retry) -> messages.Reply:
     found = await find_run(c, r.run)
     if found is None:
         raise NotFound(f"no run {r.run!r}; see: runctl list THREAD")

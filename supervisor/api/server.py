@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio_asyncio
 
-from ...protocol import __version__, wire
+from ...protocol import __version__, messages, subjects
 from ...protocol.errors import BadRequest, RequestError, Unavailable
 from ...protocol.model import one_line
 from ..queue.engine import STOPPING
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("runctld.control")
 aio = trio_asyncio.aio_as_trio
 
-VERBS: dict[type, Callable[[Context, Any], Awaitable[wire.Reply]]] = {
-    wire.Submit: submit,
-    wire.List: list_,
-    wire.Locate: locate,
-    wire.Abort: abort,
-    wire.Purge: purge,
-    wire.Show: show,
-    wire.Retry: retry,
-    wire.StatusRequest: status,
-    wire.Resize: resize,
+VERBS: dict[type, Callable[[Context, Any], Awaitable[messages.Reply]]] = {
+    messages.Submit: submit,
+    messages.List: list_,
+    messages.Locate: locate,
+    messages.Abort: abort,
+    messages.Purge: purge,
+    messages.Show: show,
+    messages.Retry: retry,
+    messages.StatusRequest: status,
+    messages.Resize: resize,
 }
 #: Between two lines in the log that say that a verb is busy, seconds.
 SELDOM = 60.0
@@ -91,7 +91,7 @@ class Control:
         from nats.micro.service import EndpointConfig, ServiceConfig
 
         bounds_of = BOUNDS if not self._context.config.database.embedded else BOUNDS | ONE_WRITER
-        for client, name in ((self._nc, wire.SERVICE), (watchers, wire.READING_SERVICE)):
+        for client, name in ((self._nc, subjects.SERVICE), (watchers, subjects.READING_SERVICE)):
             service = await nats.micro.add_service(
                 client,
                 ServiceConfig(
@@ -110,23 +110,23 @@ class Control:
                         await service.add_endpoint(
                             EndpointConfig(
                                 name=f"{verb}-{kind}",
-                                subject=wire.control_subject(verb, executor),
+                                subject=subjects.control_subject(verb, executor),
                                 queue_group="runctl",
                                 handler=self._handler(verb, lane),
                             )
                         )
-        await self._nc.subscribe(wire.KICK_SUBJECT, cb=self._kicked)
-        alive = wire.control_subject("alive", self._context.executor)
+        await self._nc.subscribe(subjects.KICK_SUBJECT, cb=self._kicked)
+        alive = subjects.control_subject("alive", self._context.executor)
         await self._nc.subscribe(alive, queue="runctl", cb=_here)
         for executor in (None, self._context.executor):
-            subject = wire.control_subject("here", executor)
+            subject = subjects.control_subject("here", executor)
             await watchers.subscribe(subject, queue="runctl", cb=_here)
         await self._nc.flush()
         await watchers.flush()
 
     def _handler(self, verb: str, lane: Lane[Request]) -> Callable[[Request], Awaitable[None]]:
-        busy = wire.encode(
-            wire.Problem(
+        busy = messages.encode(
+            messages.Problem(
                 "busy",
                 f"runctld has all the requests to {verb} that it takes at once; try again",
             )
@@ -137,7 +137,7 @@ class Control:
         async def handle(request: Request) -> None:
             """It does not wait: what comes in is taken from NATS, and lies here nowhere else."""
             reply = request._msg.reply
-            if not reply and verb in wire.READING:
+            if not reply and verb in messages.READING:
                 return  # nobody would hear the answer
             key = _key(verb, request.data)
             refused = lane.enter(request, client_of(reply), len(request.data), key)
@@ -157,7 +157,7 @@ class Control:
 
     async def _serve(self, request: Request) -> None:
         reply = await self._answer(request.subject, request.data)
-        await aio(self._respond)(request, fit_answer(wire.encode(reply), self._nc.max_payload))
+        await aio(self._respond)(request, fit_answer(messages.encode(reply), self._nc.max_payload))
 
     async def _respond(self, request: Request, answer: bytes) -> None:
         try:
@@ -170,32 +170,32 @@ class Control:
         with trio.move_on_after(1):
             for service in self._services:
                 await aio(service.stop)()
-        told = wire.encode(wire.Problem("error", STOPPING))
+        told = messages.encode(messages.Problem("error", STOPPING))
         for lane in self._lanes:
             for request in lane.close():
                 await aio(self._respond)(request, told)
 
-    async def _answer(self, subject: str, data: bytes) -> wire.Reply:
+    async def _answer(self, subject: str, data: bytes) -> messages.Reply:
         try:
-            request = wire.decode_request(data)
+            request = messages.decode_request(data)
             # NATS permits users subjects: what is not the subject's verb is not permitted.
-            if wire.verb_of(request) != subject.rpartition(".")[2]:
-                raise BadRequest(f"{wire.verb_of(request)} has a subject of its own; ask there")
+            if messages.verb_of(request) != subject.rpartition(".")[2]:
+                raise BadRequest(f"{messages.verb_of(request)} has a subject of its own; ask there")
             return await VERBS[type(request)](self._context, request)
         except RequestError as error:
-            return wire.Problem(error.code, one_line(str(error)))
+            return messages.Problem(error.code, one_line(str(error)))
         except trio.Cancelled:
             raise
         except Unavailable as error:
             log.warning("%s was not answered: %s", subject.rpartition(".")[2], error)
-            return wire.Problem("error", f"{error}; ask again")
+            return messages.Problem("error", f"{error}; ask again")
         except Exception as error:
             if (reason := self._context.durable.explain(error)) is not None:
                 log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
-                return wire.Problem("error", self._context.hide(reason))
+                return messages.Problem("error", self._context.hide(reason))
             log.exception("request failed")
             words = one_line(self._context.hide(f"{type(error).__name__}: {error}"))
-            return wire.Problem("error", f"{words}; see the daemon's log")
+            return messages.Problem("error", f"{words}; see the daemon's log")
 
 
 def fit_answer(answer: bytes, most: int) -> bytes:
@@ -204,7 +204,7 @@ def fit_answer(answer: bytes, most: int) -> bytes:
     if len(answer) <= most:
         return answer
     problem = f"the answer has {len(answer)} bytes, NATS takes {most}; ask for less (--limit)"
-    return wire.encode(wire.Problem("error", f"{problem}, or raise max_payload there"))
+    return messages.encode(messages.Problem("error", f"{problem}, or raise max_payload there"))
 
 
 async def _here(request: Any) -> None:
@@ -218,9 +218,9 @@ def _key(verb: str, data: bytes) -> str | None:
     if verb not in ("submit", "resize"):
         return None
     try:
-        request = wire.decode_request(data)
+        request = messages.decode_request(data)
     except RequestError:  # its answer says what is wrong with it
         return None
-    if isinstance(request, wire.Submit):
+    if isinstance(request, messages.Submit):
         return request.thread
-    return f"{request.run} {request.client}" if isinstance(request, wire.Resize) else None
+    return f"{request.run} {request.client}" if isinstance(request, messages.Resize) else None

@@ -5,32 +5,32 @@ from __future__ import annotations
 import os
 import time
 
-from ...protocol import __version__, wire
+from ...protocol import __version__, messages
 from .context import Context
 
 
-async def status(c: Context, r: wire.StatusRequest) -> wire.Reply:
-    size, messages = (0, 0) if r.brief else await c.streams.info()
+async def status(c: Context, r: messages.StatusRequest) -> messages.Reply:
+    size, count = (0, 0) if r.brief else await c.streams.info()
     url = c.client.connected_url
     info = getattr(c.client, "_server_info", {})
     unfinished = list_unfinished(c)
-    return wire.DaemonStatus(
+    return messages.DaemonStatus(
         executor_id=c.executor,
         version=__version__,
         pid=os.getpid(),
         running=len(c.registry) + len(unfinished),
         queued=0 if r.brief else await c.durable.rows.count("ENQUEUED"),
-        nats=wire.NatsStatus(
+        nats=messages.NatsStatus(
             url=f"{url.scheme}://{url.hostname}:{url.port}" if url else "",
             embedded=c.config.nats.embedded,
             connected=c.client.is_connected,
             version=str(info.get("version", "")),
             stream_bytes=size,
-            stream_messages=messages,
+            stream_messages=count,
             warnings=c.streams.life.warnings,
             unfit=c.streams.life.unfit,
         ),
-        database=wire.DatabaseStatus(
+        database=messages.DatabaseStatus(
             url="sqlite" if c.config.database.embedded else "postgresql",
             kind="sqlite" if c.config.database.embedded else "postgresql",
         ),
@@ -45,23 +45,23 @@ async def status(c: Context, r: wire.StatusRequest) -> wire.Reply:
     )
 
 
-def list_unfinished(c: Context) -> list[wire.UnfinishedRun]:
+def list_unfinished(c: Context) -> list[messages.UnfinishedRun]:
     return [
-        wire.UnfinishedRun(x.run, x.thread, x.status, x.why)
+        messages.UnfinishedRun(x.run, x.thread, x.status, x.why)
         for x in c.durable.unfinished()
         if c.registry.get(x.run) is None
     ]
 
 
-async def hooks_status(c: Context, r: wire.StatusRequest) -> wire.HooksStatus | None:
+async def hooks_status(c: Context, r: messages.StatusRequest) -> messages.HooksStatus | None:
     if c.hooks is None:
         return None
     waiting = 0 if r.brief else await c.durable.rows.hooks_waiting()
-    return wire.HooksStatus(c.hooks.delivered, c.hooks.failed, waiting)
+    return messages.HooksStatus(c.hooks.delivered, c.hooks.failed, waiting)
 
 
-async def list_executors(c: Context) -> list[wire.ExecutorStatus]:
-    me = wire.ExecutorStatus(
+async def list_executors(c: Context) -> list[messages.ExecutorStatus]:
+    me = messages.ExecutorStatus(
         c.executor,
         "up",
         __version__,

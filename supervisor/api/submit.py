@@ -9,7 +9,7 @@ import msgspec
 from ...config.prompts import refusal
 from ...config.schema import Runner
 from ...config.submitters import takes_directory
-from ...protocol import wire
+from ...protocol import messages, subjects
 from ...protocol.errors import BadRequest, Refused
 from ...protocol.model import (
     MAX_ARGV_BYTES,
@@ -24,7 +24,7 @@ from ...protocol.model import (
 from .context import Context
 
 
-async def submit(c: Context, r: wire.Submit) -> wire.Reply:
+async def submit(c: Context, r: messages.Submit) -> messages.Reply:
     thread = check_thread(r.thread)
     fresh = r.run is None
     run = c.ids.new() if r.run is None else check_run_id(r.run)
@@ -54,7 +54,7 @@ async def submit(c: Context, r: wire.Submit) -> wire.Reply:
     cwd = r.cwd if takes_directory(runner) else None
     spec = RunSpec(run, thread, name, tuple(r.argv), cwd, prompt=r.prompt)
     # Whoever asks for it gets it back in one answer, with what became of it.
-    size, most = len(msgspec.json.encode(spec)) + wire.DETAILS_BYTES, c.client.max_payload
+    size, most = len(msgspec.json.encode(spec)) + subjects.DETAILS_BYTES, c.client.max_payload
     if size > most:
         raise BadRequest(
             f"the run takes {size} bytes, NATS takes {most}; put the data in a file and"
@@ -68,7 +68,7 @@ def check_work(c: Context, runner: Runner, prompt: str | None, argv: Sequence[st
         raise BadRequest(reason)
 
 
-async def enqueue(c: Context, spec: RunSpec, *, fresh: bool) -> wire.Reply:
+async def enqueue(c: Context, spec: RunSpec, *, fresh: bool) -> messages.Reply:
     """``fresh``: nobody else can have its id."""
     found = None if fresh else await c.durable.rows.get(spec.run)
     if found is None and not fresh:
@@ -79,7 +79,7 @@ async def enqueue(c: Context, spec: RunSpec, *, fresh: bool) -> wire.Reply:
         await c.announcer.tell_if_full()
         await c.announcer.tell_changed(spec.thread)
         if fresh:
-            return wire.Submitted(spec.thread, spec.run, Status.QUEUED)
+            return messages.Submitted(spec.thread, spec.run, Status.QUEUED)
         found = await c.durable.rows.get(spec.run)
         assert found is not None
     stored, run = found
@@ -90,13 +90,13 @@ async def enqueue(c: Context, spec: RunSpec, *, fresh: bool) -> wire.Reply:
             f"run {spec.run} exists already on thread {run.thread!r} with other work;"
             " choose another --id"
         )
-    return wire.Submitted(run.thread, run.run, run.status)
+    return messages.Submitted(run.thread, run.run, run.status)
 
 
 async def drop_forgotten(c: Context, spec: RunSpec) -> tuple[RunSpec, Run] | None:
     """An id may be used again once its run is forgotten: what that run wrote goes, or it
     would be taken for this one's. The run that has the id by now, if one has."""
-    subject = wire.out_subject(spec.thread, spec.run)
+    subject = subjects.out_subject(spec.thread, spec.run)
     last = await c.streams.last(subject)
     if not last:
         return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 import trio_asyncio
 
-from ...protocol import wire
+from ...protocol import subjects
 from .lease import PROBE, PROBE_LIMIT
 from .members import Members
 
@@ -78,7 +78,7 @@ class Absence:
         # other.
         for verb in ("alive", "here"):
             try:
-                await aio(self._nc.request)(wire.control_subject(verb, executor), b"", timeout)
+                await aio(self._nc.request)(subjects.control_subject(verb, executor), b"", timeout)
             except NoRespondersError:
                 continue
             except (Error, TimeoutError) as error:

@@ -14,7 +14,8 @@ import trio
 
 from ...protocol.errors import Unavailable
 from ...protocol.model import Run, unix_time
-from ...protocol.wire import End, out_subject
+from ...protocol.records import End
+from ...protocol.subjects import out_subject
 from ..cluster.absence import Absence
 from ..cluster.members import TREES_GONE
 from ..output.publisher import Streams

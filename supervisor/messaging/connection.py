@@ -17,8 +17,9 @@ import trio_asyncio
 
 from ...config import connection
 from ...config.schema import Config, Nats
+from ...protocol.endpoint import Endpoint
 from ...protocol.errors import ConfigError, RunctlError, Unavailable
-from ...protocol.wire import ADVISORIES, LEAST_PAYLOAD, Endpoint
+from ...protocol.subjects import ADVISORIES, LEAST_PAYLOAD
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

@@ -2,7 +2,7 @@
 
 So both ends prove who they are. It speaks TLS only, from the first byte, with a key of its own
 (``identity``), and has a new password at each start, since its port may be somebody else's while
-it is down. What clients need to know is in one file (``wire.Endpoint``).
+it is down. What clients need to know is in one file (``Endpoint``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import trio
 from ...config.connection import EMBEDDED_NAME, pinned
 from ...config.natsserver import FIX, altered, find_server, known_sum, not_a_program, unsupported
 from ...config.schema import Config
+from ...protocol.endpoint import ENDPOINT_FILE, Endpoint
 from ...protocol.errors import RunFailed, Unavailable
-from ...protocol.wire import ENDPOINT_FILE, Endpoint
 from ..host.metrics import Meters
 from ..host.private_files import write_all_private
 from ..processes.keeper_client import Keeper, KeeperLost, Process

@@ -18,20 +18,18 @@ import trio
 import trio_asyncio
 
 from ...protocol.errors import Unavailable
-from ...protocol.stream_config import LEAST_IDLE
-from ...protocol.wire import (
-    NO_STREAM,
-    STREAM,
-    SUBJECT_PREFIX,
+from ...protocol.messages import Output
+from ...protocol.records import (
     SUMMARY_HEADER,
     End,
-    Output,
     Record,
     Reset,
     Summary,
     decode_record,
     read_summary,
 )
+from ...protocol.stream_config import LEAST_IDLE
+from ...protocol.subjects import NO_STREAM, STREAM, SUBJECT_PREFIX
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

@@ -24,8 +24,7 @@ import trio_asyncio
 
 from ...protocol.errors import Fenced, StreamUnfit, Unavailable
 from ...protocol.model import Outcome
-from ...protocol.wire import (
-    MAX_RECORD_BYTES,
+from ...protocol.records import (
     SUMMARY_HEADER,
     Chunk,
     Chunks,
@@ -35,9 +34,9 @@ from ...protocol.wire import (
     Reset,
     StreamName,
     encode_record,
-    out_subject,
     summary,
 )
+from ...protocol.subjects import MAX_RECORD_BYTES, out_subject
 from ..host.metrics import Meters
 from .backpressure import Room
 from .replay_buffer import Kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ...protocol.wire import Chunks, Record, Reset
+from ...protocol.records import Chunks, Record, Reset
 
 #: Bytes of output kept per run, at least one record.
 MOST = 64 * 1024

@@ -25,7 +25,7 @@ import trio_asyncio
 from ...config.connection import where
 from ...protocol.errors import ConfigError, StreamUnfit, Unavailable
 from ...protocol.stream_config import MOST_IDLE, adding, broken, differences, refusal, wanted
-from ...protocol.wire import ADVISORIES, NO_STREAM, STREAM
+from ...protocol.subjects import ADVISORIES, NO_STREAM, STREAM
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

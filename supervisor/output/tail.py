@@ -13,7 +13,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from ...protocol.errors import StreamUnfit, Unavailable
-from ...protocol.wire import NO_STREAM, STREAM, NewerRecord, Record, decode_record
+from ...protocol.records import NewerRecord, Record, decode_record
+from ...protocol.subjects import NO_STREAM, STREAM
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 import trio_asyncio
 
-from ...protocol import wire
+from ...protocol import messages, subjects
 from ...protocol.errors import Busy, NotGone, Refused
 from ...protocol.model import Run, Status
 from ..cluster.absence import HEAR_TIMEOUT, Absence
@@ -88,7 +88,7 @@ class Others:
             if owner == self._executor:
                 raise Refused(f"run {run.run} is just being recovered; try again")
             reply = await self._ask_abort(owner, run)
-            if isinstance(reply, wire.Aborted):
+            if isinstance(reply, messages.Aborted):
                 return True
             if reply is not None:
                 if not await self._still(run):
@@ -139,7 +139,7 @@ class Others:
                 )
             await trio.sleep(0.1)
 
-    async def status(self) -> list[wire.ExecutorStatus]:
+    async def status(self) -> list[messages.ExecutorStatus]:
         """Every other executor that is announced, or owns unfinished runs."""
         if self._members is None:
             return []
@@ -147,26 +147,26 @@ class Others:
         for owner in await self._durable.rows.owners():
             alive.setdefault(owner, False)
         alive.pop(self._executor, None)
-        found: list[wire.ExecutorStatus] = []
+        found: list[messages.ExecutorStatus] = []
 
         async def ask(executor: str) -> None:
             reply = await self._hear(executor, STATUS_TIMEOUT)
-            if isinstance(reply, wire.DaemonStatus):
+            if isinstance(reply, messages.DaemonStatus):
                 found.append(
-                    wire.ExecutorStatus(
+                    messages.ExecutorStatus(
                         executor, "up", reply.version, reply.pid, reply.running, reply.uptime
                     )
                 )
             else:
                 state = "silent" if alive[executor] else "gone"
-                found.append(wire.ExecutorStatus(executor, state))
+                found.append(messages.ExecutorStatus(executor, state))
 
         async with trio.open_nursery() as nursery:
             for executor in alive:
                 nursery.start_soon(ask, executor)
         return found
 
-    async def unheard(self, executors: Iterable[str | None]) -> list[wire.ExecutorStatus]:
+    async def unheard(self, executors: Iterable[str | None]) -> list[messages.ExecutorStatus]:
         """Those of ``executors`` that do not answer, with the reason. All are asked at
         once; without another executor nothing is asked at all."""
         wanted = {x for x in executors if x not in (None, self._executor)}
@@ -189,10 +189,10 @@ class Others:
         for executor in sorted(mute):
             member = members.get(executor)
             if member is not None and member.alive:
-                found.append(wire.ExecutorStatus(executor, "silent"))
+                found.append(messages.ExecutorStatus(executor, "silent"))
             else:
                 taken = member is not None and member.group in groups - {None}
-                found.append(wire.ExecutorStatus(executor, "gone", takeover=taken))
+                found.append(messages.ExecutorStatus(executor, "gone", takeover=taken))
         return found
 
     async def _still(self, run: Run) -> bool:
@@ -212,11 +212,11 @@ class Others:
         await trio.sleep(TREES_GONE)
         await self._endings.write(run.thread, run.run, run.attempt)
 
-    async def _hear(self, executor: str, timeout: float) -> wire.Reply | None:
+    async def _hear(self, executor: str, timeout: float) -> messages.Reply | None:
         """An answer that costs it nothing, at once; None when there is none."""
-        return await self._ask(executor, wire.StatusRequest(alone=True, brief=True), timeout)
+        return await self._ask(executor, messages.StatusRequest(alone=True, brief=True), timeout)
 
-    async def _ask_abort(self, executor: str, run: Run) -> wire.Reply | None:
+    async def _ask_abort(self, executor: str, run: Run) -> messages.Reply | None:
         """One that hangs, but is still connected, is not given all the time of an abort.
 
         Raises NotGone."""
@@ -225,26 +225,28 @@ class Others:
         limit = self._abort_limit()
         end = trio.current_time() + limit
         while True:
-            reply = await self._ask(executor, wire.Abort(run.thread, run.run), limit)
-            code = reply.code if isinstance(reply, wire.Problem) else ""
+            reply = await self._ask(executor, messages.Abort(run.thread, run.run), limit)
+            code = reply.code if isinstance(reply, messages.Problem) else ""
             if code == NotGone.code:
                 raise NotGone(_words(reply))
             if code != Busy.code or trio.current_time() > end:
                 return reply
             await trio.sleep(AGAIN)
 
-    async def _ask(self, executor: str, request: wire.Request, timeout: float) -> wire.Reply | None:
+    async def _ask(
+        self, executor: str, request: messages.Request, timeout: float
+    ) -> messages.Reply | None:
         """Its answer; None when it is not there, or does not answer in time."""
         from nats.errors import Error
 
-        subject = wire.control_subject(wire.verb_of(request), executor)
+        subject = subjects.control_subject(messages.verb_of(request), executor)
         try:
-            message = await aio(self._nc.request)(subject, wire.encode(request), timeout)
+            message = await aio(self._nc.request)(subject, messages.encode(request), timeout)
         except (Error, TimeoutError) as error:
             log.debug("executor %s: %r", ascii(executor), error)
             return None
-        return wire.decode_reply(message.data)
+        return messages.decode_reply(message.data)
 
 
-def _words(reply: wire.Reply | None) -> str:
-    return reply.message if isinstance(reply, wire.Problem) else type(reply).__name__
+def _words(reply: messages.Reply | None) -> str:
+    return reply.message if isinstance(reply, messages.Problem) else type(reply).__name__

@@ -20,7 +20,7 @@ from ...protocol.errors import BadRequest
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-    from ...protocol import wire
+    from ...protocol import messages
 
 aio = trio_asyncio.aio_as_trio
 
@@ -102,7 +102,7 @@ class Window:
                 self.apply(size)
 
 
-def checked(r: wire.Resize) -> Size | None:
+def checked(r: messages.Resize) -> Size | None:
     """The size in a request, None when its client leaves. Raises BadRequest."""
     if len(r.client) > 200 or not _INBOX.fullmatch(r.client):
         raise BadRequest("client must be a NATS inbox that the client is subscribed to")

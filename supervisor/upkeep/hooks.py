@@ -16,7 +16,7 @@ import trio
 
 from ...config.integrations import shown_target
 from ...config.schema import CommandRunner, Config
-from ...protocol import __version__, json_text, wire
+from ...protocol import __version__, json_text, messages, subjects
 from ...protocol.errors import RunFailed
 from ...protocol.model import Run, RunSpec, Status
 from ..execution.registry import Registry
@@ -32,7 +32,7 @@ from ..queue.engine import Durable
 if TYPE_CHECKING:
     import httpx
 
-    from ...protocol.wire import StreamName
+    from ...protocol.records import StreamName
 
 log = logging.getLogger("runctld.hooks")
 
@@ -141,7 +141,7 @@ class Hooks:
             return Failed(f"{shown_target(self._config)}: {type(error).__name__}: {error}")
         return None
 
-    async def _ended(self, run: str) -> wire.RunDetails:
+    async def _ended(self, run: str) -> messages.RunDetails:
         """The run, once it has ended: it may be about to, here or on another executor."""
         live = self._registry.get(run)
         if live is not None:
@@ -160,13 +160,15 @@ class Hooks:
         output = None
         with trio.move_on_after(PATIENCE):
             try:
-                (output,) = await self.stored.outputs([wire.out_subject(row.thread, run)])
+                (output,) = await self.stored.outputs([subjects.out_subject(row.thread, run)])
             except Exception as error:
                 log.debug("output of %s: %r", run, error)
-        return wire.RunDetails(row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of, output)
+        return messages.RunDetails(
+            row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of, output
+        )
 
-    async def _send(self, details: wire.RunDetails, hook: str) -> None:
-        body = json_text.encode(wire.details_json(details) | {"hook": hook})
+    async def _send(self, details: messages.RunDetails, hook: str) -> None:
+        body = json_text.encode(messages.details_json(details) | {"hook": hook})
         with trio.move_on_after(self._config.timeout) as limit:
             if isinstance(self._config.on_end, str):
                 await self._post(self._config.on_end, body, hook)

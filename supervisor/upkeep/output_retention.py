@@ -25,7 +25,8 @@ from collections.abc import Iterable, Sequence
 import trio
 
 from ...config.schema import Stream
-from ...protocol.wire import Chunks, Reset, thread_subjects
+from ...protocol.records import Chunks, Reset
+from ...protocol.subjects import thread_subjects
 from ..execution.registry import Registry
 from ..execution.run_end import Ended
 from ..output.backpressure import Room

@@ -20,7 +20,7 @@ from ....config.schema import CommandRunner
 from ....config.units import readable
 from ....protocol.errors import RunFailed, shortened
 from ....protocol.model import Outcome, RunSpec, Status, one_line
-from ....protocol.wire import StreamName
+from ....protocol.records import StreamName
 from ...host.private_files import env_of
 from ...processes.credentials import acting_as
 from ...processes.keeper_client import Keeper, Left

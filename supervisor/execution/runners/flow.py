@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
-from ....protocol.wire import StreamName
+from ....protocol.records import StreamName
 from .protocol import Emit
 
 READ_SIZE = 64 * 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ....protocol.model import Outcome, RunSpec
-from ....protocol.wire import StreamName
+from ....protocol.records import StreamName
 from ...processes.terminal_size import Window
 
 #: Appends one chunk to the run's stream. Blocking is back-pressure: a runner stops
