@@ -13,12 +13,12 @@ SETUP = """
 import json, os, sys
 import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID
-from dbos._dbos import _get_dbos_instance
-from runctl.supervisor.queue.claim_sql import Heads
+from runctl.supervisor.queue.claim_sql import HeadClaim
+from runctl.supervisor.queue.dbos_internals import System
 from runctl.supervisor.queue.recovery import put_back, reenqueue, unfinished
 
 found = {}
-DBOS(config=DBOSConfig(
+dbos = DBOS(config=DBOSConfig(
     name="heads", system_database_url="sqlite:///" + sys.argv[1], log_level="WARNING",
     application_version="v", executor_id="e",
 ))
@@ -29,7 +29,7 @@ def work() -> None: ...
 DBOS.listen_queues([])
 DBOS.launch()
 queue = DBOS.register_queue("q", partition_concurrency=1, worker_concurrency=10)
-system = _get_dbos_instance()._sys_db
+system = System(dbos)
 
 def enqueue(key, run, priority):
     with SetEnqueueOptions(queue_partition_key=key, priority=priority), SetWorkflowID(run):
@@ -41,13 +41,12 @@ def row(run):
         return dict(c.execute(sa.select(table).where(table.c.workflow_uuid == run)).one()._mapping)
 
 def theirs():
-    return system.start_queued_partitioned_workflows(
-        queue, "e", "v", 10, owner_xid="token", is_latest_version=False)
+    return system.claim_heads(queue, "e", "v", 10, "token")
 
 """
 
 CLAIM = """
-heads = Heads(system, "q", "e", "v")
+heads = HeadClaim(system, "q", "e", "v")
 enqueue("a", "a2", 2)
 enqueue("a", "a1", 1)
 found = {"theirs": theirs(), "none": heads.claim("b", "token"), "busy": heads.claim("a", "token")}
@@ -73,7 +72,7 @@ def change(run, **values):
         c.execute(table.update().where(table.c.workflow_uuid == run).values(**values))
 change("c1", executor_id="another")
 change("d1", application_version="another")
-found = {"theirs": system.reenqueue_for_recovery("a1", ["e"], "_internal")}
+found = {"theirs": dbos._sys_db.reenqueue_for_recovery("a1", ["e"], "_internal")}
 found["ours"] = list(reenqueue(system, "e", "v"))
 found["again"] = list(reenqueue(system, "e", "v"))
 found["rows"] = [row("a1"), row("b1")]
@@ -95,17 +94,16 @@ found["without queue"] = [row(run)["queue_name"] for run in ("a1", "b1")]
 START = """
 import time
 from concurrent.futures import ThreadPoolExecutor
-from runctl.supervisor.queue.claim_worker import Active, Worker
+from runctl.supervisor.queue.claim_worker import ClaimedQueue, Worker
 
-dbos = _get_dbos_instance()
-active = dbos._active_workflows_set = Active()
-worker = active.workers["q"] = Worker(dbos, queue, "e", "v")
+worker = Worker(system, ClaimedQueue("q", queue, 10, True), "e", "v")
+system.report_executed({"q": worker})
 full = dbos._executor_field
 full.shutdown()
 enqueue("a", "a1", 1)
 worker.start()
 deadline = time.monotonic() + 40
-while not worker._said and time.monotonic() < deadline:
+while not worker._reported and time.monotonic() < deadline:
     time.sleep(0.01)
 # Between two of its tries.
 while (refused := row("a1"))["status"] != "ENQUEUED" and time.monotonic() < deadline:
@@ -114,7 +112,7 @@ dbos._executor_field = ThreadPoolExecutor(2)
 while (done := row("a1"))["status"] != "SUCCESS" and time.monotonic() < deadline:
     time.sleep(0.01)
 found = {"refused": refused, "done": done}
-found |= {"coming": list(worker._coming), "claimed": worker.claimed}
+found |= {"coming": list(worker._started), "claimed": worker.claimed}
 """
 
 CANCEL = """
@@ -123,11 +121,11 @@ import trio
 from runctl.supervisor.queue.rows import Rows
 
 rows = Rows(*(system.engine, system.tables, "e", threading.Event()),
-            threads=trio.CapacityLimiter(1), alone=True, now=system._now_ms_sql)
+            threads=trio.CapacityLimiter(1), alone=True, now=system.now)
 for key in ("a", "b", "c"):
     enqueue(key, key + "1", 1)
 theirs()
-system.cancel_workflows(["a1"])
+dbos._sys_db.cancel_workflows(["a1"])
 trio.run(rows.cancel, "b1")
 found["rows"] = [row("a1"), row("b1")]
 trio.run(rows.cancel, "b1")
@@ -150,7 +148,7 @@ stopping = threading.Event()
 stopping.set()
 away = sqlalchemy.create_engine("sqlite:////nowhere/at/all")
 rows = Rows(away, system.tables, "e", stopping,
-            threads=trio.CapacityLimiter(1), alone=True, now=system._now_ms_sql)
+            threads=trio.CapacityLimiter(1), alone=True, now=system.now)
 
 async def ask(what, *args):
     with trio.move_on_after(1) as limit:

@@ -30,7 +30,7 @@ from ...config.transport import allowed_problems, transport_problems
 from ...protocol import __version__
 from ...protocol.endpoint import ENDPOINT_FILE, Endpoint
 from ..display.render import size
-from .finding import Finding, fail, ok, warn
+from .finding import Finding, fail, ok, split, warn
 
 #: Of the daemon itself: NATS, the database, its keeper.
 OWN_FILES = 100
@@ -50,6 +50,8 @@ def programs(config: Config) -> Iterator[Finding]:
     said = f"runctl {__version__}, Python {python}, DBOS {dbos}"
     if dbos.split(".")[:2] != ["3", "4"]:
         yield fail("versions", said, "install DBOS 3.4: pip install 'dbos~=3.4.0'")
+    elif (problem := _find_lacking()) is not None:
+        yield split("versions", "fail", problem)
     else:
         yield ok("versions", said)
     if config.nats.embedded:
@@ -60,6 +62,30 @@ def programs(config: Config) -> Iterator[Finding]:
     ):
         if key is not None and find_spec(module) is None:
             yield fail("packages", f"{module} is not installed", f"pip install {package}")
+
+
+#: DBOS is imported in a process of its own: the command line does without.
+_CHECK_NAMES = """
+from runctl.config.schema import ConfigError
+try:
+    from runctl.supervisor.queue import dbos_internals
+    dbos_internals.check()
+except ConfigError as error:
+    print(error)
+"""
+
+
+def _find_lacking() -> str | None:
+    """What a library that is installed lacks of what runctl uses of it, and what to do."""
+    argv = [sys.executable, "-P", "-W", "ignore", "-c", _CHECK_NAMES]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"DBOS cannot be looked at: {error}; run doctor again"
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return f"DBOS cannot be imported ({said}); pip install --force-reinstall 'dbos~=3.4.0'"
+    return done.stdout.strip() or None
 
 
 def _nats_server(config: Config) -> Finding:

@@ -12,30 +12,32 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from .dbos_internals import System
 
-class Heads:
-    """Of the queue ``name``, partitioned with one at a time. ``system``: DBOS's database."""
 
-    def __init__(self, system: Any, name: str, executor: str, version: str) -> None:
-        self._engine: sa.Engine = system.engine
+class HeadClaim:
+    """Of the queue ``name``, partitioned with one at a time."""
+
+    def __init__(self, system: System, name: str, executor: str, version: str) -> None:
+        self._engine = system.engine
         table = system.tables.workflow_status
         other = table.alias()
         key = sa.bindparam("key", type_=sa.String)
         token = sa.bindparam("token", type_=sa.String)
 
-        def there(t: Any, status: str) -> tuple[sa.ColumnElement[bool], ...]:
+        def on_key(t: Any, status: str) -> tuple[sa.ColumnElement[bool], ...]:
             # Written out, so that SQLite sees that DBOS's index of what is live serves.
             is_live = t.c.status == sa.literal_column(f"'{status}'")
             return t.c.queue_name == name, is_live, t.c.queue_partition_key == key
 
         head = (
             sa.select(other.c.workflow_uuid)
-            .where(*there(other, "ENQUEUED"), other.c.application_version == version)
+            .where(*on_key(other, "ENQUEUED"), other.c.application_version == version)
             .order_by(other.c.priority, other.c.created_at, other.c.workflow_uuid)
             .limit(1)
             .scalar_subquery()
         )
-        running = sa.select(sa.literal(1)).where(*there(other, "PENDING")).exists()
+        running = sa.select(sa.literal(1)).where(*on_key(other, "PENDING")).exists()
         self._claim = (
             table.update()
             .where(table.c.workflow_uuid == head, table.c.status == "ENQUEUED", ~running)
@@ -47,10 +49,10 @@ class Heads:
                 application_version=version,
                 executor_id=executor,
                 application_name=system.app_name,
-                started_at_epoch_ms=system._now_ms_sql(),
+                started_at_epoch_ms=system.now(),
                 rate_limited=False,
                 recovery_attempts=table.c.recovery_attempts + 1,
-                updated_at=system._now_ms_sql(),
+                updated_at=system.now(),
             )
             .returning(table.c.workflow_uuid)
         )

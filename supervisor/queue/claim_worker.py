@@ -12,20 +12,16 @@ import math
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
-from dbos._core import (
-    ActiveWorkflowById,
-    ActiveWorkflowEntry,
-    QueueBucket,
-    execute_dequeued_workflow,
-)
-from dbos._utils import generate_uuid
 
-from .claim_sql import Heads
+from .claim_sql import HeadClaim
+from .dbos_internals import System
 from .retries import SAY_AGAIN, reason
 
 log = logging.getLogger("runctld.claims")
@@ -33,21 +29,33 @@ log = logging.getLogger("runctld.claims")
 #: Without an event, seconds: what others have queued is seen at the latest then.
 POLL = 1.0
 #: So many partitions are looked at by themselves, more all at once.
-FEW = 4
+MOST_APART = 4
 #: After executors were in each other's way, seconds at most.
 CONFLICT = 0.1
 #: A claim whose answer was lost may be committed this long after, seconds.
 LOST = 60.0
+#: PostgreSQL's codes of what it refuses to one of two that claim at once: a lock that is not
+#: available, and a serialization failure.
+CONFLICTS = ("55P03", "40001")
+
+
+class ClaimedQueue(msgspec.Struct):
+    """``handle``: DBOS's. So many of it, ``most``, may be executed here at once; of a partition
+    of it, if it is ``partitioned``, one anywhere."""
+
+    name: str
+    handle: Any
+    most: int
+    partitioned: bool
 
 
 class Worker:
-    """A thread that claims and starts the workflows of one queue of ``dbos``, a launched
-    DBOS: as many as the queue's ``worker_concurrency`` says, at once."""
+    """A thread that claims and starts the workflows of ``queue``."""
 
     def __init__(
         self,
-        dbos: Any,
-        queue: Any,
+        system: System,
+        queue: ClaimedQueue,
         executor: str,
         version: str,
         held: Callable[[], bool] = lambda: True,
@@ -57,7 +65,7 @@ class Worker:
         is to be executed."""
         self._held = held
         self._prepare = prepare
-        self._dbos = dbos
+        self._system = system
         self._queue = queue
         self._executor = executor
         self._version = version
@@ -70,26 +78,26 @@ class Worker:
         #: Claimed, but could not be started, and not back in the queue yet: as ``_found``.
         self._back: dict[str, str] = {}
         #: When it was last said of such a run that it could not be started.
-        self._said: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
         #: Of the claim that is being made.
-        self._open: str | None = None
+        self._asked: str | None = None
         #: Tokens of claims without an answer, and when it is too late for them.
-        self._unsure: dict[str, float] = {}
-        self._heads: Heads | None = None
-        if queue._has_partition_limits() and dbos._sys_db.engine.dialect.name == "sqlite":
-            self._heads = Heads(dbos._sys_db, queue.name, executor, version)
+        self._unanswered: dict[str, float] = {}
+        self._head_claim: HeadClaim | None = None
+        if queue.partitioned and system.engine.dialect.name == "sqlite":
+            self._head_claim = HeadClaim(system, queue.name, executor, version)
         #: All places were taken: whoever waits for one is not known by name.
-        self._short = True
+        self._full = True
         #: Started, and not executed yet.
-        self._coming: set[str] = set()
+        self._started: set[str] = set()
         #: workflow id -> (which dispatch of it this is, Unix seconds of the submit), of what
         #: was claimed; until whoever executes it takes it out, or it is over.
         self.claimed: dict[str, tuple[int, float]] = {}
-        self._table = table = dbos._sys_db.tables.workflow_status
-        self._waiting = (
+        self._table = table = system.tables.workflow_status
+        self._any_queued = (
             sa.select(sa.literal(1))
             .where(table.c.queue_name == queue.name, table.c.status == "ENQUEUED")
-            .where(dbos._sys_db._in_flight_status_prover())
+            .where(system.is_in_flight())
             .limit(1)
         )
 
@@ -109,29 +117,31 @@ class Worker:
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
 
-    def began(self, workflow: str) -> None:
+    def note_begun(self, workflow: str) -> None:
         """It is executed from now on."""
-        self._coming.discard(workflow)
+        self._started.discard(workflow)
 
-    def ended(self, workflow: str) -> None:
+    def note_ended(self, workflow: str, partition: str | None) -> None:
+        """Its row has its outcome, and its ``partition`` is free. From any thread."""
         self.claimed.pop(workflow, None)
+        self.kick(partition)
 
     def knows(self, workflow: str, token: str | None) -> bool:
         """Whether it is on its way from its claim to its execution. From any thread."""
-        if token is not None and (token == self._open or token in self._unsure):
+        if token is not None and (token == self._asked or token in self._unanswered):
             return True
-        ways = (self._found, self._back, self._coming, self.claimed)
+        ways = (self._found, self._back, self._started, self.claimed)
         return any(workflow in way for way in ways)
 
     def set_most(self, most: int) -> None:
         """So many at once from now on; what is executed already goes on."""
-        self._queue._worker_concurrency = most
+        self._queue.most = most
         self.kick()
 
     def _run(self) -> None:
         wait, again = POLL, False
         while True:
-            keys = self._rung(wait)
+            keys = self._wait_for_kicks(wait)
             if self._stopping:
                 return
             if again:
@@ -142,17 +152,17 @@ class Worker:
             try:
                 if self._back:
                     self._put_back()
-                if keys or self._found or self._unsure or self._anything():
+                if keys or self._found or self._unanswered or self._is_any_queued():
                     again = self._claim(keys)
                     wait = random.uniform(0, CONFLICT) if again else POLL
             except Exception as error:
-                if isinstance(error, sa.exc.DBAPIError) and self._conflict(error):
+                if isinstance(error, sa.exc.DBAPIError) and _is_conflict(error):
                     wait, again = random.uniform(0, CONFLICT), True
                 elif not self._stopping:
                     log.warning("queued runs cannot be claimed: %s", reason(error))
 
-    def _rung(self, seconds: float) -> set[str | None]:
-        """Wait for a kick; what there is to look at."""
+    def _wait_for_kicks(self, seconds: float) -> set[str | None]:
+        """What there is to look at."""
         keys: set[str | None] = set()
         with contextlib.suppress(Empty):
             keys.add(self._bell.get(timeout=seconds))
@@ -160,92 +170,87 @@ class Worker:
                 keys.add(self._bell.get_nowait())
         return keys
 
-    def _anything(self) -> bool:
-        """Whether something is queued: a claim costs twenty times as much."""
-        with self._dbos._sys_db.engine.connect() as c:
-            return c.execute(self._waiting).first() is not None
+    def _is_any_queued(self) -> bool:
+        """A claim costs twenty times as much."""
+        with self._system.engine.connect() as c:
+            return c.execute(self._any_queued).first() is not None
 
     def _claim(self, keys: set[str | None]) -> bool:
         """Whether to look again soon."""
         queue = self._queue
         self._find_lost()
         # Before what is executed: what comes to be executed meanwhile counts twice, not never.
-        coming = len(self._coming) + len(self._found)
-        busy = self._dbos._active_workflows_set.count_for_queue(queue.name) + coming
-        free = queue._worker_concurrency - busy
+        starting = len(self._started) + len(self._found)
+        busy = self._system.count_executed(queue.name) + starting
+        free = queue.most - busy
+        head_claim = self._head_claim
         if free <= 0:
-            self._short = True
-        elif self._heads is None or self._short or None in keys or not self._few(keys, free):
-            self._short = self._look(free, busy) >= free
-        else:
+            self._full = True
+        elif (
+            head_claim is not None
+            and not self._full
+            and None not in keys
+            and 0 < len(keys) <= min(free, MOST_APART)
+        ):
             for key in keys:
-                with self._asking() as token:
-                    if (found := self._heads.claim(str(key), token)) is not None:
+                with self._open_claim() as token:
+                    if (found := head_claim.claim(str(key), token)) is not None:
                         self._found[found] = token
+        else:
+            self._full = self._claim_anywhere(free, busy) >= free
         again = bool(self._found) and self._give_back()
         if self._found:
             self._begin()
         return again
 
-    def _few(self, keys: set[str | None], free: int) -> bool:
-        return 0 < len(keys) <= min(free, FEW)
-
-    def _look(self, free: int, busy: int) -> int:
+    def _claim_anywhere(self, free: int, busy: int) -> int:
         """Claim as many as there are, in all partitions; how many."""
-        system, queue = self._dbos._sys_db, self._queue
-        with self._asking() as token:
-            # No workflow of ours is without a version: whether this one is the newest, which
-            # DBOS would look up each time, decides nothing.
-            if queue._has_partition_limits():
-                found = system.start_queued_partitioned_workflows(
-                    *(queue, self._executor, self._version, free),
-                    owner_xid=token,
-                    is_latest_version=False,
-                )
+        claimant = self._queue.handle, self._executor, self._version
+        with self._open_claim() as token:
+            if self._queue.partitioned:
+                found = self._system.claim_heads(*claimant, free, token)
             else:
-                found, _ = system.start_queued_workflows(
-                    *(queue, self._executor, self._version, None, busy),
-                    owner_xid=token,
-                    is_latest_version=False,
-                )
+                found = self._system.claim_queued(*claimant, busy, token)
             self._found |= dict.fromkeys(found, token)
         return len(found)
 
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[str]:
+    def _open_claim(self) -> Iterator[str]:
         """A claim's token, which is kept when its answer is lost."""
-        token = self._open = generate_uuid()
+        token = self._asked = str(uuid.uuid4())
         try:
             yield token
         except sa.exc.DBAPIError as error:
             if error.connection_invalidated:
-                self._unsure[token] = time.monotonic() + LOST
+                self._unanswered[token] = time.monotonic() + LOST
             raise
         finally:
-            self._open = None
+            self._asked = None
 
     def _find_lost(self) -> None:
         """What claims without an answer have got: the connection broke when they were
         stored, and nobody else would begin it."""
-        if not self._unsure:
+        if not self._unanswered:
             return
         c, now = self._table.c, time.monotonic()
         query = sa.select(c.workflow_uuid, c.owner_xid).where(
             c.queue_name == self._queue.name,
             c.status == "PENDING",
-            c.owner_xid.in_(list(self._unsure)),
+            c.owner_xid.in_(list(self._unanswered)),
         )
-        with self._dbos._sys_db.engine.connect() as connection:
+        with self._system.engine.connect() as connection:
             lost = {workflow: token for workflow, token in connection.execute(query)}
         self._found |= lost
         over = set(lost.values())
-        self._unsure = {t: end for t, end in self._unsure.items() if end > now and t not in over}
+        self._unanswered = {
+            t: end for t, end in self._unanswered.items() if end > now and t not in over
+        }
 
     def _give_back(self) -> bool:
         """Two executors that claim at once may each find a head on one thread: a run that goes
         before has been stored between their looks. Each looks again after its claim is stored,
         so that one of them, or both, see the other and put their own back."""
-        if self._heads is not None or not self._queue._has_partition_limits():
+        if self._head_claim is not None or not self._queue.partitioned:
             return False
         t, other = self._table, self._table.alias()
         beside = sa.select(sa.literal(1)).where(
@@ -280,36 +285,35 @@ class Worker:
             )
             .returning(t.c.workflow_uuid)
         )
-        with self._dbos._sys_db.engine.begin() as connection:
+        with self._system.engine.begin() as connection:
             return list(connection.scalars(query))
 
     def _begin(self) -> None:
-        rows = self._dbos._sys_db.get_workflow_statuses(list(self._found))
+        rows = self._system.read_statuses(list(self._found))
         tokens, self._found = self._found, {}
         for status in rows:
             if status["status"] != "PENDING" or status["executor_id"] != self._executor:
                 continue  # aborted since, or given back
             workflow = status["workflow_uuid"]
             self.claimed[workflow] = status["recovery_attempts"], status["created_at"] / 1000
-            self._coming.add(workflow)
+            self._started.add(workflow)
             try:
-                prepared: Any = self._prepare(dict(status))
-                execute_dequeued_workflow(self._dbos, prepared, tokens[workflow])
+                self._system.execute(self._prepare(status), tokens[workflow])
             except Exception as error:
-                self._say(workflow, error)
-                self._coming.discard(workflow)
+                self._report(workflow, error)
+                self._started.discard(workflow)
                 self.claimed.pop(workflow, None)
                 self._back[workflow] = tokens[workflow]
         if self._back:
             self._put_back()
 
-    def _say(self, workflow: str, error: Exception) -> None:
+    def _report(self, workflow: str, error: Exception) -> None:
         """That it could not be started. It is tried again each second: said each minute."""
         now = time.monotonic()
-        if now - self._said.get(workflow, -math.inf) < SAY_AGAIN:
+        if now - self._reported.get(workflow, -math.inf) < SAY_AGAIN:
             return
-        self._said = {w: at for w, at in self._said.items() if now - at < SAY_AGAIN}
-        self._said[workflow] = now
+        self._reported = {w: at for w, at in self._reported.items() if now - at < SAY_AGAIN}
+        self._reported[workflow] = now
         log.error(
             "run %s cannot be started (%s); it goes back to its queue, and is tried again",
             workflow,
@@ -317,31 +321,7 @@ class Worker:
             exc_info=error,
         )
 
-    def _conflict(self, error: sa.exc.DBAPIError) -> bool:
-        """Whether another executor was claiming at the same moment."""
-        system = self._dbos._sys_db
-        return bool(system.is_lock_conflict(error) or system.is_serialization_conflict(error))
 
-
-class Active(ActiveWorkflowById):
-    """What is executed, as DBOS counts it. Its end is the event to look for more: the
-    row has its outcome then, and the thread is free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.workers: dict[str, Worker] = {}
-
-    def add(
-        self, key: str, queue_name: str | None = None, queue_partition_key: str | None = None
-    ) -> ActiveWorkflowEntry:
-        entry = super().add(key, queue_name, queue_partition_key)
-        if worker := self.workers.get(queue_name or ""):
-            worker.began(key)
-        return entry
-
-    def _remove(self, key: str, bucket: QueueBucket) -> None:
-        super()._remove(key, bucket)
-        name, partition = bucket or ("", None)
-        if worker := self.workers.get(name):
-            worker.ended(key)
-            worker.kick(partition)
+def _is_conflict(error: sa.exc.DBAPIError) -> bool:
+    """Whether another executor was claiming at the same moment."""
+    return getattr(error.orig, "sqlstate", None) in CONFLICTS

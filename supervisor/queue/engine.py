@@ -37,8 +37,9 @@ from ...protocol.model import Outcome, Run, RunSpec, Status, is_run_id, made_at
 from ..host.database_files import database_path, look_for_saved
 from ..host.metrics import Meters
 from ..host.postgres import engine_arguments
-from . import dbos_internals, outcomes, pickle_refusal, recovery, retries, sqlite
-from .claim_worker import Active, Worker
+from . import dbos_internals, dbos_log, outcomes, pickle_refusal, recovery, retries, sqlite
+from .claim_worker import ClaimedQueue, Worker
+from .dbos_internals import System
 from .outcomes import Outcomes, Waiting
 from .retries import reason
 from .row_status import HOOK, WORKFLOW, executable, hook_id, tellable, unreadable
@@ -54,6 +55,9 @@ THREADS = 100
 STOPPING = "runctld is stopping; ask again when it has started"
 #: Hooks at once on this executor, those that wait for a next try among them.
 MAX_HOOKS = 100
+#: Nobody sends messages to workflows, and nothing is asked of SQLite for them: so often, in
+#: seconds, DBOS sees that. Its end waits for it.
+LISTEN = 0.1
 #: Between two steps in which space is given back, seconds: others write meanwhile.
 GIVE_WAY = 0.05
 
@@ -91,7 +95,10 @@ class Durable:
         held: Callable[[], bool] = lambda: True,
     ) -> None:
         """``clear`` is called before each commit, in its thread: what it does not return
-        from is not committed. ``held``: whether something may be claimed."""
+        from is not committed. ``held``: whether something may be claimed.
+
+        Raises ConfigError, when the DBOS that is installed lacks what is used of it here."""
+        dbos_internals.check()
         self._held = held
         self._config = config
         self._executor = executor
@@ -100,6 +107,7 @@ class Durable:
         self._fenced = False
         self._worker: Worker | None = None
         self._dbos: DBOS
+        self._system: System
         #: From ``launch`` on.
         self.rows: Rows
         self.strays: Strays
@@ -140,6 +148,8 @@ class Durable:
             if self._config.database.embedded
             else engine_arguments(self._config),
         )
+        if self._config.database.embedded:
+            config["notification_listener_polling_interval_sec"] = LISTEN
         if traces is not None:
             from ..host import traces as spans
 
@@ -152,14 +162,12 @@ class Durable:
         # listener that comes while they commit fails their commit.
         sa.event.listen(sa.Engine, "commit", self._committing)
         self._dbos = DBOS(config=config)
-        dbos_internals.quiet(self._held)
+        dbos_log.redirect(self._held)
         dbos_internals.poll_seldom(self._dbos)
-        dbos_internals.schedule_nothing()
+        dbos_internals.stop_scheduler()
+        dbos_internals.stop_recovery()
+        dbos_internals.store_milliseconds()
         retries.teach_dbos(self._stopping)
-        sqlite.no_messages(self._stopping)
-        sqlite.exact_times()
-        alone = self._config.database.embedded
-        recovery.at_launch(self._executor, APP_VERSION, alone=alone)
         durable = self
 
         async def run_attempt(run: RunSpec, attempt: int, why: str | None) -> Outcome:
@@ -197,13 +205,13 @@ class Durable:
         except Exception as error:
             words = str(error).strip().partition("\n")[0]
             raise Unavailable(f"the database cannot be opened: {words}") from error
-        system = self._dbos._sys_db
+        system = self._system = System(self._dbos)
         self._outcomes = Outcomes(system, self._stopping)
         self.rows = Rows(
             *(system.engine, system.tables, self._executor, self._stopping),
             threads=threads,
-            alone=alone,
-            now=system._now_ms_sql,
+            alone=self._config.database.embedded,
+            now=system.now,
         )
         with contextlib.suppress(sa.exc.DBAPIError):  # ``rows.index`` goes on with it
             await trio.to_thread.run_sync(self.rows.make_index)
@@ -211,7 +219,7 @@ class Durable:
             if self._config.database.embedded:
                 await trio.to_thread.run_sync(sqlite.time_new_rows, system.engine)
             self._fenced = True
-            await trio.to_thread.run_sync(self._settle_recovery)
+            await trio.to_thread.run_sync(self._recover)
             await trio.to_thread.run_sync(self._start_workers)
             self.strays = Strays(self.rows, self._knows, self._kick_both, self._held)
         except sa.exc.DBAPIError as error:
@@ -231,35 +239,41 @@ class Durable:
 
     def _start_workers(self) -> None:
         most = self._config.queue.max_running
-        queues = [self._register(QUEUE, partition_concurrency=1, worker_concurrency=most)]
+        queues = [self._register(QUEUE, most, partitioned=True)]
         if self._hook is not None:
-            queues.append(self._register(HOOKS_QUEUE, worker_concurrency=MAX_HOOKS))
-        dbos: Any = self._dbos
-        active = dbos._active_workflows_set = Active()
+            queues.append(self._register(HOOKS_QUEUE, MAX_HOOKS, partitioned=False))
+        workers = {}
         for queue in queues:
-            prepare = executable if queue.name == QUEUE else tellable
-            worker = Worker(dbos, queue, self._executor, APP_VERSION, self._held, prepare)
-            active.workers[queue.name] = worker
+            prepare = executable if queue.partitioned else tellable
+            workers[queue.name] = Worker(
+                self._system, queue, self._executor, APP_VERSION, self._held, prepare
+            )
+        self._system.report_executed(workers)
+        for worker in workers.values():
             worker.start()
-        self._worker = active.workers[QUEUE]
-        self._hooks_worker = active.workers.get(HOOKS_QUEUE)
+        self._worker = workers[QUEUE]
+        self._hooks_worker = workers.get(HOOKS_QUEUE)
 
-    def _register(self, name: str, **limits: Any) -> Any:
+    def _register(self, name: str, most: int, *, partitioned: bool) -> ClaimedQueue:
         def register() -> Any:
             # What is stored is of the executor that started last: these settings are ours.
-            return DBOS.register_queue(name, on_conflict="always_update", **limits)
+            return DBOS.register_queue(
+                name,
+                worker_concurrency=most,
+                partition_concurrency=1 if partitioned else None,
+                on_conflict="always_update",
+            )
 
-        return self.rows.patiently(register, self._config.start_timeout)
+        handle = self.rows.patiently(register, self._config.start_timeout)
+        return ClaimedQueue(name, handle, most, partitioned)
 
-    def _settle_recovery(self) -> None:
-        """Wait until DBOS's start-up thread has re-enqueued every row of ours. Starting
-        the worker before would let it re-enqueue a row that is already claimed again."""
-        deadline = time.monotonic() + self._config.start_timeout
-        # DBOS gives no event for its end.
-        while left := self.rows.left(APP_VERSION):
-            if time.monotonic() > deadline:
-                raise Unavailable(f"{left} unfinished runs could not be recovered in time")
-            time.sleep(0.003)
+    def _recover(self) -> None:
+        def recover() -> None:
+            retries.until.set(0.0)
+            alone = self._config.database.embedded
+            recovery.recover(self._system, self._executor, APP_VERSION, alone=alone)
+
+        self.rows.patiently(recover, self._config.start_timeout)
         self.recovered = self.rows.replayed()
 
     def set_max_running(self, most: int) -> None:
@@ -360,7 +374,7 @@ class Durable:
 
     def _knows(self, held: Held) -> bool:
         """Whether what is running here by its row is known here."""
-        if held.workflow in self._dbos._active_workflows_set.activeList():
+        if held.workflow in self._system.list_executed():
             return True
         workers = (self._worker, self._hooks_worker)
         return any(w is not None and w.knows(held.workflow, held.token) for w in workers)
@@ -420,7 +434,7 @@ class Durable:
         that by itself."""
         more = self._config.database.embedded
         while more and not self._stopping.is_set():
-            more = await trio.to_thread.run_sync(sqlite.give_back, self._dbos._sys_db.engine)
+            more = await trio.to_thread.run_sync(sqlite.give_back, self._system.engine)
             await trio.sleep(GIVE_WAY)
 
     async def unfinished_of(self, executor: str) -> recovery.Tokens:
@@ -442,7 +456,7 @@ class Durable:
     async def _once(self, call: Callable[..., T], executor: str, *more: object) -> T:
         def once() -> T:
             retries.until.set(0.0)
-            return call(self._dbos._sys_db, executor, APP_VERSION, *more)
+            return call(self._system, executor, APP_VERSION, *more)
 
         return await trio.to_thread.run_sync(once, limiter=self._threads, abandon_on_cancel=True)
 

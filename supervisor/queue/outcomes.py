@@ -12,14 +12,15 @@ import asyncio
 import functools
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import trio
 from dbos import DBOSPortableJSONSerializer
-from dbos._context import current_owner_xid
 
 from ...protocol.model import Outcome, Status
+from .dbos_internals import System, read_token
 from .retries import Complaint, until_done
 
 #: So many are stored at once, each in a thread that may wait for the database; and as many of
@@ -44,15 +45,11 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Outcomes:
-    """``system``: DBOS's database, launched. ``store`` is called in asyncio, within the
+    """``store`` is called in asyncio, within the
     workflow whose outcome it is: DBOS knows there by which token its row is owned."""
 
-    def __init__(self, system: Any, stopping: threading.Event) -> None:
-        # As it is before DBOS tries again by itself, in a thread that it keeps meanwhile.
-        write = type(system).update_workflow_outcome.__wrapped__
-        self._write = functools.partial(write, system)
-        self._theirs = system.update_workflow_outcome
-        system.update_workflow_outcome = self._answer
+    def __init__(self, system: System, stopping: threading.Event) -> None:
+        self._write = system.take_over_outcomes(self._answer)
         self._stopping = stopping
         self._encode = DBOSPortableJSONSerializer().serialize
         self._done: dict[str, bool] = {}
@@ -63,7 +60,7 @@ class Outcomes:
     async def store(self, run: str, thread: str, outcome: Outcome, built: dict[str, Any]) -> None:
         """``built`` is what the workflow returns. When the daemon stops before it is stored,
         this does not return: the next daemon adopts the end of the stream."""
-        text, token = self._encode(built), current_owner_xid(run)
+        text, token = self._encode(built), read_token(run)
         write = functools.partial(self._write, run, "SUCCESS", output=text, owner_xid=token)
         loop: Any = asyncio.get_running_loop()
         threads = self._first
@@ -83,8 +80,8 @@ class Outcomes:
         finally:
             self.waiting.pop(run, None)
 
-    def _answer(self, workflow_id: str, status: str, **values: Any) -> bool:
+    def _answer(self, theirs: Callable[..., bool], workflow: str, values: dict[str, Any]) -> bool:
         """In place of DBOS's own: whether the outcome was stored, which is none when the row
         is another's by now."""
-        stored = self._done.pop(workflow_id, None)
-        return bool(self._theirs(workflow_id, status, **values)) if stored is None else stored
+        stored = self._done.pop(workflow, None)
+        return bool(theirs(workflow, **values)) if stored is None else stored

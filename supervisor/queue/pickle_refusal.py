@@ -12,11 +12,8 @@ import pickle
 import sys
 from typing import Any, NoReturn
 
-import dbos._serialization
-
 from ...protocol.errors import Unavailable
-
-_formats: Any = dbos._serialization
+from . import dbos_internals
 
 #: What the probe below has run.
 _ran: list[str] = []
@@ -45,15 +42,14 @@ def refuse() -> None:
     """Have DBOS refuse them, and see that it does.
 
     Raises Unavailable, when the DBOS that is installed would unpickle all the same."""
-    _formats.pickle = _Pickle
+    dbos_internals.replace_pickle(_Pickle)
     text = base64.b64encode(pickle.dumps(_Probe())).decode()
-    ways = ("deserialize_value", "deserialize_args", "deserialize_exception")
     others = [
         name
         for name, module in list(sys.modules.items())
         if name.partition(".")[0] == "dbos" and getattr(module, "pickle", None) is pickle
     ]
-    if others or not all(_refuses(way, text) for way in ways):
+    if others or not all(_refuses(way, text) for way in dbos_internals.PICKLE_READERS):
         raise Unavailable(
             "the dbos that is installed would run code that stands in its database;"
             " install the version that runctl asks for: pip install 'dbos~=3.4.0'"
@@ -63,7 +59,7 @@ def refuse() -> None:
 def _refuses(way: str, text: str) -> bool:
     _ran.clear()
     try:
-        getattr(_formats, way)(text, "py_pickle", _formats.DBOSPortableJSONSerializer())
+        dbos_internals.read_pickle(way, text)
     except Unpickled:
         return not _ran
     except Exception:  # it is another DBOS than the one that this was written for

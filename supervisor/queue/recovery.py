@@ -9,20 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
-import dbos._dbos
-import dbos._sys_db
-import dbos._utils
 import sqlalchemy as sa
 
+from .dbos_internals import System
+
 log = logging.getLogger("runctld.recovery")
-
-_launch: Any = dbos._dbos
-_system: Any = dbos._sys_db
-_utils: Any = dbos._utils
-
 
 #: The tokens of claims, None of what was begun before there were any.
 Tokens = Collection[str | None]
@@ -30,14 +23,14 @@ Tokens = Collection[str | None]
 _MANY = 5000
 
 
-def reenqueue(system: Any, executor: str | None, version: str) -> dict[str, str | None]:
+def reenqueue(system: System, executor: str | None, version: str) -> dict[str, str | None]:
     """Put what ``executor`` had not finished back in its queues, None for every executor:
     workflow id -> the executor that had it. It is claimed from there like anything else, by
-    one. ``system``: DBOS's database. What passes is waited out. Raises SQLAlchemy's errors."""
+    one. What passes is waited out, within ``retries.until``. Raises SQLAlchemy's errors."""
     return put_back(system, executor, version, unfinished(system, executor, version))
 
 
-def unfinished(system: Any, executor: str | None, version: str) -> set[str | None]:
+def unfinished(system: System, executor: str | None, version: str) -> set[str | None]:
     """The tokens by which ``executor`` has what it had not finished. As ``reenqueue``."""
     query = sa.select(system.tables.workflow_status.c.owner_xid).distinct()
 
@@ -45,22 +38,21 @@ def unfinished(system: Any, executor: str | None, version: str) -> set[str | Non
         with system.engine.connect() as connection:
             return set(connection.scalars(query.where(*_of(system, executor, version))))
 
-    tokens: Callable[[], set[str | None]] = _system.db_retry(sys_db=system)(read)
-    return tokens()
+    return system.retry(read)
 
 
-def _of(system: Any, executor: str | None, version: str) -> tuple[sa.ColumnElement[bool], ...]:
+def _of(system: System, executor: str | None, version: str) -> tuple[sa.ColumnElement[bool], ...]:
     c = system.tables.workflow_status.c
     return (
         c.status == "PENDING",
         sa.true() if executor is None else c.executor_id == executor,
         c.application_version == version,
-        system._name_filter(c.application_name, system.app_name),
+        system.is_ours(c.application_name),
     )
 
 
 def put_back(
-    system: Any, executor: str | None, version: str, tokens: Tokens
+    system: System, executor: str | None, version: str, tokens: Tokens
 ) -> dict[str, str | None]:
     """What ``reenqueue`` does, with what is held by one of ``tokens`` only. When a first try was
     stored and its answer was lost, another one leaves alone what was claimed anew since."""
@@ -73,8 +65,8 @@ def put_back(
             status="ENQUEUED",
             owner_xid=None,
             started_at_epoch_ms=None,
-            updated_at=system._now_ms_sql(),
-            queue_name=sa.func.coalesce(c.queue_name, _utils.INTERNAL_QUEUE_NAME),
+            updated_at=system.now(),
+            queue_name=sa.func.coalesce(c.queue_name, system.internal_queue),
         )
         .returning(c.workflow_uuid, c.executor_id)
     )
@@ -91,29 +83,20 @@ def put_back(
                 found |= {run: owner for run, owner in connection.execute(back.where(which))}
         return found
 
-    written: Callable[[], dict[str, str | None]] = _system.db_retry(sys_db=system)(write)
-    return written()
+    return system.retry(write)
 
 
-def at_launch(executor: str, version: str, *, alone: bool) -> None:
-    """Have ``DBOS.launch`` recover so, in its start-up thread. ``alone``: the database is
-    this daemon's by a lock, so that every row is ours, whatever executor ID it carries."""
-
-    def recover(instance: Any, pending: list[Any]) -> None:
-        if not alone:
-            if pending:
-                reenqueue(instance._sys_db, executor, version)
-            return
-        found = reenqueue(instance._sys_db, None, version)
-        others = Counter(
-            (owner, "run" if "." not in workflow else "hook")
-            for workflow, owner in found.items()
-            if owner != executor
+def recover(system: System, executor: str, version: str, *, alone: bool) -> None:
+    """``reenqueue`` at the start, before anything is claimed. ``alone``: the database is this
+    daemon's by a lock, so that every row is ours, whatever executor ID it carries."""
+    found = reenqueue(system, None if alone else executor, version)
+    others = Counter(
+        (owner, "run" if "." not in workflow else "hook")
+        for workflow, owner in found.items()
+        if owner != executor
+    )
+    for (owner, kind), count in sorted(others.items(), key=str):
+        log.warning(
+            "%d unfinished %s%s of executor %r taken over: the ID has changed",
+            *(count, kind, "" if count == 1 else "s", owner),
         )
-        for (owner, kind), count in sorted(others.items(), key=str):
-            log.warning(
-                "%d unfinished %s%s of executor %r taken over: the ID has changed",
-                *(count, kind, "" if count == 1 else "s", owner),
-            )
-
-    _launch.startup_recovery_thread = recover

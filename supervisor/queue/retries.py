@@ -17,17 +17,14 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-import dbos._sys_db
 import sqlalchemy as sa
 import trio
+
+from . import dbos_internals
 
 log = logging.getLogger("runctld.retries")
 
 T = TypeVar("T")
-
-_system: Any = dbos._sys_db
-_postgres: Callable[[Exception], bool] = _system.retriable_postgres_exception
-_sqlite: Callable[[Exception], bool] = _system.retriable_sqlite_exception
 
 #: Until when DBOS tries again, on the monotonic clock. Whoever waits for an answer is told.
 until: ContextVar[float] = ContextVar("until", default=math.inf)
@@ -73,17 +70,16 @@ def passes(error: BaseException) -> bool:
 def teach_dbos(stopping: threading.Event) -> None:
     """Have DBOS try again whatever passes, within ``until``."""
 
-    def again(error: Exception) -> bool:
+    def decide(error: Exception, theirs: bool) -> bool:
         if time.monotonic() > until.get():
             return False
-        if _postgres(error) or _sqlite(error):
+        if theirs:
             return True
         # A disk has no room within seconds: whoever waits is told at once.
         waits = until.get() < math.inf and isinstance(_orig(error), sqlite3.Error)
         return passes(error) and not waits and not stopping.is_set()
 
-    _system.retriable_postgres_exception = again
-    _system.retriable_sqlite_exception = lambda _: False  # the one above is asked for both
+    dbos_internals.decide_retries(decide)
 
 
 def _orig(error: Exception) -> object:

@@ -426,16 +426,6 @@ class Rows:
             ", ".join(column.name for column in self._index.columns),
         )
 
-    def left(self, version: str) -> int:
-        """How many of our rows are not yet re-enqueued. Blocking."""
-        c = self._table.c
-        query = (
-            sa.select(sa.func.count())
-            .where(c.status == "PENDING", self._ours(c))
-            .where(c.application_version == version)
-        )
-        return int(self._scalar(query))
-
     def replayed(self) -> int:
         """How many runs wait for another attempt. Blocking."""
         c = self._table.c

@@ -5,13 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dbos._sys_db
-import dbos._sys_db_sqlite
 import sqlalchemy as sa
 
 from ...protocol.errors import Unavailable
@@ -43,9 +39,6 @@ SMALL = {
     "pool_use_lifo": True,
     "connect_args": {"cached_statements": 64, "factory": _Connection},
 }
-
-_system: Any = dbos._sys_db
-_sqlite: Any = dbos._sys_db_sqlite
 
 
 def prepare(path: Path) -> None:
@@ -84,20 +77,6 @@ def give_back(engine: sa.Engine) -> bool:
     return able and free >= PAGES
 
 
-def exact_times() -> None:
-    """Have DBOS store milliseconds, as with PostgreSQL: by itself it stores whole seconds where
-    Python is older than 3.12, and asks for a function of SQLite 3.42 where it is not."""
-    own: Callable[[Any], Any] = _system.SystemDatabase._now_ms_sql
-
-    def now_ms(system: Any) -> Any:
-        if system.engine.dialect.name != "sqlite":
-            return own(system)
-        days = sa.func.julianday("now") - sa.literal_column("2440587.5")  # since 1970
-        return sa.cast(sa.func.round(days * 86_400_000), sa.BigInteger)
-
-    _system.SystemDatabase._now_ms_sql = now_ms
-
-
 def time_new_rows(engine: sa.Engine) -> None:
     """Have new rows say to the millisecond when they came: their time is the table's default,
     which is in whole seconds where Python was older than 3.12 when it was made. Blocking.
@@ -111,9 +90,3 @@ def time_new_rows(engine: sa.Engine) -> None:
             " SET created_at = CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
             " WHERE rowid = NEW.rowid; END"
         )
-
-
-def no_messages(stopping: threading.Event) -> None:
-    """Nobody sends messages to workflows. What DBOS polls SQLite for once a second, and
-    has its end wait for, ends at once."""
-    _sqlite.SQLiteSystemDatabase._notification_listener = lambda _: stopping.wait()
