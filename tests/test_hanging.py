@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import socket
 import sys
@@ -23,9 +22,11 @@ from runctl.protocol.records import StreamName
 from runctl.supervisor.execution.runners import command as command_runner
 from runctl.supervisor.execution.runners.chat.runner import Chat
 from runctl.supervisor.host.private_files import inherited
-from runctl.supervisor.processes import keeper_client
-from runctl.supervisor.processes.keeper import HEADER, scan
-from runctl.supervisor.processes.keeper_client import open_keeper
+from runctl.supervisor.processes import keeper_client, keeper_start
+from runctl.supervisor.processes.keeper_messages import encode
+from runctl.supervisor.processes.keeper_start import open_keeper
+from runctl.supervisor.processes.proctable import scan
+from runctl.supervisor.processes.spawn_errors import SPAWN_LIMIT
 from test_processes import keeper, spawn, until
 
 __all__ = ["keeper"]  # a fixture
@@ -78,7 +79,7 @@ async def _until_its_limit(
 
     def noted(seconds: float) -> trio.CancelScope:
         scope = move_on_after(seconds)
-        if seconds == keeper_client.SPAWN_LIMIT:
+        if seconds == SPAWN_LIMIT:
             scopes.append(scope)
         return scope
 
@@ -192,8 +193,8 @@ def test_all_ends_with_the_daemon(box: Box, command: str) -> None:
 
 async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None:
     """What the keeper has to say waits; it does not."""
-    state, lock = keeper_client._open_lock(tmp_path)
-    popen, ours = keeper_client._start(lock, state, inherited(), "")
+    state, lock = keeper_start._open_lock(tmp_path)
+    popen, ours = keeper_start._start(lock, state, inherited(), "")
     os.close(lock)
     env = {"PATH": os.environ["PATH"]}
     mark = tmp_path / "touched"
@@ -204,9 +205,7 @@ async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None
             argv = ["true"] if number <= 500 else ["touch", str(mark)]
             message = {"op": "spawn", "id": number, "argv": argv, "mark": "x", "env": env}
             message |= {"cwd": None, "tty": False, "umask": None, "group": None}
-            data = json.dumps(message).encode()
-            whole = HEADER.pack(len(data)) + data
-            await trio.to_thread.run_sync(socket.send_fds, ours, [whole], [null] * 3)
+            await trio.to_thread.run_sync(socket.send_fds, ours, [encode(message)], [null] * 3)
         await until(mark.exists, "the last one has run")
     finally:
         os.close(null)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Box, alive, wait_until
-from runctl.supervisor.processes.keeper import environment, scan
+from runctl.supervisor.processes.environments import environment
+from runctl.supervisor.processes.proctable import scan
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0,

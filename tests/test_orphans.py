@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, alive, wait_until
 from house import Bus
-from runctl.supervisor.processes.keeper import scan
+from runctl.supervisor.processes.proctable import scan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreaper and /proc")
 

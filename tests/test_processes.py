@@ -19,25 +19,12 @@ import trio
 import trio.testing
 from conftest import SLACK, alive, wait_until
 from runctl.protocol.errors import RunFailed, Unavailable
-from runctl.supervisor.processes.keeper import (
-    Forest,
-    Row,
-    Tree,
-    descent,
-    environment,
-    kill_rows,
-    read_row,
-    scan,
-    scan_ps,
-    strike,
-    term_rows,
-)
-from runctl.supervisor.processes.keeper_client import (
-    Keeper,
-    KeeperLost,
-    Process,
-    open_keeper,
-)
+from runctl.supervisor.processes.environments import environment
+from runctl.supervisor.processes.keeper_client import Keeper, KeeperLost, Process
+from runctl.supervisor.processes.keeper_start import open_keeper
+from runctl.supervisor.processes.proctable import Row, descent, read_row, scan, scan_ps
+from runctl.supervisor.processes.signalling import kill_rows, strike, term_rows
+from runctl.supervisor.processes.trees import Forest, Tree
 
 LINUX = sys.platform == "linux"
 linux_only = pytest.mark.skipif(not LINUX, reason="needs a child subreaper and /proc")
@@ -617,7 +604,7 @@ idle()
 DAEMON = """
 import os, sys, trio
 from pathlib import Path
-from runctl.supervisor.processes.keeper_client import open_keeper
+from runctl.supervisor.processes.keeper_start import open_keeper
 async def main():
     async with open_keeper(Path(sys.argv[1]), wait=5) as keeper:
         null = os.open(os.devnull, os.O_RDWR)

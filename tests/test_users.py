@@ -15,7 +15,7 @@ from runctl.config.load import load
 from runctl.config.schema import CommandRunner, ConfigError
 from runctl.protocol import messages
 from runctl.supervisor.processes import credentials
-from runctl.supervisor.processes.keeper import scan
+from runctl.supervisor.processes.proctable import scan
 from users import (
     AGENT,
     NOBODY,

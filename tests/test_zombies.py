@@ -28,8 +28,8 @@ from runctl.config.load import load
 from runctl.protocol import messages, subjects
 from runctl.protocol.errors import LeaseHeld, LeaseLost
 from runctl.supervisor.cluster.lease import hold_file_lease
-from runctl.supervisor.processes.keeper import scan
-from runctl.supervisor.processes.keeper_client import open_keeper
+from runctl.supervisor.processes.keeper_start import open_keeper
+from runctl.supervisor.processes.proctable import scan
 
 # The first attempt floods its terminal, has a descendant without mark, session or parent in
 # common with it, and ends as failed once "over" exists: while the daemon is stopped. The

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Box, wait_until
-from runctl.supervisor.processes.keeper import environment, scan
+from runctl.supervisor.processes.environments import environment
+from runctl.supervisor.processes.proctable import scan
 
 NOBODY = 65534
 #: Of no user of this machine.

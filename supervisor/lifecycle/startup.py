@@ -32,7 +32,7 @@ from ..host.stop_times import longest_stop
 from ..host.systemd_notify import Notifier, open_notifier
 from ..messaging.embedded_server import Broker
 from ..processes import cgroups
-from ..processes.keeper_client import open_keeper
+from ..processes.keeper_start import open_keeper
 from .early_signals import Early
 from .optional_packages import require
 from .signals import Wishes, open_wishes

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Collection
 
-from ...processes.keeper import LINUX, scan
+from ...processes.proctable import LINUX, scan
 
 #: Device and inode of an open file, alike in each process that has it.
 Identity = tuple[int, int]

@@ -1,0 +1,54 @@
+"""What the daemon and its keeper tell each other. Standard library only: the keeper imports it.
+
+Each is 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
+
+    -> {op: spawn, id, argv, mark, env, cwd, otherwise, tty, umask, group, account, limits}
+                                                <- {id, pid}  or  {id, step, errno}
+    -> {op: ping, id}                           <- {id}
+    -> {op: end, id, tree, grace, keep}         <- {id, ended, kept}  once the tree is empty
+                                                <- {exit: tree, status, starved}
+                                                <- {held: tree, pids}
+                                                <- {gone: tree}
+    (the daemon sends no more)                  <- {left: pids}
+
+A spawn is answered when the child has executed ``argv``, or cannot. An ``end`` may come
+before: then its answer is ``{id, step, hung}``, with the step that did not end.
+With ``keep`` only what is in the root's session is ended; the rest is ``kept``, and the tree
+goes on until another ``end`` comes or, as ``gone`` says, all of it has ended. ``ended``: what was
+there besides a root that had ended before. Both are ``[pid, name, ...]``, as in ``held``.
+``held`` says, whenever that changes, which processes of a tree that is being ended cannot be:
+``[pid, name, user id, why]``, as ``hindrance`` knows it. ``left``: the same at the end of all,
+when nothing else is left; the keeper stays until they are gone.
+
+``tree`` is the id of the spawn that made it: unlike a pid it is never used twice. With
+``tty`` stdout is a terminal, which becomes the child's controlling one. ``CGROUPS`` is what
+the paths of runs' cgroups begin with, "" for none (``cgroups.py``); ``group`` is added to it.
+``otherwise``: where it runs when ``cwd`` cannot be entered, null for nowhere. ``account``:
+{uid, gid, groups} that the command runs with, null for ours. ``limits``: {files, each}: what is
+written to its cgroup's files, by their names, and [resource, value] of each of its processes.
+``starved``: "limit", if the cgroup's memory limit had it killed; "machine", if the machine had no
+memory left; else "".
+"""
+
+import json
+import struct
+from typing import Any
+
+_HEADER = struct.Struct(">I")
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    data = json.dumps(message).encode()
+    return _HEADER.pack(len(data)) + data
+
+
+def take_messages(buffer: bytearray) -> list[dict[str, Any]]:
+    """Those that are whole, out of ``buffer``; the beginning of one more stays there."""
+    messages = []
+    while len(buffer) >= _HEADER.size:
+        end = _HEADER.size + _HEADER.unpack_from(buffer)[0]
+        if len(buffer) < end:
+            break
+        messages.append(json.loads(buffer[_HEADER.size : end]))
+        del buffer[:end]
+    return messages

@@ -1,0 +1,331 @@
+"""The keeper's side of what it and the daemon tell each other (``keeper_messages.py``): it spawns,
+looks, ends, and says what became of it. One thread, and nothing in it waits. Standard library
+only.
+"""
+
+import array
+import contextlib
+import errno
+import math
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from typing import Any
+
+from .cgroups import Cgroup
+from .keeper_messages import encode, take_messages
+from .proctable import LINUX, Table, described, hindrance, read_row, scan
+from .signalling import kill_all, kill_rows, strike, term_rows
+from .spawned_child import become
+from .trees import STUCK, Forest, Tree
+
+TICK = 0.03  # while a tree is being ended: what no SIGCHLD announces is seen by then
+MIN_PAUSE = 0.002  # between two scans, however many children die
+
+
+class Keeper:
+    def __init__(self, sock: socket.socket, state: str, groups: str = "") -> None:
+        self.sock = sock
+        self.state = state
+        self.groups = groups
+        self.forest = Forest()
+        self.buffer = bytearray()
+        self.out = bytearray()  # what the daemon has not taken yet
+        self.selector = selectors.DefaultSelector()
+        self.fds: deque[list[int]] = deque()  # what came with spawn messages, in their order
+        self.dirty = False  # something happened since the last scan
+        self.scanned = 0.0  # when that was over
+        self.rested = 0.0  # when the next may be
+
+    def run(self) -> None:
+        """Serve until the daemon is gone, then kill all."""
+        wake_r, wake_w = os.pipe()
+        os.set_blocking(wake_r, False)
+        os.set_blocking(wake_w, False)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.sock.setblocking(False)
+        self.selector.register(self.sock, selectors.EVENT_READ)
+        self.selector.register(wake_r, selectors.EVENT_READ)
+        fault = ""
+        try:
+            while True:
+                due = self.due()
+                pause = None if due == math.inf else max(0.0, due - time.monotonic())
+                for key, events in self.selector.select(pause):
+                    if key.fileobj is self.sock:
+                        if events & selectors.EVENT_READ:
+                            self.receive()
+                        self.flush()
+                    elif key.fileobj == wake_r:
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(wake_r, 65536)
+                        self.dirty = True
+                    else:
+                        self.hear(key.data)
+                self.reap()
+                if time.monotonic() >= self.due():
+                    self.step()
+        except EOFError:
+            pass
+        except Exception:
+            fault = traceback.format_exc()
+        finally:
+            for tree in list(self.forest.trees.values()):
+                with contextlib.suppress(EOFError):  # of each: its answer reaches nobody
+                    self.hear(tree)
+            kill_all(self.forest, self.leave)
+        if fault:  # last: stderr may be a pipe that nobody reads
+            sys.stderr.write(fault)
+
+    def due(self) -> float:
+        """When to scan next; never, unless a tree is being ended."""
+        ending = self.forest.ending()
+        if not ending:
+            return math.inf
+        if self.dirty:
+            return self.rested
+        kills = [tree.kill_at for tree in ending if not tree.killed]
+        return max(self.rested, min([self.scanned + TICK, *kills]))
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.out += encode(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the socket takes. The daemon may be stopped: the rest waits."""
+        try:
+            while self.out:
+                del self.out[: self.sock.send(self.out)]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise EOFError from error
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.out else 0)
+        if self.selector.get_key(self.sock).events != events:
+            self.selector.modify(self.sock, events)
+
+    def receive(self) -> None:
+        try:
+            data, ancillary, flags, _ = self.sock.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise EOFError from error
+        # The kernel ends a receive at the first bytes that carry descriptors: one set at most.
+        fds = array.array("i")
+        for level, kind, body in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
+        if fds or flags & socket.MSG_CTRUNC:  # truncated: we had no room for all of them
+            self.fds.append(list(fds))
+        if not data:
+            raise EOFError
+        self.buffer += data
+        for message in take_messages(self.buffer):
+            self.handle(message)
+
+    def handle(self, message: dict[str, Any]) -> None:
+        if message["op"] == "spawn":
+            fds = self.fds.popleft()
+            try:
+                self.spawn(message, fds)
+            except OSError as error:
+                self.send({"id": message["id"], "step": "fork", "errno": error.errno})
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        elif message["op"] == "ping":
+            self.send({"id": message["id"]})
+        else:
+            self.end(message)
+
+    def spawn(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Fork. The tree is known from here on; ``hear`` answers. Raises OSError."""
+        if len(fds) != 3:
+            raise OSError(errno.EMFILE, "descriptors were lost on the way")
+        env = {**message["env"], "RUNCTL_RUN": message["mark"], "RUNCTL_STATE": self.state}
+        group = None
+        if self.groups and message["group"] is not None:
+            group = Cgroup(self.groups + message["group"])
+        report_r, report_w = os.pipe()
+        try:
+            os.set_blocking(report_r, False)
+            keeper = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                become(message, env, fds, report_w, keeper, group)
+        except OSError:
+            os.close(report_r)
+            raise
+        finally:
+            os.close(report_w)
+        try:
+            row = read_row(pid) if LINUX else None  # not reaped yet, hence still there
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.close(report_r)
+            raise
+        mark = b"RUNCTL_RUN=" + os.fsencode(message["mark"])
+        tree = Tree(message["id"], pid, row.start if row else 0, mark, group)
+        tree.report = report_r
+        self.forest.add(tree)
+        self.selector.register(report_r, selectors.EVENT_READ, tree)
+
+    def hear(self, tree: Tree) -> None:
+        """How its root starts: the steps that it begins, "!" and the error that ended them.
+        A successful exec closes the pipe."""
+        while tree.report >= 0:
+            try:
+                data = os.read(tree.report, 100)
+            except BlockingIOError:
+                return
+            if data:
+                tree.said += data
+                continue
+            steps, failed, number = tree.said.partition(b"!")
+            tree.said, tree.void = steps, bool(failed)
+            if failed:
+                self.answer(tree, {"step": tree.step, "errno": int(number)})
+            else:
+                self.answer(tree, {"pid": tree.pid})
+
+    def answer(self, tree: Tree, what: dict[str, Any]) -> None:
+        """Answer its spawn."""
+        self.selector.unregister(tree.report)
+        os.close(tree.report)
+        tree.report = -1
+        self.send({"id": tree.number, **what})
+
+    def end(self, message: dict[str, Any]) -> None:
+        tree = self.forest.trees.get(message["tree"])
+        if tree is None:
+            self.send({"id": message["id"]})
+            return
+        self.hear(tree)
+        if tree.report >= 0:
+            tree.void = True
+            if not tree.reaped:
+                os.kill(tree.pid, signal.SIGKILL)
+            self.answer(tree, {"step": tree.step, "hung": True})
+        tree.keep = message["keep"] and (tree.keep or not tree.waiting)
+        tree.waiting.append(message["id"])
+        # Before its exec it ignores TERM, as we do.
+        grace = 0 if tree.void else message["grace"]
+        tree.kill_at = min(tree.kill_at, time.monotonic() + grace)
+        self.dirty = True
+
+    def reap(self) -> None:
+        """Collect the dead, orphans among them; report roots."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self.forest.lost.discard(pid)
+            tree = self.forest.roots.get(pid)
+            if tree is None or tree.reaped:
+                continue
+            tree.reaped = True
+            self.hear(tree)
+            if not tree.void:
+                code = os.waitstatus_to_exitcode(status)
+                starved = "" if tree.group is None else tree.group.starved()
+                self.send({"exit": tree.number, "status": code, "starved": starved})
+            elif not tree.waiting:
+                self.forest.remove(tree)
+
+    def step(self) -> None:
+        """One scan, and what follows from it for each tree that is being ended."""
+        began = time.monotonic()
+        self.dirty = False
+        with contextlib.suppress(OSError):  # no descriptor left: nothing is concluded
+            table = scan()
+            members, proven = self.forest.look(table)
+            self.dirty = not proven
+            for tree in self.forest.ending():
+                mine = members.get(tree.number, set())
+                pids = tree.wanted(table, mine)
+                over = proven and tree.reaped and not pids and not tree.occupied()
+                if over or tree.lingers(pid for pid in pids if not table[pid].zombie):
+                    self.finish(tree, table, mine - pids)
+                elif pids or tree.occupied():
+                    self.press(tree, table, pids)
+                    self.hold(tree, table, pids)
+            for tree in self.forest.kept():
+                if proven and tree.number not in members and not tree.occupied():
+                    self.forest.remove(tree)
+                    self.send({"gone": tree.number})
+        self.scanned = time.monotonic()
+        # Many deaths must not mean as many scans.
+        self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
+
+    def finish(self, tree: Tree, table: Table, rest: set[int]) -> None:
+        """What was to be ended of it is gone; ``rest`` goes on."""
+        kept = {pid: "" for pid in rest if not table[pid].zombie}
+        if kept:
+            waiters, tree.waiting = tree.waiting, []
+            tree.kill_at, tree.killed, tree.keep = math.inf, False, False
+            tree.termed.clear()
+            tree.held = {}  # the daemon has forgotten it as well
+        else:
+            waiters = tree.waiting
+            self.forest.remove(tree)
+        for waiter in waiters:
+            self.send({"id": waiter, "ended": tree.leftovers, "kept": described(kept)})
+        tree.leftovers = []
+
+    def press(self, tree: Tree, table: Table, pids: set[int]) -> None:
+        """TERM who is to hear it, or KILL all."""
+        alive = [pid for pid in pids if not table[pid].zombie]
+        if time.monotonic() >= tree.kill_at:
+            tree.killed = True
+            if tree.group is not None and not tree.keep:
+                tree.group.kill()
+            kill_rows(table, alive)
+        elif not tree.termed:
+            if tree.reaped:
+                tree.leftovers = described(dict.fromkeys(alive, ""))
+            term_rows(table, alive)
+            tree.termed.update((pid, table[pid].start) for pid in alive)
+        else:
+            for pid in [pid for pid in alive if self.strays(tree, table, pid)]:
+                identity = (pid, table[pid].start)
+                tree.termed.add(identity)
+                strike(*identity, signal.SIGTERM)
+                strike(*identity, signal.SIGCONT)  # a stopped process does not hear TERM
+
+    def hold(self, tree: Tree, table: Table, pids: set[int]) -> None:
+        """Say who of it cannot be ended, if that is news."""
+        killed = time.monotonic() >= tree.kill_at + STUCK
+        alive = [pid for pid in pids if not table[pid].zombie and not tree.void]
+        why = {pid: hindrance(pid, table[pid].state, killed=killed) for pid in alive}
+        held = {pid: reason for pid, reason in why.items() if reason}
+        if held != tree.held:
+            tree.held = held
+            self.send({"held": tree.number, "pids": described(held)})
+
+    def leave(self, held: dict[int, str]) -> None:
+        """At the end of all: nothing but these is left, and they cannot be ended."""
+        with contextlib.suppress(EOFError):
+            self.send({"left": described(held)})
+
+    def strays(self, tree: Tree, table: Table, pid: int) -> bool:
+        """Whether nobody that had TERM answers for ``pid``, which had none. What a handler
+        starts to clean up has the grace, as long as the one that had TERM lives; what has
+        come loose from it, or from its like, gets a TERM of its own."""
+        me, at = os.getpid(), pid
+        while at in table and not table[at].zombie:
+            if (at, table[at].start) in tree.termed:
+                return False
+            at = table[at].parent
+            if at in (me, 1):  # who loses its parent is given to us
+                return True
+        return False  # it loses its parent just now: the next scan tells

@@ -1,0 +1,148 @@
+"""Which process belongs to which run: the trees that the keeper has spawned. Standard library
+only: the keeper imports it.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+
+from .cgroups import Cgroup
+from .environments import environment
+from .proctable import LINUX, Row, Table, descent
+
+#: A process that never became its command and does not die within so many seconds of KILL
+#: hangs in a system call. It is waited for no longer: the kernel ends it when that returns.
+STUCK = 1.0
+
+
+class Tree:
+    """One spawned root, and all that came of it."""
+
+    def __init__(
+        self, number: int, pid: int, start: int, mark: bytes, group: Cgroup | None = None
+    ) -> None:
+        self.group = group
+        self.number = number
+        self.pid = pid
+        self.start = start
+        self.mark = mark
+        #: Where its root says how it starts; -1 once that is known.
+        self.report = -1
+        self.said = b""
+        #: Its root never became the command: that failed, or was given up.
+        self.void = False
+        self.reaped = False
+        self.waiting: list[int] = []
+        self.kill_at = float("inf")
+        self.killed = False
+        self.termed: set[tuple[int, int]] = set()
+        self.held: dict[int, str] = {}  # pids, and their hindrance
+        #: Only its root's session is to be ended.
+        self.keep = False
+        #: What the end found, and its root not among it.
+        self.leftovers: list[tuple[int, str, int, str]] = []
+
+    @property
+    def step(self) -> str:
+        """What its root was about to do when it was last heard."""
+        return self.said.decode().split()[-1] if self.said else "start"
+
+    def lingers(self, alive: Iterable[int]) -> bool:
+        """Whether nothing of it is ``alive`` but a root that never was the command, and that
+        KILL cannot reach."""
+        return self.void and time.monotonic() >= self.kill_at + STUCK and set(alive) <= {self.pid}
+
+    def occupied(self) -> bool:
+        """Whether its cgroup says that something is alive of what is to be ended."""
+        return self.group is not None and not self.keep and self.group.populated()
+
+    def wanted(self, table: Table, pids: set[int]) -> set[int]:
+        """Those of ``pids`` that are to be ended."""
+        return {pid for pid in pids if table[pid].session == self.pid} if self.keep else pids
+
+
+class Forest:
+    """The trees, and which process belongs to which."""
+
+    def __init__(self) -> None:
+        self.trees: dict[int, Tree] = {}
+        self.roots: dict[int, Tree] = {}  # by pid; the latest, should a pid come again
+        self.seen: dict[tuple[int, int], Tree] = {}
+        #: Roots that lingered on when their trees were over.
+        self.lost: set[int] = set()
+
+    def add(self, tree: Tree) -> None:
+        self.trees[tree.number] = self.roots[tree.pid] = tree
+
+    def remove(self, tree: Tree) -> None:
+        del self.trees[tree.number]
+        if self.roots.get(tree.pid) is tree:
+            del self.roots[tree.pid]
+        if tree.void and not tree.reaped:
+            self.lost.add(tree.pid)
+        if tree.group is not None:
+            tree.group.remove()
+
+    def ending(self) -> list[Tree]:
+        return [tree for tree in self.trees.values() if tree.waiting]
+
+    def kept(self) -> list[Tree]:
+        """Those whose root has ended, and whose rest goes on unasked."""
+        return [t for t in self.trees.values() if t.reaped and not t.waiting and not t.void]
+
+    def look(self, table: Table) -> tuple[dict[int, set[int]], bool]:
+        """({tree number: its pids}, whether absence from it proves that a tree is empty).
+
+        A scan is no snapshot: a process may fork and vanish between the listing and the
+        reading. But what vanishes was reaped by its parent, and we reap nothing during
+        a scan: of every tree alive, some child of ours is still there, if only as a
+        zombie. So zombies count as members, and one whose tree is not known spoils the
+        scan; the next one finds it reaped and its children below us.
+        """
+        marks = {tree.mark: tree for tree in self.trees.values()}
+        marks.update({tree.mark: tree for tree in self.ending()})
+        inside = {p: t for t in self.ending() if t.group is not None for p in t.group.pids()}
+        owners: dict[int, Tree] = {}
+        members: dict[int, set[int]] = {}
+        proven = True
+        me = os.getpid()
+        for pid in self.below(table):
+            row = table[pid]
+            if pid in self.lost:
+                continue
+            tree = (
+                self.seen.get((pid, row.start))
+                or self.by_root(pid, row)
+                or self.by_session(table, row.session)
+                or inside.get(pid)
+                or owners.get(row.parent)
+                or next((marks[e] for e in environment(pid) if e in marks), None)
+            )
+            if tree is not None:
+                owners[pid] = tree
+                members.setdefault(tree.number, set()).add(pid)
+            elif row.zombie and row.parent == me:
+                proven = False
+        self.seen = {(pid, table[pid].start): tree for pid, tree in owners.items()}
+        return members, proven
+
+    def below(self, table: Table) -> Iterable[int]:
+        """All processes that may be a tree's, parents first."""
+        pids = list(descent(table, os.getpid()))
+        if not LINUX:  # orphans are not below us there; their group tells
+            known = set(pids)
+            pids += [p for p, row in table.items() if row.group in self.roots and p not in known]
+        return pids
+
+    def by_root(self, pid: int, row: Row) -> Tree | None:
+        """The tree whose root it is: that is in our session until it makes its own."""
+        tree = self.roots.get(pid)
+        return tree if tree is not None and tree.start == row.start else None
+
+    def by_session(self, table: Table, session: int) -> Tree | None:
+        """The tree whose root made ``session``; not one whose root merely had that pid."""
+        tree = self.roots.get(session)
+        leader = table.get(session)
+        if tree is None or (leader is not None and leader.start != tree.start):
+            return None
+        return tree
