@@ -136,7 +136,7 @@ def engine_arguments(config: Config) -> dict[str, Any]:
     from psycopg.conninfo import conninfo_to_dict
 
     given = conninfo_to_dict(config.database.url)
-    wanted = {"application_name": DBOS_NAME, **KEEPALIVES}
+    wanted = {"application_name": DBOS_NAME, "connect_timeout": 10, **KEEPALIVES}
     return {"connect_args": {k: v for k, v in wanted.items() if k not in given}}
 
 

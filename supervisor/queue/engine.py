@@ -34,9 +34,7 @@ from dbos import (
 from ...config.schema import Config
 from ...protocol.errors import Unavailable
 from ...protocol.model import Outcome, Run, RunSpec, Status, is_run_id, made_at
-from ..host.database_files import database_path, look_for_saved
 from ..host.metrics import Meters
-from ..host.postgres import engine_arguments
 from . import dbos_internals, dbos_log, outcomes, pickle_refusal, recovery, retries, sqlite
 from .claim_worker import ClaimedQueue, Worker
 from .dbos_internals import System
@@ -44,6 +42,7 @@ from .outcomes import Outcomes, Waiting
 from .retries import reason
 from .row_status import HOOK, WORKFLOW, executable, hook_id, tellable, unreadable
 from .rows import APP_VERSION, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows
+from .sessions import Sessions
 from .stray_rows import Strays
 
 log = logging.getLogger("runctld.durable")
@@ -88,13 +87,13 @@ class Durable:
         self,
         config: Config,
         executor: str,
-        clear: Callable[[], None],
+        wait_lease_valid: Callable[[], None],
         meters: Meters,
         hook: Hook | None = None,
         *,
         held: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``clear`` is called before each commit, in its thread: what it does not return
+        """``wait_lease_valid`` is called before each commit, in its thread: what it does not return
         from is not committed. ``held``: whether something may be claimed.
 
         Raises ConfigError, when the DBOS that is installed lacks what is used of it here."""
@@ -103,10 +102,11 @@ class Durable:
         self._config = config
         self._executor = executor
         self.max_queued_per_thread = config.queue.max_queued_per_thread
-        self._clear = clear
+        self._wait_lease_valid = wait_lease_valid
         self._fenced = False
         self._worker: Worker | None = None
         self._dbos: DBOS
+        self._sessions: Sessions
         self._system: System
         #: From ``launch`` on.
         self.rows: Rows
@@ -136,7 +136,7 @@ class Durable:
         traces = self._config.traces.endpoint
         config = DBOSConfig(
             name="runctl",
-            system_database_url=self._url(),
+            system_database_engine=self._open_sessions(),
             application_version=APP_VERSION,
             executor_id=self._executor,
             serializer=DBOSPortableJSONSerializer(),
@@ -144,9 +144,6 @@ class Durable:
             otlp_traces_endpoints=[traces] if traces is not None else [],
             otel_attribute_format="semconv",
             log_level="WARNING",
-            db_engine_kwargs=sqlite.SMALL
-            if self._config.database.embedded
-            else engine_arguments(self._config),
         )
         if self._config.database.embedded:
             config["notification_listener_polling_interval_sec"] = LISTEN
@@ -157,10 +154,6 @@ class Durable:
         # What hangs in the database takes threads from nothing else: DBOS's have these as well.
         threads = self._threads = trio.CapacityLimiter(THREADS)
         loop.set_default_executor(trio_asyncio.TrioExecutor(limiter=threads))
-        retries.settle_sessions()
-        # Of all engines: this one has DBOS's threads upon it before we get to see it, and a
-        # listener that comes while they commit fails their commit.
-        sa.event.listen(sa.Engine, "commit", self._committing)
         self._dbos = DBOS(config=config)
         dbos_log.redirect(self._held)
         dbos_internals.poll_seldom(self._dbos)
@@ -222,20 +215,16 @@ class Durable:
             await trio.to_thread.run_sync(self._recover)
             await trio.to_thread.run_sync(self._start_workers)
             self.strays = Strays(self.rows, self._knows, self._kick_both, self._held)
-        except sa.exc.DBAPIError as error:
+        except sa.exc.SQLAlchemyError as error:
             raise Unavailable(f"the database cannot be used: {reason(error)}") from error
 
-    def _committing(self, _: sa.Connection) -> None:
-        if self._fenced:
-            self._clear()
+    def _open_sessions(self) -> sa.Engine:
+        def before_commit() -> None:
+            if self._fenced:
+                self._wait_lease_valid()
 
-    def _url(self) -> str:
-        if not self._config.database.embedded:
-            return self._config.database.url
-        path = database_path(self._config)
-        look_for_saved(path)
-        sqlite.prepare(path)
-        return f"sqlite:///{path}"
+        self._sessions = Sessions(self._config, before_commit)
+        return self._sessions.engine
 
     def _start_workers(self) -> None:
         most = self._config.queue.max_running
@@ -294,11 +283,15 @@ class Durable:
         """Stop claiming and close the database; unfinished rows stay as they are."""
         self._closing = True
         await self.stop_claiming()
-        await trio.to_thread.run_sync(lambda: DBOS.destroy(workflow_completion_timeout_sec=0))
+        await trio.to_thread.run_sync(self._close_database)
         if self._config.traces.endpoint is not None:
             from ..host import traces
 
             await trio.to_thread.run_sync(traces.flush, abandon_on_cancel=True)
+
+    def _close_database(self) -> None:
+        DBOS.destroy(workflow_completion_timeout_sec=0)
+        self._sessions.close()
 
     async def stop_claiming(self) -> None:
         self._stopping.set()

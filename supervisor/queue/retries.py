@@ -1,4 +1,4 @@
-"""What the database refuses is tried again, by us and by DBOS, and in which sessions.
+"""What the database refuses is tried again, by us and by DBOS.
 
 By itself DBOS tries again when a connection breaks. What PostgreSQL refuses once (a query that
 somebody cancels, a lock that was waited for too long, a serialization failure, a server that is
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 import trio
@@ -34,24 +34,6 @@ PATIENCE = 4.0
 SAY_AGAIN = 60.0
 #: The pause between two tries of it, seconds: the first, and the longest.
 FIRST, LONGEST = 0.2, 5.0
-#: How long a statement waits for a lock, seconds: then it is tried again, or refused in words.
-LOCK = 4
-
-#: What a role or a database may have set otherwise. ``default_transaction_read_only`` is left
-#: as it is: some set it when the disk fills.
-_SETTINGS = {
-    "default_transaction_isolation": "read committed",
-    "default_transaction_deferrable": "off",
-    "lock_timeout": f"{LOCK}s",
-    "statement_timeout": "0",
-    "transaction_timeout": "0",
-}
-_SET = "SELECT " + ", ".join(
-    # A server that does not know the name is asked nothing.
-    f"CASE WHEN current_setting('{name}', true) IS NOT NULL"
-    f" THEN set_config('{name}', '{value}', false) END"
-    for name, value in _SETTINGS.items()
-)
 _WRONG = (
     sa.exc.ProgrammingError,
     sa.exc.IntegrityError,
@@ -84,37 +66,6 @@ def teach_dbos(stopping: threading.Event) -> None:
 
 def _orig(error: Exception) -> object:
     return getattr(error, "orig", None)
-
-
-def settle_sessions() -> None:
-    """How sessions wait for locks, and what they see of others, from now on: of all engines,
-    since DBOS's uses some before we get to see it."""
-    # Before SQLAlchemy asks a first session what its default is, to return to it later.
-    sa.event.listen(sa.Engine, "connect", _settle_postgres)
-    # After DBOS has said what it wants of a new one.
-    sa.event.listen(sa.Engine, "checkout", _settle_sqlite)
-    sa.event.listen(sa.Engine, "handle_error", _leave_read_only)
-
-
-def _settle_postgres(connection: Any, _: object) -> None:
-    if not isinstance(connection, sqlite3.Connection):
-        with connection.cursor() as cursor:
-            cursor.execute(_SET)
-        connection.commit()  # the pool rolls back what is left open
-
-
-def _settle_sqlite(connection: Any, record: Any, _: object) -> None:
-    # The mark is cleared when the record gets another connection.
-    if isinstance(connection, sqlite3.Connection) and not record.info.get("settled"):
-        record.info["settled"] = True
-        connection.execute(f"PRAGMA busy_timeout={LOCK * 1000}")
-
-
-def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
-    """A session keeps the default that it began with, and one with a former primary stays
-    there: a new one is tried."""
-    if getattr(context.original_exception, "sqlstate", None) == "25006":
-        context.is_disconnect = True
 
 
 def reason(error: Exception) -> str:

@@ -14,6 +14,9 @@ from ...protocol.errors import Unavailable
 
 log = logging.getLogger("runctld.sqlite")
 
+#: How long a statement waits for who writes, milliseconds: then it is tried again, or refused in
+#: words.
+LOCK_MS = 4000
 #: Connections to SQLite, where one writes at a time. Each keeps prepared statements, of up to
 #: 20 KiB, and pages of the database, KiB; the one used last is used next. By the defaults of
 #: DBOS, sqlite3 and SQLite they took 33 MB after 15,000 runs, and more with each.
@@ -30,11 +33,16 @@ PAGES = 256
 class _Connection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # As DBOS has it: who will write takes the lock at once, and waits for it.
+        self.isolation_level = "IMMEDIATE"
+        self.execute("PRAGMA foreign_keys=ON")
+        self.execute(f"PRAGMA busy_timeout={LOCK_MS}")
         self.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         self.execute(f"PRAGMA journal_size_limit={LOG_BYTES}")
 
 
-SMALL = {
+#: SQLAlchemy's arguments.
+POOL = {
     "pool_size": 8,
     "pool_use_lifo": True,
     "connect_args": {"cached_statements": 64, "factory": _Connection},
