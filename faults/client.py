@@ -32,8 +32,7 @@ class Client:
 
     async def ask(self, request: messages.Request, expect: type[R]) -> R:
         """One answer to one request. Raises Unavailable, RequestError, TimeoutError."""
-        async with asyncio.timeout(PATIENCE):
-            return await ask(await self._dialled(), request, expect)
+        return await self.use(lambda link: ask(link, request, expect))
 
     async def sure(self, request: messages.Request, expect: type[R], deadline: float = 60.0) -> R:
         """The answer, however often it has to be asked for."""
@@ -43,23 +42,26 @@ class Client:
         """All that is stored of the run's output."""
         return await self._persist(lambda: self._records(subjects.out_subject(thread, run)), 60.0)
 
+    async def close(self) -> None:
+        if self._link is not None:
+            await self._forget(self._link)
+
     async def _persist(self, what: Callable[[], Awaitable[T]], deadline: float) -> T:
         async with asyncio.timeout(deadline):
             while True:
                 try:
                     return await what()
                 except (Unavailable, NotReady, TimeoutError, OSError):
-                    await self._drop()
                     await asyncio.sleep(0.1)
 
     async def _records(self, subject: str) -> list[Record]:
         found: list[Record] = []
         sequence = 1
         while True:
-            link = await self._dialled()
+            query = {"seq": sequence, "next_by_subj": subject}
             try:
-                reply = await link.api(
-                    f"STREAM.MSG.GET.{subjects.STREAM}", {"seq": sequence, "next_by_subj": subject}
+                reply = await self.use(
+                    lambda link, query=query: link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query)
                 )
             except NotReady as problem:
                 if problem.code == NO_MESSAGE:
@@ -69,15 +71,28 @@ class Client:
             found.append(records.decode_record(base64.b64decode(message["data"])))
             sequence = int(message["seq"]) + 1
 
-    async def _dialled(self) -> Link:
+    async def use(self, what: Callable[[Link], Awaitable[T]]) -> T:
+        """What it makes of the connection, which is made if there is none, and shared."""
+        async with asyncio.timeout(PATIENCE):
+            link = await self._dial()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await what(link)
+        except (Unavailable, NotReady, TimeoutError, OSError) as problem:
+            if isinstance(problem, NotReady) and problem.code:
+                raise  # that is an answer
+            # Only the one that failed: others that share it have dialled another by now, and
+            # would lose that again and again.
+            await self._forget(link)
+            raise
+
+    async def _dial(self) -> Link:
         async with self._lock:
             if self._link is None or self._link.closed.is_set():
                 self._link = await dial(self._config)
             return self._link
 
-    async def _drop(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close()
-
-    close = _drop
+    async def _forget(self, link: Link) -> None:
+        if self._link is link:
+            self._link = None
+        await link.close()

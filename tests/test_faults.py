@@ -20,12 +20,13 @@ import pytest
 from conftest import DEADLINE, Box, Watch, alive, wait_until
 from runctl.cli.display.output import JsonOutput
 from runctl.cli.following.follow import Options, Target, follow
-from runctl.client.requests import dial
+from runctl.client.requests import Link, LinkLost, dial
 from runctl.config.load import load
 from runctl.protocol import messages, records, subjects
 from runctl.protocol.model import Outcome, Run, Status
 
 from faults.__main__ import Theatre
+from faults.client import Client
 from faults.journal import Line
 from faults.load import Seen, Told
 from faults.oracle import Facts, Judge
@@ -409,6 +410,37 @@ def test_following_a_thread_does_not_begin_amid_another_run(
     events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [event["type"] for event in events] == ["reset", "chunk", "end"], events
     assert {event["run"] for event in events} == {ours}
+
+
+def test_requests_do_not_close_the_connection_that_others_have_dialled(box: Box) -> None:
+    """Twelve that share one failed together, and closed each other's next one for minutes."""
+
+    async def main() -> None:
+        client = Client(box.config)
+        late = asyncio.Event()
+
+        async def fail(link: Link) -> None:
+            await link.close()
+            await late.wait()
+            raise LinkLost("as when its server ended")
+
+        async def hold(link: Link) -> Link:
+            return link
+
+        failing = asyncio.create_task(client.use(fail))
+        first = await client.use(hold)
+        await first.closed.wait()
+        second = await client.use(hold)
+        assert second is not first
+        late.set()
+        with pytest.raises(LinkLost):
+            await failing
+        assert await client.use(hold) is second
+        assert not second.closed.is_set()
+        await client.sure(messages.List(), messages.Threads)
+        await client.close()
+
+    asyncio.run(main())
 
 
 # ---- rounds ---------------------------------------------------------------------------
