@@ -8,11 +8,12 @@ from collections.abc import Callable, Coroutine
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from ..config.schema import Config
+from .interrupts import interrupt
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run ``main`` in a new event loop. Ctrl-C raises KeyboardInterrupt, at once even
+    """Run ``main`` in a new event loop. Ctrl-C raises KeyboardInterrupt, even
     when a write to a pipe that nobody reads holds the loop (asyncio's own handler
     would wait for the loop)."""
     old = signal.signal(signal.SIGINT, _interrupt)
@@ -113,5 +114,5 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         signal.signal(signal.SIGINT, old)
 
 
-def _interrupt(_: int, __: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupt(_: int, __: FrameType | None) -> None:
+    interrupt(KeyboardInterrupt())

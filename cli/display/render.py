@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...protocol import json_text
 from ..common import ReaderGone, WriteFailed
+from ..interrupts import writing
 from .harmless_text import harmless
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         try:
-            view = view[os.write(fd, view) :]
+            with writing():
+                view = view[os.write(fd, view) :]
         except BlockingIOError:  # the terminal was left non-blocking by another program
-            select.select([], [fd], [])
+            with writing():
+                select.select([], [fd], [])
         except BrokenPipeError:
             raise ReaderGone from None
         except OSError as error:

@@ -7,7 +7,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import Protocol
+
+from ..interrupts import interrupt
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -49,8 +51,8 @@ def signals(output: Parting) -> Iterator[None]:
     """SIGTERM and SIGHUP raise Ended within; Ctrl-Z suspends and goes on as a user expects.
     What our parent ignores, as nohup does, stays ignored."""
 
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        raise Ended(number)
+    def end(number: int, _: FrameType | None) -> None:
+        interrupt(Ended(number))
 
     def suspend(number: int, _: FrameType | None) -> None:
         output.suspend()

@@ -1,0 +1,53 @@
+"""Ctrl-C ends what runs in an event loop, in whatever moment it comes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from conftest import DEADLINE
+
+#: SIGINT comes when the loop has taken out the callback that wakes ``waiting``, and has not
+#: called it yet.
+PROGRAM = """
+import asyncio, faulthandler, signal, sys
+from runctl.cli.common import run
+
+faulthandler.dump_traceback_later(60, exit=True)
+
+def strike(frame, event, argument):
+    if event == "call" and frame.f_code is asyncio.Handle._run.__code__:
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
+
+async def wait(event):
+    try:
+        await event.wait()
+    finally:
+        print("woken", flush=True)
+
+async def main():
+    event = asyncio.Event()
+    waiting = asyncio.create_task(wait(event))
+    await asyncio.sleep(0)
+    event.set()
+    sys.setprofile(strike)
+    await waiting
+    await asyncio.sleep(3600)
+
+try:
+    run(main)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.short
+def test_no_callback_is_lost_by_an_interrupt() -> None:
+    """Whoever waited for that one hung: an ``attach`` once in some thousand Ctrl-Cs."""
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["woken", "interrupted"]
