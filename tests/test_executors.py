@@ -36,7 +36,7 @@ from netns import HERE, NETWORK, Namespaces, why_not
 from pgserver import Postgres
 from proxy import Proxy
 from runctl.protocol import records
-from runctl.supervisor.output.backpressure import Room
+from runctl.supervisor.output.backpressure import Backpressure
 from runctl.supervisor.output.publisher import Streams
 
 pytestmark = pytest.mark.long
@@ -485,7 +485,7 @@ async def test_a_publish_that_nobody_takes(tmp_path: Path) -> None:
     try:
         async with trio_asyncio.open_loop():
             client = await trio_asyncio.aio_as_trio(nats.connect)(node.url)
-            streams = Streams(client, Room())
+            streams = Streams(client, Backpressure())
             await trio_asyncio.aio_as_trio(client.subscribe)(
                 streams._inbox + ".*", cb=streams._on_ack
             )

@@ -21,7 +21,7 @@ from runctl.protocol import subjects
 from runctl.protocol.errors import StreamUnfit
 from runctl.supervisor.messaging.connection import connect
 from runctl.supervisor.output import stream_life
-from runctl.supervisor.output.stream_life import Life
+from runctl.supervisor.output.stream_life import StreamLife
 
 aio = trio_asyncio.aio_as_trio
 
@@ -56,7 +56,7 @@ async def _nothing() -> None:
 
 
 @asynccontextmanager
-async def watching(node: Node) -> AsyncIterator[tuple[Life, Server]]:
+async def watching(node: Node) -> AsyncIterator[tuple[StreamLife, Server]]:
     """A stream that is watched, and a program beside us."""
     config = Config(state_dir=Path(), nats=Nats(node.url))
     async with (
@@ -64,7 +64,7 @@ async def watching(node: Node) -> AsyncIterator[tuple[Life, Server]]:
         connect(config, "e", None, _nothing) as connection,
         trio.open_nursery() as nursery,
     ):
-        watched = Life(connection.client)
+        watched = StreamLife(connection.client)
         await watched.open(config)
         nursery.start_soon(watched.run)
         yield watched, Server(connection.client)
@@ -91,7 +91,7 @@ async def test_a_stream_that_is_deleted_is_made_again_at_once(node: Node) -> Non
     async with watching(node) as (watched, server):
         for n in range(1, 3):
             before = await server.api("INFO")
-            news = watched.news
+            news = watched.next_change
             await server.api("DELETE")
             with trio.fail_after(DEADLINE):
                 await news.wait()
@@ -160,15 +160,15 @@ async def test_edits_that_break_the_protocol_hold_writers_until_they_are_undone(
         assert words in str(watched.unfit)
         assert watched.warnings[0] == watched.unfit
         with pytest.raises(StreamUnfit, match=re.escape(words)):
-            await watched.hopeless()
+            await watched.wait_for_change()
         if "deny_purge" in settings:
             assert "deny_purge = true" in watched.warnings[1], "the second thing that is wrong"
         if undone:
             await server.undo(before)
             with trio.fail_after(DEADLINE):
-                await watched.fit()
+                await watched.wait_until_fit()
             assert watched.warnings == []
-            await watched.hopeless()  # there is hope: it returns
+            await watched.wait_for_change()  # there is hope: it returns
 
 
 async def test_settings_are_known_from_the_start(node: Node) -> None:

@@ -722,12 +722,12 @@ async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., 
     import trio_asyncio
     from runctl.config.schema import Config, Nats
     from runctl.supervisor.messaging.connection import connect
-    from runctl.supervisor.output.backpressure import Room
+    from runctl.supervisor.output.backpressure import Backpressure
     from runctl.supervisor.output.publisher import Streams
 
     config = Config(state_dir=Path(), nats=Nats(cluster().url))
     async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
-        streams = Streams(connection.client, Room())
+        streams = Streams(connection.client, Backpressure())
         await streams.open(config)
         subject = subjects.out_subject("t", "r")
         first = await streams.publish(subject, records.Reset("r", 1, 0.0), 0)

@@ -29,9 +29,10 @@ from runctl.supervisor.execution.aborted_ends import Endings
 from runctl.supervisor.execution.registry import Registry
 from runctl.supervisor.host.metrics import Prometheus
 from runctl.supervisor.messaging.connection import connect
-from runctl.supervisor.output.backpressure import Room
+from runctl.supervisor.output.backpressure import Backpressure
 from runctl.supervisor.output.inventory import Stored
-from runctl.supervisor.output.publisher import Attempt, Streams, Tail
+from runctl.supervisor.output.publisher import Streams, Tail
+from runctl.supervisor.output.writer import Writer
 
 THREAD = "t"
 TRIES = 80
@@ -74,12 +75,12 @@ async def _nothing() -> None:
 async def _streams(url: str) -> AsyncIterator[Lossy]:
     config = Config(state_dir=Path(), nats=Nats(url))
     async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
-        streams = Lossy(connection.client, Room())
+        streams = Lossy(connection.client, Backpressure())
         await streams.open(config)
         yield streams
 
 
-async def _write(attempt: Attempt, *data: bytes) -> None:
+async def _write(attempt: Writer, *data: bytes) -> None:
     for one in data:
         await attempt.append("stdout", one)
     async with trio.open_nursery() as nursery:
@@ -94,10 +95,10 @@ async def test_a_stale_tail_fences_nobody(nats_server: str, before: str) -> None
     subject = subjects.out_subject(THREAD, run)
     async with _streams(nats_server) as streams:
         old = [Tail(0, None)]
-        first = Attempt(streams, THREAD, run, 1, "e")
+        first = Writer(streams, THREAD, run, 1, "e")
         await first.open()
         old.append(await streams.tail(subject))
-        second = Attempt(streams, THREAD, run, 2, "e")
+        second = Writer(streams, THREAD, run, 2, "e")
         await second.open()
         old.append(await streams.tail(subject))
         await _write(second, b"one")
@@ -117,7 +118,7 @@ async def test_a_stale_tail_fences_nobody(nats_server: str, before: str) -> None
 async def test_a_purged_stream_goes_on(nats_server: str) -> None:
     subject = subjects.out_subject(THREAD, "purged")
     async with _streams(nats_server) as streams:
-        attempt = Attempt(streams, THREAD, "purged", 1, "e")
+        attempt = Writer(streams, THREAD, "purged", 1, "e")
         await attempt.open()
         await _write(attempt, b"one")
         await trio_asyncio.aio_as_trio(streams.life._js.purge_stream)(
@@ -131,7 +132,7 @@ async def test_a_purged_stream_goes_on(nats_server: str) -> None:
 
 async def test_an_end_is_not_put_over_a_newer_attempt(nats_server: str) -> None:
     async with _streams(nats_server) as streams:
-        newer = Attempt(streams, THREAD, "newer", 2, "e")
+        newer = Writer(streams, THREAD, "newer", 2, "e")
         await newer.open()
         await streams.end(THREAD, "newer", 1, Outcome(Status.FAILED))
         tail = await streams.tail(subjects.out_subject(THREAD, "newer"))
@@ -144,7 +145,7 @@ async def test_an_end_is_not_put_over_a_newer_attempt(nats_server: str) -> None:
 async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_server: str) -> None:
     """Claimed anew after a crash, and aborted before its output was reset."""
     async with _streams(nats_server) as streams:
-        attempt = Attempt(streams, THREAD, "kept", 1, "e")
+        attempt = Writer(streams, THREAD, "kept", 1, "e")
         await attempt.open()
         await _write(attempt, b"one", b"two")
         subject = subjects.out_subject(THREAD, "kept")
@@ -182,8 +183,8 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
     async with _streams(nats_server) as streams:
         registry, durable = Registry(), cast("Any", Durable())
         spec = RunSpec("live", THREAD, "r")
-        news = streams.life.news
-        streams.owe(Attempt(streams, THREAD, "owed", 1, "e"), Outcome(Status.ABORTED))
+        news = streams.life.next_change
+        streams.defer_end(Writer(streams, THREAD, "owed", 1, "e"), Outcome(Status.ABORTED))
         assert news.is_set(), "the stream may take it by now"
         with registry.start(spec, 1):
             await Endings(streams, durable, registry).mend(60.0)
@@ -202,7 +203,7 @@ async def test_what_was_stored_without_an_ack_is_known_when_it_is_tried_again(
     subject = subjects.out_subject(THREAD, run)
     outcome = Outcome(Status.SUCCEEDED)
     async with _streams(nats_server) as streams:
-        attempt = Attempt(streams, THREAD, run, 1, "e")
+        attempt = Writer(streams, THREAD, run, 1, "e")
         await attempt.open()
         streams.deaf = frozenset({2, 3 if another else 4})
         await _write(attempt, b"one")
@@ -211,11 +212,11 @@ async def test_what_was_stored_without_an_ack_is_known_when_it_is_tried_again(
             await attempt.finish(outcome)
         streams.life.number += another
         paid: list[str] = []
-        streams.owe(attempt, outcome)
-        assert streams.owes(run)
-        await streams.pay(lambda run, _: paid.append(run))
+        streams.defer_end(attempt, outcome)
+        assert streams.has_deferred_end(run)
+        await streams.store_deferred_ends(lambda run, _: paid.append(run))
         assert paid == [run]
-        assert not streams.owes(run)
+        assert not streams.has_deferred_end(run)
         last = (await streams.tail(subject)).record
         assert isinstance(last, records.End)
         assert last.chunks == 1
@@ -232,7 +233,7 @@ async def test_nothing_is_written_behind_the_end_of_somebody_else(
     run = f"foreign-{ended}"
     subject = subjects.out_subject(THREAD, run)
     async with _streams(nats_server) as streams:
-        attempt = Attempt(streams, THREAD, run, 1, "e")
+        attempt = Writer(streams, THREAD, run, 1, "e")
         await attempt.open()
         await _write(attempt, b"one")
         purge = trio_asyncio.aio_as_trio(streams.life._js.purge_stream)
@@ -279,17 +280,17 @@ async def test_resets_output_fences_and_adopted_ends_are_counted(nats_server: st
 
     async with _streams(nats_server) as streams:
         streams.meters = meters
-        first = Attempt(streams, THREAD, "counted", 1, "e")
-        second = Attempt(streams, THREAD, "counted", 2, "e")
+        first = Writer(streams, THREAD, "counted", 1, "e")
+        second = Writer(streams, THREAD, "counted", 2, "e")
         await first.open()
         await _write(first, b"one", b"more")
         await second.open()
         with pytest.raises(Fenced):
             await first.end(Outcome(Status.FAILED))
         with pytest.raises(Fenced):
-            await Attempt(streams, THREAD, "counted", 1, "e").open()
+            await Writer(streams, THREAD, "counted", 1, "e").open()
         await second.end(Outcome(Status.SUCCEEDED))
-        assert await Attempt(streams, THREAD, "counted", 3, "e").open() is not None
+        assert await Writer(streams, THREAD, "counted", 3, "e").open() is not None
     assert value("resets") == 2
     assert value("fenced_writes") == 2
     assert value("adopted_ends") == 1
@@ -323,9 +324,9 @@ async def test_what_nats_has_acknowledged_and_lost_is_written_again(tmp_path: Pa
     config = Config(state_dir=tmp_path, nats=Nats(node.url))
     try:
         async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
-            streams = Streams(connection.client, Room())
+            streams = Streams(connection.client, Backpressure())
             await streams.open(config)
-            one, other = (Attempt(streams, THREAD, run, 1, "e") for run in ("lost", "other"))
+            one, other = (Writer(streams, THREAD, run, 1, "e") for run in ("lost", "other"))
             await one.open()
             await _write(one, b"1")
             async with _watching(node.url, "lost") as events:

@@ -83,7 +83,7 @@ async def _abort_here(c: Context, run: Run, limit: float) -> bool:
     live = c.registry.get(run.run)
     if live is not None and not live.begin_abort():
         return False
-    if live is None and run.attempt and await c.streams.ended(run.thread, run.run):
+    if live is None and run.attempt and await c.streams.has_end(run.thread, run.run):
         return False  # only its row does not say so yet
     await _cancel_row(c, run, live)
     live = c.registry.get(run.run) or live  # it may have been claimed meanwhile

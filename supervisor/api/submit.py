@@ -97,7 +97,7 @@ async def drop_forgotten(c: Context, spec: RunSpec) -> tuple[RunSpec, Run] | Non
     """An id may be used again once its run is forgotten: what that run wrote goes, or it
     would be taken for this one's. The run that has the id by now, if one has."""
     subject = subjects.out_subject(spec.thread, spec.run)
-    last = await c.streams.last(subject)
+    last = await c.streams.last_sequence(subject)
     if not last:
         return None
     # A run that had the id when this was read is there now; else nobody writes before it.

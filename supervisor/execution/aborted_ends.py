@@ -80,5 +80,5 @@ class Endings:
         for run in found:
             # One that was aborted just now gets its end when its processes are gone, and one
             # whose output is not stored yet gets it behind that.
-            if self._registry.get(run.run) is None and not self._streams.owes(run.run):
+            if self._registry.get(run.run) is None and not self._streams.has_deferred_end(run.run):
                 await self.write(run.thread, run.run, run.attempt)

@@ -16,8 +16,8 @@ from ...protocol.errors import Fenced, RunFailed, StreamUnfit
 from ...protocol.model import Outcome, RunSpec, Status, one_line
 from ..host.logs import about
 from ..host.metrics import Meters
-from ..output.publisher import Attempt as Writer
 from ..output.publisher import Streams
+from ..output.writer import Writer
 from ..processes.keeper_client import Keeper
 from ..processes.terminal_size import Window
 from ..queue.engine import Durable
@@ -151,7 +151,7 @@ class Attempts:
             await writer.end(decided)
         except StreamUnfit as unfit:  # the row says how it ended, and the stream later on
             log.warning("its end is not stored yet: %s", unfit)
-            self._streams.owe(writer, decided)
+            self._streams.defer_end(writer, decided)
             stored = False
         live.end_written()
         return stored

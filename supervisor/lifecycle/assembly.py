@@ -53,7 +53,7 @@ from ..host.systemd_notify import Notifier
 from ..messaging.connection import connect
 from ..messaging.embedded_server import Broker
 from ..messaging.storage_limit import fitted
-from ..output.backpressure import Room
+from ..output.backpressure import Backpressure
 from ..output.inventory import Stored
 from ..output.publisher import Streams
 from ..peers.remote import Others
@@ -183,7 +183,7 @@ class Service:
                 nursery.start_soon(connection.watch)
                 nursery.start_soon(watchers.watch)
                 client = connection.client
-                room, stored = Room(), Stored(client)
+                room, stored = Backpressure(), Stored(client)
                 self._streams = Streams(client, room, self._fence.wait_clear, renew, self._meters)
                 if self._hooks is not None:
                     self._hooks.durable, self._hooks.stored = self._durable, stored
@@ -391,20 +391,20 @@ class Service:
 
     async def _disconnected(self) -> None:
         if hasattr(self, "_streams"):  # not before they are opened
-            self._streams.lost()
+            self._streams.fail_pending_acks()
 
     async def _reconnected(self) -> None:
         """The server may have come back without what it had."""
         if hasattr(self, "_streams"):
-            self._streams.life.suspect()
+            self._streams.life.request_check()
 
     async def _mend_stream(self) -> None:
         """What others than the running runs are to write after a loss of the stream."""
         life, number = self._streams.life, self._streams.life.number
         while True:
-            news = life.news  # what comes while we are at it is news as well
+            news = life.next_change  # what comes while we are at it is news as well
             if life.unfit is None:
-                await self._streams.pay(self._paid)
+                await self._streams.store_deferred_ends(self._paid)
                 if life.number != number:
                     number = life.number
                     await self._endings.mend(self._config.stream.max_age)

@@ -13,7 +13,7 @@ MOST = 64 * 1024
 OVERHEAD = 200
 
 
-class Kept:
+class ReplayBuffer:
     """The reset, and the newest records after it."""
 
     def __init__(self, reset: Reset) -> None:
@@ -33,7 +33,7 @@ class Kept:
     def __contains__(self, record: Record) -> bool:
         return any(kept == record for kept, _ in self._records)
 
-    def after(self, last: Record | None) -> list[Record]:
+    def records_after(self, last: Record | None) -> list[Record]:
         """What follows ``last``, the last record that is stored. What is not kept any more is
         left out: watchers are told of the gap."""
         records = [record for record, _ in self._records]

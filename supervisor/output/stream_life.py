@@ -2,7 +2,7 @@
 was written to. Somebody may delete it, its server may come back with an empty store, and
 its settings can be edited, all under live runs.
 
-* Noticed at once where something failed (``look``), by JetStream's advisories, after each
+* Noticed at once where something failed (``check``), by JetStream's advisories, after each
   reconnection, and else by a look every ``SLOW`` seconds.
 * A stream that is gone is made again, if this user may; else what to do is said. JetStream's
   own "stream not found" counts alone: no answer, or no responders, is a server that starts or
@@ -49,7 +49,7 @@ CONFIRM = 0.2
 AGAIN, SELDOM = 0.5, 10.0
 
 
-class Life:
+class StreamLife:
     """``open``, then ``run`` in a nursery."""
 
     def __init__(self, client: Client) -> None:
@@ -62,7 +62,7 @@ class Life:
         self._suspect = trio.Event()
         self._news = trio.Event()
         #: Called on each news, by whoever has something to do at once.
-        self.told: Callable[[], object] = lambda: None
+        self.on_change: Callable[[], object] = lambda: None
         #: Rises with each stream that is not the one of before, or has lost its end.
         self.number = 0
         #: Why nothing can be stored, in a line: it is gone, or has settings that break the
@@ -153,24 +153,24 @@ class Life:
         """What an operator is to know, a line each."""
         return [line for line in (self.unfit, self.loss) if line is not None] + self.differences
 
-    def suspect(self) -> None:
+    def request_check(self) -> None:
         """Something may have become of it: look now."""
         self._suspect.set()
 
-    def stored(self, sequence: int) -> None:
+    def note_stored(self, sequence: int) -> None:
         """A record was stored there."""
         self._highest = max(self._highest, sequence)
 
-    async def fit(self) -> None:
+    async def wait_until_fit(self) -> None:
         """Returns when it is there and serves."""
         while self.unfit is not None:
             await self._news.wait()
 
-    async def hopeless(self) -> None:
+    async def wait_for_change(self) -> None:
         """Waits for what becomes of a stream that does not serve: raises StreamUnfit once it
         is clear that we cannot help it, returns when there is something new."""
-        await self.look()
-        self.suspect()
+        await self.check()
+        self.request_check()
         with trio.move_on_after(TIMEOUT):
             while self.unfit is not None and not self._stuck:
                 await self._news.wait()
@@ -178,7 +178,7 @@ class Life:
             raise StreamUnfit(self.unfit)
 
     @property
-    def news(self) -> trio.Event:
+    def next_change(self) -> trio.Event:
         """Set at the next change: another stream, one that is gone, one that serves. To be asked
         for before what is there is looked at."""
         return self._news
@@ -193,19 +193,19 @@ class Life:
             with trio.move_on_after(delay if self.missing else SLOW):
                 await self._suspect.wait()
             self._suspect = trio.Event()
-            await self.look()
+            await self.check()
             if not self.missing:
                 delay = AGAIN
                 continue
             await trio.sleep(CONFIRM)
-            await self.look()
+            await self.check()
             if self.missing and not await self._make_again():
                 delay = min(2 * delay, SELDOM)
 
     async def _on_advisory(self, _: Any) -> None:
-        self.suspect()
+        self.request_check()
 
-    async def look(self) -> tuple[int, int] | None:
+    async def check(self) -> tuple[int, int] | None:
         """Ask for it now: (bytes, messages) that are stored, or None when JetStream does
         not answer."""
         from nats.js.errors import NotFoundError
@@ -230,8 +230,8 @@ class Life:
         self.missing = True
         self.unfit = f"the stream {STREAM} is gone, and all stored output with it"
         log.error("%s", self.unfit)
-        self.suspect()
-        self.tell()
+        self.request_check()
+        self.announce_change()
 
     def _is_there(self, found: StreamInfo, highest: int) -> None:
         told = False
@@ -259,7 +259,7 @@ class Life:
         self.missing, self._stuck = False, unfit is not None
         self._compare(found)
         if told:
-            self.tell()
+            self.announce_change()
 
     def _is_another(self) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
@@ -270,9 +270,9 @@ class Life:
         )
         log.warning("%s", self.loss)
 
-    def tell(self) -> None:
+    def announce_change(self) -> None:
         """Wake whoever waits for news: they look for themselves what is new."""
-        self.told()
+        self.on_change()
         news, self._news = self._news, trio.Event()
         news.set()
 
@@ -301,7 +301,7 @@ class Life:
             await self._make()
         except Exception as error:  # another executor made it just now, perhaps
             log.debug("stream: %r", error)
-            await self.look()
+            await self.check()
             if self.missing:
                 refused = refusal(error, self._config)
                 why = getattr(error, "description", None) or str(error) or type(error).__name__
@@ -312,7 +312,7 @@ class Life:
                 if self.unfit != said:
                     self.unfit, self._stuck = said, True
                     log.error("%s", said)
-                    self.tell()
+                    self.announce_change()
             return not self.missing
-        await self.look()
+        await self.check()
         return not self.missing

@@ -100,7 +100,7 @@ class Others:
                     claim = await self._durable.rows.claim(run.run, owner) if dead else None
                     await self._members.see_session(session)
                     if claim is not None:
-                        if await self._streams.ended(run.thread, run.run):
+                        if await self._streams.has_end(run.thread, run.run):
                             return False  # whoever replays it adopts that end
                         done = await self._durable.cancel(run.run, claim)
                         if not done and not await self._aborted(run):

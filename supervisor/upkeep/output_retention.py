@@ -29,7 +29,7 @@ from ...protocol.records import Chunks, Reset
 from ...protocol.subjects import thread_subjects
 from ..execution.registry import Registry
 from ..execution.run_end import Ended
-from ..output.backpressure import Room
+from ..output.backpressure import Backpressure
 from ..output.inventory import EVERYTHING, Last, Stored
 from ..queue.engine import Durable
 
@@ -55,7 +55,12 @@ class Retention:
     """``run`` in a nursery; ``ended`` after each run."""
 
     def __init__(
-        self, limits: Stream, stored: Stored, durable: Durable, registry: Registry, room: Room
+        self,
+        limits: Stream,
+        stored: Stored,
+        durable: Durable,
+        registry: Registry,
+        room: Backpressure,
     ) -> None:
         self._limits = limits
         self._stored = stored
@@ -80,9 +85,9 @@ class Retention:
     # ---- bytes ------------------------------------------------------------------
 
     async def _keep_bytes(self) -> None:
-        self._room.ask()  # the limit may have been lowered
+        self._room.request_room()  # the limit may have been lowered
         while True:
-            need = await self._room.wanted()
+            need = await self._room.wait_until_wanted()
             made = False
             try:
                 made = await self.make_room(need)
@@ -90,7 +95,7 @@ class Retention:
                 log.debug("room was not made: %r", error)
             if need and not made:
                 await trio.sleep(PAUSE)
-            self._room.made()
+            self._room.release_writers()
 
     async def make_room(self, need: int) -> bool:
         """Free space for a record of ``need`` bytes that was refused; 0: if much of the
@@ -148,7 +153,7 @@ class Retention:
             each = max(1.0, (began - size) / done)
             count = min(AT_ONCE, max(1, int((size - target) / each / 2)))
             if size <= enough:
-                self._room.made()
+                self._room.release_writers()
         return size
 
     async def _cut(self, running: Sequence[Last], size: int, target: int, enough: int) -> int:
@@ -216,7 +221,7 @@ class Retention:
         subjects = thread_subjects(thread)
         there = await self._stored.counts(subjects)
         if there.size > self._limits.max_bytes * HIGH:
-            self._room.ask()
+            self._room.request_room()
         most = self._limits.max_runs
         if not most or len(there.records) <= most + int(most * COUNT_SLACK):
             return
