@@ -179,22 +179,13 @@ class Link:
         self.closed.set()
         if not hasattr(self, "nc"):  # interrupted before there was one
             return
+        from ..config.nats_internals import abandon
+
         try:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self.nc.close(), 0.5)
         finally:
-            _abandon(self.nc)
-
-
-def _abandon(nc: Client) -> None:
-    """Close its socket and end its tasks. nats-py's ``close`` leaves both as they are when
-    it is cut short, as by a server that is stopped; after a whole one there is nothing left."""
-    if transport := nc._transport:
-        transport.close()  # type: ignore[no-untyped-call]
-    listening = [sub._wait_for_msgs_task for sub in nc._subs.values()]
-    for task in [nc._reading_task, nc._ping_interval_task, nc._flusher_task, *listening]:
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
+            abandon(self.nc)
 
 
 def _target(config: Config) -> tuple[Nats, dict[str, Any]]:

@@ -40,6 +40,8 @@ _DENIED = re.compile(
 
 #: The name in the embedded server's certificate, by whatever address it is reached.
 EMBEDDED_NAME = "localhost"
+#: What is said of a server that has no TLS.
+NO_TLS = "nats: the server does not require TLS"
 
 
 def servers(nats: Nats) -> list[str]:
@@ -66,7 +68,10 @@ def where(nats: Nats) -> str:
 def options(nats: Nats) -> dict[str, Any]:
     """nats-py's options that say who we are, and how to know the server.
 
-    Raises FileError, which names the key of a file that cannot be used."""
+    Raises FileError, which names the key of a file that cannot be used; ConfigError, when the
+    nats-py that is installed lacks what is used of it."""
+    from . import nats_internals  # noqa: F401
+
     found: dict[str, Any] = {"inbox_prefix": nats.inbox_prefix}
     if nats.tls_first or nats.certificate:
         found["tls_handshake_first"] = True
@@ -108,154 +113,16 @@ def pinned(certificate: str) -> ssl.SSLContext:
 
 
 def new_client(nats: Nats, now: Callable[[], Nats] | None = None) -> Client:
-    """A client, not connected. nats-py goes on without TLS when the server's first, plain
-    words say that it has none, so whoever can change them would read everything: with
-    ``nats.tls`` this client says nothing to such a server.
+    """A client, not connected. With ``nats.tls`` it says nothing to a server without TLS.
 
     ``now``: where the embedded server is, and how to know it, at the time of each connection."""
-    client: Client
+    from . import nats_internals
+
     if nats.certificate:
-        client = _embedded_type()(now or (lambda: nats))
-        return client
-    if not nats.tls:
-        return _client_type()()
-    from nats.errors import Error
-
-    class TlsClient(_client_type()):  # type: ignore[misc]
-        def _connect_command(self) -> bytes:
-            # Of this server: those of one configuration may differ.
-            scheme = self._current_server.uri.scheme
-            first = nats.tls_first or scheme == "wss"
-            if scheme == "ws" or not (first or self._server_info.get("tls_required")):
-                raise Error(_NO_TLS)
-            return bytes(super()._connect_command())
-
-    client = TlsClient()
-    return client
-
-
-@functools.cache
-def _embedded_type() -> type[Any]:
-    """nats-py keeps the addresses and the password that it was given: this asks anew."""
-    import ssl
-
-    from nats.aio.transport import TcpTransport
-
-    class EmbeddedTransport(TcpTransport):
-        def __init__(self, now: Callable[[], Nats]) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self._now = now
-            self._nats = now()
-
-        async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
-            self._nats = self._now()
-            await super().connect(urlparse(self._nats.url), buffer_size, connect_timeout)
-
-        async def connect_tls(
-            self, uri: Any, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
-        ) -> None:
-            context = pinned(self._nats.certificate)
-            plain: Any = self._bare_io_reader
-            try:
-                await super().connect_tls(EMBEDDED_NAME, context, buffer_size, connect_timeout)
-            except BaseException as error:
-                # Our server says nothing before it was spoken to.
-                if isinstance(error, TimeoutError) and plain is not None and plain._buffer:
-                    raise ssl.SSLError(0, "it does not begin with TLS") from None
-                raise
-            finally:
-                if self._io_reader is plain:
-                    # It is closed, and nobody tells those who would wait for that.
-                    self._io_reader = self._io_writer = None
-
-        def __bool__(self) -> bool:  # else nats-py makes one of its own
-            return True
-
-    class EmbeddedClient(_client_type()):  # type: ignore[misc]
-        def __init__(self, now: Callable[[], Nats]) -> None:
-            super().__init__()
-            self._now = now
-            self._transport = EmbeddedTransport(now)
-
-        def _connect_command(self) -> bytes:
-            login = self._now().login
-            assert login is not None
-            self.options |= {"user": login.user, "password": login.password}
-            return bytes(super()._connect_command())
-
-    return EmbeddedClient
-
-
-@functools.cache
-def _client_type() -> type[Client]:
-    """nats-py stops reading for good, without a word, at a subject that is not UTF-8 and at
-    some headers, which whoever may publish can send us: this reads on. And a flush whose
-    answer went with its connection is in vain: this asks again. What does not end as the
-    protocol has it, nats-py keeps in memory for as long as it comes: this ends the connection."""
-    from nats.aio.client import Client
-    from nats.errors import FlushTimeoutError, ProtocolError
-    from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
-
-    class BoundedParser(Parser):
-        async def parse(self, data: bytes = b"") -> None:
-            try:
-                await super().parse(data)
-            except ProtocolError:
-                raise
-            except Exception as error:
-                raise ProtocolError(f"nats: {error!r}") from None
-            line = self.state == AWAITING_CONTROL_LINE
-            if (len(self.buf) if line else self.needed) > (MOST_LINE if line else MOST_MESSAGE):
-                raise ProtocolError("nats: more is sent than a server may send")
-
-    class SturdyClient(Client):
-        def __init__(self) -> None:
-            super().__init__()
-            self._ps = BoundedParser(self)
-
-        async def _connect_to_server(self, s: Any) -> None:
-            if self._transport is not None:  # of an attempt that failed: it is only forgotten
-                self._transport.close()  # type: ignore[no-untyped-call]
-            await super()._connect_to_server(s)
-
-        async def _process_err(self, err_msg: str) -> None:
-            await super()._process_err(err_msg[:MOST_WORDS])
-
-        async def flush(self, timeout: int = 10) -> None:
-            for left in range(timeout, 0, -FLUSH):
-                try:
-                    return await super().flush(min(FLUSH, left))
-                except FlushTimeoutError:
-                    if left <= FLUSH:
-                        raise
-
-        async def _process_msg(
-            self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-        ) -> None:
-            await super()._process_msg(sid, _utf8(subject), _utf8(reply), data, headers)
-
-        async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-            try:
-                return await super()._process_headers(headers)
-            except Exception:  # as if it had none
-                return None
-
-    return SturdyClient
-
-
-def _utf8(text: bytes) -> bytes:
-    return text if text is None or text.isascii() else text.decode(errors="replace").encode()
-
-
-#: A server's longest line, which is its INFO with the addresses of a cluster; its longest
-#: message (NATS has 64 MiB as the highest max_payload, headers on top); and what is kept of its
-#: errors.
-MOST_LINE = 1024 * 1024
-MOST_MESSAGE = 72 * 1024 * 1024
-MOST_WORDS = 2000
-#: One PING's answer is waited for so long, seconds.
-FLUSH = 2
-_NO_TLS = "nats: the server does not require TLS"
+        return nats_internals.EmbeddedClient(now or (lambda: nats), pinned)
+    if nats.tls:
+        return nats_internals.TlsClient(first=nats.tls_first)
+    return nats_internals.SturdyClient()
 
 
 def why_refused(nats: Nats, cause: Exception) -> str | None:
@@ -285,7 +152,7 @@ def why_refused(nats: Nats, cause: Exception) -> str | None:
             )
         how = "which have expired" if "expired" in text else "or have the server accept them"
         return f"NATS at {where(nats)} refused the credentials: correct {what}, {how}"
-    if _NO_TLS in text or str(cause) == _NO_TLS:
+    if NO_TLS in text or str(cause) == NO_TLS:
         return (
             f"NATS at {where(nats)} does not require TLS, so nothing was sent to it:"
             " set up TLS there, or use nats:// and no nats.tls_ key"

@@ -16,10 +16,10 @@ from .schema import ConfigError
 class PrivateNames:
     """Those of the package ``package``, which messages call ``title``. ``version`` has all.
 
-    ``names``: by module, each a dotted path, such as ``Class.method``. What only instances have
-    is the class's name and the attribute that its ``__init__`` sets. A column of a table is
-    ``table.c.column``. Behind a callable stand, in parentheses, the arguments that it must know;
-    with ``...`` at the end it may know others as well, which what we put in its place could not.
+    ``names``: by module, each a dotted path, such as ``Class.method``; ``Class.attribute`` is also
+    what its ``__init__`` or ``reset`` gives to each object, ``table.c.column`` a column. Behind a
+    function stand, in parentheses, the arguments that it must know; with ``...`` at the end it may
+    know others as well, which what we put in its place would not.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class PrivateNames:
             except ImportError:
                 raise self.lacking(module) from None
             for entry in entries:
-                path, _, arguments = entry.rstrip(")").partition("(")
-                if not _has(found, path, arguments):
+                path, mark, arguments = entry.rstrip(")").partition("(")
+                if not _has(found, path, arguments if mark else None):
                     gone = entry if _has(found, path) else path
                     raise self.lacking(f"{module}.{gone}")
         self._checked = True
@@ -72,25 +72,32 @@ class PrivateNames:
         )
 
 
-def _has(owner: Any, path: str, arguments: str = "") -> bool:
+def _has(owner: Any, path: str, arguments: str | None = None) -> bool:
     for name in path.split("."):
         if hasattr(owner, name):
             owner = getattr(owner, name)
         elif isinstance(owner, type):
-            # An attribute of its instances: the names that the code of __init__ knows.
-            return name in getattr(_code(owner.__init__), "co_names", ())  # type: ignore[misc]
+            # An attribute of its instances: a name that is known where they are made.
+            made = (getattr(owner, method, None) for method in _MAKING)
+            return any(name in getattr(_code(method), "co_names", ()) for method in made)
         else:
             return False
-    if not arguments:
+    if getattr(owner, "__isabstractmethod__", False):  # a base class only says that it is wanted
+        return False
+    if arguments is None:
         return True
     code = _code(owner)
     if code is None:
         return False
     known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    wanted = [name.strip() for name in arguments.split(",")]
-    if wanted[-1] == "...":
+    wanted = [name.strip() for name in arguments.split(",") if name]
+    if wanted[-1:] == ["..."]:
         return set(wanted[:-1]) <= set(known)
     return wanted == [name for name in known if name != "self"]
+
+
+#: Methods that set what instances have.
+_MAKING = ("__init__", "reset")
 
 
 def _code(function: Any) -> Any:

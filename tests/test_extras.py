@@ -20,16 +20,20 @@ pytestmark = pytest.mark.short
 
 
 @pytest.mark.parametrize("check", [[], ["--check"]], ids=["start", "check"])
-@pytest.mark.parametrize("version", ["3.3.0", "3.5.1", "4.0"])
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [("dbos", "3.3.0"), ("dbos", "3.5.1"), ("dbos", "4.0"), ("nats-py", "2.15.1")],
+)
 def test_a_package_of_another_version_was_forced_in(
-    tmp_path: Path, version: str, check: list[str]
+    tmp_path: Path, package: str, version: str, check: list[str]
 ) -> None:
     forced = tmp_path / "forced"
-    info = forced / f"dbos-{version}.dist-info"
+    info = forced / f"{package.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dbos\nVersion: {version}\n")
-    (forced / "dbos").mkdir()
-    (forced / "dbos/__init__.py").write_text("")  # has nothing of what we import
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    module = forced / package.removesuffix("-py")
+    module.mkdir()
+    (module / "__init__.py").write_text("")  # has nothing of what we import
     config = tmp_path / "runctld.toml"
     config.write_text(f'state_dir = "{tmp_path / "state"}"\n')
     done = subprocess.run(
@@ -41,7 +45,9 @@ def test_a_package_of_another_version_was_forced_in(
     )
     assert done.returncode == 78, done.stderr
     assert done.stderr.count("\n") == 1
-    assert f"dbos {version} is installed, and runctl needs 3.4: pip install" in done.stderr
+    wanted = PINNED[package]
+    words = f"{package} {version} is installed, and runctl needs {wanted}: pip install"
+    assert words in done.stderr
     assert not done.stdout
 
 

@@ -18,6 +18,7 @@ from types import CodeType
 from typing import Any
 
 import pytest
+from runctl.config import nats_internals
 from runctl.config.private_names import PrivateNames
 from runctl.config.schema import ConfigError
 from runctl.supervisor.queue import dbos_internals, dbos_log
@@ -26,13 +27,25 @@ ROOT = Path(__file__).parents[1]
 PRODUCT = ("supervisor", "cli", "client", "config", "protocol")
 DBOS_FILE = ROOT / "supervisor/queue/dbos_internals.py"
 
-LISTS = {"dbos": dbos_internals.PRIVATE}
+NATS_FILE = ROOT / "config/nats_internals.py"
+
+LISTS = {
+    "dbos": [dbos_internals.PRIVATE],
+    "nats-py": [nats_internals.PRIVATE, nats_internals.PRIVATE_OF_SERVICES],
+}
 ENTRIES = [
-    pytest.param(package, module, entry, id=f"{module}.{entry.partition('(')[0]}")
-    for package, names in LISTS.items()
+    pytest.param(package, names, module, entry, id=f"{module}.{entry.partition('(')[0]}")
+    for package, lists in LISTS.items()
+    for names in lists
     for module, entries in names.names.items()
     for entry in entries
 ]
+
+
+def parts(package: str) -> set[str]:
+    """The single names of the paths that are listed."""
+    entries = [e for names in LISTS[package] for module in names.names.values() for e in module]
+    return {part for entry in entries for part in entry.partition("(")[0].split(".")}
 
 
 def again(names: PrivateNames, package: str) -> PrivateNames:
@@ -47,17 +60,17 @@ def product_files() -> Iterator[Path]:
 
 @pytest.mark.parametrize("package", LISTS)
 def test_the_installed_release_has_them_all(package: str) -> None:
-    names = LISTS[package]
-    again(names, package).check()
     locked = (ROOT / "requirements.lock").read_text()
-    assert f"\n{package}=={names.version} " in locked, "the version that messages name"
+    for names in LISTS[package]:
+        again(names, package).check()
+        assert f"\n{package}=={names.version} " in locked, "the version that messages name"
 
 
-@pytest.mark.parametrize(("package", "module", "entry"), ENTRIES)
+@pytest.mark.parametrize(("package", "names", "module", "entry"), ENTRIES)
 def test_one_that_is_gone_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, package: str, module: str, entry: str
+    monkeypatch: pytest.MonkeyPatch, package: str, names: PrivateNames, module: str, entry: str
 ) -> None:
-    names = again(LISTS[package], package)
+    names = again(names, package)
     owner: Any = importlib.import_module(module)
     path = entry.partition("(")[0]
     *owners, name = path.split(".")
@@ -83,17 +96,17 @@ def remove(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
             owner = owner.__mro__[1]
         monkeypatch.delattr(owner, name)
     else:  # instances only have it
-        made = owner.__init__
-        code: CodeType = made.__code__
-        known = tuple(f"{x}_" if x == name else x for x in code.co_names)
-        monkeypatch.setattr(made, "__code__", code.replace(co_names=known))
+        for made in (owner.__init__, getattr(owner, "reset", owner.__init__)):
+            code: CodeType = made.__code__
+            known = tuple(f"{x}_" if x == name else x for x in code.co_names)
+            monkeypatch.setattr(made, "__code__", code.replace(co_names=known))
 
 
 @pytest.mark.parametrize(
-    ("package", "module", "entry"), [p for p in ENTRIES if "(" in str(p.values[2])]
+    ("package", "names", "module", "entry"), [p for p in ENTRIES if "(" in str(p.values[3])]
 )
 def test_an_argument_that_is_gone_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, package: str, module: str, entry: str
+    monkeypatch: pytest.MonkeyPatch, package: str, names: PrivateNames, module: str, entry: str
 ) -> None:
     owner: Any = importlib.import_module(module)
     path, _, arguments = entry.rstrip(")").partition("(")
@@ -107,7 +120,7 @@ def test_an_argument_that_is_gone_is_noticed(
         with monkeypatch.context() as patch:
             patch.setattr(function, "__code__", code.replace(co_varnames=known))
             with pytest.raises(ConfigError, match=re.escape(path)):
-                again(LISTS[package], package).check()
+                again(names, package).check()
 
 
 def test_what_is_replaced_must_be_there() -> None:
@@ -144,20 +157,30 @@ def touched(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield node.attr, node.lineno
 
 
-def test_no_other_file_touches_a_private_name_of_dbos() -> None:
-    entries = [entry for module in dbos_internals.PRIVATE.names.values() for entry in module]
-    listed = {part for e in entries for part in e.partition("(")[0].split(".") if is_private(part)}
+#: Of Python's own, which are documented.
+PYTHONS = {"_exit", "_replace"}
+
+
+def test_no_other_file_touches_a_private_name() -> None:
     for file in product_files():
-        if file == DBOS_FILE:
+        if file in (DBOS_FILE, NATS_FILE):
             continue
         tree = ast.parse(file.read_text())
         where = file.relative_to(ROOT)
         for name in imports(tree):
-            assert not (name.startswith("dbos.") and is_private(name)), (where, name)
+            theirs = name.partition(".")[0] not in ("__future__", "processes")
+            assert not (theirs and is_private(name)), (where, name)
+        own = own_names(tree) | PYTHONS
         for name, line in touched(tree):
-            assert name not in listed, (where, line, name)
-            if file.parent == DBOS_FILE.parent:
-                assert name in own_names(tree), (where, line, name)
+            assert name in own, (where, line, name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in BY_TEXT:
+                asked, (called, *_) = node.args[0], (*node.args[1:], node.args[0])
+                if getattr(asked, "id", "") != "self" and isinstance(called, ast.Constant):
+                    assert not is_private(str(called.value)), (where, node.lineno)
+
+
+BY_TEXT = ("getattr", "setattr", "hasattr", "delattr")
 
 
 def own_names(tree: ast.AST) -> set[str]:
@@ -180,8 +203,7 @@ THEIRS = {
 
 def test_each_private_name_of_dbos_in_use_is_listed() -> None:
     tree = ast.parse(DBOS_FILE.read_text())
-    entries = [entry for module in dbos_internals.PRIVATE.names.values() for entry in module]
-    listed = {part for e in entries for part in e.partition("(")[0].split(".")}
+    listed = parts("dbos")
     used, known = set(), set(dbos_internals.PICKLE_READERS)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -206,6 +228,25 @@ def test_each_private_name_of_dbos_in_use_is_listed() -> None:
     assert listed <= used | known | elsewhere, sorted(listed - used - known - elsewhere)
 
 
+#: What our own classes in the file of nats-py's names have.
+OURS = {"_now", "_nats", "_pinned", "_tls_first", "_as_utf8", "_was_told"}
+OURS |= {"_BoundedParser", "_EmbeddedTransport"}
+
+
+def test_each_private_name_of_nats_in_use_is_listed() -> None:
+    tree = ast.parse(NATS_FILE.read_text())
+    listed, used = parts("nats-py"), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.FunctionDef | ast.AsyncFunctionDef):
+            used.add(node.attr if isinstance(node, ast.Attribute) else node.name)
+    private = {name for name in used if is_private(name)} - OURS
+    assert {"_process_msg", "_server_info"} <= private, "this looks at nothing"
+    assert private <= listed, sorted(private - listed)
+    imported = {name.rpartition(".")[2] for name in imports(tree)}
+    classes = {"Client", "Parser", "Subscription", "TcpTransport", "Request"}
+    assert listed <= used | imported | classes, sorted(listed - used - imported - classes)
+
+
 def test_dbos_says_what_is_kept_out_of_the_log() -> None:
     """In these words."""
     sources = Path(str(sysconfig.get_path("purelib"))) / "dbos"
@@ -214,36 +255,52 @@ def test_dbos_says_what_is_kept_out_of_the_log() -> None:
         assert words in text, words
 
 
-BROKEN = """
-import dbos._core
-del dbos._core.ActiveWorkflowById.count_for_queue
-"""
+BROKEN = {
+    "DBOS": ("dbos", "_core", "ActiveWorkflowById.count_for_queue"),
+    "nats-py": ("nats", "aio.client", "Client._process_headers"),
+}
 
 
-@pytest.mark.parametrize("verb", ["start", "doctor"])
-def test_a_release_without_one_is_named_at_once(tmp_path: Path, verb: str) -> None:
-    """One line and exit code 78 of the daemon; doctor says it as well."""
-    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+@pytest.mark.parametrize("title", BROKEN)
+@pytest.mark.parametrize("verb", ["start", "doctor", "list"])
+def test_a_release_without_one_is_named_at_once(tmp_path: Path, verb: str, title: str) -> None:
+    """One line and exit code 78 of the daemon; doctor says it as well, and whoever needs it."""
+    package, module, name = BROKEN[title]
+    gone = f"{package}.{module}.{name}"
+    (tmp_path / "sitecustomize.py").write_text(f"import {package}.{module}\ndel {gone}\n")
     config = tmp_path / "runctld.toml"
-    config.write_text(f'state_dir = "{tmp_path / "state"}"\n')
+    text = f'state_dir = "{tmp_path / "state"}"\n'
+    if verb == "list":
+        text += '[nats]\nurl = "nats://127.0.0.1:1"\ninsecure = true\n'
+    config.write_text(text)
     module = "supervisor.main" if verb == "start" else "cli.start"
     argv = [sys.executable, "-c", f"from runctl.{module} import main; main()", "-c", str(config)]
     done = subprocess.run(
-        argv if verb == "start" else [*argv, "doctor"],
+        argv if verb == "start" else [*argv, verb],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    names = dbos_internals.PRIVATE
-    said = f"DBOS {version('dbos')} lacks dbos._core.ActiveWorkflowById.count_for_queue"
-    fix = f"install dbos~=3.4.0 ({names.version} has it)"
+    package = {"DBOS": "dbos"}.get(title, title)
+    names = LISTS[package][0]
+    minor = names.version.rpartition(".")[0]
+    said = f"{title} {version(package)} lacks {gone}"
+    fix = f"install {package}~={minor}.0 ({names.version} has it)"
     if verb == "start":
         assert done.returncode == 78, done.stderr
-        assert done.stderr.splitlines()[-1] == f"runctld: {said}; {fix}"
+        assert done.stderr.splitlines()[-1].startswith(f"runctld: {said}")
+        assert done.stderr.endswith(f"; {fix}\n")
         assert "Traceback" not in done.stderr
-    else:
+    elif verb == "doctor":
         assert done.returncode == 1, done.stdout
         assert "FAIL  versions" in done.stdout
         assert said in done.stdout
         assert f"-> {fix}" in done.stdout
+        assert "Traceback" not in done.stderr
+    elif title == "nats-py":
+        assert done.returncode == 4, done.stderr
+        assert done.stderr.startswith(f"runctl: {said}")
+        assert done.stderr.count("\n") == 1
+    else:
+        assert "lacks" not in done.stderr, "the command line does without DBOS"

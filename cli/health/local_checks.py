@@ -25,7 +25,7 @@ from ...config.integrations import is_loopback, split_listen
 from ...config.natsserver import FIX, altered, find_server, known_sum, unsupported
 from ...config.outgoing import certificate_problems, proxy_problems
 from ...config.run_limits import plan
-from ...config.schema import ChatRunner, CommandRunner, Config
+from ...config.schema import ChatRunner, CommandRunner, Config, ConfigError
 from ...config.transport import allowed_problems, transport_problems
 from ...protocol import __version__
 from ...protocol.endpoint import ENDPOINT_FILE, Endpoint
@@ -41,15 +41,20 @@ LEAST_FREE = 100 * 1024**2
 _LISTEN = "0A"
 
 
+#: Of these we use what is private to them: another minor version may have it no more.
+PINNED = {"dbos": "3.4", "nats-py": "2.16"}
+
+
 def programs(config: Config) -> Iterator[Finding]:
     python = sys.version.partition(" ")[0]
-    try:
-        dbos = version("dbos")
-    except PackageNotFoundError:
-        dbos = "none"
-    said = f"runctl {__version__}, Python {python}, DBOS {dbos}"
-    if dbos.split(".")[:2] != ["3", "4"]:
-        yield fail("versions", said, "install DBOS 3.4: pip install 'dbos~=3.4.0'")
+    found = {package: _find_version(package) for package in PINNED}
+    said = (
+        f"runctl {__version__}, Python {python}, DBOS {found['dbos']}, nats-py {found['nats-py']}"
+    )
+    others = [p for p, wanted in PINNED.items() if found[p].split(".")[:2] != wanted.split(".")]
+    if others:
+        fix = " ".join(f"'{package}~={PINNED[package]}.0'" for package in others)
+        yield fail("versions", said, f"pip install {fix}")
     elif (problem := _find_lacking()) is not None:
         yield split("versions", "fail", problem)
     else:
@@ -75,8 +80,21 @@ except ConfigError as error:
 """
 
 
+def _find_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
 def _find_lacking() -> str | None:
     """What a library that is installed lacks of what runctl uses of it, and what to do."""
+    try:
+        from ...config.nats_internals import PRIVATE_OF_SERVICES
+
+        PRIVATE_OF_SERVICES.check()
+    except ConfigError as error:
+        return str(error)
     argv = [sys.executable, "-P", "-W", "ignore", "-c", _CHECK_NAMES]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)

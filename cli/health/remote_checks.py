@@ -111,8 +111,10 @@ def _warnings(nats: messages.NatsStatus) -> list[Finding]:
 
 async def _server(config: Config, link: Link, *, up: bool) -> list[Finding]:
     """``up``: whether the daemon answers."""
+    from ...config.nats_internals import read_server_version
+
     found = []
-    number = str(getattr(link.nc, "_server_info", {}).get("version", ""))
+    number = read_server_version(link.nc)
     numbers = tuple(int(x) for x in number.split("-")[0].split(".") if x.isdigit())
     if numbers < LEAST_SERVER:
         said = f"nats-server {number or 'of unknown version'}"

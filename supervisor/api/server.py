@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio_asyncio
 
+from ...config.nats_internals import read_reply_subject
 from ...protocol import __version__, messages, subjects
 from ...protocol.errors import BadRequest, RequestError, Unavailable
 from ...protocol.model import one_line
@@ -136,7 +137,7 @@ class Control:
 
         async def handle(request: Request) -> None:
             """It does not wait: what comes in is taken from NATS, and lies here nowhere else."""
-            reply = request._msg.reply
+            reply = read_reply_subject(request)
             if not reply and verb in messages.READING:
                 return  # nobody would hear the answer
             key = _key(verb, request.data)

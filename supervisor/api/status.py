@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from ...config.nats_internals import read_server_version
 from ...protocol import __version__, messages
 from .context import Context
 
@@ -12,7 +13,6 @@ from .context import Context
 async def status(c: Context, r: messages.StatusRequest) -> messages.Reply:
     size, count = (0, 0) if r.brief else await c.streams.info()
     url = c.client.connected_url
-    info = getattr(c.client, "_server_info", {})
     unfinished = list_unfinished(c)
     return messages.DaemonStatus(
         executor_id=c.executor,
@@ -24,7 +24,7 @@ async def status(c: Context, r: messages.StatusRequest) -> messages.Reply:
             url=f"{url.scheme}://{url.hostname}:{url.port}" if url else "",
             embedded=c.config.nats.embedded,
             connected=c.client.is_connected,
-            version=str(info.get("version", "")),
+            version=read_server_version(c.client),
             stream_bytes=size,
             stream_messages=count,
             warnings=c.streams.life.warnings,

@@ -11,7 +11,7 @@ from ...config.schema import Config
 from ...protocol.errors import ConfigError
 
 #: Of these we use what is private to them: another minor version may have it no more.
-PINNED = {"dbos": "3.4"}
+PINNED = {"dbos": "3.4", "nats-py": "2.16"}
 
 
 def require(config: Config) -> None:

@@ -64,6 +64,7 @@ class Connection:
 
     async def open(self) -> None:
         """Raises ConfigError, when waiting is of no use, and Unavailable."""
+        await trio.to_thread.run_sync(_check_nats, abandon_on_cancel=True)
         with trio.move_on_after(self._config.start_timeout):
             while True:
                 if await self._dial():
@@ -115,7 +116,9 @@ class Connection:
             except Exception as error:
                 self._note(error)
         if connected:
-            client.options["max_reconnect_attempts"] = -1
+            from ...config.nats_internals import keep_reconnecting
+
+            keep_reconnecting(client)
             self.client = client
         elif self._fatal is not None:
             raise self._fatal
@@ -187,6 +190,13 @@ class Connection:
         if self._fatal is None:
             self._fatal = error
             self._failed.set()
+
+
+def _check_nats() -> None:
+    """Raises ConfigError, when the nats-py that is installed lacks what is used of it."""
+    from ...config.nats_internals import PRIVATE_OF_SERVICES
+
+    PRIVATE_OF_SERVICES.check()
 
 
 @asynccontextmanager
