@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from runctl.protocol.errors import RunFailed
 from runctl.protocol.model import Outcome, RunSpec, Status
 from runctl.supervisor.execution.runners.chat import Chat, failures, retries
 from runctl.supervisor.execution.runners.protocol import Turn
-from runctl.supervisor.queue.rows import Rows
+from runctl.supervisor.queue.conversation_rows import ConversationRows
+from runctl.supervisor.queue.row_access import RowAccess
 from test_chat import SPEC, Scripted, config, delta, serving
 
 TURNS = tuple(Turn(f"q{n} " + "x" * 100, f"a{n} " + "y" * 100) for n in range(8))
@@ -469,18 +471,17 @@ def turns_of(box: Box, thread: str, run: str, most: int) -> tuple[list[tuple[str
     stopping.set()  # what the database refuses is not tried again
     read: list[str] = []
 
-    class Noting(Rows):
-        def _turn(self, run: str) -> tuple[str, str] | None:
-            found = super()._turn(run)
+    class Noting(ConversationRows):
+        def _read_turn(self, run: str) -> tuple[str, str] | None:
+            found = super()._read_turn(run)
             read.extend(found[:1] if found else [])
             return found
 
     async def ask() -> list[tuple[str, str]]:
+        database: Any = SimpleNamespace(engine=engine, tables=SystemSchema, now=time.time)
         threads = trio.CapacityLimiter(1)
-        rows = Noting(
-            *(engine, SystemSchema, "x", stopping), threads=threads, alone=True, now=time.time
-        )
-        return await rows.turns(thread, run, 100, most)
+        rows = Noting(RowAccess(database, "x", stopping, threads=threads, alone=True))
+        return await rows.read_turns(thread, run, 100, most)
 
     try:
         return trio.run(ask), read

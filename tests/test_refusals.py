@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import pytest
@@ -20,7 +22,8 @@ from conftest import DEADLINE, Box, Watch, wait_until
 from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
 from house import House
 from runctl.protocol import messages
-from runctl.supervisor.queue.rows import Rows
+from runctl.supervisor.queue.row_access import RowAccess
+from runctl.supervisor.queue.thread_index import ThreadIndex
 
 pytestmark = pytest.mark.long
 
@@ -208,13 +211,11 @@ def make_index(house: House, patience: float, role: str = "postgres") -> None:
     )
 
     async def index() -> None:
-        rows = Rows(
-            *(engine, SystemSchema, "x", threading.Event()),
-            threads=trio.CapacityLimiter(1),
-            alone=False,
-            now=sa.func.now,
+        database: Any = SimpleNamespace(engine=engine, tables=SystemSchema, now=sa.func.now)
+        access = RowAccess(
+            *(database, "x", threading.Event()), threads=trio.CapacityLimiter(1), alone=False
         )
-        await rows.index(patience)
+        await ThreadIndex(access).make_patiently(patience)
 
     try:
         trio.run(index)

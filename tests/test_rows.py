@@ -118,10 +118,11 @@ found |= {"coming": list(worker._started), "claimed": worker.claimed}
 CANCEL = """
 import threading
 import trio
-from runctl.supervisor.queue.rows import Rows
+from runctl.supervisor.queue.attempt_rows import AttemptRows
+from runctl.supervisor.queue.row_access import RowAccess
 
-rows = Rows(*(system.engine, system.tables, "e", threading.Event()),
-            threads=trio.CapacityLimiter(1), alone=True, now=system.now)
+rows = AttemptRows(RowAccess(system, "e", threading.Event(),
+                             threads=trio.CapacityLimiter(1), alone=True))
 for key in ("a", "b", "c"):
     enqueue(key, key + "1", 1)
 theirs()
@@ -139,28 +140,32 @@ found["over"] = row("c1")["status"]
 
 STOPPING = """
 import threading
+from types import SimpleNamespace
 import sqlalchemy
 import trio
 from runctl.protocol.model import RunSpec
-from runctl.supervisor.queue.rows import Rows
+from runctl.supervisor.queue.attempt_rows import AttemptRows
+from runctl.supervisor.queue.conversation_rows import ConversationRows
+from runctl.supervisor.queue.row_access import RowAccess
 
 stopping = threading.Event()
 stopping.set()
 away = sqlalchemy.create_engine("sqlite:////nowhere/at/all")
-rows = Rows(away, system.tables, "e", stopping,
-            threads=trio.CapacityLimiter(1), alone=True, now=system.now)
+away = SimpleNamespace(engine=away, tables=system.tables, now=system.now)
+access = RowAccess(away, "e", stopping, threads=trio.CapacityLimiter(1), alone=True)
+rows, conversations = AttemptRows(access), ConversationRows(access)
 
 async def ask(what, *args):
     with trio.move_on_after(1) as limit:
         await what(*args)
     return limit.cancelled_caught
 
-found["count_on"] = trio.run(ask, rows.count_on, "a1", 1, 2)
-found["in_the_way"] = trio.run(ask, rows.in_the_way, RunSpec("a1", "a", "chat"))
-found["turns"] = trio.run(ask, rows.turns, "a", "a1", 10, 1000)
+found["renumber"] = trio.run(ask, rows.renumber, "a1", 1, 2)
+found["aborts"] = trio.run(ask, rows.find_aborts, RunSpec("a1", "a", "chat"))
+found["turns"] = trio.run(ask, conversations.read_turns, "a", "a1", 10, 1000)
 # And while it is merely away nobody keeps a thread.
 stopping.clear()
-found["turns, away"] = trio.run(ask, rows.turns, "a", "a1", 10, 1000)
+found["turns, away"] = trio.run(ask, conversations.read_turns, "a", "a1", 10, 1000)
 """
 
 SAVE = """
@@ -241,5 +246,5 @@ def test_an_abort_writes_what_dbos_writes_but_for_the_start(tmp_path: Path) -> N
 
 def test_a_stop_fails_no_run_that_asks_the_database(tmp_path: Path) -> None:
     """It would be stored as failed: whoever asks waits for the end of the process."""
-    asked = ("count_on", "in_the_way", "turns", "turns, away")
+    asked = ("renumber", "aborts", "turns", "turns, away")
     assert run(tmp_path, STOPPING) == dict.fromkeys(asked, True)

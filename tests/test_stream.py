@@ -169,8 +169,8 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
     """Aborted between the start and the look for aborts that a crash cut: its processes are
     still being ended, and it writes its end itself. So does one whose output is not stored yet."""
 
-    class Rows:
-        async def without_end(self, since: float) -> list[Run]:
+    class Attempts:
+        async def list_without_end(self, since: float) -> list[Run]:
             runs = "cut", "live", "owed"
             return [Run(run, THREAD, Status.ABORTED, 1, "r", "e", "") for run in runs]
 
@@ -178,7 +178,7 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
             pass
 
     class Durable:
-        rows = Rows()
+        attempts = Attempts()
 
     async with _streams(nats_server) as streams:
         registry, durable = Registry(), cast("Any", Durable())

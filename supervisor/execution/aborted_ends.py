@@ -60,7 +60,7 @@ class Endings:
             await self._some.wait()
             self._some = trio.Event()
             self._writing, self._stored = self._stored, {}
-            await self._durable.rows.note_ends(self._writing)
+            await self._durable.attempts.note_ends(self._writing)
             self._writing = {}
             self._written.set()
             self._written = trio.Event()
@@ -73,7 +73,7 @@ class Endings:
     async def mend(self, max_age: float) -> None:
         """Of runs that were aborted in the last ``max_age`` seconds, which output lasts."""
         try:
-            found = await self._durable.rows.without_end(time.time() - max_age)
+            found = await self._durable.attempts.list_without_end(time.time() - max_age)
         except Exception as error:  # no run depends on it; the next start looks again
             log.warning("ends of aborted runs are not looked for: %s", error)
             return

@@ -67,7 +67,7 @@ class Attempts:
         the daemon stops it neither returns nor raises, so that the row stays unfinished."""
         ended, fenced = await self._run_fenced(spec, attempt, unreadable)
         while fenced is not None and fenced.found is not None:
-            counted = await self._durable.rows.count_on(spec.run, attempt, fenced.found)
+            counted = await self._durable.attempts.renumber(spec.run, attempt, fenced.found)
             if counted is None:
                 break
             attempt = counted
@@ -199,7 +199,7 @@ class Attempts:
     async def _read_history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
         if not isinstance(config, ChatRunner):
             return []
-        pairs = await self._durable.rows.turns(
+        pairs = await self._durable.conversations.read_turns(
             spec.thread, spec.run, config.history // 2, config.history_bytes
         )
         return [Turn(prompt, reply) for prompt, reply in pairs]

@@ -19,8 +19,8 @@ from ...protocol.subjects import out_subject
 from ..cluster.absence import Absence
 from ..cluster.members import TREES_GONE
 from ..output.publisher import Streams
+from ..queue.attempt_rows import RECENT
 from ..queue.engine import Durable
-from ..queue.rows import RECENT
 from .aborted_ends import Endings
 from .registry import Live
 
@@ -50,7 +50,7 @@ class Order:
     async def clear(self, live: Live) -> bool:
         """Wait until nothing is in the way of an attempt; False when it is not to start,
         since the run was aborted after it was claimed."""
-        aborted, others = await self._durable.in_the_way(live.spec)
+        aborted, others = await self._durable.find_aborts(live.spec)
         for run in others:
             live.wait_behind(run.run)
             await self._processes_gone(run)

@@ -241,7 +241,9 @@ class Service:
                     nursery.start_soon(self._streams.life.run)
                     nursery.start_soon(self._mend_stream)
                     nursery.start_soon(self._durable.strays.watch)
-                    nursery.start_soon(self._durable.rows.index, self._config.start_timeout)
+                    nursery.start_soon(
+                        self._durable.thread_index.make_patiently, self._config.start_timeout
+                    )
                     nursery.start_soon(self._endings.mend, self._config.stream.max_age)
                     nursery.start_soon(self._watch_keeper)
                     if self._broker is not None:

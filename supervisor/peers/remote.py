@@ -97,7 +97,9 @@ class Others:
             if await self._absence.surely_ended(owner):
                 async with self._members.in_place_of(owner) as dead:
                     session = self._members.sessions
-                    claim = await self._durable.rows.claim(run.run, owner) if dead else None
+                    claim = (
+                        await self._durable.attempts.find_claim(run.run, owner) if dead else None
+                    )
                     await self._members.see_session(session)
                     if claim is not None:
                         if await self._streams.has_end(run.thread, run.run):

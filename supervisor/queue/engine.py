@@ -16,8 +16,8 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -35,15 +35,22 @@ from ...config.schema import Config
 from ...protocol.errors import Unavailable
 from ...protocol.model import Outcome, Run, RunSpec, Status, is_run_id, made_at
 from ..host.metrics import Meters
-from . import dbos_internals, dbos_log, outcomes, pickle_refusal, recovery, retries, sqlite
-from .claim_worker import ClaimedQueue, Worker
+from . import dbos_internals, dbos_log, pickle_refusal, recovery, retries, sqlite
+from .attempt_rows import RECENT, AttemptRows
+from .claims import Claims
+from .conversation_rows import ConversationRows
 from .dbos_internals import System
+from .history_rows import HistoryRows
+from .hook_workflow import Hook, HookWorkflow
+from .keyed_lock import KeyedLock
 from .outcomes import Outcomes, Waiting
 from .retries import reason
-from .row_status import HOOK, WORKFLOW, executable, hook_id, tellable, unreadable
-from .rows import APP_VERSION, HOOKS_QUEUE, QUEUE, RECENT, Held, Rows
+from .row_access import APP_VERSION, QUEUE, Held, RowAccess
+from .row_status import WORKFLOW, hook_id, unreadable
+from .rows import Rows
 from .sessions import Sessions
 from .stray_rows import Strays
+from .thread_index import ThreadIndex
 
 log = logging.getLogger("runctld.durable")
 aio = trio_asyncio.aio_as_trio
@@ -52,8 +59,6 @@ aio = trio_asyncio.aio_as_trio
 THREADS = 100
 #: What is said to whoever asks for something.
 STOPPING = "runctld is stopping; ask again when it has started"
-#: Hooks at once on this executor, those that wait for a next try among them.
-MAX_HOOKS = 100
 #: Nobody sends messages to workflows, and nothing is asked of SQLite for them: so often, in
 #: seconds, DBOS sees that. Its end waits for it.
 LISTEN = 0.1
@@ -65,19 +70,6 @@ Dispatch = Callable[[RunSpec, int, str | None], Awaitable[Outcome]]
 
 
 T = TypeVar("T")
-
-
-class Hook(Protocol):
-    """What is told of runs that end as one of ``on``."""
-
-    on: Collection[str]
-    tries: int
-    backoff: float
-
-    async def tell(self, run: str, hook: str) -> None:
-        """One try, in trio. Raises what went wrong; must not return when the daemon stops."""
-
-    def given_up(self, run: str, error: BaseException) -> None: ...
 
 
 class Durable:
@@ -104,21 +96,24 @@ class Durable:
         self.max_queued_per_thread = config.queue.max_queued_per_thread
         self._wait_lease_valid = wait_lease_valid
         self._fenced = False
-        self._worker: Worker | None = None
-        self._dbos: DBOS
-        self._sessions: Sessions
-        self._system: System
         #: From ``launch`` on.
         self.rows: Rows
+        self.attempts: AttemptRows
+        self.history: HistoryRows
+        self.conversations: ConversationRows
+        self.thread_index: ThreadIndex
         self.strays: Strays
+        self._sessions: Sessions
+        self._system: System
+        self._database: RowAccess
         self._outcomes: Outcomes
         self._threads: trio.CapacityLimiter
-        self._enqueue_locks: dict[str, tuple[trio.Lock, int]] = {}
-        self._run_thread: Any = None
+        self._run_thread: Any
+        self._claims: Claims | None = None
+        self._submits = KeyedLock()
         self._meters = meters
         self._hook = hook
-        self._tell_hook: Any = None
-        self._hooks_worker: Worker | None = None
+        self._hook_workflow: HookWorkflow | None = None
         self._stopping = threading.Event()
         #: Aborted by us, and when: a run that was claimed just before begins within RECENT.
         self._cancelled: dict[str, float] = {}
@@ -154,14 +149,14 @@ class Durable:
         # What hangs in the database takes threads from nothing else: DBOS's have these as well.
         threads = self._threads = trio.CapacityLimiter(THREADS)
         loop.set_default_executor(trio_asyncio.TrioExecutor(limiter=threads))
-        self._dbos = DBOS(config=config)
+        dbos = DBOS(config=config)
         dbos_log.redirect(self._held)
-        dbos_internals.poll_seldom(self._dbos)
+        dbos_internals.poll_seldom(dbos)
         dbos_internals.stop_scheduler()
         dbos_internals.stop_recovery()
         dbos_internals.store_milliseconds()
         retries.teach_dbos(self._stopping)
-        durable = self
+        trio_loop: Any = loop
 
         async def run_attempt(run: RunSpec, attempt: int, why: str | None) -> Outcome:
             # DBOS schedules from threads of its own, whose context knows no loop.
@@ -172,49 +167,53 @@ class Durable:
         # leaves between the end of the stream and that is adopted from the stream.
         async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
             run, why = unreadable(spec)
-            attempt, created = await durable._claimed(run.run)
+            attempt, created = await self._read_claimed(run.run)
             if attempt == 1:
                 # Older rows of SQLite have whole seconds; an id that we made is more exact.
-                durable._meters.waited(time.time() - (made_at(run.run) or created), run.runner)
+                self._meters.waited(time.time() - (made_at(run.run) or created), run.runner)
             if traces is not None:
                 spans.describe(run, attempt)
             if why is not None and not is_run_id(run.run):
                 outcome = Outcome(Status.FAILED, error=why)  # it has no stream
             else:
-                outcome = await loop.trio_as_future(run_attempt, run, attempt, why)  # type: ignore[attr-defined]
-            # In a context of its own: within a workflow it would be recorded as a step.
-            hook = durable._surely_store_hook(run.run, outcome.status)
-            await asyncio.create_task(hook, context=contextvars.Context())
+                outcome = await trio_loop.trio_as_future(run_attempt, run, attempt, why)
+            if self._hook_workflow is not None:
+                # In a context of its own: within a workflow it would be recorded as a step.
+                hook = self._hook_workflow.store_until_done(run.run, outcome.status)
+                await asyncio.create_task(hook, context=contextvars.Context())
             built: dict[str, Any] = msgspec.to_builtins(outcome)
-            await durable._outcomes.store(run.run, run.thread, outcome, built)
+            await self._outcomes.store(run.run, run.thread, outcome, built)
             return built
 
         self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)
         if self._hook is not None:
-            self._tell_hook = self._define_hook(self._hook, loop)
-        DBOS.listen_queues([])  # the worker below is ours: it can be kicked
+            self._hook_workflow = HookWorkflow(self._hook, loop, self._stopping, self._kick_hooks)
+        DBOS.listen_queues([])  # the workers are ours: they can be kicked
         try:
             DBOS.launch()
         except Exception as error:
             words = str(error).strip().partition("\n")[0]
             raise Unavailable(f"the database cannot be opened: {words}") from error
-        system = self._system = System(self._dbos)
+        system = self._system = System(dbos)
         self._outcomes = Outcomes(system, self._stopping)
-        self.rows = Rows(
-            *(system.engine, system.tables, self._executor, self._stopping),
+        database = self._database = RowAccess(
+            *(system, self._executor, self._stopping),
             threads=threads,
             alone=self._config.database.embedded,
-            now=system.now,
         )
-        with contextlib.suppress(sa.exc.DBAPIError):  # ``rows.index`` goes on with it
-            await trio.to_thread.run_sync(self.rows.make_index)
+        self.rows, self.attempts = Rows(database), AttemptRows(database)
+        self.history, self.conversations = HistoryRows(database), ConversationRows(database)
+        self.thread_index = ThreadIndex(database)
+        with contextlib.suppress(sa.exc.DBAPIError):  # ``make_patiently`` goes on with it
+            await trio.to_thread.run_sync(self.thread_index.make)
         try:
             if self._config.database.embedded:
                 await trio.to_thread.run_sync(sqlite.time_new_rows, system.engine)
             self._fenced = True
             await trio.to_thread.run_sync(self._recover)
-            await trio.to_thread.run_sync(self._start_workers)
-            self.strays = Strays(self.rows, self._knows, self._kick_both, self._held)
+            claims = self._claims = await trio.to_thread.run_sync(self._prepare_claims)
+            claims.start()
+            self.strays = Strays(self.attempts, claims.knows, claims.kick_all, self._held)
         except sa.exc.SQLAlchemyError as error:
             raise Unavailable(f"the database cannot be used: {reason(error)}") from error
 
@@ -226,49 +225,23 @@ class Durable:
         self._sessions = Sessions(self._config, before_commit)
         return self._sessions.engine
 
-    def _start_workers(self) -> None:
-        most = self._config.queue.max_running
-        queues = [self._register(QUEUE, most, partitioned=True)]
-        if self._hook is not None:
-            queues.append(self._register(HOOKS_QUEUE, MAX_HOOKS, partitioned=False))
-        workers = {}
-        for queue in queues:
-            prepare = executable if queue.partitioned else tellable
-            workers[queue.name] = Worker(
-                self._system, queue, self._executor, APP_VERSION, self._held, prepare
-            )
-        self._system.report_executed(workers)
-        for worker in workers.values():
-            worker.start()
-        self._worker = workers[QUEUE]
-        self._hooks_worker = workers.get(HOOKS_QUEUE)
-
-    def _register(self, name: str, most: int, *, partitioned: bool) -> ClaimedQueue:
-        def register() -> Any:
-            # What is stored is of the executor that started last: these settings are ours.
-            return DBOS.register_queue(
-                name,
-                worker_concurrency=most,
-                partition_concurrency=1 if partitioned else None,
-                on_conflict="always_update",
-            )
-
-        handle = self.rows.patiently(register, self._config.start_timeout)
-        return ClaimedQueue(name, handle, most, partitioned)
-
     def _recover(self) -> None:
         def recover() -> None:
             retries.until.set(0.0)
             alone = self._config.database.embedded
             recovery.recover(self._system, self._executor, APP_VERSION, alone=alone)
 
-        self.rows.patiently(recover, self._config.start_timeout)
-        self.recovered = self.rows.replayed()
+        self._database.patiently(recover, self._config.start_timeout)
+        self.recovered = self.attempts.count_replayed()
+
+    def _prepare_claims(self) -> Claims:
+        hooks = self._hook is not None
+        return Claims(self._config, self._system, self._database, self._held, hooks=hooks)
 
     def set_max_running(self, most: int) -> None:
         """How many runs there may be at once from now on; what runs already goes on."""
-        if self._worker is not None:
-            self._worker.set_most(most)
+        if self._claims is not None:
+            self._claims.set_most(most)
 
     def explain(self, error: Exception) -> str | None:
         """What to tell whoever asked for something that ended in ``error``, when it is the
@@ -295,59 +268,8 @@ class Durable:
 
     async def stop_claiming(self) -> None:
         self._stopping.set()
-        workers = [worker for worker in (self._worker, self._hooks_worker) if worker is not None]
-        for worker in workers:
-            worker.stop()
-        for worker in workers:
-            await trio.to_thread.run_sync(worker.join, 5.0)
-
-    # ---- hooks ------------------------------------------------------------------
-
-    def _define_hook(self, hook: Hook, loop: asyncio.AbstractEventLoop) -> Any:
-        async def told(run: str) -> None:
-            # DBOS schedules from threads of its own, whose context knows no loop.
-            trio_asyncio.current_loop.set(loop)
-            await hook.tell(run, hook_id(run))
-
-        async def tell_step(run: str) -> None:
-            await loop.trio_as_future(told, run)  # type: ignore[attr-defined]
-
-        step = DBOS.step(
-            name="tell",
-            retries_allowed=hook.tries > 1,
-            max_attempts=hook.tries,
-            interval_seconds=hook.backoff,
-        )(tell_step)
-
-        async def tell_hook(run: str, unread: str | None = None) -> bool:
-            try:
-                if unread is not None:
-                    raise ValueError(unread)
-                await step(run)
-            except Exception as error:  # a row that fails would be logged as an error of ours
-                hook.given_up(run, error)
-                return False
-            return True
-
-        return DBOS.workflow(name=HOOK, max_recovery_attempts=None)(tell_hook)
-
-    async def _surely_store_hook(self, run: str, status: str) -> None:
-        """Until it is stored; when the daemon stops before, this does not return."""
-        retries.until.set(0.0)
-        await retries.until_done(
-            lambda: self._store_hook(run, status),
-            retries.Complaint(f"the hook of run {run}"),
-            self._stopping,
-            pause=outcomes.pause,
-        )
-
-    async def _store_hook(self, run: str, status: str) -> None:
-        """In asyncio, before the run's row turns terminal as ``status``. Once per run."""
-        if self._hook is None or status not in self._hook.on:
-            return
-        with SetWorkflowID(hook_id(run)):
-            await DBOS.enqueue_workflow_async(HOOKS_QUEUE, self._tell_hook, run)
-        self._kick_hooks()
+        if self._claims is not None:
+            await self._claims.stop()
 
     # ---- verbs ------------------------------------------------------------------
 
@@ -355,35 +277,24 @@ class Durable:
         """Store the run; durable when this returns. A run id that exists is left alone.
 
         Raises: QueueFull, when as many wait on its thread as may."""
-        async with self._lane(spec.thread):
+        async with self._submits.hold(spec.thread):
             place = await self.rows.next_place(spec.thread, self.max_queued_per_thread)
             await aio(self._enqueue)(spec, place)
         self.kick(spec.thread)
 
     def kick(self, thread: str | None = None) -> None:
         """Look for work now, on ``thread`` or on all."""
-        if self._worker is not None:
-            self._worker.kick(thread)
-
-    def _knows(self, held: Held) -> bool:
-        """Whether what is running here by its row is known here."""
-        if held.workflow in self._system.list_executed():
-            return True
-        workers = (self._worker, self._hooks_worker)
-        return any(w is not None and w.knows(held.workflow, held.token) for w in workers)
+        if self._claims is not None:
+            self._claims.kick(thread)
 
     def unfinished(self) -> list[Waiting]:
         """The runs that have ended, or that nothing executes, while their rows say that they
         are running here."""
-        return [*self._outcomes.waiting.values(), *map(_stray, self.strays.seen)]
-
-    def _kick_both(self, thread: str | None) -> None:
-        self.kick(thread)
-        self._kick_hooks()
+        return [*self._outcomes.waiting.values(), *map(_describe_stray, self.strays.seen)]
 
     def _kick_hooks(self) -> None:
-        if self._hooks_worker is not None:
-            self._hooks_worker.kick()
+        if self._claims is not None:
+            self._claims.kick_hooks()
 
     async def _enqueue(self, spec: RunSpec, place: int) -> None:
         retries.until.set(time.monotonic() + retries.PATIENCE)
@@ -391,30 +302,28 @@ class Durable:
         with options, SetWorkflowID(spec.run):
             await DBOS.enqueue_workflow_async(QUEUE, self._run_thread, msgspec.to_builtins(spec))
 
-    def _lane(self, thread: str) -> Any:
-        return _Lane(self._enqueue_locks, thread)
-
     async def cancel(self, run: str, held: Held | None = None) -> bool:
         """Make the run terminal as aborted: it is not replayed from here on. ``held``: only if
         it is still claimed so. Whether that was done, now."""
-        await aio(self._hook_of_abort)(run)
-        done = await self.rows.cancel(run, held)
+        if self._hook_workflow is not None:
+            await aio(self._store_hook_of_abort)(self._hook_workflow, run)
+        done = await self.attempts.cancel(run, held)
         now = time.monotonic()
         while self._cancelled and next(iter(self._cancelled.values())) < now - RECENT:
             del self._cancelled[next(iter(self._cancelled))]
         self._cancelled[run] = now
         return done
 
-    async def _hook_of_abort(self, run: str) -> None:
+    async def _store_hook_of_abort(self, workflow: HookWorkflow, run: str) -> None:
         retries.until.set(time.monotonic() + retries.PATIENCE)
-        await self._store_hook(run, Status.ABORTED)
+        await workflow.store(run, Status.ABORTED)
 
-    async def in_the_way(self, spec: RunSpec) -> tuple[bool, list[Run]]:
+    async def find_aborts(self, spec: RunSpec) -> tuple[bool, list[Run]]:
         """Before an attempt: whether the run was aborted after it was claimed, and the
         aborted runs of its thread whose processes other executors may still be ending."""
         if self._config.database.embedded:  # there are no others
             return spec.run in self._cancelled, []
-        return await self.rows.in_the_way(spec)
+        return await self.attempts.find_aborts(spec)
 
     async def forget(self, runs: list[str]) -> None:
         """Delete finished runs' rows: their ids count as new from here on."""
@@ -442,8 +351,8 @@ class Durable:
         DBOS's recovery, and not ``resume_workflows``: that would forget the attempts,
         revive what was aborted meanwhile, and take runs from whoever claimed them."""
         found = await self._once(recovery.put_back, executor, tokens)
-        self.kick()
-        self._kick_hooks()
+        if self._claims is not None:
+            self._claims.kick_all()
         return sum("." not in workflow for workflow in found)
 
     async def _once(self, call: Callable[..., T], executor: str, *more: object) -> T:
@@ -453,35 +362,15 @@ class Durable:
 
         return await trio.to_thread.run_sync(once, limiter=self._threads, abandon_on_cancel=True)
 
-    async def _claimed(self, run: str) -> tuple[int, float]:
+    async def _read_claimed(self, run: str) -> tuple[int, float]:
         """In asyncio: (which attempt this is, Unix seconds of the submit)"""
-        found = self._worker.claimed.pop(run, None) if self._worker is not None else None
+        found = self._claims.take_claimed(run) if self._claims is not None else None
         if found is None:
             loop: Any = asyncio.get_running_loop()
-            found = await loop.trio_as_future(self.rows.attempts, run)
+            found = await loop.trio_as_future(self.attempts.read_attempt, run)
         return found
 
 
-def _stray(held: Held) -> Waiting:
+def _describe_stray(held: Held) -> Waiting:
     why = "nothing executes it; it is put back in its queue within seconds"
     return Waiting(held.workflow, held.thread or "", Status.RUNNING, why)
-
-
-class _Lane:
-    """A lock per thread that exists only while someone wants it."""
-
-    def __init__(self, locks: dict[str, tuple[trio.Lock, int]], thread: str) -> None:
-        self._locks, self._thread = locks, thread
-
-    async def __aenter__(self) -> None:
-        lock, users = self._locks.get(self._thread, (trio.Lock(), 0))
-        self._locks[self._thread] = (lock, users + 1)
-        await lock.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        lock, users = self._locks[self._thread]
-        if users == 1:
-            del self._locks[self._thread]
-        else:
-            self._locks[self._thread] = (lock, users - 1)
-        lock.release()

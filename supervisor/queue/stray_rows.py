@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import trio
 
+from .attempt_rows import AttemptRows
 from .retries import Complaint, reason
-from .rows import Held, Rows
+from .row_access import Held
 
 log = logging.getLogger("runctld.strays")
 
@@ -30,7 +31,7 @@ class Strays:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: AttemptRows,
         knows: Callable[[Held], bool],
         kick: Callable[[str | None], None],
         held: Callable[[], bool],
@@ -58,10 +59,10 @@ class Strays:
                 complaint.done()
 
     async def _look(self) -> None:
-        if await self._rows.adopt():
+        if await self._rows.adopt_resumed():
             self._kick(None)
         before = self.seen
-        self.seen = frozenset(x for x in await self._rows.held() if not self._knows(x))
+        self.seen = frozenset(x for x in await self._rows.list_held() if not self._knows(x))
         again = self.seen & before
         if not again:
             return

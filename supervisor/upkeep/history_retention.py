@@ -68,9 +68,9 @@ class Housekeeping:
             self._ended = 0
             self._due = trio.Event()
             try:
-                excess = await self._durable.rows.count_finished() - most
+                excess = await self._durable.history.count_finished() - most
                 if excess > 0:
-                    await self._forget(await self._durable.rows.oldest_finished(excess))
+                    await self._forget(await self._durable.history.list_oldest(excess))
             except Exception as error:  # the database is away
                 log.debug("finished runs were not counted: %r", error)
                 await trio.sleep(PAUSE)
@@ -84,9 +84,9 @@ class Housekeeping:
         while True:
             now = time.time()
             try:
-                rows = self._durable.rows
-                await self._forget(await rows.finished_before(now - limit, self._context()))
-                oldest = await rows.oldest_end(now - limit)
+                history = self._durable.history
+                await self._forget(await history.list_before(now - limit, self._context()))
+                oldest = await history.find_oldest_end(now - limit)
             except Exception as error:
                 log.debug("age was not looked at: %r", error)
                 oldest = now - limit + PAUSE
