@@ -1,4 +1,4 @@
-"""Backups as docs/operating.md has them: what is restored goes on. Real daemons and files."""
+"""Backups as docs/backup-and-upgrade.md has them: what is restored goes on. Real daemons and files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import Box, Watch, wait_until
 
-DOCS = Path(__file__).parent.parent / "docs/operating.md"
+DOCS = Path(__file__).parent.parent / "docs/backup-and-upgrade.md"
 #: Says which attempt it is, and ends once its file is there.
 UNTIL = """
 import os, sys, time

@@ -58,7 +58,7 @@ LINES = "import time\nfor i in range(200): print(i, 'x' * 2000, flush=True); tim
 
 
 def test_a_disk_that_fills_up(small: Box) -> None:
-    """As docs/operating.md has it: reading works, new work is refused, output is whole."""
+    """As docs/troubleshooting.md has it: reading works, new work is refused, output is whole."""
     small.configure("")
     small.start()
     run = small.submit_py("t", LINES)

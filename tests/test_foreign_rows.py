@@ -156,7 +156,7 @@ def test_what_the_dbos_command_does_on_postgresql(house: House) -> None:
 
 
 def works_beside_dbos(box: Box, url: str) -> None:
-    """As docs/operating.md has it. ``url``: of its database."""
+    """As docs/troubleshooting.md has it. ``url``: of its database."""
     (done,) = submit(box, ["t"], "true")
     wait_for(box, [done], "succeeded")
     (hanging,) = submit(box, ["t"], "sleep", "600")

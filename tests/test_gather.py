@@ -219,7 +219,7 @@ async def test_no_end_is_written_for_an_owner_that_may_live(home: House) -> None
 
 
 def test_few_rights_in_the_database_are_enough(home: House) -> None:
-    """As docs/operating.md has it: the right to create is needed once."""
+    """As docs/cluster.md has it: the right to create is needed once."""
     name = home.url.rpartition("/")[2]
     role = f"few_{name}"
     home.postgres.sql(f"CREATE ROLE {role} LOGIN")

@@ -1,4 +1,4 @@
-"""The roles that docs/operating.md makes, on a real PostgreSQL: what each may do, and no more."""
+"""The roles that docs/cluster.md makes, on a real PostgreSQL: what each may do, and no more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conftest import wait_until
 from house import House
 from test_foreign_rows import submit, wait_for
 
-DOCS = Path(__file__).parent.parent / "docs" / "operating.md"
+DOCS = Path(__file__).parent.parent / "docs" / "cluster.md"
 
 pytestmark = pytest.mark.long
 

@@ -20,7 +20,7 @@ from conftest import DEADLINE, Box, children, wait_until
 from runctl.config.load import load
 from runctl.config.schema import ConfigError
 
-DOC = Path(__file__).parent.parent / "docs" / "metrics.md"
+DOC = Path(__file__).parent.parent / "docs" / "hooks-and-metrics.md"
 
 
 def free_port() -> int:

@@ -269,7 +269,7 @@ def postgres(config: Config, up: bool, hide: Callable[[str], str]) -> list[Findi
     except psycopg.Error as error:
         said = hide(" ".join(str(error).split()))
         fix = f"check database.{key}, the server, its pg_hba.conf, and the rights of its user"
-        found.append(fail(name, said, f"{fix}, see docs/operating.md"))
+        found.append(fail(name, said, f"{fix}, see docs/cluster.md"))
     return found
 
 
@@ -319,7 +319,7 @@ def _ask_postgres(config: Config, link: Any, up: bool) -> list[Finding]:
     if row["standby"]:
         found.append(fail("database", f"{said} is a standby", "connect to the primary"))
     elif not row["made"] and not row["may_create"]:
-        fix = "GRANT CREATE ON DATABASE ... for the first start, see docs/operating.md"
+        fix = "GRANT CREATE ON DATABASE ... for the first start, see docs/cluster.md"
         found.append(fail("database", f"{said}, and its user may not create the schema", fix))
     else:
         found.append(ok("database", said + ("" if row["made"] else ", still empty")))

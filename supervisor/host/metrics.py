@@ -1,6 +1,6 @@
 """What the daemon counts. ``Meters`` counts nothing; ``Prometheus`` is one that does.
 
-Names and labels are an interface (docs/metrics.md). Labels are bounded by the
+Names and labels are an interface (docs/hooks-and-metrics.md). Labels are bounded by the
 configuration: runners and statuses, never threads or runs.
 """
 

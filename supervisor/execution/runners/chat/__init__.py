@@ -9,7 +9,7 @@
 * ``words``: what an endpoint says, in a line that may be shown
 
 What counts as a reply, and what the reference (the ``openai`` package) makes of the same bytes:
-docs/chats.md, tests/wire.
+docs/runners.md, tests/wire.
 """
 
 from .runner import Chat
