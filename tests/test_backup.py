@@ -1,4 +1,4 @@
-"""Backups as docs/backup-and-upgrade.md has them: what is restored goes on. Real daemons and files."""
+"""Backups as docs/backup-and-upgrade.md has them: what is restored goes on. Real daemons."""
 
 from __future__ import annotations
 
