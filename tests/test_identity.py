@@ -12,7 +12,7 @@ import pytest
 from conftest import Box, Watch, wait_until
 from runctl.cli.commands import managed_files
 from runctl.config.schema import Config
-from runctl.supervisor.cluster.lease import executor_id
+from runctl.supervisor.cluster.file_lease import executor_id
 from runctl.supervisor.host.private_files import write_private
 
 #: Hangs in its first attempt.

@@ -22,7 +22,7 @@ from house import NOTE, House, assert_no_overlap, ended, journal
 from pgserver import Postgres, TlsFront, free_port
 from runctl.config.schema import Config, ConfigError, Database
 from runctl.protocol import messages
-from runctl.supervisor.cluster.lease import hold_database_lease
+from runctl.supervisor.cluster.database_lease import hold_database_lease
 from runctl.supervisor.cluster.members import Members
 from runctl.supervisor.host.postgres import aio, connect, connection
 

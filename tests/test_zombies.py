@@ -27,7 +27,7 @@ from runctl.client.requests import Link, LinkLost, dial
 from runctl.config.load import load
 from runctl.protocol import messages, subjects
 from runctl.protocol.errors import LeaseHeld, LeaseLost
-from runctl.supervisor.cluster.lease import hold_file_lease
+from runctl.supervisor.cluster.file_lease import hold_file_lease
 from runctl.supervisor.processes.keeper_start import open_keeper
 from runctl.supervisor.processes.proctable import scan
 

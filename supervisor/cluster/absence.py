@@ -14,7 +14,7 @@ import trio
 import trio_asyncio
 
 from ...protocol import subjects
-from .lease import PROBE, PROBE_LIMIT
+from .database_lease import PROBE, PROBE_LIMIT
 from .members import Members
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ import trio
 
 from ...protocol.errors import LeaseLost
 from ..host.database_files import DatabaseFiles
-from .lease import FileLease, Lease
+from .database_lease import Lease
+from .file_lease import FileLease
 
 log = logging.getLogger("runctld.fence")
 
@@ -102,7 +103,7 @@ class Fence:
             self.look()
             if self.lease is not None:
                 self.lease.doubt()
-                token.run_sync_soon(self.lease.ask, idempotent=True)
+                token.run_sync_soon(self.lease.request_probe, idempotent=True)
 
         before = signal.signal(signal.SIGCONT, awake)
         try:

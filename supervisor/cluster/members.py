@@ -19,7 +19,8 @@ import trio_asyncio
 from ...config.schema import Config
 from ...protocol.errors import ConfigError, Unavailable
 from ..host.postgres import RETRY, application_name, connect, lease_key
-from .lease import LOCK_KEY, PEER_ROLE, held_by
+from .database_lease import PEER_ROLE
+from .lease_sql import LOCK_KEY, held_by
 from .tables import NOW, prepare_tables
 
 log = logging.getLogger("runctld.members")

@@ -33,7 +33,7 @@ from ..api.context import Context
 from ..api.metrics_endpoint import Scrape
 from ..api.server import Control
 from ..cluster.absence import Absence
-from ..cluster.lease import PROBE_LIMIT
+from ..cluster.database_lease import PROBE_LIMIT
 from ..cluster.lease_guard import Fence
 from ..cluster.members import TREES_GONE, Members
 from ..execution.aborted_ends import Endings

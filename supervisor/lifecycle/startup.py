@@ -23,7 +23,8 @@ from ...config.accounts import check_rights, switched
 from ...config.schema import Config
 from ...config.secrets import Masker
 from ...protocol.errors import Unavailable
-from ..cluster.lease import executor_id, hold_database_lease, hold_file_lease, home_of
+from ..cluster.database_lease import hold_database_lease
+from ..cluster.file_lease import executor_id, hold_file_lease, home_of
 from ..cluster.lease_guard import Fence
 from ..host.logs import name_executor
 from ..host.private_files import UMASK, inherited, prepare_state_dir

@@ -1,5 +1,5 @@
-"""One live daemon per executor ID: flock on the state directory, and on PostgreSQL a
-session advisory lock on a connection of its own.
+"""One live daemon per executor ID: a session advisory lock in PostgreSQL, on a connection of
+its own.
 
 When that connection breaks, the daemon goes on without its lease for ``queue.lease_grace``
 seconds, and tries to take it again. Whoever takes it raises its generation; so if the
@@ -9,152 +9,25 @@ acted in our place. docs/design.md has why nobody acts before we have ended.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import math
-import os
-import socket
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, NoReturn
 
 import trio
 import trio_asyncio
 
-from ...config.schema import MAX_ID_BYTES, Config, ConfigError
+from ...config.schema import Config, ConfigError
 from ...protocol.errors import LeaseHeld, LeaseLost, Unavailable
 from ..host.postgres import RETRY, application_name, check_sessions, connect, lease_key
-from ..host.private_files import write_private
-from .tables import NOW, prepare_tables
+from . import lease_sql
+from .tables import prepare_tables
 
 log = logging.getLogger("runctld.lease")
 aio = trio_asyncio.aio_as_trio
 
-
-def executor_id(config: Config) -> str:
-    """The configured ID, or one generated once and kept in the state directory. A new one is
-    made where none can be read: the directory's lock, not the ID, says whose runs are in it."""
-    if config.executor_id:
-        return config.executor_id
-    path = config.state_dir / "executor-id"
-    try:
-        kept = path.read_bytes().decode(errors="replace").strip()
-    except FileNotFoundError:
-        kept = ""
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}; let runctld's user read it, or remove it"
-        ) from None
-    if kept and kept.isprintable() and "\ufffd" not in kept and len(kept.encode()) <= MAX_ID_BYTES:
-        return kept
-    if kept:
-        log.warning("%s does not hold an executor ID; a new one is made", path)
-    made = f"{socket.gethostname().split('.')[0][:40] or 'local'}-{uuid.uuid4().hex[:8]}"
-    write_private(path, f"{made}\n".encode())
-    return made
-
-
-def home_of(state_dir: Path) -> str:
-    """A name of this state directory that no other has, nor a copy of it."""
-    path = state_dir / "home"
-    kept = path.read_text().strip() if path.exists() else ""
-    if not kept:
-        kept = uuid.uuid4().hex
-        write_private(path, f"{kept}\n".encode())
-    return f"{kept}-{path.stat().st_ino:x}"
-
-
-class FileLease:
-    """The lock of a state directory, held through ``fd``."""
-
-    def __init__(self, fd: int, path: Path, executor: str) -> None:
-        self._fd = fd
-        self._path = path
-        self._executor = executor
-
-    def check(self) -> None:
-        """See that the lock is still ours, and the file still where others look for it.
-        Costs microseconds; may be called from any thread.
-
-        Raises LeaseLost. What cannot be looked at for the moment is not lost."""
-        try:
-            there = os.stat(self._path)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # changes nothing if it is ours
-            if os.path.samestat(there, os.fstat(self._fd)):
-                return
-            how = f"{self._path} is another file now{self._holder()}"
-        except BlockingIOError:
-            how = f"{self._path} was unlocked, and is locked by another process{self._holder()}"
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-                return
-            how = f"{self._path} was removed"
-        raise LeaseLost(
-            f"the lease of executor ID {self._executor!r} is lost: {how}. All runs were stopped,"
-            " and are replayed by whoever holds it; restart runctld if nobody does"
-        )
-
-    def _holder(self) -> str:
-        try:
-            holder = _first_line(self._path.read_bytes())
-        except OSError:
-            holder = ""
-        return f" ({holder})" if holder else ""
-
-
-@contextmanager
-def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
-    """Hold the state directory's lock. Raises LeaseHeld, naming the holder."""
-    path = state_dir / "lock"
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            lease = FileLease(fd, path, executor)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _first_line(os.read(fd, 4096)) or "another runctld"
-                raise LeaseHeld(
-                    f"executor ID {executor!r} is held by {holder} (state_dir {state_dir});"
-                    " stop that one, or give this one its own state_dir and executor_id"
-                ) from None
-            try:
-                lease.check()
-            except LeaseLost:  # the file was replaced between the two calls
-                continue
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"executor {executor!r}, pid {os.getpid()}\n".encode(), 0)
-            yield lease
-            return
-        finally:
-            os.close(fd)
-
-
-def _first_line(text: bytes) -> str:
-    return text[:4096].decode(errors="replace").strip().partition("\n")[0]
-
-
-# ---- PostgreSQL ------------------------------------------------------------------
-
-
-def lock_key(executor: str) -> str:
-    """SQL for the key of an executor's advisory lock; ``executor`` is SQL as well."""
-    return f"hashtextextended('runctl:' || {executor}, 0)"
-
-
-def held_by(executor: str) -> str:
-    """SQL condition on a row ``l`` of pg_locks: this session holds ``executor``'s lock."""
-    return f"""
-        l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (l.classid::bigint << 32 | l.objid::bigint) = {lock_key(executor)}"""
-
-
-LOCK_KEY = lock_key("$1")
 LEASE_ROLE, PEER_ROLE = "runctld", "runctl-peer"
 #: A predecessor that was just killed is let go by the server within milliseconds.
 HELD_PATIENCE = 2.0
@@ -167,36 +40,6 @@ PROBE_LIMIT = 5.0
 _TICK = 0.25
 #: A turn of ``_TICK`` that took this long: the process, or its machine, was stopped.
 _PAUSE = 2.0
-
-_HOLDER = f"""
-    SELECT a.application_name AS name, a.client_addr::text AS address
-    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-    WHERE {held_by("$1")}
-"""
-_TAKE = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
-_ROW = "SELECT generation, grace, home FROM runctl.executors WHERE id = $1"
-#: ``grace`` and ``home`` stay those of the daemon before until that has surely ended.
-_RAISE = f"""
-    INSERT INTO runctl.executors AS e (id, generation) VALUES ($1, {NOW})
-    ON CONFLICT (id) DO UPDATE SET generation = greatest(e.generation + 1, excluded.generation)
-    RETURNING generation
-"""
-#: A write, so that a standby that takes no writes does not pass for the primary.
-_UNCHANGED = """
-    UPDATE runctl.executors SET generation = generation WHERE id = $1 AND generation = $2
-    RETURNING true
-"""
-#: Our own session has it: a pooler that gives us another's would otherwise go unnoticed.
-_HELD = f"""
-    SELECT EXISTS (
-        SELECT 1 FROM pg_locks l WHERE {held_by("$1")} AND l.pid = pg_backend_pid()
-    )
-"""
-_SESSION = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-_END_OLD_SESSION = f"""
-    SELECT pg_terminate_backend(a.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-    WHERE {held_by("$1")} AND a.pid = $2 AND a.backend_start = $3
-"""
 
 Contact = Callable[[], Awaitable[None]]
 
@@ -242,9 +85,9 @@ class Lease:
         if conn.is_closed():
             ended.set()
         self._away = False
-        self._proved(sent)
+        self._note_proof(sent)
 
-    def _proved(self, sent: float) -> None:
+    def _note_proof(self, sent: float) -> None:
         self._proved_at = self._sure_at = sent
         self._answered.set()
         self._answered = trio.Event()
@@ -261,11 +104,11 @@ class Lease:
         return self._away or _now() - self._sure_at > PROBE_LIMIT
 
     def doubt(self) -> None:
-        """Take nothing for proved that was known before now; ``ask`` for a new proof."""
+        """Take nothing for proved that was known before now; ``request_probe`` for a new one."""
         self._doubted_at = self._paused_at = _now()
         self._sure_at = -math.inf
 
-    def ask(self) -> None:
+    def request_probe(self) -> None:
         """Do not wait for the next turn of ``watch``."""
         self._asked_for.set()
 
@@ -286,9 +129,9 @@ class Lease:
             self._away = True
             self._conn.terminate()
             if self._not_ours:
-                raise self._lost("its session does not have its lock; is there a pooler?", "")
+                raise self._lease_lost("its session does not have its lock; is there a pooler?", "")
             if self._grace <= 0:
-                raise self._lost("the connection to PostgreSQL broke", "")
+                raise self._lease_lost("the connection to PostgreSQL broke", "")
             await self._retake()
 
     async def _probe(self) -> None:
@@ -299,7 +142,7 @@ class Lease:
             while True:
                 sent = _now()
                 try:
-                    if not await aio(self._conn.fetchval)(_HELD, self._executor):
+                    if not await aio(self._conn.fetchval)(lease_sql.HELD, self._executor):
                         self._not_ours = True
                         self._ended.set()
                         return
@@ -309,7 +152,7 @@ class Lease:
                     return
                 silent = 0.0
                 if sent >= self._doubted_at:
-                    self._proved(sent)
+                    self._note_proof(sent)
                 with trio.move_on_after(PROBE):
                     await self._asked_for.wait()
                 self._asked_for = trio.Event()
@@ -319,11 +162,11 @@ class Lease:
             while silent < PROBE_LIMIT + PROBE:
                 # Time in which this process did not run at all is not the server's silence.
                 await trio.sleep(_TICK)
-                self._look_at_clock()
+                self._notice_pause()
                 silent += _TICK
             self._ended.set()
 
-    def _look_at_clock(self) -> None:
+    def _notice_pause(self) -> None:
         now = _now()
         if now - self._ticked_at > _PAUSE:
             self._paused_at = now
@@ -333,7 +176,7 @@ class Lease:
 
     async def _retake(self) -> None:
         """Hold it again. Raises LeaseLost."""
-        self._look_at_clock()
+        self._notice_pause()
         noticed = _now()
         log.warning(
             "the connection to PostgreSQL broke: runs go on, their outcomes wait and nothing is"
@@ -352,7 +195,7 @@ class Lease:
         if lost is not None:
             raise lost
         if found is None:
-            raise self._lost(f"the connection to PostgreSQL broke, and {why[-1]}", "")
+            raise self._lease_lost(f"the connection to PostgreSQL broke, and {why[-1]}", "")
         conn, session, sent = found
         self._adopt(conn, session, sent)
         log.info(
@@ -395,7 +238,7 @@ class Lease:
                     why.append("NATS does not answer either")
                     break
                 await trio.sleep(min(_TICK, max(0.0, end - _now())))
-                self._look_at_clock()
+                self._notice_pause()
             scope.cancel()
 
     async def _regain(self, why: list[str]) -> tuple[Any, Any, float]:
@@ -407,16 +250,18 @@ class Lease:
             try:
                 conn = await connect(self._config, name, patience=PROBE_LIMIT)
                 with trio.fail_after(PROBE_LIMIT):
-                    session = await aio(conn.fetchrow)(_SESSION)
-                    while not await aio(conn.fetchval)(_TAKE, self._executor):
-                        await self._see_holder(conn)
+                    session = await aio(conn.fetchrow)(lease_sql.SESSION)
+                    while not await aio(conn.fetchval)(lease_sql.TAKE, self._executor):
+                        await self._check_holder(conn)
                         await trio.sleep(RETRY)
                     # In a statement of its own, which sees all that was stored before the
                     # lock was ours.
                     sent = _now()
-                    if await self._unchanged(conn, write=True):
+                    if await self._is_unchanged(conn, write=True):
                         return conn, session, sent
-                raise self._lost("another has taken it meanwhile", await self._who(conn))
+                raise self._lease_lost(
+                    "another has taken it meanwhile", await self._holder_words(conn)
+                )
             except LeaseLost:
                 assert conn is not None
                 conn.terminate()
@@ -433,26 +278,26 @@ class Lease:
                     conn.terminate()
                 raise
 
-    async def _see_holder(self, conn: Any) -> None:
+    async def _check_holder(self, conn: Any) -> None:
         """Someone holds the lock. Raises LeaseLost, if that is not a session of our own whose
         end the server has not noticed."""
-        if not await self._unchanged(conn, write=False):
-            raise self._lost("another has taken it meanwhile", await self._who(conn))
+        if not await self._is_unchanged(conn, write=False):
+            raise self._lease_lost("another has taken it meanwhile", await self._holder_words(conn))
         pid, began = self._session
-        await aio(conn.execute)(_END_OLD_SESSION, self._executor, pid, began)
+        await aio(conn.execute)(lease_sql.END_OLD_SESSION, self._executor, pid, began)
 
-    async def _unchanged(self, conn: Any, *, write: bool) -> bool:
+    async def _is_unchanged(self, conn: Any, *, write: bool) -> bool:
         if write:
-            kept = await aio(conn.fetchval)(_UNCHANGED, self._executor, self._generation)
+            kept = await aio(conn.fetchval)(lease_sql.UNCHANGED, self._executor, self._generation)
             return bool(kept)
-        row = await aio(conn.fetchrow)(_ROW, self._executor)
+        row = await aio(conn.fetchrow)(lease_sql.ROW, self._executor)
         return row is not None and row["generation"] == self._generation
 
-    async def _who(self, conn: Any) -> str:
-        holder = await aio(conn.fetchrow)(_HOLDER, self._executor)
+    async def _holder_words(self, conn: Any) -> str:
+        holder = await aio(conn.fetchrow)(lease_sql.HOLDER, self._executor)
         return f" ({_holder(holder)})" if holder is not None else ""
 
-    def _lost(self, how: str, who: str) -> LeaseLost:
+    def _lease_lost(self, how: str, who: str) -> LeaseLost:
         return LeaseLost(
             f"the lease of executor ID {self._executor!r} is lost: {how}{who}. All runs were"
             " stopped and will be replayed; restart runctld"
@@ -502,9 +347,9 @@ async def _take(config: Config, executor: str, home: str) -> Lease:
             await check_sessions(config, conn, name)
             await prepare_tables(conn, lease_key(config))
             await _lock(conn, config, executor)
-            before = await aio(conn.fetchrow)(_ROW, executor)
-            generation = await aio(conn.fetchval)(_RAISE, executor)
-            session = await aio(conn.fetchrow)(_SESSION)
+            before = await aio(conn.fetchrow)(lease_sql.ROW, executor)
+            generation = await aio(conn.fetchval)(lease_sql.RAISE_GENERATION, executor)
+            session = await aio(conn.fetchrow)(lease_sql.SESSION)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             conn.terminate()
             log.debug("lease: %r", error)
@@ -530,8 +375,8 @@ def _predecessor(row: Any, home: str) -> Predecessor | None:
 
 async def _lock(conn: Any, config: Config, executor: str) -> None:
     deadline = trio.current_time() + HELD_PATIENCE
-    while not await aio(conn.fetchval)(_TAKE, executor):
-        holder = await aio(conn.fetchrow)(_HOLDER, executor)
+    while not await aio(conn.fetchval)(lease_sql.TAKE, executor):
+        holder = await aio(conn.fetchrow)(lease_sql.HOLDER, executor)
         # A peer that takes over our runs, or aborts one, is done in a moment.
         peer = holder is not None and (holder["name"] or "").startswith(PEER_ROLE)
         if trio.current_time() > deadline + (config.start_timeout if peer else 0):
