@@ -1,7 +1,7 @@
 # Everything happens in an environment of the project's own: .venv, made on first use.
 #   make demo    a daemon, a few runs, a watcher: the whole thing in a minute
 #   make test    all tests; with CI set, the short ones on the newest Python as well
-#   make test-long  for the night: the long ones too, 20 fault rounds, and audit
+#   make test-long  for the night: the long ones too, 20 fault rounds, mutants, and audit
 #   make check   ruff, mypy, import-linter
 #   make lock    writes requirements.lock anew: the newest versions that pyproject.toml allows
 #   make audit   an SBOM (build/sbom.json), and known advisories of what is locked
@@ -10,6 +10,8 @@
 #   make fuzz    what comes in from outside, by coverage and by many examples: SECONDS=60
 #   make faults  random load while everything fails; SEED=, ROUNDS=, PROFILE= (embedded,
 #                shared, mixed), REPORT= (a document whose figures are written)
+#   make mutants whether a test fails for each guard of tests/guards.toml that is taken
+#                away, in a copy of the tree; GUARDS= (names of some)
 #   make clean   removes whatever these made
 # PYTHON names the interpreter of .venv (3.11 or newer). JOBS: so many tests at once, most of
 # which wait for processes; 0 for one after the other.
@@ -22,7 +24,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-long test-newest check lock audit man bench fuzz faults clean
+.PHONY: demo test test-long test-newest check lock audit man bench fuzz faults mutants clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -35,6 +37,7 @@ test: $(READY)
 test-long: $(READY)
 	RUNCTL_LONG=1 $(BIN)/python -m pytest -q -n $(JOBS)
 	$(MAKE) --no-print-directory faults SEED=1 ROUNDS=20
+	$(MAKE) --no-print-directory mutants
 	$(MAKE) --no-print-directory audit
 
 # The newest Python there is, unless it is the one that `make test` has just used.
@@ -111,6 +114,9 @@ faults: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(SEED),--seed $(SEED)) \
 	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PROFILE),--profile $(PROFILE)) \
 	    $(if $(REPORT),--report $(REPORT)) $(if $(FOLDER),--folder $(FOLDER))
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py $(GUARDS)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from conftest import DEADLINE
 from runctl.cli.display import output as output_module
 from runctl.cli.display import render
+from runctl.cli.main import VERBS
 from runctl.client import consumer
 from runctl.client.consumer import Chunk, End, Gap, Reset, RunState
 from runctl.protocol import records
@@ -79,14 +81,16 @@ def test_version_imports_no_client_library(place: Path) -> None:
         assert f" {name}\n" not in done.stderr, name
 
 
-@pytest.mark.parametrize(
-    "verb", ["submit", "list", "attach", "abort", "purge", "show", "wait", "retry", "status"]
-)
+#: What they answer is files, a script or a session.
+WITHOUT_JSON = {"install-service", "uninstall-service", "completion", "demo"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_json_on_either_side(place: Path, verb: str) -> None:
     code, out, _ = runctl(verb, "--help", cwd=place)
     assert code == 0
-    assert "--json" in out
-    assert "Examples:" in out
+    assert bool(re.search("^ +--json ", out, re.MULTILINE)) == (verb not in WITHOUT_JSON)
+    assert ("Examples:" in out) == (verb != "demo"), "which takes nothing"
 
 
 def test_broken_pipe_is_quiet(place: Path) -> None:

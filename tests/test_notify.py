@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from runctl.supervisor.host.systemd_notify import open_notifier
 
 
@@ -101,6 +101,20 @@ async def test_no_watchdog(manager: Manager, env: dict[str, str]):
 
 @pytest.mark.short
 async def test_a_manager_that_is_gone_is_no_fault(tmp_path: Path):
-    env = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000"}
+    """The one that comes in its place hears what is said from then on, each kind of it."""
+    address = tmp_path / "notify"
+    Manager(str(address)).close()
+    env = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "1000"}
     async with open_notifier(trio.Event(), 0, 0, env) as notifier:
-        await notifier.ready("idle")
+        await notifier.ready("nobody hears this")
+        address.unlink()
+        await notifier.ready("nor this")
+        manager = Manager(str(address))
+        try:
+            await notifier.ready("idle")
+            with trio.fail_after(DEADLINE):
+                while not manager.count("STATUS=idle") or manager.count("WATCHDOG=1") < 3:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+        finally:
+            manager.close()
+    assert not [message for message in manager.heard if "nobody" in str(message)]
