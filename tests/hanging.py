@@ -66,3 +66,37 @@ def dead_directory(path: Path) -> Iterator[str]:
     finally:
         server.kill()  # whoever hangs there gets an error
         server.communicate()
+
+
+_UNSHARE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+new_namespace, recursively_private = 0x20000, 0x44000
+if libc.unshare(new_namespace) or libc.mount(None, b"/", None, recursively_private, None):
+    sys.exit("no right to make a mount namespace")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+#: What to run a command by that is to have mounts of its own, of which nobody else knows.
+OWN_MOUNTS = [sys.executable, "-c", _UNSHARE]
+_MOUNT = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+_, pid, what, where = map(os.fsencode, sys.argv)
+assert libc.setns(os.open(b"/proc/%b/ns/mnt" % pid, os.O_RDONLY), 0x20000) == 0
+bind, detach = 0x1000, 2
+result = libc.mount(what, where, None, bind, None) if what else libc.umount2(where, detach)
+sys.exit(os.strerror(ctypes.get_errno()) if result else 0)
+"""
+
+
+@contextlib.contextmanager
+def hanging_environment(seen_by: int, pid: int, folder: Path) -> Iterator[None]:
+    """Whoever shares the mounts of process ``seen_by``, which has its own, and opens the
+    environment of ``pid`` waits until the end of this. KILL reaches who waits."""
+    pipe, file = folder / "nobody-writes", f"/proc/{pid}/environ"
+    os.mkfifo(pipe)
+    subprocess.run([sys.executable, "-c", _MOUNT, str(seen_by), str(pipe), file], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([sys.executable, "-c", _MOUNT, str(seen_by), "", file], check=True)

@@ -19,7 +19,7 @@ import trio
 import trio.testing
 from conftest import SLACK, alive, wait_until
 from runctl.protocol.errors import RunFailed, Unavailable
-from runctl.supervisor.processes.environments import environment
+from runctl.supervisor.processes.environments import Answer, environment
 from runctl.supervisor.processes.keeper_client import Keeper, KeeperLost, Process
 from runctl.supervisor.processes.keeper_start import open_keeper
 from runctl.supervisor.processes.proctable import Row, descent, read_row, scan, scan_ps
@@ -769,6 +769,9 @@ async def test_closing_kills_all_and_lets_nobody_wait(tmp_path: Path) -> None:
 # --- the keeper's own reasoning ---------------------------------------------------------
 
 
+NOTHING = Answer(b"", False, 0.0)
+
+
 def row(parent: int, session: int, start: int = 1, state: str = "S", threads: int = 1) -> Row:
     return Row(parent, session, session, start, state, threads)
 
@@ -779,30 +782,52 @@ def test_a_pid_that_comes_again_is_another_process() -> None:
     forest = Forest()
     forest.add(Tree(1, 100, 1, b"RUNCTL_RUN=old"))
     # Somebody else's process has the root's pid by now, and a session of that number.
-    members, proven = forest.look({100: row(me, 100, start=2), 101: row(100, 100, start=3)})
-    assert (members, proven) == ({}, True)
+    told = {(100, 2): NOTHING, (101, 3): NOTHING}
+    look = forest.look({100: row(me, 100, start=2), 101: row(100, 100, start=3)}, {}, told)
+    assert (look.members, look.proven) == ({}, True)
     # A later root has it: the earlier tree must not claim it, nor its removal lose it.
     forest.add(Tree(2, 100, 2, b"RUNCTL_RUN=new"))
-    assert forest.look({100: row(me, 100, start=2)}) == ({2: {100}}, True)
-    forest.remove(forest.trees[1])
-    assert forest.look({100: row(me, 100, start=2)}) == ({2: {100}}, True)
+    for _ in range(2):
+        look = forest.look({100: row(me, 100, start=2)}, {}, {})
+        assert (look.members, look.proven) == ({2: {100}}, True)
+        if 1 in forest.trees:
+            forest.remove(forest.trees[1])
 
 
 @linux_only
 def test_a_root_is_known_before_it_has_a_session_of_its_own() -> None:
     forest = Forest()
     forest.add(Tree(1, 100, 1, b"RUNCTL_RUN=x"))
-    assert forest.look({100: row(os.getpid(), os.getsid(0))}) == ({1: {100}}, True)
+    look = forest.look({100: row(os.getpid(), os.getsid(0))}, {}, {})
+    assert (look.members, look.proven) == ({1: {100}}, True)
 
 
 @linux_only
 def test_an_unknown_zombie_spoils_a_scan() -> None:
     """Its children may have come after the listing and may not be in it."""
-    forest = Forest()
+    forest, me = Forest(), os.getpid()
     forest.add(Tree(1, 100, 1, b"RUNCTL_RUN=x"))
-    assert forest.look({200: row(os.getpid(), 200, state="Z")}) == ({}, False)
-    assert forest.look({200: row(os.getpid(), 200)}) == ({}, True)
-    assert forest.look({100: row(os.getpid(), 100, state="Z")}) == ({1: {100}}, True)
+    look = forest.look({200: row(me, 200, state="Z")}, {}, {})
+    assert (look.members, look.proven, look.spoiled) == ({}, False, True)
+    look = forest.look({100: row(me, 100, state="Z")}, {}, {})
+    assert (look.members, look.proven, look.spoiled) == ({1: {100}}, True, False)
+
+
+@linux_only
+def test_one_that_was_not_asked_may_be_of_any_tree() -> None:
+    """Until it has answered, or it is known that it does not: then absence is proven."""
+    forest, me = Forest(), os.getpid()
+    forest.add(Tree(1, 100, 1, b"RUNCTL_RUN=x"))
+    table = {200: row(me, 200)}
+    look = forest.look(table, {}, {})
+    assert (look.proven, look.spoiled, look.unidentified) == (False, False, [(200, 1)])
+    for answer in (NOTHING, Answer(b"", True, 0.0)):
+        look = forest.look(table, {}, {(200, 1): answer})
+        assert (look.members, look.proven, look.unidentified) == ({}, True, [(200, 1)])
+    look = forest.look(table, {}, {(200, 1): Answer(b"RUNCTL_RUN=x", False, 0.0)})
+    assert (look.members, look.proven, look.unidentified) == ({1: {200}}, True, [])
+    look = forest.look(table, look.owners, {})
+    assert look.members == {1: {200}}, "what was known once is not asked again"
 
 
 @linux_only

@@ -25,7 +25,7 @@ from ...protocol.errors import Unavailable
 from ..host.private_files import Inherited
 from .cgroups import Groups
 from .keeper_messages import encode, take_messages
-from .process_words import explain_hindrance, name_processes
+from .process_words import explain_hindrance, explain_silence, name_processes
 from .spawn_errors import SPAWN_LIMIT, explain_spawn_failure, make_portable
 
 log = logging.getLogger("runctld.processes")
@@ -371,6 +371,10 @@ class Keeper:
         if "gone" in message:
             self._kept.discard(message["gone"])
             self._marks.pop(message["gone"], None)
+            return
+        if "unidentified" in message:
+            for words in message["unidentified"]:
+                log.warning("%s", explain_silence(*words))
             return
         number = message["id"]
         if "pid" in message:  # known before its exit can be reported

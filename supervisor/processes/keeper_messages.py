@@ -9,6 +9,7 @@ Each is 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
                                                 <- {exit: tree, status, starved}
                                                 <- {held: tree, pids}
                                                 <- {gone: tree}
+                                                <- {unidentified: pids}
     (the daemon sends no more)                  <- {left: pids}
 
 A spawn is answered when the child has executed ``argv``, or cannot. An ``end`` may come
@@ -18,7 +19,8 @@ goes on until another ``end`` comes or, as ``gone`` says, all of it has ended. `
 there besides a root that had ended before. Both are ``[pid, name, ...]``, as in ``held``.
 ``held`` says, whenever that changes, which processes of a tree that is being ended cannot be:
 ``[pid, name, user id, why]``, as ``hindrance`` knows it. ``left``: the same at the end of all,
-when nothing else is left; the keeper stays until they are gone.
+when nothing else is left; the keeper stays until they are gone. ``unidentified``: processes that
+may be of any tree, said once of each; the kernel does not answer what their environments are.
 
 ``tree`` is the id of the spawn that made it: unlike a pid it is never used twice. With
 ``tty`` stdout is a terminal, which becomes the child's controlling one. ``CGROUPS`` is what

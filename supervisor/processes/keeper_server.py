@@ -15,17 +15,27 @@ import sys
 import time
 import traceback
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from .cgroups import Cgroup
+from .environments import Environments, Reader
 from .keeper_messages import encode, take_messages
-from .proctable import LINUX, Table, described, hindrance, read_row, scan
+from .proctable import LINUX, Identity, Table, described, hindrance, read_row, scan
 from .signalling import kill_all, kill_rows, strike, term_rows
 from .spawned_child import become
-from .trees import STUCK, Forest, Tree
+from .trees import STUCK, Forest, Look, Tree
 
 TICK = 0.03  # while a tree is being ended: what no SIGCHLD announces is seen by then
 MIN_PAUSE = 0.002  # between two scans, however many children die
+
+
+class Waiting(NamedTuple):
+    """A scan with somebody in it who has not answered yet; whose the others are; and the trees
+    whose roots had been reaped before it. Of these, one that was empty then stays so."""
+
+    table: Table
+    seen: dict[Identity, Tree]
+    over: set[int]
 
 
 class Keeper:
@@ -37,7 +47,10 @@ class Keeper:
         self.buffer = bytearray()
         self.out = bytearray()  # what the daemon has not taken yet
         self.selector = selectors.DefaultSelector()
+        self.environments = Environments(self.selector, self.forest.untracked)
         self.fds: deque[list[int]] = deque()  # what came with spawn messages, in their order
+        self.waiting: Waiting | None = None
+        self.seen: dict[Identity, Tree] = {}  # by the last scan
         self.dirty = False  # something happened since the last scan
         self.scanned = 0.0  # when that was over
         self.rested = 0.0  # when the next may be
@@ -55,7 +68,7 @@ class Keeper:
         fault = ""
         try:
             while True:
-                due = self.due()
+                due = min(self.due(), self.environments.deadline())
                 pause = None if due == math.inf else max(0.0, due - time.monotonic())
                 for key, events in self.selector.select(pause):
                     if key.fileobj is self.sock:
@@ -66,9 +79,13 @@ class Keeper:
                         with contextlib.suppress(BlockingIOError):
                             os.read(wake_r, 65536)
                         self.dirty = True
+                    elif isinstance(key.data, Reader):
+                        self.environments.hear(key.data)
                     else:
                         self.hear(key.data)
                 self.reap()
+                self.environments.give_up()
+                self.tell_silent()
                 if time.monotonic() >= self.due():
                     self.step()
         except EOFError:
@@ -84,11 +101,11 @@ class Keeper:
             sys.stderr.write(fault)
 
     def due(self) -> float:
-        """When to scan next; never, unless a tree is being ended."""
+        """When to scan next; never, unless a tree is being ended, or somebody is to be asked."""
         ending = self.forest.ending()
         if not ending:
-            return math.inf
-        if self.dirty:
+            return max(self.rested, self.scanned + TICK, self.environments.due())
+        if self.dirty or self.environments.changed:
             return self.rested
         kills = [tree.kill_at for tree in ending if not tree.killed]
         return max(self.rested, min([self.scanned + TICK, *kills]))
@@ -229,7 +246,7 @@ class Keeper:
                 return
             if pid == 0:
                 return
-            self.forest.lost.discard(pid)
+            self.forest.untracked.discard(pid)
             tree = self.forest.roots.get(pid)
             if tree is None or tree.reaped:
                 continue
@@ -245,27 +262,71 @@ class Keeper:
     def step(self) -> None:
         """One scan, and what follows from it for each tree that is being ended."""
         began = time.monotonic()
-        self.dirty = False
+        self.dirty = self.environments.changed = False
+        self.settle_waiting()
         with contextlib.suppress(OSError):  # no descriptor left: nothing is concluded
-            table = scan()
-            members, proven = self.forest.look(table)
-            self.dirty = not proven
+            over = {tree.number for tree in self.forest.trees.values() if tree.reaped}
+            table = {x: row for x, row in scan().items() if x not in self.forest.untracked}
+            look = self.forest.look(table, self.seen, self.environments.answers)
+            self.seen = look.owners
+            self.dirty = look.spoiled
+            self.environments.forget_gone(table, {} if self.waiting is None else self.waiting.table)
+            self.ask(look)
+            if look.proven:
+                self.settle(table, look, over)
+            elif not look.spoiled and self.waiting is None and self.forest.ending():
+                self.waiting = Waiting(table, look.owners, over)
+            kill_rows(table, look.late)
             for tree in self.forest.ending():
-                mine = members.get(tree.number, set())
-                pids = tree.wanted(table, mine)
-                over = proven and tree.reaped and not pids and not tree.occupied()
-                if over or tree.lingers(pid for pid in pids if not table[pid].zombie):
-                    self.finish(tree, table, mine - pids)
+                pids = tree.wanted(table, look.members.get(tree.number, set()))
+                if tree.lingers(pid for pid in pids if not table[pid].zombie):
+                    self.finish(tree, table, set())
                 elif pids or tree.occupied():
-                    self.press(tree, table, pids)
+                    self.press(tree, table, pids, look.unidentified)
                     self.hold(tree, table, pids)
-            for tree in self.forest.kept():
-                if proven and tree.number not in members and not tree.occupied():
-                    self.forest.remove(tree)
-                    self.send({"gone": tree.number})
         self.scanned = time.monotonic()
         # Many deaths must not mean as many scans.
         self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
+
+    def ask(self, look: Look) -> None:
+        """Have those read whom nothing else identifies; when no tree is being ended, those of
+        whom an answer is missing since the last one was. Raises OSError."""
+        answers = self.environments.answers
+        silent = [x for x in look.unidentified if x in answers and answers[x].silent]
+        marks = {*self.forest.marks(), *self.forest.unsure}
+        self.environments.ask(look.unidentified if self.forest.ending() else silent, marks)
+        if not silent and not look.late:
+            self.forest.unsure.clear()
+
+    def settle_waiting(self) -> None:
+        """Conclude from the scan that was waiting for answers, if they have all come. Another one
+        would have its own to wait for, without end when somebody forks and exits all the time."""
+        if self.waiting is not None:
+            table, seen, over = self.waiting
+            look = self.forest.look(table, seen, self.environments.answers)
+            if look.proven:
+                self.settle(table, look, over)
+            if look.proven or look.spoiled:
+                self.waiting = None
+
+    def settle(self, table: Table, look: Look, over: set[int]) -> None:
+        """What follows from a scan by which absence is proven. ``over``: the trees whose roots had
+        been reaped before it."""
+        for tree in self.forest.ending():
+            mine = look.members.get(tree.number, set())
+            pids = tree.wanted(table, mine)
+            if tree.number in over and not pids and not tree.occupied():
+                self.finish(tree, table, mine)
+        for tree in self.forest.kept():
+            if tree.number in over - look.members.keys() and not tree.occupied():
+                self.forest.remove(tree)
+                self.send({"gone": tree.number})
+
+    def tell_silent(self) -> None:
+        """Say who does not tell whose it is."""
+        if silent := self.environments.silenced:
+            self.send({"unidentified": described(dict.fromkeys(silent, ""))})
+            silent.clear()
 
     def finish(self, tree: Tree, table: Table, rest: set[int]) -> None:
         """What was to be ended of it is gone; ``rest`` goes on."""
@@ -277,14 +338,20 @@ class Keeper:
             tree.held = {}  # the daemon has forgotten it as well
         else:
             waiters = tree.waiting
+            if not tree.keep and any(x.silent for x in self.environments.answers.values()):
+                self.forest.unsure.add(tree.mark)
             self.forest.remove(tree)
         for waiter in waiters:
-            self.send({"id": waiter, "ended": tree.leftovers, "kept": described(kept)})
+            self.send({"id": waiter, "ended": sorted(tree.leftovers), "kept": described(kept)})
         tree.leftovers = []
+        tree.doubtful.clear()
 
-    def press(self, tree: Tree, table: Table, pids: set[int]) -> None:
-        """TERM who is to hear it, or KILL all."""
+    def press(self, tree: Tree, table: Table, pids: set[int], unidentified: list[Identity]) -> None:
+        """TERM who is to hear it, or KILL all. ``unidentified``: who may be of it too."""
         alive = [pid for pid in pids if not table[pid].zombie]
+        found = {pid: "" for pid in alive if (pid, table[pid].start) in tree.doubtful}
+        tree.leftovers += described(found)
+        tree.doubtful -= {(pid, table[pid].start) for pid in found}
         if time.monotonic() >= tree.kill_at:
             tree.killed = True
             if tree.group is not None and not tree.keep:
@@ -293,6 +360,7 @@ class Keeper:
         elif not tree.termed:
             if tree.reaped:
                 tree.leftovers = described(dict.fromkeys(alive, ""))
+                tree.doubtful = set(unidentified)
             term_rows(table, alive)
             tree.termed.update((pid, table[pid].start) for pid in alive)
         else:

@@ -29,3 +29,12 @@ def explain_hindrance(pid: int, name: str, user: int, why: str) -> str:
         return f"{what} may not be signalled by this daemon: the system forbids it"
     owner = "root" if user == 0 else f"user id {user}"
     return f"{what} belongs to {owner}, and this daemon may not signal it"
+
+
+def explain_silence(pid: int, name: str, user: int, why: str) -> str:
+    """In words that it is not known of which run a process is, from what ``described`` says."""
+    return (
+        f"process {pid} ({one_line(name)}) may be of any run: the kernel does not answer what its"
+        " environment is, as when a file that it has mapped is on a server that is gone; it is"
+        " left alone until that is known"
+    )

@@ -32,6 +32,13 @@ class Row(NamedTuple):
 
 
 Table = dict[int, Row]
+#: pid and start of a process: no other ever has both.
+Identity = tuple[int, int]
+
+
+def holds(table: Table, identity: Identity) -> bool:
+    pid, start = identity
+    return pid in table and table[pid].start == start
 
 
 def read_row(pid: int) -> Row | None:

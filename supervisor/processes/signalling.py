@@ -67,7 +67,7 @@ def kill_all(forest: Forest, leave: Callable[[dict[int, str]], None]) -> None:
     rest, longest = 0.001, 0.05  # some may take long: in a system call, or another user's
     trees = list(forest.trees.values())
     groups = [tree.group for tree in trees if tree.group is not None]
-    unborn = forest.lost | {tree.pid for tree in trees if tree.void or tree.report >= 0}
+    unborn = forest.untracked | {tree.pid for tree in trees if tree.void or tree.report >= 0}
     for group in groups:
         group.kill()
     kill_children()  # before the first scan, which takes long on a machine that they keep busy
@@ -89,9 +89,10 @@ def kill_all(forest: Forest, leave: Callable[[dict[int, str]], None]) -> None:
             break
         if now >= stuck + STUCK:
             break
-        if longest < STUCK <= now - began and alive.keys() - unborn:
-            why = {pid: hindrance(pid, state, killed=True) for pid, state in alive.items()}
-            if all(why.values()):
+        if longest < STUCK <= now - began:
+            rest_of_runs = alive.keys() - unborn
+            why = {pid: hindrance(pid, alive[pid], killed=True) for pid in rest_of_runs}
+            if why and all(why.values()):
                 longest = STUCK
                 leave(why)
         kill_children()

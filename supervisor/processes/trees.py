@@ -4,11 +4,12 @@ only: the keeper imports it.
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from .cgroups import Cgroup
-from .environments import environment
-from .proctable import LINUX, Row, Table, descent
+from .environments import Answer
+from .proctable import LINUX, Identity, Row, Table, descent
 
 #: A process that never became its command and does not die within so many seconds of KILL
 #: hangs in a system call. It is waited for no longer: the kernel ends it when that returns.
@@ -41,6 +42,8 @@ class Tree:
         self.keep = False
         #: What the end found, and its root not among it.
         self.leftovers: list[tuple[int, str, int, str]] = []
+        #: Who was there then and may be of it as well.
+        self.doubtful: set[Identity] = set()
 
     @property
     def step(self) -> str:
@@ -61,15 +64,34 @@ class Tree:
         return {pid for pid in pids if table[pid].session == self.pid} if self.keep else pids
 
 
+class Look(NamedTuple):
+    """What a scan says of the trees."""
+
+    #: Whose those are of whom that is known.
+    owners: dict[Identity, Tree]
+    #: The pids of each, by its number.
+    members: dict[int, set[int]]
+    #: Whether absence from it proves that a tree is empty.
+    proven: bool
+    #: Whether only another scan can prove that.
+    spoiled: bool
+    #: Those of which nothing but their environment may say whose they are.
+    unidentified: list[Identity]
+    #: Members of trees that were taken for empty.
+    late: list[int]
+
+
 class Forest:
     """The trees, and which process belongs to which."""
 
     def __init__(self) -> None:
         self.trees: dict[int, Tree] = {}
         self.roots: dict[int, Tree] = {}  # by pid; the latest, should a pid come again
-        self.seen: dict[tuple[int, int], Tree] = {}
-        #: Roots that lingered on when their trees were over.
-        self.lost: set[int] = set()
+        #: Children that are of no tree: roots that lingered on when their trees were over, and
+        #: readers of environments.
+        self.untracked: set[int] = set()
+        #: Marks of trees that were over while some process did not say whose it is.
+        self.unsure: set[bytes] = set()
 
     def add(self, tree: Tree) -> None:
         self.trees[tree.number] = self.roots[tree.pid] = tree
@@ -79,7 +101,7 @@ class Forest:
         if self.roots.get(tree.pid) is tree:
             del self.roots[tree.pid]
         if tree.void and not tree.reaped:
-            self.lost.add(tree.pid)
+            self.untracked.add(tree.pid)
         if tree.group is not None:
             tree.group.remove()
 
@@ -90,41 +112,54 @@ class Forest:
         """Those whose root has ended, and whose rest goes on unasked."""
         return [t for t in self.trees.values() if t.reaped and not t.waiting and not t.void]
 
-    def look(self, table: Table) -> tuple[dict[int, set[int]], bool]:
-        """({tree number: its pids}, whether absence from it proves that a tree is empty).
+    def marks(self) -> dict[bytes, Tree]:
+        marks = {tree.mark: tree for tree in self.trees.values()}
+        marks.update({tree.mark: tree for tree in self.ending()})
+        return marks
+
+    def look(
+        self, table: Table, seen: Mapping[Identity, Tree], answers: Mapping[Identity, Answer]
+    ) -> Look:
+        """``seen``: the owners of the look before. ``answers``: of those that were unidentified.
 
         A scan is no snapshot: a process may fork and vanish between the listing and the
         reading. But what vanishes was reaped by its parent, and we reap nothing during
         a scan: of every tree alive, some child of ours is still there, if only as a
         zombie. So zombies count as members, and one whose tree is not known spoils the
-        scan; the next one finds it reaped and its children below us.
+        scan; the next one finds it reaped and its children below us. One that has not been
+        asked yet may be of any tree; one that does not answer is taken for nobody's.
         """
-        marks = {tree.mark: tree for tree in self.trees.values()}
-        marks.update({tree.mark: tree for tree in self.ending()})
+        marks = self.marks()
         inside = {p: t for t in self.ending() if t.group is not None for p in t.group.pids()}
         owners: dict[int, Tree] = {}
         members: dict[int, set[int]] = {}
-        proven = True
+        unidentified: list[Identity] = []
+        late: list[int] = []
+        spoiled = False
         me = os.getpid()
         for pid in self.below(table):
             row = table[pid]
-            if pid in self.lost:
-                continue
+            answer = answers.get((pid, row.start))
             tree = (
-                self.seen.get((pid, row.start))
+                seen.get((pid, row.start))
                 or self.by_root(pid, row)
                 or self.by_session(table, row.session)
                 or inside.get(pid)
                 or owners.get(row.parent)
-                or next((marks[e] for e in environment(pid) if e in marks), None)
+                or (marks.get(answer.mark) if answer is not None else None)
             )
             if tree is not None:
                 owners[pid] = tree
                 members.setdefault(tree.number, set()).add(pid)
-            elif row.zombie and row.parent == me:
-                proven = False
-        self.seen = {(pid, table[pid].start): tree for pid, tree in owners.items()}
-        return members, proven
+            elif row.zombie:
+                spoiled = spoiled or row.parent == me
+            elif LINUX:
+                unidentified.append((pid, row.start))
+                if answer is not None and answer.mark in self.unsure:
+                    late.append(pid)
+        proven = not spoiled and all(x in answers for x in unidentified)
+        seen = {(pid, table[pid].start): tree for pid, tree in owners.items()}
+        return Look(seen, members, proven, spoiled, unidentified, late)
 
     def below(self, table: Table) -> Iterable[int]:
         """All processes that may be a tree's, parents first."""
