@@ -48,8 +48,15 @@ def _start(box: Box, runner: str, name: str, after: str = "") -> tuple[str, int,
     file = box.path / name
     argv = ("sh", "-c", START + after, "sh", str(file), sys.executable, SERVER)
     run = box.runctl("submit", name, "--runner", runner, "--", *argv).strip()
-    pid = wait_until(lambda: file.exists() and file.read_text(), "the server is there")
-    return run, int(pid), int(Path(f"{file}.background").read_text())
+    background = Path(f"{file}.background")
+    pids = wait_until(
+        lambda: (
+            all(x.exists() and x.read_text() for x in (file, background))
+            and (int(file.read_text()), int(background.read_text()))
+        ),
+        "both are there",
+    )
+    return run, *pids
 
 
 def test_a_server_ends_with_its_run_and_is_named(box: Box) -> None:
