@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import wait_until
 from pgserver import free_port
-from runctl.supervisor.messaging.embedded_server import server_binary
+from runctl.supervisor.messaging.embedded_server import find_server_binary
 
 
 class NatsServer:
@@ -25,7 +25,7 @@ class NatsServer:
         log.write_bytes(b"")
         arguments = ["-js", "-a", "127.0.0.1", "-p", str(self.port), "-sd", str(self._path)]
         with log.open("ab") as file:
-            self._process = subprocess.Popen([server_binary(), *arguments], stderr=file)
+            self._process = subprocess.Popen([find_server_binary(), *arguments], stderr=file)
         wait_until(lambda: "Server is ready" in log.read_text(), "NATS is up")
 
     def stop(self) -> None:

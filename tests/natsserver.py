@@ -17,7 +17,7 @@ from runctl.config import connection
 from runctl.config.schema import Nats
 from runctl.protocol import subjects
 from runctl.protocol.endpoint import ENDPOINT_FILE, Endpoint
-from runctl.supervisor.messaging.embedded_server import server_binary
+from runctl.supervisor.messaging.embedded_server import find_server_binary
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -66,7 +66,9 @@ class Node:
         offset = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [server_binary(), "-c", str(self._config)], stderr=log, stdin=subprocess.DEVNULL
+                [find_server_binary(), "-c", str(self._config)],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         if ready:
             wait_until(lambda: b"Server is ready" in self._log.read_bytes()[offset:], "NATS is up")

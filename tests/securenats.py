@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pgserver import free_port
-from runctl.supervisor.messaging.embedded_server import server_binary
+from runctl.supervisor.messaging.embedded_server import find_server_binary
 
 
 class Certificates:
@@ -214,7 +214,9 @@ class Cluster:
     def start(self, n: int = 0, *, wait: bool = True) -> None:
         with (self.path / f"n{n}.log").open("ab") as log:
             self._processes[n] = subprocess.Popen(
-                [server_binary(), "-c", str(self.path / f"n{n}.conf")], stderr=log, env=self._env
+                [find_server_binary(), "-c", str(self.path / f"n{n}.conf")],
+                stderr=log,
+                env=self._env,
             )
         if wait:
             self.wait(n)

@@ -17,7 +17,7 @@ from runctl.config.access import check_access
 from runctl.config.load import load
 from runctl.config.schema import Config, ConfigError, Nats
 from runctl.protocol.errors import Unavailable
-from runctl.supervisor.messaging.embedded_server import check_own_server, server_binary
+from runctl.supervisor.messaging.embedded_server import check_own_server, find_server_binary
 
 KNOWN = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
 
@@ -25,7 +25,7 @@ KNOWN = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch
 @pytest.mark.skipif(not KNOWN, reason="its sum is known on Linux only")
 def test_an_exchanged_server_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert natsserver.known_sum() is not None, "the installed version is one that we know"
-    good = server_binary()
+    good = find_server_binary()
     assert "as released" in next(
         f.said for f in local_checks.programs(Config(tmp_path)) if f.check == "nats-server"
     )
@@ -34,18 +34,18 @@ def test_an_exchanged_server_is_not_run(tmp_path: Path, monkeypatch: pytest.Monk
     other.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(Unavailable, match="is not the nats-server that was released"):
-        server_binary()
+        find_server_binary()
     (found,) = (f for f in local_checks.programs(Config(tmp_path)) if f.check == "nats-server")
     assert (found.state, found.fix) == ("fail", natsserver.FIX)
     assert not ran.exists()
     other.unlink()
     other.symlink_to(good)
-    assert server_binary() == str(other)
+    assert find_server_binary() == str(other)
 
 
 def test_a_server_of_ones_own_is_run_as_it_is(stopped_box: Box, tmp_path: Path) -> None:
     box, ran, own = stopped_box, tmp_path / "ran", tmp_path / "own-server"
-    own.write_text(f'#!/bin/sh\ntouch {ran}\nexec {server_binary()} "$@"\n')
+    own.write_text(f'#!/bin/sh\ntouch {ran}\nexec {find_server_binary()} "$@"\n')
     own.chmod(0o755)
     box.configure(f'[nats]\nserver = "{own}"\n')
     box.start()

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 from runctl.supervisor.queue.claim_sql import HeadClaim
 from runctl.supervisor.queue.dbos_internals import System
-from runctl.supervisor.queue.recovery import put_back, reenqueue, unfinished
+from runctl.supervisor.queue.recovery import put_back, read_tokens, reenqueue
 
 found = {}
 dbos = DBOS(config=DBOSConfig(
@@ -82,7 +82,7 @@ change("a1", status="PENDING", queue_name=None)
 reenqueue(system, "e", "v")
 change("a1", status="PENDING", owner_xid="one")
 change("b1", status="PENDING")
-tokens = unfinished(system, "e", "v")
+tokens = read_tokens(system, "e", "v")
 found["tokens"] = sorted(map(str, tokens))
 found["put back"] = sorted(put_back(system, "e", "v", tokens))
 change("a1", status="PENDING", owner_xid="two")

@@ -26,7 +26,7 @@ from runctl.protocol import records, subjects
 from runctl.protocol.endpoint import ENDPOINT_FILE, Endpoint
 from runctl.protocol.errors import Unavailable
 from runctl.protocol.model import Outcome, Status
-from runctl.supervisor.messaging.embedded_server import server_binary
+from runctl.supervisor.messaging.embedded_server import find_server_binary
 from runctl.supervisor.messaging.server_identity import FILE, prepare_identity
 
 DEADLINE = 30.0 * SLACK
@@ -62,7 +62,7 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [server_binary(), "-c", str(self._settings)],
+            [find_server_binary(), "-c", str(self._settings)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -30,8 +30,8 @@ async def abort(c: Context, r: messages.Abort) -> messages.Reply:
             raise Refused(f"run {r.run} has ended already ({found[1].status})")
         wanted = [found[1]]
     else:
-        live = await c.durable.rows.live_runs(thread)
-        if not live and not await c.durable.rows.runs(thread, limit=1):
+        live = await c.durable.rows.list_live_runs(thread)
+        if not live and not await c.durable.rows.list_runs(thread, limit=1):
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         live = [*map(c.waiting.seen, live)]
         wanted = [x for x in live if x.status is Status.RUNNING or r.queued]

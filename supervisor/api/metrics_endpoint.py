@@ -130,8 +130,8 @@ class Scrape:
             with trio.move_on_after(PATIENCE):
                 try:
                     rows = self._durable.rows
-                    found["runs_queued"] = await rows.count("ENQUEUED")
-                    found["hooks_waiting"] = await rows.hooks_waiting() if hooks else 0
+                    found["runs_queued"] = await rows.count_runs("ENQUEUED")
+                    found["hooks_waiting"] = await rows.count_hooks() if hooks else 0
                 except Exception as error:
                     log.debug("database: %r", error)
 

@@ -21,8 +21,8 @@ async def purge(c: Context, r: messages.Purge) -> messages.Reply:
     for thread in dict.fromkeys(map(check_thread, r.threads)):
         # Before all else is looked at: what is written from here on stays.
         there = await c.stored.counts(subjects.thread_subjects(thread))
-        live = await c.durable.rows.live_runs(thread)
-        if not live and not await c.durable.rows.runs(thread, limit=1):
+        live = await c.durable.rows.list_live_runs(thread)
+        if not live and not await c.durable.rows.list_runs(thread, limit=1):
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         # Of one that waits to be replayed, perhaps only the stream knows that it has ended.
         busy = [x.run for x in live if x.status is Status.RUNNING or x.attempt]
@@ -47,7 +47,7 @@ async def purge(c: Context, r: messages.Purge) -> messages.Reply:
 async def find_old(c: Context, ended: Iterable[str], limit: float) -> list[str]:
     """Those whose runs ended before Unix time ``limit``, with nothing left of them."""
     names = {subject.rpartition(".")[2]: subject for subject in ended}
-    ends = await c.durable.rows.ends(list(names))
+    ends = await c.durable.rows.read_ends(list(names))
     return [
         names[run] for run, ended in ends.items() if ended < limit and c.registry.get(run) is None
     ]

@@ -31,17 +31,17 @@ async def list_(c: Context, r: messages.List) -> messages.Reply:
     size = min(r.limit or PAGE, PAGE) if r.status is None else PAGE
     if r.thread is None:
         if r.live:
-            threads = await c.durable.rows.live_threads(limit=size, offset=r.after)
+            threads = await c.durable.rows.list_live_threads(limit=size, offset=r.after)
         else:
             busy = r.status in (Status.RUNNING, Status.QUEUED)
-            threads = await c.durable.rows.threads(limit=size, offset=r.after, busy=busy)
+            threads = await c.durable.rows.list_threads(limit=size, offset=r.after, busy=busy)
         threads, more = fit_page(c, threads, r.after, size)
         threads = [*map(c.waiting.seen_thread, threads)]
         wanted = [t for t in threads if r.status is None or _has(t, r.status)]
         return messages.Threads(wanted, more, await find_unheard(c, r))
     thread = check_thread(r.thread)
     statuses = [Status(r.status)] if r.status in list(Status) else []
-    runs = await c.durable.rows.runs(thread, limit=size, offset=r.after)
+    runs = await c.durable.rows.list_runs(thread, limit=size, offset=r.after)
     if not runs and r.after == 0:
         raise NotFound(f"no thread {thread!r}; see: runctl list")
     runs, more = fit_page(c, runs, r.after, size)
@@ -77,7 +77,7 @@ async def find_unheard(
     if c.config.database.embedded or r.after:
         return []
     if runs is None:
-        return await c.others.unheard(await c.durable.rows.owners())
+        return await c.others.unheard(await c.durable.rows.list_owners())
     return await c.others.unheard(run.executor for run in runs)
 
 
@@ -92,8 +92,8 @@ async def pick_run(c: Context, name: str, run: str | None) -> str:
         if found is None or found[1].thread != thread:
             raise NotFound(f"no run {run!r} on thread {thread!r}; see: runctl list THREAD")
         return run
-    live = await c.durable.rows.live_runs(thread)
-    latest = live[:1] or await c.durable.rows.runs(thread, limit=1)
+    live = await c.durable.rows.list_live_runs(thread)
+    latest = live[:1] or await c.durable.rows.list_runs(thread, limit=1)
     if not latest:
         raise NotFound(f"no thread {thread!r}; see: runctl list")
     return latest[0].run
@@ -110,7 +110,7 @@ async def find_beginning(c: Context, beginning: str) -> str:
     """The only run whose id begins so."""
     found = []
     if is_run_id(beginning):
-        found = await c.durable.rows.beginning_with(beginning, 3)
+        found = await c.durable.rows.find_beginning_with(beginning, 3)
     if len(found) > 1:
         some = ", ".join(found[:2]) + (", …" if len(found) > 2 else "")
         raise NotFound(f"several runs begin with {beginning!r} ({some}); give more of its id")

@@ -19,7 +19,7 @@ async def status(c: Context, r: messages.StatusRequest) -> messages.Reply:
         version=__version__,
         pid=os.getpid(),
         running=len(c.registry) + len(unfinished),
-        queued=0 if r.brief else await c.durable.rows.count("ENQUEUED"),
+        queued=0 if r.brief else await c.durable.rows.count_runs("ENQUEUED"),
         nats=messages.NatsStatus(
             url=f"{url.scheme}://{url.hostname}:{url.port}" if url else "",
             embedded=c.config.nats.embedded,
@@ -48,7 +48,7 @@ async def status(c: Context, r: messages.StatusRequest) -> messages.Reply:
 def list_unfinished(c: Context) -> list[messages.UnfinishedRun]:
     return [
         messages.UnfinishedRun(x.run, x.thread, x.status, x.why)
-        for x in c.durable.unfinished()
+        for x in c.durable.list_unfinished()
         if c.registry.get(x.run) is None
     ]
 
@@ -56,7 +56,7 @@ def list_unfinished(c: Context) -> list[messages.UnfinishedRun]:
 async def hooks_status(c: Context, r: messages.StatusRequest) -> messages.HooksStatus | None:
     if c.hooks is None:
         return None
-    waiting = 0 if r.brief else await c.durable.rows.hooks_waiting()
+    waiting = 0 if r.brief else await c.durable.rows.count_hooks()
     return messages.HooksStatus(c.hooks.delivered, c.hooks.failed, waiting)
 
 

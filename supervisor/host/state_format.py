@@ -2,7 +2,7 @@
 
 ``FORMAT`` rises when an older daemon could misread, or spoil, what a newer one writes.
 What has no mark is of format 1. Records in the stream have a version of their own
-(``records.VERSION``), and so do the workflows in the database (``rows.APP_VERSION``).
+(``records.VERSION``), and so do the workflows in the database (``row_access.APP_VERSION``).
 """
 
 from __future__ import annotations

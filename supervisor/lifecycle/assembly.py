@@ -52,7 +52,7 @@ from ..host.stop_times import LEFT, STOPPED, longest_stop
 from ..host.systemd_notify import Notifier
 from ..messaging.connection import connect
 from ..messaging.embedded_server import Broker
-from ..messaging.storage_limit import fitted
+from ..messaging.storage_limit import fit_to_disk
 from ..output.backpressure import Backpressure
 from ..output.inventory import Stored
 from ..output.publisher import Streams
@@ -91,7 +91,7 @@ class Service:
     ) -> None:
         """``broker``: the embedded nats-server, which runs; None for an external one.
         ``home``: what names the state directory."""
-        self._config = fitted(config)
+        self._config = fit_to_disk(config)
         self._hide = hide
         self._notifier = notifier
         self._broker = broker
@@ -111,7 +111,7 @@ class Service:
             self._hooks = Hooks(config, keeper, self._registry, self._meters)
         self._durable = Durable(
             *(config, executor, fence.wait_clear_in_thread, self._meters, self._hooks),
-            held=fence.holds,
+            lease_held=fence.holds,
         )
         if isinstance(self._meters, Prometheus):
             self._scrape = Scrape(
@@ -289,11 +289,11 @@ class Service:
     async def _words(self) -> str:
         """What is going on here, in one line."""
         try:
-            queued = f"{await self._durable.rows.count('ENQUEUED')} queued"
+            queued = f"{await self._durable.rows.count_runs('ENQUEUED')} queued"
         except Exception as error:  # the database is away for the moment
             log.debug("status: %s", error)
             queued = "the database does not answer"
-        running = len(self._registry) + len(self._durable.unfinished())
+        running = len(self._registry) + len(self._durable.list_unfinished())
         return f"{running} running, {queued}"
 
     def _context(self, client: Client, stored: Stored, cgroups: bool) -> Context:
@@ -314,7 +314,7 @@ class Service:
             waiting=Waiting(self._registry, self._keeper.held),
             backlog=Backlog(
                 lambda: self._settings.queue,
-                lambda: self._durable.rows.count("ENQUEUED"),
+                lambda: self._durable.rows.count_runs("ENQUEUED"),
                 lambda: self._durable.rows.weigh_queued(),
             ),
             announcer=Announcer(client, self._registry, self._settings),
@@ -376,7 +376,7 @@ class Service:
         limit.deadline = min(limit.deadline, trio.current_time() + STOPPED)
 
     async def _has_rows(self) -> bool:
-        return self._executor in await self._durable.rows.owners(hooks=True)
+        return self._executor in await self._durable.rows.list_owners(hooks=True)
 
     async def _leave(self, takeover: Takeover | None) -> None:
         """Nothing of ours runs any more: say so to the other executors."""

@@ -70,7 +70,7 @@ class Connection:
                 if await self._dial():
                     return self._check_size()
                 await trio.sleep(0.05)
-        reason = f" ({self._why()})" if self._problems else ""
+        reason = f" ({self._describe_problem()})" if self._problems else ""
         raise Unavailable(
             f"NATS at {connection.where(self._nats)} cannot be reached within"
             f" {self._config.start_timeout:g} s{reason}; is it running?"
@@ -126,7 +126,7 @@ class Connection:
             log.debug("connect: %r", self._problems)
         return connected
 
-    def _why(self) -> str:
+    def _describe_problem(self) -> str:
         first = self._problems[0]
         if isinstance(first, TimeoutError):
             return "no answer in time; if it begins with TLS, set nats.tls_first"

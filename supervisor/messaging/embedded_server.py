@@ -74,7 +74,7 @@ async def check_own_server(own: Path) -> None:
     log.info("nats.server %s is run; no sum of it is known, and it is not compared", own)
 
 
-def server_binary() -> str:
+def find_server_binary() -> str:
     """The nats-server that came with this environment, as it was released, else one on PATH.
     Blocking. Raises Unavailable."""
     found = find_server()
@@ -183,10 +183,10 @@ class Broker:
     def _renew_endpoint(self, certificate: str) -> Endpoint:
         """A new password, and another port where the last one is taken. Raises OSError."""
         last = self._last
-        port = _free_port() if last is None else last.port
+        port = _find_free_port() if last is None else last.port
         if last is not None and not _can_bind(port):
             log.warning("port %d was taken by another program; moving", port)
-            port = _free_port()
+            port = _find_free_port()
         url, password = f"nats://127.0.0.1:{port}", secrets.token_urlsafe(32)
         renewed = Endpoint(url, "runctl", password, certificate)
         try:
@@ -254,7 +254,7 @@ class Broker:
                 await check_own_server(own)
                 program = str(own)
             else:
-                program = await trio.to_thread.run_sync(server_binary)
+                program = await trio.to_thread.run_sync(find_server_binary)
             self._process = process = await self._keeper.spawn(
                 [program, "-c", str(self._conf)],
                 mark="nats-server",
@@ -272,25 +272,25 @@ class Broker:
         finally:
             os.close(log_fd)
             os.close(null)
-        await self._answers(process)
+        await self._wait_for_answer(process)
         self._up = True
 
-    async def _answers(self, process: Process) -> None:
+    async def _wait_for_answer(self, process: Process) -> None:
         """Returns when the server does. Raises Unavailable: it ended, or takes too long."""
         status: int | None = None
         up = False
         with trio.move_on_after(self._config.start_timeout):
             async with trio.open_nursery() as nursery:
 
-                async def until_its_end() -> None:
+                async def wait_for_end() -> None:
                     nonlocal status
                     with contextlib.suppress(KeeperLost):  # which ends us all, elsewhere
                         status = await process.wait()
                     nursery.cancel_scope.cancel()
 
-                nursery.start_soon(until_its_end)
+                nursery.start_soon(wait_for_end)
                 while not up:  # readiness of a foreign server is only seen by connecting
-                    up = await _proves_itself(self.endpoint)
+                    up = await _is_ours(self.endpoint)
                     if not up:
                         await trio.sleep(0.005)
                 nursery.cancel_scope.cancel()
@@ -300,10 +300,10 @@ class Broker:
         if status is None:
             limit = self._config.start_timeout
             raise Unavailable(f"nats-server did not start within {limit:g} s; see {file}")
-        raise _Ended(f"nats-server did not start: {_last_words(file, status)}; see {file}")
+        raise _Ended(f"nats-server did not start: {_read_last_words(file, status)}; see {file}")
 
 
-def _last_words(log_file: Path, status: int) -> str:
+def _read_last_words(log_file: Path, status: int) -> str:
     """What the server said of its end, else how it ended."""
     with contextlib.suppress(OSError):
         with log_file.open("rb") as file:
@@ -315,7 +315,7 @@ def _last_words(log_file: Path, status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
-async def _proves_itself(endpoint: Endpoint) -> bool:
+async def _is_ours(endpoint: Endpoint) -> bool:
     """Whether the one who answers there is our server: another program may be quicker."""
     try:
         plain = await trio.open_tcp_stream("127.0.0.1", endpoint.port)
@@ -338,7 +338,7 @@ def _read_file(path: Path) -> bytes | None:
         return None
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     """One that the kernel does not give to outgoing connections: it must be free again
     each time that the server is restarted."""
     for _ in range(100):

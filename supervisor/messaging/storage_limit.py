@@ -18,7 +18,7 @@ SHARE = 0.75
 LEAST = 1024**2
 
 
-def fitted(config: Config) -> Config:
+def fit_to_disk(config: Config) -> Config:
     """``config`` with a ``stream.max_bytes`` that the disk can hold. Without that a disk that
     is smaller would be full one day, and then nothing could be written at all.
 
@@ -26,7 +26,7 @@ def fitted(config: Config) -> Config:
     if not config.nats.embedded:
         return config
     disk = os.statvfs(config.state_dir)
-    room = disk.f_bavail * disk.f_frsize + _used(config.state_dir / "nats" / "store")
+    room = disk.f_bavail * disk.f_frsize + _measure_use(config.state_dir / "nats" / "store")
     most = int(room * SHARE) // LEAST * LEAST
     if most >= config.stream.max_bytes:
         return config
@@ -40,7 +40,7 @@ def fitted(config: Config) -> Config:
     return dataclasses.replace(config, stream=dataclasses.replace(config.stream, max_bytes=most))
 
 
-def _used(folder: Path) -> int:
+def _measure_use(folder: Path) -> int:
     """Bytes on disk below ``folder``."""
     total = 0
     for where, _, names in os.walk(folder):

@@ -146,7 +146,7 @@ class Others:
         if self._members is None:
             return []
         alive = {member.id: member.alive for member in await self._members.all()}
-        for owner in await self._durable.rows.owners():
+        for owner in await self._durable.rows.list_owners():
             alive.setdefault(owner, False)
         alive.pop(self._executor, None)
         found: list[messages.ExecutorStatus] = []

@@ -71,12 +71,12 @@ class Takeover:
         return [x for x, since in self._gone.items() if now - since >= gone[x]]
 
     async def _take(self, executor: str) -> None:
-        if executor not in await self._durable.rows.owners(hooks=True):
+        if executor not in await self._durable.rows.list_owners(hooks=True):
             return
         async with self._members.in_place_of(executor) as dead:
             if dead:
                 session = self._members.sessions
-                tokens = await self._durable.unfinished_of(executor)
+                tokens = await self._durable.read_tokens_of(executor)
                 await self._members.see_session(session)
                 runs = await self._durable.reenqueue(executor, tokens)
                 log.info("executor %s is gone: %d runs taken over", ascii(executor), runs)
@@ -85,7 +85,7 @@ class Takeover:
 
     async def hand_over(self) -> None:
         """At an orderly end, when nothing of our runs is alive any more."""
-        tokens = await self._durable.unfinished_of(self._executor)
+        tokens = await self._durable.read_tokens_of(self._executor)
         runs = await self._durable.reenqueue(self._executor, tokens)
         await self._members.leave()
         await self._tell()

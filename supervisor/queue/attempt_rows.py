@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ...protocol.model import Run, RunSpec
 from .row_access import APP_VERSION, HOOKS_QUEUE, PATIENCE, QUEUE, Held, RowAccess
-from .row_status import HOOK, NO_THREAD, WORKFLOW, read
+from .row_status import HOOK, NO_THREAD, WORKFLOW, read_run
 
 log = logging.getLogger("runctld.rows")
 
@@ -66,7 +66,7 @@ class AttemptRows:
                 ),
             ),
         )
-        found = [read(row)[1] for row in await self._db.read(query, math.inf)]
+        found = [read_run(row)[1] for row in await self._db.read(query, math.inf)]
         others = [run for run in found if run.run != spec.run]
         return len(others) < len(found), others
 
@@ -134,7 +134,7 @@ class AttemptRows:
             sa.or_(self._db.is_ours(t.c), t.c.recovery_attempts == 0),
             ~sa.exists().where(made.c.workflow_uuid == t.c.workflow_uuid),
         )
-        return [read(row)[1] for row in await self._db.read(query)]
+        return [read_run(row)[1] for row in await self._db.read(query)]
 
     # ---- what is running by its row ---------------------------------------------
 

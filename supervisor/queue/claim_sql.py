@@ -25,19 +25,19 @@ class HeadClaim:
         key = sa.bindparam("key", type_=sa.String)
         token = sa.bindparam("token", type_=sa.String)
 
-        def on_key(t: Any, status: str) -> tuple[sa.ColumnElement[bool], ...]:
+        def is_on_key(t: Any, status: str) -> tuple[sa.ColumnElement[bool], ...]:
             # Written out, so that SQLite sees that DBOS's index of what is live serves.
             is_live = t.c.status == sa.literal_column(f"'{status}'")
             return t.c.queue_name == name, is_live, t.c.queue_partition_key == key
 
         head = (
             sa.select(other.c.workflow_uuid)
-            .where(*on_key(other, "ENQUEUED"), other.c.application_version == version)
+            .where(*is_on_key(other, "ENQUEUED"), other.c.application_version == version)
             .order_by(other.c.priority, other.c.created_at, other.c.workflow_uuid)
             .limit(1)
             .scalar_subquery()
         )
-        running = sa.select(sa.literal(1)).where(*on_key(other, "PENDING")).exists()
+        running = sa.select(sa.literal(1)).where(*is_on_key(other, "PENDING")).exists()
         self._claim = (
             table.update()
             .where(table.c.workflow_uuid == head, table.c.status == "ENQUEUED", ~running)

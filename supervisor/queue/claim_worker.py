@@ -58,12 +58,12 @@ class Worker:
         queue: ClaimedQueue,
         executor: str,
         version: str,
-        held: Callable[[], bool] = lambda: True,
+        lease_held: Callable[[], bool] = lambda: True,
         prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
-        """``held``: whether something may be claimed now. ``prepare`` gives a claimed row as it
-        is to be executed."""
-        self._held = held
+        """``lease_held``: whether something may be claimed now. ``prepare`` gives a claimed row
+        as it is to be executed."""
+        self._lease_held = lease_held
         self._prepare = prepare
         self._system = system
         self._queue = queue
@@ -146,7 +146,7 @@ class Worker:
                 return
             if again:
                 keys.add(None)
-            wait, again = POLL, not self._held()
+            wait, again = POLL, not self._lease_held()
             if again:
                 continue
             try:

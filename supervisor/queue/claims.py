@@ -12,7 +12,7 @@ from ...config.schema import Config
 from .claim_worker import ClaimedQueue, Worker
 from .dbos_internals import System
 from .row_access import APP_VERSION, HOOKS_QUEUE, QUEUE, Held, RowAccess
-from .row_status import executable, tellable
+from .row_status import make_executable, make_tellable
 
 #: Hooks at once on this executor, those that wait for a next try among them.
 MAX_HOOKS = 100
@@ -28,11 +28,11 @@ class Claims:
         config: Config,
         system: System,
         rows: RowAccess,
-        held: Callable[[], bool],
+        lease_held: Callable[[], bool],
         *,
         hooks: bool,
     ) -> None:
-        """``held``: whether something may be claimed now. ``hooks``: whether any are told.
+        """``lease_held``: whether something may be claimed now. ``hooks``: whether any are told.
         Blocking. Raises SQLAlchemyError."""
         self._rows = rows
         self._patience = config.start_timeout
@@ -41,9 +41,9 @@ class Claims:
             queues.append(self._register(HOOKS_QUEUE, MAX_HOOKS, partitioned=False))
         self._workers = {}
         for queue in queues:
-            prepare = executable if queue.partitioned else tellable
+            prepare = make_executable if queue.partitioned else make_tellable
             self._workers[queue.name] = Worker(
-                system, queue, rows.executor, APP_VERSION, held, prepare
+                system, queue, rows.executor, APP_VERSION, lease_held, prepare
             )
         system.report_executed(self._workers)
         self._list_executed = system.list_executed

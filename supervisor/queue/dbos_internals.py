@@ -110,7 +110,7 @@ _commands: Any = dbos._workflow_commands
 #: How often DBOS looks after what we do not use (delays, a queue of its own), in seconds: its
 #: every second is half of what an idle daemon costs.
 SELDOM = 60.0
-#: Its own queue: what its tools put there is taken to ours (``adopt`` of the rows).
+#: Its own queue: what its tools put there is taken to ours (``adopt_resumed``).
 NEVER = 10 * 365 * 86400.0
 
 

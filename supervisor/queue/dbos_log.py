@@ -13,9 +13,10 @@ from .retries import reason
 EXPECTED = ("no longer owned", "task cancelled", "automatically retried")
 
 
-def redirect(held: Callable[[], bool]) -> None:
+def redirect(lease_held: Callable[[], bool]) -> None:
     """Its warnings go to our log; an aborted or interrupted workflow is no error here. Unless
-    ``held``, the database is away, which the lease has said: several lines a second say no more."""
+    ``lease_held``, the database is away, which the lease has said: several lines a second say no
+    more."""
     library = logging.getLogger("dbos")
     library.handlers.clear()
     library.propagate = True
@@ -24,7 +25,7 @@ def redirect(held: Callable[[], bool]) -> None:
         kind = record.exc_info[0] if record.exc_info else None
         if kind is not None and "Cancelled" in kind.__name__:
             return False
-        if not held() and record.levelno < logging.ERROR:
+        if not lease_held() and record.levelno < logging.ERROR:
             return False
         message = record.getMessage()
         lines = message.strip().splitlines() or [""]  # no SQL, one line

@@ -46,7 +46,7 @@ from .keyed_lock import KeyedLock
 from .outcomes import Outcomes, Waiting
 from .retries import reason
 from .row_access import APP_VERSION, QUEUE, Held, RowAccess
-from .row_status import WORKFLOW, hook_id, unreadable
+from .row_status import WORKFLOW, hook_id, read_claimed
 from .rows import Rows
 from .sessions import Sessions
 from .stray_rows import Strays
@@ -83,14 +83,14 @@ class Durable:
         meters: Meters,
         hook: Hook | None = None,
         *,
-        held: Callable[[], bool] = lambda: True,
+        lease_held: Callable[[], bool] = lambda: True,
     ) -> None:
         """``wait_lease_valid`` is called before each commit, in its thread: what it does not return
-        from is not committed. ``held``: whether something may be claimed.
+        from is not committed. ``lease_held``: whether something may be claimed.
 
         Raises ConfigError, when the DBOS that is installed lacks what is used of it here."""
         dbos_internals.check()
-        self._held = held
+        self._lease_held = lease_held
         self._config = config
         self._executor = executor
         self.max_queued_per_thread = config.queue.max_queued_per_thread
@@ -150,7 +150,7 @@ class Durable:
         threads = self._threads = trio.CapacityLimiter(THREADS)
         loop.set_default_executor(trio_asyncio.TrioExecutor(limiter=threads))
         dbos = DBOS(config=config)
-        dbos_log.redirect(self._held)
+        dbos_log.redirect(self._lease_held)
         dbos_internals.poll_seldom(dbos)
         dbos_internals.stop_scheduler()
         dbos_internals.stop_recovery()
@@ -166,7 +166,7 @@ class Durable:
         # No step of DBOS within: the only outcome is the workflow's own, and what a crash
         # leaves between the end of the stream and that is adopted from the stream.
         async def run_thread(spec: dict[str, Any]) -> dict[str, Any]:
-            run, why = unreadable(spec)
+            run, why = read_claimed(spec)
             attempt, created = await self._read_claimed(run.run)
             if attempt == 1:
                 # Older rows of SQLite have whole seconds; an id that we made is more exact.
@@ -213,7 +213,7 @@ class Durable:
             await trio.to_thread.run_sync(self._recover)
             claims = self._claims = await trio.to_thread.run_sync(self._prepare_claims)
             claims.start()
-            self.strays = Strays(self.attempts, claims.knows, claims.kick_all, self._held)
+            self.strays = Strays(self.attempts, claims.knows, claims.kick_all, self._lease_held)
         except sa.exc.SQLAlchemyError as error:
             raise Unavailable(f"the database cannot be used: {reason(error)}") from error
 
@@ -236,7 +236,7 @@ class Durable:
 
     def _prepare_claims(self) -> Claims:
         hooks = self._hook is not None
-        return Claims(self._config, self._system, self._database, self._held, hooks=hooks)
+        return Claims(self._config, self._system, self._database, self._lease_held, hooks=hooks)
 
     def set_max_running(self, most: int) -> None:
         """How many runs there may be at once from now on; what runs already goes on."""
@@ -287,7 +287,7 @@ class Durable:
         if self._claims is not None:
             self._claims.kick(thread)
 
-    def unfinished(self) -> list[Waiting]:
+    def list_unfinished(self) -> list[Waiting]:
         """The runs that have ended, or that nothing executes, while their rows say that they
         are running here."""
         return [*self._outcomes.waiting.values(), *map(_describe_stray, self.strays.seen)]
@@ -331,18 +331,18 @@ class Durable:
         for run in runs:
             self._cancelled.pop(run, None)
 
-    async def give_back(self) -> None:
+    async def give_back_space(self) -> None:
         """What was forgotten takes no space in the embedded database any more. PostgreSQL sees to
         that by itself."""
         more = self._config.database.embedded
         while more and not self._stopping.is_set():
-            more = await trio.to_thread.run_sync(sqlite.give_back, self._system.engine)
+            more = await trio.to_thread.run_sync(sqlite.give_back_pages, self._system.engine)
             await trio.sleep(GIVE_WAY)
 
-    async def unfinished_of(self, executor: str) -> recovery.Tokens:
+    async def read_tokens_of(self, executor: str) -> recovery.Tokens:
         """By which tokens a dead executor has its unfinished runs. Tried once: the caller
         holds ``executor``'s lease, and has to look whether it still did afterwards."""
-        return await self._once(recovery.unfinished, executor)
+        return await self._try_once(recovery.read_tokens, executor)
 
     async def reenqueue(self, executor: str, tokens: recovery.Tokens) -> int:
         """Put what a dead executor has by ``tokens`` back at the head of its threads, for any
@@ -350,12 +350,12 @@ class Durable:
 
         DBOS's recovery, and not ``resume_workflows``: that would forget the attempts,
         revive what was aborted meanwhile, and take runs from whoever claimed them."""
-        found = await self._once(recovery.put_back, executor, tokens)
+        found = await self._try_once(recovery.put_back, executor, tokens)
         if self._claims is not None:
             self._claims.kick_all()
         return sum("." not in workflow for workflow in found)
 
-    async def _once(self, call: Callable[..., T], executor: str, *more: object) -> T:
+    async def _try_once(self, call: Callable[..., T], executor: str, *more: object) -> T:
         def once() -> T:
             retries.until.set(0.0)
             return call(self._system, executor, APP_VERSION, *more)

@@ -86,5 +86,5 @@ class HookWorkflow:
             lambda: self.store(run, status),
             retries.Complaint(f"the hook of run {run}"),
             self._stopping,
-            pause=outcomes.pause,
+            pause=outcomes.sleep_in_asyncio,
         )

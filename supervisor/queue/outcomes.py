@@ -28,7 +28,7 @@ from .retries import Complaint, until_done
 AT_ONCE = 8
 
 
-async def pause(seconds: float = math.inf) -> None:
+async def sleep_in_asyncio(seconds: float = math.inf) -> None:
     """In asyncio, by trio's clock: what waits for asyncio's own is not cancelled when the loop
     is closed, and holds up the end."""
     loop: Any = asyncio.get_running_loop()
@@ -76,7 +76,7 @@ class Outcomes:
 
         complaint = Complaint(f"the outcome of run {run} ({outcome.status})", heard=refused)
         try:
-            await until_done(store, complaint, self._stopping, pause=pause)
+            await until_done(store, complaint, self._stopping, pause=sleep_in_asyncio)
         finally:
             self.waiting.pop(run, None)
 

@@ -37,7 +37,7 @@ def _parse(text: str) -> Any:
         if mark in _CLOSE:
             closing.append(_CLOSE[mark])
         elif mark == ",":
-            whole = text[: token.start()] + _ends(closing)
+            whole = text[: token.start()] + _close_all(closing)
         elif mark in ("}", "]"):
             if not closing or closing.pop() != mark:
                 raise problem
@@ -46,7 +46,7 @@ def _parse(text: str) -> Any:
                 if len(text) - cut <= token.start():
                     break
                 try:
-                    return json.loads(text[: len(text) - cut] + '"' + _ends(closing))
+                    return json.loads(text[: len(text) - cut] + '"' + _close_all(closing))
                 except ValueError:
                     continue
             break
@@ -55,5 +55,5 @@ def _parse(text: str) -> Any:
     return json.loads(whole)
 
 
-def _ends(closing: list[str]) -> str:
+def _close_all(closing: list[str]) -> str:
     return "".join(reversed(closing))

@@ -49,14 +49,14 @@ def refuse() -> None:
         for name, module in list(sys.modules.items())
         if name.partition(".")[0] == "dbos" and getattr(module, "pickle", None) is pickle
     ]
-    if others or not all(_refuses(way, text) for way in dbos_internals.PICKLE_READERS):
+    if others or not all(_is_refused(way, text) for way in dbos_internals.PICKLE_READERS):
         raise Unavailable(
             "the dbos that is installed would run code that stands in its database;"
             " install the version that runctl asks for: pip install 'dbos~=3.4.0'"
         )
 
 
-def _refuses(way: str, text: str) -> bool:
+def _is_refused(way: str, text: str) -> bool:
     _ran.clear()
     try:
         dbos_internals.read_pickle(way, text)

@@ -27,21 +27,23 @@ def reenqueue(system: System, executor: str | None, version: str) -> dict[str, s
     """Put what ``executor`` had not finished back in its queues, None for every executor:
     workflow id -> the executor that had it. It is claimed from there like anything else, by
     one. What passes is waited out, within ``retries.until``. Raises SQLAlchemy's errors."""
-    return put_back(system, executor, version, unfinished(system, executor, version))
+    return put_back(system, executor, version, read_tokens(system, executor, version))
 
 
-def unfinished(system: System, executor: str | None, version: str) -> set[str | None]:
+def read_tokens(system: System, executor: str | None, version: str) -> set[str | None]:
     """The tokens by which ``executor`` has what it had not finished. As ``reenqueue``."""
     query = sa.select(system.tables.workflow_status.c.owner_xid).distinct()
 
     def read() -> set[str | None]:
         with system.engine.connect() as connection:
-            return set(connection.scalars(query.where(*_of(system, executor, version))))
+            return set(connection.scalars(query.where(*_is_left_by(system, executor, version))))
 
     return system.retry(read)
 
 
-def _of(system: System, executor: str | None, version: str) -> tuple[sa.ColumnElement[bool], ...]:
+def _is_left_by(
+    system: System, executor: str | None, version: str
+) -> tuple[sa.ColumnElement[bool], ...]:
     c = system.tables.workflow_status.c
     return (
         c.status == "PENDING",
@@ -60,7 +62,7 @@ def put_back(
     c = table.c
     back = (
         table.update()
-        .where(*_of(system, executor, version))
+        .where(*_is_left_by(system, executor, version))
         .values(
             status="ENQUEUED",
             owner_xid=None,

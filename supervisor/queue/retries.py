@@ -42,7 +42,7 @@ _WRONG = (
 )
 
 
-def passes(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Whether the same may succeed later: nothing is wrong with the statement or its data."""
     if isinstance(error, sa.exc.DBAPIError):
         return error.connection_invalidated or not isinstance(error, _WRONG)
@@ -50,7 +50,7 @@ def passes(error: BaseException) -> bool:
 
 
 def teach_dbos(stopping: threading.Event) -> None:
-    """Have DBOS try again whatever passes, within ``until``."""
+    """Have DBOS try again whatever may_pass, within ``until``."""
 
     def decide(error: Exception, theirs: bool) -> bool:
         if time.monotonic() > until.get():
@@ -58,13 +58,13 @@ def teach_dbos(stopping: threading.Event) -> None:
         if theirs:
             return True
         # A disk has no room within seconds: whoever waits is told at once.
-        waits = until.get() < math.inf and isinstance(_orig(error), sqlite3.Error)
-        return passes(error) and not waits and not stopping.is_set()
+        waits = until.get() < math.inf and isinstance(_original(error), sqlite3.Error)
+        return may_pass(error) and not waits and not stopping.is_set()
 
     dbos_internals.decide_retries(decide)
 
 
-def _orig(error: Exception) -> object:
+def _original(error: Exception) -> object:
     return getattr(error, "orig", None)
 
 

@@ -13,7 +13,7 @@ import msgspec
 import sqlalchemy as sa
 import trio
 
-from .retries import FIRST, Complaint, passes, until_done
+from .retries import FIRST, Complaint, may_pass, until_done
 from .row_status import NO_THREAD, WORKFLOW
 
 QUEUE = "threads"
@@ -97,7 +97,7 @@ class RowAccess:
         return t.c.created_at, t.c.priority, t.c.workflow_uuid
 
     def list_columns(self, *, brief: bool = False) -> list[sa.ColumnElement[Any]]:
-        """What ``read`` needs. ``brief``: of what may be long, prompts and replies, only the
+        """What ``read_run`` needs. ``brief``: of what may be long, prompts and replies, only the
         beginning."""
         # dbos keeps inputs and outputs in tables of their own, beside older columns.
         c = self.table.c
@@ -192,6 +192,6 @@ class RowAccess:
                 return work()
             except sa.exc.SQLAlchemyError as error:
                 over = time.monotonic() >= deadline or self.stopping.is_set()
-                if over or not passes(error):
+                if over or not may_pass(error):
                     raise
                 self.stopping.wait(FIRST)

@@ -39,7 +39,7 @@ def hook_id(run: str) -> str:
     return f"{run}.hook"
 
 
-def read(row: Any) -> tuple[RunSpec, Run]:
+def read_run(row: Any) -> tuple[RunSpec, Run]:
     """Of a row with the columns that ``Rows`` asks for, whose input and output may be cut. One
     that cannot be read is shown as what it is by its other columns, and its error says why."""
     thread = NO_THREAD if row.queue_partition_key is None else row.queue_partition_key
@@ -56,14 +56,14 @@ def read(row: Any) -> tuple[RunSpec, Run]:
             outcome = msgspec.convert(parse_beginning(row.output or ""), Outcome)
         except ValueError:
             unread = unread or f"{UNREADABLE}: its outcome is none of runctl's"
-    status = _status(row.status, outcome)
+    status = _derive_status(row.status, outcome)
     error = outcome.error if outcome else None
     if row.status == "CANCELLED":
         error = ABORTED.error
     elif row.status == "ERROR":
         error = "internal error; see the daemon's log"
     error = unread or error
-    created, started, ended = _moments(row, status, outcome)
+    created, started, ended = _find_moments(row, status, outcome)
     run = Run(
         run=row.workflow_uuid,
         thread=thread,
@@ -71,9 +71,9 @@ def read(row: Any) -> tuple[RunSpec, Run]:
         attempt=row.recovery_attempts or 0,
         runner=spec.runner,
         executor=row.executor_id if row.recovery_attempts else None,
-        created_at=_time(created) or "",
-        started_at=_time(started),
-        ended_at=_time(ended),
+        created_at=_format_time(created) or "",
+        started_at=_format_time(started),
+        ended_at=_format_time(ended),
         exit_code=outcome.exit_code if outcome else None,
         error=error,
         note=outcome.note if outcome else None,
@@ -83,9 +83,9 @@ def read(row: Any) -> tuple[RunSpec, Run]:
     return spec, run
 
 
-def read_thread(row: Any, queued: int, busy: int) -> ThreadRow:
+def read_thread_row(row: Any, queued: int, busy: int) -> ThreadRow:
     """Of the row of the run that is shown for its thread."""
-    run = read(row)[1]
+    run = read_run(row)[1]
     # A row without a thread is in nobody's count.
     busy = busy or run.status is Status.RUNNING
     status = "running" if busy else "queued" if queued or run.status is Status.QUEUED else "idle"
@@ -119,9 +119,9 @@ def parse_spec(run: str, thread: str | None, name: str, inputs: str | None) -> R
     return spec
 
 
-def executable(row: dict[str, Any]) -> dict[str, Any]:
+def make_executable(row: dict[str, Any]) -> dict[str, Any]:
     """``row``, a claimed workflow as DBOS executes it; one that cannot be read gets an input
-    from which ``unreadable`` knows why, so that it ends like any other."""
+    from which ``read_claimed`` knows why, so that it ends like any other."""
     run, thread = row["workflow_uuid"], row["queue_partition_key"]
     try:
         check_format(row["serialization"])
@@ -129,13 +129,13 @@ def executable(row: dict[str, Any]) -> dict[str, Any]:
         parse_spec(run, thread, row["name"], row["inputs"])
     except ValueError as problem:
         spec = {"run": run, "thread": thread or NO_THREAD, "unreadable": str(problem)}
-        return _replaced(row, WORKFLOW, spec)
+        return _replace_work(row, WORKFLOW, spec)
     return row
 
 
-def tellable(row: dict[str, Any]) -> dict[str, Any]:
-    """``executable``, of what was claimed to tell of a run's end. Which run that is stands in the
-    row's id, so that its input is not needed."""
+def make_tellable(row: dict[str, Any]) -> dict[str, Any]:
+    """``make_executable``, of what was claimed to tell of a run's end. Which run that is stands
+    in the row's id, so that its input is not needed."""
     run = row["workflow_uuid"].removesuffix(hook_id(""))
     try:
         check_format(row["serialization"])
@@ -143,8 +143,8 @@ def tellable(row: dict[str, Any]) -> dict[str, Any]:
         if row["name"] != HOOK or row["workflow_uuid"] != hook_id(run):
             raise ValueError(f"{UNREADABLE}: it is a workflow {row['name']!r} of another program")
     except ValueError as problem:
-        return _replaced(row, HOOK, run, str(problem))
-    return _replaced(row, HOOK, run)
+        return _replace_work(row, HOOK, run, str(problem))
+    return _replace_work(row, HOOK, run)
 
 
 #: What DBOS acts upon that no row of ours has.
@@ -156,7 +156,7 @@ def _check_plain(row: dict[str, Any]) -> None:
         raise ValueError(f"{UNREADABLE}: it is of another program")
 
 
-def _replaced(row: dict[str, Any], name: str, *arguments: object) -> dict[str, Any]:
+def _replace_work(row: dict[str, Any], name: str, *arguments: object) -> dict[str, Any]:
     """``row`` as a workflow ``name`` of ours with these arguments, and with nothing else of it
     that DBOS would read."""
     inputs = json.dumps({"positionalArgs": arguments, "namedArgs": {}})
@@ -164,7 +164,7 @@ def _replaced(row: dict[str, Any], name: str, *arguments: object) -> dict[str, A
     return {**row, **dict.fromkeys(_THEIRS), **changed}
 
 
-def unreadable(spec: dict[str, Any]) -> tuple[RunSpec, str | None]:
+def read_claimed(spec: dict[str, Any]) -> tuple[RunSpec, str | None]:
     """What a claimed workflow is to do, and why it cannot."""
     why = spec.get("unreadable")
     if why is None:
@@ -172,7 +172,7 @@ def unreadable(spec: dict[str, Any]) -> tuple[RunSpec, str | None]:
     return RunSpec(spec["run"], spec["thread"], NO_RUNNER), why
 
 
-def _status(row: str, outcome: Outcome | None) -> Status:
+def _derive_status(row: str, outcome: Outcome | None) -> Status:
     if row in LIVE:
         return LIVE[row]
     if row == "SUCCESS" and outcome is not None:
@@ -180,7 +180,7 @@ def _status(row: str, outcome: Outcome | None) -> Status:
     return _ENDED.get(row, Status.FAILED)
 
 
-def _moments(
+def _find_moments(
     row: Any, status: Status, outcome: Outcome | None
 ) -> tuple[int, int | None, int | None]:
     """When the run was submitted, its last attempt began, and it ended, in Unix milliseconds:
@@ -201,7 +201,7 @@ def _moments(
     return created, started, ended
 
 
-def _time(ms: int | None) -> str | None:
+def _format_time(ms: int | None) -> str | None:
     if ms is None:
         return None
     stamp = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)

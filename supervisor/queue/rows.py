@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from ...protocol.errors import QueueFull
 from ...protocol.model import Run, RunSpec, Status, ThreadRow
 from .row_access import PATIENCE, QUEUE, RowAccess
-from .row_status import HOOK, LIVE, WORKFLOW, read, read_thread
+from .row_status import HOOK, LIVE, WORKFLOW, read_run, read_thread_row
 
 
 class Rows:
@@ -25,9 +25,9 @@ class Rows:
             self._db.is_run(t.c), t.c.workflow_uuid == run
         )
         rows = await self._db.read(query)
-        return read(rows[0]) if rows else None
+        return read_run(rows[0]) if rows else None
 
-    async def beginning_with(self, beginning: str, limit: int) -> list[str]:
+    async def find_beginning_with(self, beginning: str, limit: int) -> list[str]:
         """Runs whose ids begin so. ``beginning`` is a run's id, as far as it goes."""
         c = self._db.table.c
         begins: sa.ColumnElement[bool]
@@ -39,7 +39,7 @@ class Rows:
         rows = await self._db.read(query.order_by(c.workflow_uuid).limit(limit))
         return [row.workflow_uuid for row in rows]
 
-    async def runs(self, thread: str, *, limit: int = 100, offset: int = 0) -> list[Run]:
+    async def list_runs(self, thread: str, *, limit: int = 100, offset: int = 0) -> list[Run]:
         """A page of the thread's runs, newest first."""
         t = self._db.table
         query = (
@@ -49,9 +49,9 @@ class Rows:
             .limit(limit)
             .offset(offset)
         )
-        return [read(row)[1] for row in await self._db.read(query)]
+        return [read_run(row)[1] for row in await self._db.read(query)]
 
-    async def live_runs(self, thread: str) -> list[Run]:
+    async def list_live_runs(self, thread: str) -> list[Run]:
         """Running first, then queued in their order."""
         t = self._db.table
         query = (
@@ -60,7 +60,7 @@ class Rows:
             .where(t.c.status.in_(list(LIVE)))
             .order_by(t.c.priority, t.c.created_at, t.c.workflow_uuid)
         )
-        runs = [read(row)[1] for row in await self._db.read(query)]
+        runs = [read_run(row)[1] for row in await self._db.read(query)]
         return sorted(runs, key=lambda run: run.status is not Status.RUNNING)
 
     async def next_place(self, thread: str, most: int) -> int:
@@ -92,7 +92,7 @@ class Rows:
 
     # ---- threads ----------------------------------------------------------------
 
-    async def threads(self, *, limit: int, offset: int, busy: bool = False) -> list[ThreadRow]:
+    async def list_threads(self, *, limit: int, offset: int, busy: bool = False) -> list[ThreadRow]:
         """A page of threads, the one with the latest submit first, each with its current run:
         the running one, else the next, else the last; costs what is shown, not what is
         stored. ``busy``: only those on which a run is running or queued."""
@@ -129,7 +129,7 @@ class Rows:
             .join(page, t.c.workflow_uuid == current)
             .order_by(page.c.created_at.desc(), page.c.workflow_uuid.desc())
         )
-        return [read_thread(row, *row[-2:]) for row in await self._db.read(query)]
+        return [read_thread_row(row, *row[-2:]) for row in await self._db.read(query)]
 
     def _select_head(self, status: str, thread: sa.ColumnElement[str]) -> sa.ScalarSelect[str]:
         """The run of ``thread`` that is first among those with this status."""
@@ -161,7 +161,7 @@ class Rows:
             .scalar_subquery()
         )
 
-    async def live_threads(self, *, limit: int, offset: int) -> list[ThreadRow]:
+    async def list_live_threads(self, *, limit: int, offset: int) -> list[ThreadRow]:
         """A page of the threads on which a run is running or queued, each with the running
         run, else the next one. Running ones first, then the most recent first. Costs what
         is live, not what is stored."""
@@ -190,11 +190,11 @@ class Rows:
             .limit(limit)
             .offset(offset)
         )
-        return [read_thread(row, row.queued, row.busy) for row in await self._db.read(query)]
+        return [read_thread_row(row, row.queued, row.busy) for row in await self._db.read(query)]
 
     # ---- of all runs ------------------------------------------------------------
 
-    async def in_flight(self) -> set[str]:
+    async def list_in_flight(self) -> set[str]:
         """The runs that may have output and are not over: running, or to be replayed."""
         t = self._db.table
         query = sa.select(t.c.workflow_uuid).where(
@@ -206,7 +206,7 @@ class Rows:
         )
         return {row.workflow_uuid for row in await self._db.read(query)}
 
-    async def ends(self, runs: Sequence[str]) -> dict[str, float]:
+    async def read_ends(self, runs: Sequence[str]) -> dict[str, float]:
         """When those of ``runs`` that are over ended, in Unix seconds."""
         t = self._db.table
         found: dict[str, float] = {}
@@ -219,7 +219,7 @@ class Rows:
                 found[row.workflow_uuid] = (row.completed_at or row.updated_at) / 1000
         return found
 
-    async def count(self, status: str, patience: float = PATIENCE) -> int:
+    async def count_runs(self, status: str, patience: float = PATIENCE) -> int:
         t = self._db.table
         query = sa.select(sa.func.count()).where(self._db.is_run(t.c), t.c.status == status)
         return int(await self._db.read_scalar(query, patience))
@@ -236,13 +236,13 @@ class Rows:
         )
         return int(await self._db.read_scalar(query))
 
-    async def hooks_waiting(self, patience: float = PATIENCE) -> int:
+    async def count_hooks(self, patience: float = PATIENCE) -> int:
         """How many are not told yet, of all executors."""
         t = self._db.table
         query = sa.select(sa.func.count()).where(t.c.name == HOOK, t.c.status.in_(list(LIVE)))
         return int(await self._db.read_scalar(query, patience))
 
-    async def owners(self, *, hooks: bool = False) -> set[str]:
+    async def list_owners(self, *, hooks: bool = False) -> set[str]:
         """The executors that runs are in flight on, as far as the database knows; with
         ``hooks`` those that have only a hook in flight as well."""
         t = self._db.table

@@ -54,24 +54,24 @@ class Sessions:
         else:
             url = sa.make_url(config.database.url).set(drivername="postgresql+psycopg")
             self.engine = sa.create_engine(url, **POOL, **engine_arguments(config))
-            settle = _settling(url)
+            settle = _make_settle(url)
             # Before SQLAlchemy asks a first session what its default is, to return to it later.
             sa.event.listen(self.engine, "connect", settle, insert=True)
             sa.event.listen(self.engine, "handle_error", _leave_read_only)
         sa.event.listen(self.engine, "commit", lambda _: before_commit())
-        sa.event.listen(self.engine, "checkin", self._end_late)
+        sa.event.listen(self.engine, "checkin", self._close_late)
 
     def close(self) -> None:
         """Blocking. What is in use now is closed when it is given back."""
         self._closed = True
         self.engine.dispose()
 
-    def _end_late(self, _: object, record: Any) -> None:
+    def _close_late(self, _: object, record: Any) -> None:
         if self._closed:
             record.invalidate()
 
 
-def _settling(url: sa.URL) -> Callable[[Any, object], None]:
+def _make_settle(url: sa.URL) -> Callable[[Any, object], None]:
     settings = dict(_SETTINGS)
     if _IDLE_SETTING not in str(url.query.get("options")):
         settings[_IDLE_SETTING] = f"{IDLE}s"

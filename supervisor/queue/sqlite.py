@@ -73,7 +73,7 @@ def _make_anew(db: sqlite3.Connection) -> None:
         log.debug("vacuum: %s", error)
 
 
-def give_back(engine: sa.Engine) -> bool:
+def give_back_pages(engine: sa.Engine) -> bool:
     """Give some of the pages that are free to the file system; whether there are more. Blocking.
 
     Raises: sqlalchemy's DBAPIError."""

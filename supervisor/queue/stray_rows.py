@@ -27,19 +27,20 @@ LOOK = 5.0
 
 class Strays:
     """``knows`` says of a workflow's id and its claim's token whether it is on its way here;
-    ``kick`` has what was put back on a thread looked at; unless ``held``, the database is away."""
+    ``kick`` has what was put back on a thread looked at; unless ``lease_held``, the database is
+    away."""
 
     def __init__(
         self,
         rows: AttemptRows,
         knows: Callable[[Held], bool],
         kick: Callable[[str | None], None],
-        held: Callable[[], bool],
+        lease_held: Callable[[], bool],
     ) -> None:
         self._rows = rows
         self._knows = knows
         self._kick = kick
-        self._held = held
+        self._lease_held = lease_held
         #: Seen at the last look.
         self.seen: frozenset[Held] = frozenset()
 
@@ -48,17 +49,17 @@ class Strays:
         complaint = Complaint("the look for rows that nothing executes", "made")
         while True:
             await trio.sleep(LOOK)
-            if not self._held():
+            if not self._lease_held():
                 continue
             try:
-                await self._look()
+                await self._put_back_strays()
             except Exception as error:  # the database refuses
-                if self._held():
+                if self._lease_held():
                     complaint.refused(reason(error))
             else:
                 complaint.done()
 
-    async def _look(self) -> None:
+    async def _put_back_strays(self) -> None:
         if await self._rows.adopt_resumed():
             self._kick(None)
         before = self.seen

@@ -98,4 +98,4 @@ class Housekeeping:
             await self._durable.forget(runs[start : start + AT_ONCE])
         if runs:
             log.info("%d finished runs were forgotten", len(runs))
-            await self._durable.give_back()
+            await self._durable.give_back_space()

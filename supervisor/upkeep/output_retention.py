@@ -134,7 +134,7 @@ class Retention:
         """Finished runs, and those of which neither their stream nor our database says
         that they are: an earlier database's, or those of executors that do not share ours."""
         unsure = [x.run for x in rest if not x.ended]
-        known = await self._durable.rows.ends(unsure) if unsure else {}
+        known = await self._durable.rows.read_ends(unsure) if unsure else {}
         finished = [x for x in rest if x.ended or x.run in known]
         return finished, [x for x in rest if not x.ended and x.run not in known]
 
@@ -265,5 +265,5 @@ class Retention:
     async def _live(self, runs: Iterable[Last]) -> set[str]:
         """Those that may still write, or be replayed. Asked after they were listed: what
         is listed as ended and is not live now is recorded as ended."""
-        rows = await self._durable.rows.in_flight()
+        rows = await self._durable.rows.list_in_flight()
         return {x.run for x in runs if x.run in rows or self._registry.get(x.run) is not None}
