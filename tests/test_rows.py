@@ -18,10 +18,11 @@ from runctl.supervisor.queue.dbos_internals import System
 from runctl.supervisor.queue.recovery import put_back, read_tokens, reenqueue
 
 found = {}
-dbos = DBOS(config=DBOSConfig(
+config = DBOSConfig(
     name="heads", system_database_url="sqlite:///" + sys.argv[1], log_level="WARNING",
     application_version="v", executor_id="e",
-))
+)
+dbos = DBOS(config=config)
 
 @DBOS.workflow()
 def work() -> None: ...
@@ -89,6 +90,30 @@ change("a1", status="PENDING", owner_xid="two")
 change("b1", status="PENDING", owner_xid="three")
 found["late"] = list(put_back(system, "e", "v", tokens))
 found["without queue"] = [row(run)["queue_name"] for run in ("a1", "b1")]
+"""
+
+RELAUNCH = """
+from runctl.supervisor.queue import dbos_internals
+
+def relaunch():
+    "The status of what was running before, when DBOS's start-up is over."
+    global system
+    DBOS.destroy()
+    dbos = DBOS(config=config)
+    DBOS.listen_queues([])
+    DBOS.launch()
+    dbos._executor_field.shutdown(wait=True)
+    system = System(dbos)
+    return row("a1")["status"]
+
+enqueue("a", "a1", 1)
+theirs()
+dbos._executor_field.shutdown(wait=True)
+own = dbos_internals._launch.startup_recovery_thread
+dbos_internals.stop_recovery()
+found["stopped"] = relaunch()
+dbos_internals._launch.startup_recovery_thread = own
+found["own"] = relaunch()
 """
 
 START = """
@@ -202,6 +227,13 @@ def test_a_claim_writes_what_dbos_writes(tmp_path: Path) -> None:
     assert differ <= enqueued | TIMES
     assert set(theirs) == set(ours)
     assert all((theirs[name] is None) == (ours[name] is None) for name in TIMES)
+
+
+def test_dbos_recovers_nothing_by_itself(tmp_path: Path) -> None:
+    """It would put back what was recovered, and claimed again, before it came to it."""
+    found = run(tmp_path, RELAUNCH)
+    assert found["stopped"] == "PENDING"
+    assert found["own"] == "ENQUEUED", "that is what DBOS does, and when"
 
 
 def test_a_recovery_writes_what_dbos_writes(tmp_path: Path) -> None:
