@@ -6,6 +6,7 @@
 #   make lock    writes requirements.lock anew: the newest versions that pyproject.toml allows
 #   make audit   an SBOM (build/sbom.json), and known advisories of what is locked
 #   make man     writes docs/man from the help texts
+#   make keys    writes the key list of docs/configuration.md from config/schema.py
 #   make bench   the benchmarks
 #   make fuzz    what comes in from outside, by coverage and by many examples: SECONDS=60
 #   make faults  random load while everything fails; SEED=, ROUNDS=, PROFILE= (embedded,
@@ -24,7 +25,7 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-long test-newest check lock audit man bench fuzz faults mutants clean
+.PHONY: demo test test-long test-newest check lock audit man keys bench fuzz faults mutants clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -93,6 +94,9 @@ audit:
 
 man: $(READY)
 	$(BIN)/python docs/manpages.py
+
+keys: $(READY)
+	$(BIN)/python docs/configkeys.py
 
 bench: $(READY) .venv/.bench
 	$(BIN)/python -m bench

@@ -28,6 +28,7 @@ from .restarts import bench_demo, bench_replay, bench_unfinished
 from .resume import bench_resume
 from .runs import bench_latency, bench_submit
 from .standing import bench_idle, bench_list
+from .starting import bench_start
 from .stopping import bench_stop
 from .watchers import bench_watchers
 
@@ -42,6 +43,7 @@ DOCUMENTED: dict[str, Section] = {
     "attach": bench_attach,
     "output": bench_output,
     "abort": bench_abort,
+    "start": bench_start,
     "list": bench_list,
     "idle": bench_idle,
     "growth": bench_growth,

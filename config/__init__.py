@@ -1,1 +1,1 @@
-"""Configuration: TOML files read into frozen dataclasses (``schema``, ``load``)."""
+"""Configuration: TOML files read into frozen structs (``schema``, ``load``)."""

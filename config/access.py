@@ -18,7 +18,8 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from .files import MOST_TOML, read_bounded
-from .schema import ChatRunner, Config, ConfigError
+from .keys import FilePath, walk
+from .schema import Config, ConfigError
 from .secrets import plain_secrets
 
 #: What of a mode others may do with a file.
@@ -58,22 +59,12 @@ def access_problems(config: Config, user: int | None = None) -> Iterator[Problem
 
 def _secret_files(config: Config) -> list[tuple[str, Path]]:
     """Those that hold a secret."""
-    nats, database = config.nats, config.database
-    named = {
-        "database.url_file": database.url_file,
-        "database.lease_url_file": database.lease_url_file,
-        "nats.context": nats.context if nats.login is not None else None,
-        "nats.credentials": nats.credentials,
-        "nats.nkey": nats.nkey,
-        "nats.tls_key": nats.tls_key,
-        "metrics.token_file": config.metrics.token_file,
-    }
+    named = _named_files(config, "secret")
+    if config.nats.login is not None:
+        named["nats.context"] = config.nats.context
     for key, url in _urls(config):
         for name, file in _in_query(url, ("sslkey", "passfile")):
             named[f"{name} in {key}"] = file
-    for runner in config.runners.values():
-        if isinstance(runner, ChatRunner):
-            named[f"runners.{runner.name}.api_key_file"] = runner.api_key_file
     if config.source is not None and _holds_secret(config, config.source):
         named["configuration"] = config.source
     return [(key, file) for key, file in named.items() if file is not None]
@@ -81,19 +72,24 @@ def _secret_files(config: Config) -> list[tuple[str, Path]]:
 
 def _plain_files(config: Config) -> list[tuple[str, Path]]:
     """Those that hold none, but say whom to trust, or what to do."""
-    nats = config.nats
-    named = {
-        "nats.context": nats.context if nats.login is None else None,
-        "nats.tls_ca": nats.tls_ca,
-        "nats.tls_cert": nats.tls_cert,
-        "nats.server": nats.server,
-    }
+    named = _named_files(config, "trust")
+    if config.nats.login is None:
+        named["nats.context"] = config.nats.context
     for key, url in _urls(config):
         for name, file in _in_query(url, ("sslcert", "sslrootcert", "sslcrl")):
             named[f"{name} in {key}"] = file
     if config.source is not None and not _holds_secret(config, config.source):
         named["configuration"] = config.source
     return [(key, file) for key, file in named.items() if file is not None]
+
+
+def _named_files(config: Config, holds: str) -> dict[str, Path | None]:
+    """By their keys, what the schema says of them."""
+    return {
+        name: file
+        for name, key, file in walk(config)
+        if isinstance(key, FilePath) and key.holds == holds
+    }
 
 
 def _urls(config: Config) -> tuple[tuple[str, str], ...]:

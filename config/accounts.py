@@ -1,16 +1,14 @@
-"""Whose the runs of a runner are, ``user`` and ``group``, and what each may use, ``limits``."""
+"""Whose the runs of a runner are: ``user`` and ``group``."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
-from .schema import Account, CommandRunner, Config, ConfigError, Limits
+from .schema import Account, CommandRunner, Config, ConfigError
 from .typed_table import Table, quote
-from .units import format_size
 
 try:
     import grp
@@ -21,10 +19,6 @@ except ImportError:  # not a POSIX system: ``user`` is refused there
 
 #: The highest of a user or group; the next one means "no change" to the kernel.
 MAX_ID = 2**32 - 2
-#: Of ``Limits``, the least that is of any use, and the most that the kernel counts.
-LEAST_MEMORY, MOST_PROCESSES, MOST_FILES = 1024**2, 2**22, 2**30
-LEAST_FILES, LEAST_CPU, MOST_CPU = 8, 0.01, 10_000.0
-
 #: What stands in the user database where nobody is to log in; programs start $SHELL.
 _NO_SHELLS = ("", "nologin", "false", "true", "sync")
 
@@ -111,29 +105,6 @@ def _number(table: Table, key: str, text: str) -> int | None:
     if len(text) > 10 or int(text) > MAX_ID:
         table.fail(key, f"expected a name, or a number up to {MAX_ID}")
     return int(text)
-
-
-def read_limits(table: Table) -> Limits:
-    table.only([field.name for field in fields(Limits)])
-    given = table.values
-
-    def whole(key: str, least: int, most: int) -> int | None:
-        return table.whole(key, least, least, most) if key in given else None
-
-    return Limits(
-        memory=table.size("memory", 0, least=LEAST_MEMORY) if "memory" in given else None,
-        processes=whole("processes", 1, MOST_PROCESSES),
-        cpu=table.number("cpu", 1.0, LEAST_CPU, MOST_CPU) if "cpu" in given else None,
-        files=whole("files", LEAST_FILES, MOST_FILES),
-    )
-
-
-def describe_limits(limits: Limits) -> dict[str, object]:
-    """As a configuration has them; empty for none."""
-    shown = {field.name: getattr(limits, field.name) for field in fields(Limits)}
-    if limits.memory is not None:
-        shown["memory"] = format_size(limits.memory)
-    return {key: value for key, value in shown.items() if value is not None}
 
 
 # --- what this process may do ------------------------------------------------------

@@ -5,29 +5,25 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from .files import MOST_SECRET, read_bounded
+from .read_keys import read_keys
 from .schema import ENDED, FileError, Hooks, Metrics, Traces
-from .secrets import HIDDEN, hide_secrets
+from .secrets import HIDDEN
 from .typed_table import Table, check_url
-from .units import format_duration
 
-_METRICS, _TRACES, _HOOKS = Metrics(), Traces(), Hooks()
 _LISTEN = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+)):(?P<port>[0-9]{1,5})")
 _TOKEN = re.compile(rb"[!-~]+")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_RUN_VARIABLES = ("RUNCTL_THREAD", "RUNCTL_RUN", "RUNCTL_ATTEMPT", "RUNCTL_STATUS", "RUNCTL_HOOK")
 
 
 def read_metrics(table: Table) -> Metrics:
-    listen = table.text("listen")
-    remote = table.flag("allow_remote", _METRICS.allow_remote)
-    token_file = table.path("token_file")
-    if listen is not None:
-        host, _ = split_listen(listen, table)
-        if not remote and not is_loopback(host):
+    metrics = Metrics(table.text("listen"), **read_keys(Metrics, table))
+    token_file = metrics.token_file
+    if metrics.listen is not None:
+        host, _ = split_listen(metrics.listen, table)
+        if not metrics.allow_remote and not is_loopback(host):
             lack = "password" if token_file is None else "TLS, so others may read the token"
             table.fail(
                 "listen",
@@ -39,7 +35,7 @@ def read_metrics(table: Table) -> Metrics:
             read_token(token_file)
         except FileError as error:
             table.fail("token_file", str(error))
-    return Metrics(listen=listen, allow_remote=remote, token_file=token_file)
+    return metrics
 
 
 def read_token(file: Path) -> bytes:
@@ -75,39 +71,34 @@ def is_loopback(host: str) -> bool:
 
 
 def read_traces(table: Table) -> Traces:
-    endpoint = table.text("endpoint")
-    if endpoint is not None:
-        check_url(table, "endpoint", endpoint, ("http", "https"))
-    return Traces(endpoint=endpoint, insecure=table.flag("insecure", _TRACES.insecure))
+    return Traces(**read_keys(Traces, table))
 
 
 def read_hooks(table: Table) -> Hooks:
-    on_end: tuple[str, ...] | str | None
+    values = read_keys(Hooks, table)
+    on_end = _read_target(table)
+    if values.get("env") and not isinstance(on_end, tuple):
+        table.fail("env", "is for an on_end that is a command: remove it")
+    return Hooks(on_end=on_end, on=_read_on(table), headers=_read_headers(table, on_end), **values)
+
+
+def _read_target(table: Table) -> tuple[str, ...] | str | None:
     if isinstance(table.values.get("on_end"), list):
-        on_end = table.texts("on_end")
-        if not on_end:
+        argv = table.texts("on_end")
+        if not argv:
             table.fail("on_end", "is empty: name a command, or remove the key")
-    else:
-        if "on_end" in table.values and not isinstance(table.values["on_end"], str):
-            table.mismatch("on_end", 'a command such as ["page", "ops"], or a URL')
-        on_end = table.text("on_end")
-        if on_end is not None:
-            check_url(table, "on_end", on_end, ("http", "https"), 'a command ["NAME", ...]')
-    return Hooks(
-        on_end=on_end,
-        on=_read_on(table),
-        headers=_read_headers(table, on_end),
-        env=_read_env(table, on_end),
-        timeout=table.seconds("timeout", _HOOKS.timeout, least=0.001),
-        tries=table.whole("tries", _HOOKS.tries, 1, 1000),
-        backoff=table.seconds("backoff", _HOOKS.backoff, least=0.001),
-        insecure=table.flag("insecure", _HOOKS.insecure),
-    )
+        return argv
+    if "on_end" in table.values and not isinstance(table.values["on_end"], str):
+        table.mismatch("on_end", 'a command such as ["page", "ops"], or a URL')
+    url = table.text("on_end")
+    if url is not None:
+        check_url(table, "on_end", url, ("http", "https"), 'a command ["NAME", ...]')
+    return url
 
 
 def _read_on(table: Table) -> tuple[str, ...]:
     if "on" not in table.values:
-        return _HOOKS.on
+        return ENDED
     found = table.texts("on")
     for status in found:
         if status not in ENDED:
@@ -127,43 +118,6 @@ def _read_headers(table: Table, on_end: tuple[str, ...] | str | None) -> dict[st
     if headers and not isinstance(on_end, str):
         table.fail("headers", "is for an on_end that is a URL: remove it")
     return headers
-
-
-def _read_env(table: Table, on_end: tuple[str, ...] | str | None) -> dict[str, str]:
-    env = table.environment(_RUN_VARIABLES, "hook")
-    if env and not isinstance(on_end, tuple):
-        table.fail("env", "is for an on_end that is a command: remove it")
-    return env
-
-
-def describe_metrics(metrics: Metrics) -> dict[str, object]:
-    return {
-        "listen": metrics.listen,
-        "allow_remote": metrics.allow_remote,
-        "token_file": metrics.token_file,
-    }
-
-
-def describe_traces(traces: Traces) -> dict[str, object]:
-    return {
-        "endpoint": traces.endpoint and hide_secrets(traces.endpoint),
-        "insecure": traces.insecure,
-    }
-
-
-def describe_hooks(hooks: Hooks, hide: Any) -> dict[str, object]:
-    return {
-        "on_end": shown_target(hooks)
-        if isinstance(hooks.on_end, str)
-        else hooks.on_end and list(map(hide, hooks.on_end)),
-        "on": list(hooks.on),
-        "headers": dict.fromkeys(hooks.headers, HIDDEN) or None,
-        "env": dict.fromkeys(hooks.env, HIDDEN) or None,
-        "timeout": format_duration(hooks.timeout),
-        "tries": hooks.tries,
-        "backoff": format_duration(hooks.backoff),
-        "insecure": hooks.insecure,
-    }
 
 
 def shown_target(hooks: Hooks) -> str:

@@ -10,12 +10,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .files import MOST_SECRET, read_bounded
+from .keys import entries, names_of
 from .natsserver import not_a_program
+from .read_keys import read_keys
 from .schema import ConfigError, FileError, Login, Nats
 from .typed_table import Table, check_url, kind_of, quote, xdg_dir
 
@@ -42,60 +43,37 @@ _UNSUPPORTED = (
 )
 
 
-def nats_keys() -> list[str]:
-    """The keys of the section."""
-    return [f.name for f in fields(Nats) if f.name not in ("login", "certificate")]
-
-
 def read_nats(table: Table, client: bool = False) -> Nats:
     """``client``: who starts no server. Raises ConfigError; FileError when the context cannot be
     used."""
-    table.only(nats_keys())
-    server = _read_server(table, client)
-    replicas = table.whole("replicas", _DEFAULT.replicas, 1, 5)
-    insecure = table.flag("insecure", _DEFAULT.insecure)
+    values = read_keys(Nats, table)
+    _check_server(table, values.get("server"), client)
     if "context" in table.values:
-        for key in nats_keys():
+        for key in names_of(Nats):
             if key in table.values and key not in ("context", "replicas", "insecure"):
                 table.fail(key, f"comes from {table.full_name('context')}: remove one of the two")
-        return _read_context(table, replicas, insecure)
-    url = table.text("url", _DEFAULT.url) or ""
+        return _read_context(table, values)
+    url = values.get("url", _DEFAULT.url)
     if url == "embedded":
-        for key in nats_keys():
-            default = getattr(_DEFAULT, key)
-            if key in ("url", "replicas", "server"):
+        for entry in entries(Nats):
+            if entry.key is None or entry.name in ("url", "replicas", "server"):
                 continue
-            if table.values.get(key, default) != default:
-                table.fail(key, "needs a server: set nats.url, or remove it")
-        if replicas != 1:
+            if table.values.get(entry.name, entry.default) != entry.default:
+                table.fail(entry.name, "needs a server: set nats.url, or remove it")
+        if values.get("replicas", 1) != 1:
             table.fail("replicas", "the embedded server is one server: set nats.url, or use 1")
-        return Nats(server=server)
-    return _checked(
-        table,
-        Nats(
-            url=_check_urls(table, "url", url, '"embedded"'),
-            credentials=table.path("credentials"),
-            nkey=table.path("nkey"),
-            tls_ca=table.path("tls_ca"),
-            tls_cert=table.path("tls_cert"),
-            tls_key=table.path("tls_key"),
-            tls_first=table.flag("tls_first", _DEFAULT.tls_first),
-            inbox_prefix=_inbox_prefix(table),
-            replicas=replicas,
-            insecure=insecure,
-        ),
-    )
+        return Nats(server=values.get("server"))
+    values["url"] = _check_urls(table, "url", url, '"embedded"')
+    return _checked(table, Nats(inbox_prefix=_inbox_prefix(table), **values))
 
 
-def _read_server(table: Table, client: bool) -> Path | None:
-    file = table.path("server")
+def _check_server(table: Table, file: Path | None, client: bool) -> None:
     if file is None:
-        return None
+        return
     if "context" in table.values or table.text("url", _DEFAULT.url) != _DEFAULT.url:
         table.fail("server", 'is the program of the embedded server: set nats.url = "embedded"')
     if not client and (problem := not_a_program(file)) is not None:
         table.fail("server", f"{problem}: name the program nats-server, or remove the key")
-    return file
 
 
 def _check_urls(table: Table, key: str, text: str, otherwise: str = "") -> str:
@@ -136,23 +114,10 @@ def _checked(table: Table, nats: Nats) -> Nats:
     return nats
 
 
-def describe_nats(nats: Nats, url: str) -> dict[str, object]:
-    """The section's keys and values; ``url`` is its URL with the secrets hidden."""
-    if nats.context is not None:
-        own: dict[str, object] = {"context": nats.context, "replicas": nats.replicas}
-        return {**own, "insecure": True} if nats.insecure else own
-    found: dict[str, object] = {"url": url}
-    for key in nats_keys():
-        value = getattr(nats, key)
-        if key == "replicas" or (key != "url" and value != getattr(_DEFAULT, key)):
-            found[key] = value
-    return found
-
-
 # --- context files -----------------------------------------------------------------
 
 
-class _Context(Table):
+class _Context(Table, frozen=True):
     """A context file as a table: strings are as they are, and what is wrong is a
     FileError that names the key which led here. Both our names and its own do."""
 
@@ -189,7 +154,8 @@ class _Context(Table):
         return path
 
 
-def _read_context(table: Table, replicas: int, insecure: bool) -> Nats:
+def _read_context(table: Table, values: Mapping[str, Any]) -> Nats:
+    """``values``: of the section's keys that may stand beside the context."""
     file = _context_file(table)
     context = _Context(file, "", _read_json(table, file), tuple)
     for key in _UNSUPPORTED:
@@ -213,11 +179,10 @@ def _read_context(table: Table, replicas: int, insecure: bool) -> Nats:
         tls_ca=context.path("ca"),
         tls_cert=context.path("cert"),
         tls_key=context.path("key"),
-        tls_first=context.flag("tls_first", False),
+        tls_first="tls_first" in context.values and context.flag("tls_first"),
         inbox_prefix=_inbox_prefix(context),
-        replicas=replicas,
         login=login,
-        insecure=insecure,
+        **values,
     )
     return _checked(context, nats)
 

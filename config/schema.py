@@ -1,14 +1,55 @@
-"""What a configuration may hold: frozen dataclasses, their defaults and units.
+"""What a configuration may hold: its sections as frozen structs, and of each key, once, its
+default, kind, bounds and a line of documentation (``keys`` says in which words).
 
 Times are seconds (float), sizes are bytes (int) once loaded; files write them with
 units ("24h", "4GiB"). ``load.load`` is the only maker of a ``Config`` from a file.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from .integration_schema import ENDED, Hooks, Metrics, Traces
+from .keys import (
+    Choice,
+    FilePath,
+    Flag,
+    Hidden,
+    Own,
+    Seconds,
+    Section,
+    Size,
+    Text,
+    Url,
+    Whole,
+)
+from .runner_schema import Account, ChatRunner, CommandRunner, Limits, Runner
+
+__all__ = [
+    "ENDED",
+    "MAX_ID_BYTES",
+    "Account",
+    "ChatRunner",
+    "CommandRunner",
+    "Config",
+    "ConfigError",
+    "Database",
+    "FileError",
+    "History",
+    "Hooks",
+    "Limits",
+    "Log",
+    "Login",
+    "Metrics",
+    "Nats",
+    "Queue",
+    "RunctlError",
+    "Runner",
+    "Stream",
+    "Takeover",
+    "Traces",
+]
 
 
 class RunctlError(Exception):
@@ -23,35 +64,56 @@ class FileError(ConfigError):
     """A file that the configuration names, such as one of credentials, cannot be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Database:
+#: Of an executor ID, in UTF-8.
+MAX_ID_BYTES = 128
+
+
+class Database(Section, frozen=True):
     """``url``: "sqlite" (a file in the state directory) or a postgresql:// URL; with
     ``url_file`` it is what that file held when the configuration was read. ``lease_url``,
     and its file, are the same for the sessions that hold locks; "" means ``url``.
     ``insecure``, here and below: to be reached without knowing who answers, or who listens."""
 
-    url: str = field(default="sqlite", repr=False)
-    url_file: Path | None = None
-    lease_url: str = field(default="", repr=False)
-    lease_url_file: Path | None = None
-    insecure: bool = False
+    url: Annotated[
+        str,
+        Url(
+            "Where runs are kept: a file in `state_dir`, or a PostgreSQL that daemons share.",
+            form='`"sqlite"` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`',
+        ),
+    ] = "sqlite"
+    url_file: Annotated[
+        Path | None, FilePath("A file that holds the URL instead.", holds="secret")
+    ] = None
+    lease_url: Annotated[
+        str,
+        Url(
+            "The same database without a pooler, for the sessions that hold locks.",
+            form="`postgresql://…`",
+            default="`url`",
+        ),
+    ] = ""
+    lease_url_file: Annotated[
+        Path | None, FilePath("A file that holds `lease_url` instead.", holds="secret")
+    ] = None
+    insecure: Annotated[
+        bool,
+        Flag("Whether a PostgreSQL on another host may be used without verifying its certificate."),
+    ] = False
 
     @property
     def embedded(self) -> bool:
         return self.url == "sqlite"
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
+class Login(Section, frozen=True):
     """A user's name and password, or a token, from a NATS context file."""
 
     user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    token: str | None = field(default=None, repr=False)
+    password: Annotated[str | None, Hidden] = None
+    token: Annotated[str | None, Hidden] = None
 
 
-@dataclass(frozen=True, slots=True)
-class Nats:
+class Nats(Section, frozen=True):
     """``url``: "embedded", or the URLs (comma-separated) of a server or cluster.
 
     ``credentials``: a .creds file; ``nkey``: a file with a user's seed; at most one of
@@ -61,20 +123,59 @@ class Nats:
     show, and it begins with TLS; the embedded server's, "" for any other. ``server``: the
     program that is run as the embedded server; None for the one that came with runctl."""
 
-    url: str = field(default="embedded", repr=False)
-    context: Path | None = None
-    credentials: Path | None = None
-    nkey: Path | None = None
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_first: bool = False
-    inbox_prefix: str = "_INBOX"
-    replicas: int = 1
+    url: Annotated[
+        str,
+        Url(
+            "Where output and requests go: a server of our own, or others, separated by commas.",
+            many=True,
+            form='`"embedded"`, or URLs with `nats://`, `tls://`, `ws://` or `wss://`',
+        ),
+    ] = "embedded"
+    context: Annotated[
+        Path | None,
+        Own(
+            "A context of the `nats` command, in place of the other keys.",
+            form="a name or a path",
+        ),
+    ] = None
+    credentials: Annotated[
+        Path | None, FilePath("Who we are there: a `.creds` file.", holds="secret")
+    ] = None
+    nkey: Annotated[
+        Path | None, FilePath("Who we are there: a file with an nkey's seed.", holds="secret")
+    ] = None
+    tls_ca: Annotated[
+        Path | None,
+        FilePath(
+            "The CA of the servers' certificates.",
+            holds="trust",
+            default="those that the system trusts",
+        ),
+    ] = None
+    tls_cert: Annotated[
+        Path | None, FilePath("Our certificate, where servers ask for one.", holds="trust")
+    ] = None
+    tls_key: Annotated[
+        Path | None, FilePath("The key of `tls_cert`, not encrypted.", holds="secret")
+    ] = None
+    tls_first: Annotated[bool, Flag("Whether TLS comes before anything else is said.")] = False
+    inbox_prefix: Annotated[
+        str, Own("The subject below which replies to us come.", form="a subject without wildcards")
+    ] = "_INBOX"
+    replicas: Annotated[int, Whole("Copies of each record in a NATS cluster.", least=1, most=5)] = 1
     login: Login | None = None
-    certificate: str = field(default="", repr=False)
-    insecure: bool = False
-    server: Path | None = None
+    certificate: Annotated[str, Hidden] = ""
+    insecure: Annotated[
+        bool, Flag("Whether servers on other hosts may be reached without TLS.")
+    ] = False
+    server: Annotated[
+        Path | None,
+        FilePath(
+            "The program that is run as the embedded server.",
+            holds="trust",
+            default="the one that came with runctl, else `nats-server` on `PATH`",
+        ),
+    ] = None
 
     @property
     def tls(self) -> bool:
@@ -88,22 +189,29 @@ class Nats:
         return self.url == "embedded"
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(Section, frozen=True):
     """Retention of output: ``max_age`` seconds from a run's end, ``max_bytes`` bytes over
     all threads, ``max_runs`` finished runs of each thread (0: any number).
 
     ``sync``: "default" lets JetStream flush to disk every two minutes (a process kill
     loses nothing, a power cut may); "always" flushes each record."""
 
-    max_age: float = 24 * 3600.0
-    max_bytes: int = 4 * 1024**3
-    sync: Literal["default", "always"] = "default"
-    max_runs: int = 1000
+    max_age: Annotated[
+        float, Seconds("How long a run's output is kept, from the run's end.", least=1.0)
+    ] = 24 * 3600.0
+    max_bytes: Annotated[int, Size("How much output is kept over all threads.", least=1024**2)] = (
+        4 * 1024**3
+    )
+    sync: Annotated[
+        Literal["default", "always"],
+        Choice("When output is flushed to disk: every two minutes, or each record at once."),
+    ] = "default"
+    max_runs: Annotated[
+        int, Whole("Of how many finished runs of each thread output is kept; 0 for all.")
+    ] = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(Section, frozen=True):
     """``max_running`` runs at once on this executor; a run is tried ``max_attempts``
     times and is then ``dead``; ``stop_grace`` seconds lie between TERM and KILL. A submit
     is refused while ``max_queued`` runs wait in the database, runs of ``max_queued_bytes``
@@ -111,186 +219,141 @@ class Queue:
     away, the daemon goes on for ``lease_grace`` seconds: less than its peers wait before a
     takeover."""
 
-    max_running: int = 1000
-    max_attempts: int = 5
-    stop_grace: float = 5.0
-    max_queued: int = 100_000
-    max_queued_per_thread: int = 10_000
-    max_queued_bytes: int = 1024**3
-    lease_grace: float = 60.0
+    max_running: Annotated[
+        int, Whole("Runs at once on this executor.", live=True, least=1, most=1_000_000)
+    ] = 1000
+    max_attempts: Annotated[
+        int,
+        Whole(
+            "Attempts of a run that keeps taking the daemon down; then it is `dead`.",
+            live=True,
+            least=1,
+            most=1_000_000,
+        ),
+    ] = 5
+    stop_grace: Annotated[float, Seconds("From TERM to KILL when a run is stopped.", live=True)] = (
+        5.0
+    )
+    max_queued: Annotated[int, Whole("Runs that may wait in the database.", live=True, least=1)] = (
+        100_000
+    )
+    max_queued_per_thread: Annotated[
+        int, Whole("Runs that may wait on one thread.", live=True, least=1)
+    ] = 10_000
+    # At least the largest run that there may be, and its JSON.
+    max_queued_bytes: Annotated[
+        int,
+        Size("Bytes of the prompts and arguments that wait.", live=True, least=4 * 1024**2),
+    ] = 1024**3
+    # Other executors are told of it at the start.
+    lease_grace: Annotated[
+        float,
+        Seconds(
+            "How long runs go on while the connection to PostgreSQL is away.",
+            default="`60s`; with takeover at most a second less than `takeover.after`",
+        ),
+    ] = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(Section, frozen=True):
     """Finished runs that stay listed: ``max_age`` seconds from their end, at most
     ``max_runs`` over all threads (0: any number)."""
 
-    max_age: float = 30 * 86400.0
-    max_runs: int = 100_000
+    max_age: Annotated[
+        float, Seconds("How long finished runs stay listed, from their end.", least=1.0)
+    ] = 30 * 86400.0
+    max_runs: Annotated[
+        int, Whole("How many finished runs stay listed, over all threads; 0 for all.")
+    ] = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(Section, frozen=True):
     """``format`` "auto": fields to the journal when stderr is the journal, short lines to
     a terminal, else "plain": lines with time, level and what they are about."""
 
-    format: Literal["auto", "plain", "json"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Annotated[
+        Literal["auto", "plain", "json"],
+        Choice("`auto` is fields in systemd's journal, short lines on a terminal, else `plain`."),
+    ] = "auto"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Choice("The least severe messages that are logged."),
+    ] = "info"
 
 
-@dataclass(frozen=True, slots=True)
-class Takeover:
+class Takeover(Section, frozen=True):
     """Whether peers of ``group`` re-enqueue the unfinished runs of an executor whose
     lease has been gone for ``after`` seconds."""
 
-    enabled: bool = False
-    group: str = "default"
-    after: float = 3.0
+    enabled: Annotated[
+        bool,
+        Flag(
+            "Whether peers finish the runs of an executor that is gone; needs PostgreSQL and NATS."
+        ),
+    ] = False
+    group: Annotated[str, Text("Executors take over from those of their group.")] = "default"
+    # A dead daemon's runs are surely gone after two seconds.
+    after: Annotated[float, Seconds("How long an executor must have been gone.", least=2.0)] = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """``listen``: HOST:PORT at which Prometheus reads; None for nowhere. A host other than
-    loopback needs ``allow_remote``. ``token_file`` holds the bearer token that a request has to
-    show, read at each so that it may be rotated; None: none is asked for."""
-
-    listen: str | None = None
-    allow_remote: bool = False
-    token_file: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Traces:
-    """``endpoint``: an OTLP/HTTP collector's URL for traces; None for no traces."""
-
-    endpoint: str | None = None
-    insecure: bool = False
-
-
-#: How a run may end, in the words of its status.
-#: Of an executor ID, in UTF-8.
-MAX_ID_BYTES = 128
-ENDED = ("succeeded", "failed", "aborted", "dead")
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What is told of each run that ends as one of ``on``. ``on_end``: a command's argv, a
-    URL that JSON is posted to, or None. ``headers`` for a URL, ``env`` for a command.
-
-    One try takes ``timeout`` seconds at most. Before the second there are ``backoff``
-    seconds, and twice as many before each further; after ``tries`` it is given up."""
-
-    on_end: tuple[str, ...] | str | None = field(default=None, repr=False)
-    on: tuple[str, ...] = ENDED
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
-    env: dict[str, str] = field(default_factory=dict, repr=False)
-    timeout: float = 10.0
-    tries: int = 10
-    backoff: float = 1.0
-    insecure: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Whose a run is: ``uid``, ``gid`` and the supplementary ``groups``; ``home`` and
-    ``shell`` are what the system's user database says."""
-
-    name: str
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-    home: str = "/"
-    shell: str = "/bin/sh"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of each run of a runner, None for none: ``memory`` in bytes, ``processes`` with their
-    threads, ``cpu`` in cores, ``files`` that one process may have open."""
-
-    memory: int | None = None
-    processes: int | None = None
-    cpu: float | None = None
-    files: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CommandRunner:
-    """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
-    replaced by the prompt; without it the prompt goes to stdin. ``args``: submitters may add
-    arguments to ``argv``. ``cwd`` None: the home directory of whom the run is of. ``tty``: it
-    runs on a terminal of its own. ``merge_output``: stdout and stderr are one pipe.
-    ``leftovers``: whether what has left a run's session ends with it, or goes on until the
-    daemon ends. ``user`` and ``group``, names or numbers: whose its runs are, None for the
-    daemon's; ``account`` is what the system says of them."""
-
-    name: str
-    kind: Literal["command"] = "command"
-    argv: tuple[str, ...] = ()
-    args: bool = False
-    cwd: Path | Literal["submitter"] | None = None
-    user: str | None = None
-    group: str | None = None
-    limits: Limits = field(default_factory=Limits)
-    env: dict[str, str] = field(default_factory=dict, repr=False)
-    tty: bool = False
-    merge_output: bool = False
-    leftovers: Literal["end", "keep-until-daemon"] = "end"
-    account: Account | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRunner:
-    """An OpenAI-compatible endpoint. ``timeout``: longest silence in seconds, before
-    the first and between any two events. The key is ``api_key``, or the content of
-    ``api_key_file``, read at each run so that it may be rotated.
-
-    ``retry``: seconds from a turn's first failure in which it is tried again, as long as no
-    text has come. ``history``: earlier messages that are sent along, two a turn, and at most
-    ``history_bytes`` bytes of them, in whole turns."""
-
-    name: str
-    base_url: str = field(repr=False)
-    model: str
-    kind: Literal["chat"] = "chat"
-    api_key: str | None = field(default=None, repr=False)
-    api_key_file: Path | None = None
-    system: str | None = None
-    timeout: float = 60.0
-    retry: float = 60.0
-    history: int = 50
-    history_bytes: int = 256 * 1024
-    insecure: bool = False
-
-
-Runner = CommandRunner | ChatRunner
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Section, frozen=True):
     """A whole configuration. ``source`` is the file it came from, None for defaults.
 
     ``executor_id`` is None when it was not set: the daemon then generates a stable
     one in ``state_dir`` (allowed with an embedded database in development only).
     ``withheld``: variables of the environment that gave it secrets, which commands do
-    not inherit."""
+    not inherit; it does not count when two are compared."""
 
-    state_dir: Path
+    state_dir: Annotated[
+        Path,
+        FilePath(
+            "The database file, locks and the embedded server's store.",
+            default="`$XDG_STATE_HOME/runctl`, or `~/.local/state/runctl`; as a service of systemd"
+            " `$STATE_DIRECTORY`",
+        ),
+    ]
     source: Path | None = None
-    executor_id: str | None = None
-    environment: Literal["development", "production"] = "development"
-    start_timeout: float = 30.0
-    allow_shell: bool = True
-    database: Database = field(default_factory=Database)
-    nats: Nats = field(default_factory=Nats)
-    stream: Stream = field(default_factory=Stream)
-    queue: Queue = field(default_factory=Queue)
-    history: History = field(default_factory=History)
-    takeover: Takeover = field(default_factory=Takeover)
-    log: Log = field(default_factory=Log)
-    metrics: Metrics = field(default_factory=Metrics)
-    traces: Traces = field(default_factory=Traces)
-    hooks: Hooks = field(default_factory=Hooks)
-    runners: dict[str, Runner] = field(default_factory=dict)
-    withheld: frozenset[str] = field(default=frozenset(), compare=False)
+    executor_id: Annotated[
+        str | None,
+        Own(
+            "Which daemon this is, over restarts; needed in production and with PostgreSQL.",
+            form=f"a string of at most {MAX_ID_BYTES} bytes",
+            default="generated once, and kept in `state_dir`",
+        ),
+    ] = None
+    environment: Annotated[
+        Literal["development", "production"],
+        Choice("`production` refuses what `development` warns of."),
+    ] = "development"
+    start_timeout: Annotated[
+        float, Seconds("How long to wait for NATS and the database at the start.", least=0.001)
+    ] = 30.0
+    allow_shell: Annotated[
+        bool,
+        Flag("Whether there is the runner `shell`, which runs any command.", live=True),
+    ] = True
+    database: Database = Database()
+    nats: Nats = Nats()
+    stream: Stream = Stream()
+    queue: Queue = Queue()
+    history: History = History()
+    takeover: Takeover = Takeover()
+    log: Log = Log()
+    metrics: Metrics = Metrics()
+    traces: Traces = Traces()
+    hooks: Hooks = Hooks()
+    runners: Annotated[
+        dict[str, Runner],
+        Own("What `runctl submit --runner NAME` may start.", form="a table for each", live=True),
+    ] = msgspec.field(default_factory=dict)
+    withheld: frozenset[str] = frozenset()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Config):
+            return NotImplemented
+        return self._compared() == other._compared()
+
+    def _compared(self) -> dict[str, Any]:
+        found = msgspec.structs.asdict(self)
+        del found["withheld"]
+        return found

@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 from urllib.parse import unquote
 
-from .schema import ChatRunner, CommandRunner, Config, Database, Runner
+from .keys import Argv, Environment, Key, Url, walk
+from .schema import Config
 from .typed_table import VARIABLE, Table
 
 HIDDEN = "***"
@@ -75,30 +77,29 @@ def plain_secrets(config: Config) -> Iterator[str]:
 
 
 def _secrets(config: Config) -> Iterator[str]:
-    yield from _in_url(config.database.url)
-    yield from _in_url(config.database.lease_url)
-    for url in config.nats.url.split(","):
-        yield from _in_url(url)
+    for _, key, value in walk(config):
+        yield from _in_value(key, value)
     if (login := config.nats.login) is not None:
         yield login.password or ""
         yield login.token or ""
-    for runner in config.runners.values():
-        if isinstance(runner, ChatRunner):
-            yield runner.api_key or ""
-            yield from _in_url(runner.base_url)
-        else:
-            yield from (v for k, v in runner.env.items() if _SECRET_NAME.search(k))
-    hooks = config.hooks
-    if isinstance(hooks.on_end, str):  # a webhook's URL is its key
-        yield hooks.on_end
-        yield hooks.on_end.split("/", 3)[-1]
-    for value in hooks.headers.values():
-        yield value
-        yield value.rpartition(" ")[2]  # less "Bearer"
-    yield from (v for k, v in hooks.env.items() if _SECRET_NAME.search(k))
-    yield from _in_url(config.traces.endpoint or "")
     for name in config.withheld:
         yield os.environ.get(name, "")
+
+
+def _in_value(key: Key, value: Any) -> Iterator[str]:
+    match key, value:
+        case Url(many=many), str():
+            for url in value.split(",") if many else [value]:
+                yield from _in_url(url)
+        case Environment(), dict():
+            yield from (v for k, v in value.items() if _SECRET_NAME.search(k))
+        case Key(secret=True), str():
+            yield value
+            yield value.split("/", 3)[-1]  # of a webhook's URL, which is its key
+        case Key(secret=True), dict():  # headers
+            for text in value.values():
+                yield text
+                yield text.rpartition(" ")[2]  # less "Bearer"
 
 
 def _in_url(url: str) -> Iterator[str]:
@@ -111,51 +112,46 @@ def _in_url(url: str) -> Iterator[str]:
         yield unquote(secret)
 
 
-def withheld(
-    top: Table, database: Database, nats_url: str, runners: Iterable[Runner]
-) -> frozenset[str]:
+def find_withheld(top: Table, config: Config) -> frozenset[str]:
     """The variables that hold the secrets which the file takes from the environment. One
     that only gives a host or a user is none of them; in commands' argv and env, where
-    anything may stand, one is known by its name."""
-    names = set(_hidden_by(top.table("database"), "url", hide_secrets(database.url)))
-    shown = hide_secrets(database.lease_url)
-    names.update(_hidden_by(top.table("database"), "lease_url", shown))
-    names.update(_hidden_by(top.table("nats"), "url", hide_in_urls(nats_url)))
-    if not database.embedded:
+    anything may stand, one is known by its name. A command that asks for one gets it; the others
+    do not."""
+    names: set[str] = set()
+    for name, key, value in walk(config):
+        written: Any = top.values
+        for part in name.split("."):
+            written = written.get(part) if isinstance(written, dict) else None
+        names.update(_withheld_by(key, written, value))
+    if not config.database.embedded:
         names.add("PGPASSWORD")  # libpq's, where the URL has none
-    for runner in runners:
-        table = top.table("runners").table(runner.name)
-        if isinstance(runner, CommandRunner):  # one asks for it: the others do not
-            names.update(_named(table.values.get("argv", ())))
-            names.update(_named(table.table("env").values.values()))
-        else:
-            names.update(_hidden_by(table, "api_key", ""))
-            names.update(_hidden_by(table, "base_url", hide_secrets(runner.base_url)))
-    names.update(_of_hooks(top.table("hooks")))
     return frozenset(name for name in names if os.environ.get(name))
 
 
-def _of_hooks(table: Table) -> Iterator[str]:
-    on_end = table.values.get("on_end")
-    if isinstance(on_end, list):
-        yield from _named(on_end)
-        yield from _named(table.table("env").values.values())
-        return
-    for value in (on_end, *table.table("headers").values.values()):
-        yield from (m["name"] for m in VARIABLE.finditer(str(value)) if m["name"])
+def _withheld_by(key: Key, written: object, value: Any) -> Iterable[str]:
+    """``written``: what the file has for ``key``, before variables are replaced."""
+    match key, written:
+        case Url(many=many), str():
+            shown = (hide_in_urls if many else hide_secrets)(value or "")
+            return (n for n in _variables([written]) if os.environ.get(n, "") not in shown)
+        case (Argv(), list()) | (Key(secret=True), list()):
+            return _sound_secret(_variables(written))
+        case Environment(), dict():
+            return _sound_secret(_variables(written.values()))
+        case Key(secret=True), dict():
+            return _variables(written.values())
+        case Key(secret=True), str():
+            return _variables([written])
+    return ()
 
 
-def _named(values: Iterable[object]) -> Iterator[str]:
-    """The variables in ``values`` that sound like secrets."""
+def _variables(values: Iterable[object]) -> Iterator[str]:
+    """Those that are named in ``values``."""
     for value in values:
         for match in VARIABLE.finditer(str(value)):
-            if match["name"] and _SECRET_NAME.search(match["name"]):
+            if match["name"]:
                 yield match["name"]
 
 
-def _hidden_by(table: Table, key: str, shown: str) -> Iterator[str]:
-    """The variables named in ``key`` whose values are not in ``shown``, its hidden form."""
-    for match in VARIABLE.finditer(str(table.values.get(key, ""))):
-        name = match["name"]
-        if name and os.environ.get(name, "") not in shown:
-            yield name
+def _sound_secret(names: Iterable[str]) -> Iterator[str]:
+    return (name for name in names if _SECRET_NAME.search(name))

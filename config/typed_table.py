@@ -8,10 +8,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
+
+import msgspec
 
 from .schema import ConfigError
 from .units import (
@@ -38,13 +39,12 @@ _CENTURY = 36_500 * 86_400.0
 _MOST_BYTES = 2**62
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """A table of a file, read key by key. ``name`` is dotted; "" is the file itself.
     ``all_keys``: every key that a file may hold, by its full name.
 
-    Every getter returns ``default`` for a missing key and raises ConfigError for a
-    value it cannot accept."""
+    Every getter raises ConfigError for a value it cannot accept. Those of texts and paths
+    return ``default`` for a missing key, ``texts`` and ``mapping`` nothing; the others need it."""
 
     file: Path
     name: str
@@ -96,38 +96,38 @@ class Table:
             self.fail(key, f"is missing: add {key} = {quote(example)}")
         return value
 
-    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> Any:
+    def choice(self, key: str, choices: tuple[str, ...]) -> Any:
         """One of ``choices``: typed Any because callers store it in a Literal field."""
         expected = " or ".join(map(quote, choices))
-        if default is None and key not in self.values:
+        if key not in self.values:
             self.fail(key, f"is missing: set it to {expected}")
-        value = self.text(key, default, empty=True)
+        value = self.text(key, empty=True)
         if value not in choices:
             self.fail(key, f"expected {expected}, got {quote(value or '')}")
         return value
 
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
+    def flag(self, key: str) -> bool:
+        value = self.values[key]
         if not isinstance(value, bool):
             self.mismatch(key, "true or false")
         return value
 
-    def whole(self, key: str, default: int, least: int, most: int) -> int:
-        value = self.values.get(key, default)
+    def whole(self, key: str, least: int, most: int) -> int:
+        value = self.values[key]
         if type(value) is not int:  # bool is an int to isinstance
             self.mismatch(key, "a whole number")
         return int(self._within(key, value, least, most, str))
 
-    def number(self, key: str, default: float, least: float, most: float) -> float:
-        value = self.values.get(key, default)
+    def number(self, key: str, least: float, most: float) -> float:
+        value = self.values[key]
         if type(value) not in (int, float):
             self.mismatch(key, "a number")
         if isinstance(value, float) and not math.isfinite(value):  # any whole number is
             self.fail(key, f"expected a number, got {value}")
         return float(self._within(key, value, least, most, str))
 
-    def seconds(self, key: str, default: float, least: float = 0.0) -> float:
-        value = self.values.get(key, default)
+    def seconds(self, key: str, least: float = 0.0) -> float:
+        value = self.values[key]
         if isinstance(value, str):
             value = self._quantity(key, parse_duration)
         elif type(value) not in (int, float):
@@ -137,8 +137,8 @@ class Table:
         self._within(key, value, least, _CENTURY, format_duration)
         return float(value)
 
-    def size(self, key: str, default: int, least: int) -> int:
-        value = self.values.get(key, default)
+    def size(self, key: str, least: int) -> int:
+        value = self.values[key]
         if isinstance(value, str):
             value = self._quantity(key, parse_size)
         elif type(value) is not int:
@@ -168,9 +168,9 @@ class Table:
             items.append(item)
         return tuple(items)
 
-    def environment(self, taken: Collection[str], each: str) -> dict[str, str]:
-        """The variables of ``env``, none of those that runctld sets for ``each`` itself."""
-        env, names = self.mapping("env"), self.table("env")
+    def environment(self, key: str, taken: Collection[str], each: str) -> dict[str, str]:
+        """Variables, none of those that runctld sets for ``each`` itself."""
+        env, names = self.mapping(key), self.table(key)
         for name in env:
             if not name or "=" in name or "\0" in name:
                 names.fail(name, 'an environment variable\'s name is not empty and holds no "="')

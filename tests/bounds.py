@@ -19,7 +19,8 @@ from functools import cache
 from pathlib import Path
 
 import trio
-from runctl.config.load import describe, load
+from runctl.config.describe import describe
+from runctl.config.load import load
 from runctl.config.schema import ChatRunner, ConfigError
 from runctl.config.units import parse_duration, parse_size
 from runctl.protocol import messages, records, subjects

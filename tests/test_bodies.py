@@ -88,10 +88,10 @@ def peak():
 HOOK = (
     GROWN
     + """
-import dataclasses, trio
+import msgspec, trio
 from runctl.config.schema import Config, Hooks as Settings
 from runctl.supervisor.upkeep.hooks import Hooks
-settings = dataclasses.replace(Settings(), on_end=sys.argv[1], timeout=20.0)
+settings = msgspec.structs.replace(Settings(), on_end=sys.argv[1], timeout=20.0)
 hooks = object.__new__(Hooks)
 hooks._config = settings
 import httpx

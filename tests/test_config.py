@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runctl.config import files
 from runctl.config import load as load_module
-from runctl.config.load import describe, hide_secrets, load
+from runctl.config.describe import describe
+from runctl.config.keys import names_of
+from runctl.config.load import load
+from runctl.config.read_keys import all_names
 from runctl.config.schema import (
     ChatRunner,
     CommandRunner,
@@ -25,7 +28,7 @@ from runctl.config.schema import (
     Stream,
     Takeover,
 )
-from runctl.config.secrets import Masker
+from runctl.config.secrets import Masker, hide_secrets
 from runctl.config.units import format_duration, format_size, parse_duration, parse_size
 
 pytestmark = pytest.mark.short
@@ -291,9 +294,9 @@ def test_the_example_with_everything_uncommented(write, monkeypatch):
     assert config.executor_id == "runctl-0"
     assert isinstance(config.runners["agent"], CommandRunner)
     assert isinstance(config.runners["chat"], ChatRunner)
-    for name in load_module._all_keys():
+    for name in all_names():
         assert f"{name.split('.')[-1]} = " in EXAMPLE.read_text() or name in (
-            *load_module._SECTIONS,
+            *names_of(Config),
             "runners",
         )
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import Box, running_box, wait_until
 from jsonschema import Draft202012Validator
 from pgserver import Postgres
-from runctl.cli.health import local_checks, remote_checks
+from runctl.cli.health import local_checks, process_limits, remote_checks
 from runctl.config.load import load
 from runctl.protocol.endpoint import ENDPOINT_FILE
 from runctl.protocol.stream_config import wanted
@@ -127,11 +127,11 @@ def test_limits_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         '[stream]\nmax_bytes = "4000TiB"\n'
     )
     config = load(file)
-    assert local_checks.disk(config).state == "warn"
-    assert next(x.state for x in local_checks.limits(config, None)) == "warn"
+    assert local_checks.check_disk(config).state == "warn"
+    assert next(x.state for x in process_limits.check_limits(config, None)) == "warn"
     monkeypatch.setattr(local_checks, "LEAST_FREE", 2**62)
-    assert local_checks.disk(config).state == "fail"
-    assert local_checks.cgroups(None).state in ("ok", "warn")
+    assert local_checks.check_disk(config).state == "fail"
+    assert process_limits.check_cgroups(None).state in ("ok", "warn")
 
 
 def test_a_nats_server_that_others_may_write_is_not_asked(stopped_box: Box) -> None:
@@ -178,7 +178,7 @@ def test_metrics_for_everybody(tmp_path: Path) -> None:
         (f'listen = "0.0.0.0:9"\nallow_remote = true\ntoken_file = "{token}"', 0),
     ):
         file.write_text(f"[metrics]\n{more}\n")
-        assert [x.state for x in local_checks.metrics(load(file))] == ["warn"] * count, more
+        assert [x.state for x in local_checks.check_metrics(load(file))] == ["warn"] * count, more
 
 
 def test_clocks() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import sys
@@ -15,6 +14,7 @@ import trio
 import trio.testing
 from conftest import DEADLINE, Box, alive, wait_until
 from hanging import dead_directory, hanging_command
+from msgspec.structs import replace
 from runctl.config.schema import ChatRunner, CommandRunner
 from runctl.protocol.errors import RunFailed
 from runctl.protocol.model import RunSpec, Status
@@ -231,7 +231,7 @@ async def test_a_key_file_on_a_server_that_is_gone(tmp_path: Path) -> None:
                 nursery.start_soon(fails)
         assert others.borrowed_tokens == 0
         with trio.move_on_after(0.1) as scope:
-            await Chat(dataclasses.replace(config, timeout=600)).run(spec, 1, _nothing, [])
+            await Chat(replace(config, timeout=600)).run(spec, 1, _nothing, [])
         assert scope.cancelled_caught
 
 

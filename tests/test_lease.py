@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ import trio
 import trio_asyncio
 from conftest import DEADLINE, Watch, wait_until
 from house import NOTE, House, assert_no_overlap, journal, own_house
+from msgspec.structs import replace
 from proxy import Proxy
 from runctl.config.schema import Config, Database
 from runctl.config.schema import Takeover as TakeoverSettings

@@ -21,7 +21,8 @@ from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import Node
 from runctl.client.requests import Link, NotReady, ask, dial
 from runctl.config.connection import new_client
-from runctl.config.load import describe, load
+from runctl.config.describe import describe
+from runctl.config.load import load
 from runctl.config.schema import Nats
 from runctl.protocol import messages, records, subjects
 from runctl.protocol.errors import Busy

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from conftest import Box
-from runctl.cli.health import local_checks
+from runctl.cli.health import programs
 from runctl.config import natsserver
 from runctl.config.access import check_access
 from runctl.config.load import load
@@ -27,7 +27,7 @@ def test_an_exchanged_server_is_not_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert natsserver.known_sum() is not None, "the installed version is one that we know"
     good = find_server_binary()
     assert "as released" in next(
-        f.said for f in local_checks.programs(Config(tmp_path)) if f.check == "nats-server"
+        f.said for f in programs.check_programs(Config(tmp_path)) if f.check == "nats-server"
     )
     ran, other = tmp_path / "ran", tmp_path / "nats-server"
     other.write_text(f"#!/bin/sh\ntouch {ran}\n")
@@ -35,7 +35,7 @@ def test_an_exchanged_server_is_not_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(Unavailable, match="is not the nats-server that was released"):
         find_server_binary()
-    (found,) = (f for f in local_checks.programs(Config(tmp_path)) if f.check == "nats-server")
+    (found,) = (f for f in programs.check_programs(Config(tmp_path)) if f.check == "nats-server")
     assert (found.state, found.fix) == ("fail", natsserver.FIX)
     assert not ran.exists()
     other.unlink()
@@ -52,7 +52,7 @@ def test_a_server_of_ones_own_is_run_as_it_is(stopped_box: Box, tmp_path: Path) 
     assert ran.exists()
     box.runctl("wait", box.submit("t", "true"))
     assert f"nats.server {own} is run; no sum of it is known" in box.log.read_text()
-    (found,) = (f for f in local_checks.programs(load(box.config)) if f.check == "nats-server")
+    (found,) = (f for f in programs.check_programs(load(box.config)) if f.check == "nats-server")
     assert found.state == "ok"
     assert found.said.endswith(f"nats.server, no sum of it is known ({own})")
     command = [sys.executable, "-m", "runctl.supervisor.main", "-c", str(box.config), "--check"]
@@ -117,7 +117,7 @@ def test_only_a_nats_server_that_is_known_is_run(
     own.chmod(0o755)
     (found,) = (
         f
-        for f in local_checks.programs(Config(tmp_path, nats=Nats(server=own)))
+        for f in programs.check_programs(Config(tmp_path, nats=Nats(server=own)))
         if f.check == "nats-server"
     )
     if said is None:

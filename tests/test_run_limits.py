@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import Box
 from machine import own_cgroup, remove_cgroup, skip_without
-from runctl.config.load import describe, load
+from runctl.config.describe import describe
+from runctl.config.load import load
 from runctl.config.run_limits import controllers, plan
 from runctl.config.schema import Account, CommandRunner, ConfigError, Limits
 from runctl.protocol import messages

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, Daemon, children, wait_until
 from pgserver import free_port
-from runctl.config.load import describe, load
+from runctl.config.describe import describe
+from runctl.config.load import load
 from runctl.config.schema import FileError
 from runctl.config.secrets import Masker
 from runctl.protocol.endpoint import Endpoint

@@ -134,7 +134,7 @@ async def ignore(_: Exception) -> None:
 def test_doctor_knows_our_own_server_from_another(tmp_path: Path) -> None:
     def ports() -> list[tuple[str, str]]:
         _, reached, _ = asyncio.run(remote_checks.nats(server.config, None))
-        found = local_checks.ports(server.config, ours=reached)
+        found = local_checks.check_ports(server.config, ours=reached)
         return [(x.state, x.said.replace(str(server.port), "PORT")) for x in found]
 
     server = Server(tmp_path)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Box, wait_until
-from runctl.config.load import describe, load
+from runctl.config.describe import describe
+from runctl.config.load import load
 from runctl.config.schema import Nats
 from runctl.config.transport import allowed_problems, transport_problems
 from test_access import check

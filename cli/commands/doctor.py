@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import click
 import msgspec
@@ -16,7 +15,7 @@ from ...config.secrets import Masker
 from ...protocol import messages
 from ..common import FAILED, OK, App, Verb, pass_app, run
 from ..display import render
-from ..health import local_checks, remote_checks
+from ..health import local_checks, process_limits, programs, remote_checks
 from ..health.finding import Finding, ok, split, warn
 
 _SHOWN = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL "}
@@ -70,32 +69,32 @@ def _look(app: App) -> Iterator[Finding]:
             yield split("config", "fail", str(error))
     for name, runner in config.runners.items():
         yield ok(f"runner {name}", submitters.described(runner))
-    for name, said, fix in submitters.warnings(config, local_checks.daemons_user(config)):
+    for name, said, fix in submitters.warnings(config, local_checks.find_daemons_user(config)):
         yield warn(f"runner {name}", said, fix)
     if config.executor_id is None and config.nats.embedded:
-        config = replace(config, executor_id=_kept(config))
-    yield from local_checks.programs(config)
-    yield from local_checks.permissions(config)
-    yield from local_checks.access(config)
-    yield from local_checks.metrics(config)
-    yield local_checks.disk(config)
-    holder = local_checks.holder(config)
+        config = msgspec.structs.replace(config, executor_id=_kept(config))
+    yield from programs.check_programs(config)
+    yield from local_checks.check_state_dir(config)
+    yield from local_checks.check_access(config)
+    yield from local_checks.check_metrics(config)
+    yield local_checks.check_disk(config)
+    holder = local_checks.find_holder(config)
     status, reached, asked = run(lambda: remote_checks.nats(config, holder))
     here = status.pid if status is not None and holder is not None else None
-    yield from local_checks.limits(config, here)
-    yield from local_checks.other_users(config, here)
-    yield from local_checks.limits_of_runs(
+    yield from process_limits.check_limits(config, here)
+    yield from process_limits.check_users(config, here)
+    yield from process_limits.check_run_limits(
         config, here, status is not None and bool(status.cgroups)
     )
-    yield from local_checks.outgoing(config, here)
-    yield from local_checks.transport(config, here)
+    yield from local_checks.check_outgoing(config, here)
+    yield from local_checks.check_transport(config, here)
     if status is not None and status.cgroups:
         yield ok("cgroups", "each run has one of its own")
     else:
-        yield local_checks.cgroups(here)
+        yield process_limits.check_cgroups(here)
     if holder is None:
-        yield from local_checks.left(config)
-        yield from local_checks.ports(config, ours=reached)
+        yield from local_checks.check_keeper(config)
+        yield from local_checks.check_ports(config, ours=reached)
     yield from asked
     yield from _database(config, status)
 

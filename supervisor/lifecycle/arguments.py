@@ -15,7 +15,8 @@ import click
 
 from ...config.access import access_problems, check_access
 from ...config.accounts import check_rights
-from ...config.load import describe, load
+from ...config.describe import describe
+from ...config.load import load
 from ...config.schema import Config
 from ...config.secrets import Masker
 from ...config.submitters import described, warnings

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from ...config.access import check_access
 from ...config.accounts import check_rights
+from ...config.keys import entries
 from ...config.load import load
 from ...config.schema import Config, ConfigError, Runner
 from ...config.secrets import Masker
@@ -24,12 +23,9 @@ from ..execution.settings import Settings
 
 log = logging.getLogger("runctld.reload")
 
-#: What a running daemon takes over. allow_shell shows in the runners.
-_LIVE = ("runners", "allow_shell", "queue", "source", "withheld")
-_SECTIONS = (
-    *("database", "nats", "stream", "queue", "history", "takeover", "log"),
-    *("metrics", "traces", "hooks"),
-)
+
+#: Keys that show in the runners, which are compared one by one.
+_IN_RUNNERS = ("runners", "allow_shell")
 
 
 class Reload:
@@ -76,9 +72,9 @@ class Reload:
 
     def _told(self, config: Config) -> str:
         """What this has changed, and what differs from the start and waits for the next."""
-        done = [*_runners(self._now.runners, config.runners)]
-        done += [k for k in differences(self._now, config) if _is_live(k)]
-        waits = [k for k in differences(self._started, config) if not _is_live(k)]
+        done = _changed_runners(self._now.runners, config.runners)
+        done += [key for key, live in differences(self._now, config) if live]
+        waits = [key for key, live in differences(self._started, config) if not live]
         words = f"{config.source or 'defaults'}: changed: {', '.join(done) or 'nothing'}"
         return words + (f"; a restart is needed for: {', '.join(waits)}" if waits else "")
 
@@ -92,30 +88,24 @@ def _load(file: Path | None) -> Config:
     return config
 
 
-def _is_live(key: str) -> bool:
-    # Other executors were told of the grace at the start.
-    return key.startswith("queue.") and key != "queue.lease_grace"
+def differences(a: Config, b: Config) -> list[tuple[str, bool]]:
+    """The keys, runners' left out, in which two configurations differ, and whether a running
+    daemon takes each over. Never the values, which may be secret."""
+    found = {}
+    for entry in entries(Config):
+        one, other = getattr(a, entry.name), getattr(b, entry.name)
+        if entry.part is not None:
+            for inner in entries(entry.part):
+                if getattr(one, inner.name) != getattr(other, inner.name):
+                    # What is no key comes from a file that one names: a NATS context's login.
+                    name = inner.name if inner.key is not None else "context"
+                    found[f"{entry.name}.{name}"] = inner.key is not None and inner.key.live
+        elif entry.key is not None and entry.name not in _IN_RUNNERS and one != other:
+            found[entry.name] = entry.key.live
+    return list(found.items())
 
 
-def differences(a: Config, b: Config) -> list[str]:
-    """The keys, runners' left out, in which two configurations differ. Never the values,
-    which may be secret."""
-    found = []
-    for field in fields(Config):
-        one, other = getattr(a, field.name), getattr(b, field.name)
-        if field.name in _SECTIONS:
-            found += [f"{field.name}.{key}" for key in _changed(one, other)]
-        elif field.name not in _LIVE and one != other:
-            found.append(field.name)
-    # Login is not a key: it is what the context file holds.
-    return list(dict.fromkeys("nats.context" if x == "nats.login" else x for x in found))
-
-
-def _changed(one: Any, other: Any) -> list[str]:
-    return [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name)]
-
-
-def _runners(before: Mapping[str, Runner], after: Mapping[str, Runner]) -> list[str]:
+def _changed_runners(before: Mapping[str, Runner], after: Mapping[str, Runner]) -> list[str]:
     found = []
     for name in sorted({*before, *after}):
         if name not in before:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ...config.schema import Config
 from ...config.units import format_size
@@ -37,7 +38,7 @@ def fit_to_disk(config: Config) -> Config:
         " lower it, or make room and restart",
         *(format_size(config.stream.max_bytes), config.state_dir, format_size(most)),
     )
-    return dataclasses.replace(config, stream=dataclasses.replace(config.stream, max_bytes=most))
+    return replace(config, stream=replace(config.stream, max_bytes=most))
 
 
 def _measure_use(folder: Path) -> int:

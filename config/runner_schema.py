@@ -1,0 +1,141 @@
+"""What a runner may have, each key once; of the schema (``schema``)."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from .keys import (
+    Argv,
+    Choice,
+    Environment,
+    FilePath,
+    Flag,
+    Number,
+    Own,
+    Seconds,
+    Section,
+    Size,
+    Text,
+    Url,
+    Whole,
+)
+
+
+class Account(Section, frozen=True):
+    """Whose a run is: ``uid``, ``gid`` and the supplementary ``groups``; ``home`` and
+    ``shell`` are what the system's user database says."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    home: str = "/"
+    shell: str = "/bin/sh"
+
+
+class Limits(Section, frozen=True):
+    """Of each run of a runner, None for none: ``memory`` in bytes, ``processes`` with their
+    threads, ``cpu`` in cores, ``files`` that one process may have open."""
+
+    memory: Annotated[int | None, Size("Memory of each run.", least=1024**2)] = None
+    processes: Annotated[
+        int | None, Whole("Processes of each run, threads counted.", least=1, most=2**22)
+    ] = None
+    cpu: Annotated[
+        float | None, Number("Cores of the processor for each run.", least=0.01, most=10_000.0)
+    ] = None
+    files: Annotated[int | None, Whole("Open files of each process.", least=8, most=2**30)] = None
+
+
+class CommandRunner(Section, frozen=True):
+    """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
+    replaced by the prompt; without it the prompt goes to stdin. ``args``: submitters may add
+    arguments to ``argv``. ``cwd`` None: the home directory of whom the run is of. ``tty``: it
+    runs on a terminal of its own. ``merge_output``: stdout and stderr are one pipe.
+    ``leftovers``: whether what has left a run's session ends with it, or goes on until the
+    daemon ends. ``user`` and ``group``, names or numbers: whose its runs are, None for the
+    daemon's; ``account`` is what the system says of them."""
+
+    name: str
+    kind: Annotated[Literal["command"], Choice('A command: `"command"`.', default="required")] = (
+        "command"
+    )
+    argv: Annotated[
+        tuple[str, ...],
+        Argv(
+            "The command; `{prompt}` is replaced by the prompt, which else goes to stdin.",
+            default="given with each submit",
+        ),
+    ] = ()
+    args: Annotated[
+        bool, Flag("Whether submitters may add arguments, and with them any option.")
+    ] = False
+    cwd: Annotated[
+        Path | Literal["submitter"] | None,
+        Own(
+            "The working directory; `submitter` is where the run was submitted.",
+            form='a path, or `"submitter"`',
+            default='the home directory of `user`; without `argv`, `"submitter"`',
+        ),
+    ] = None
+    user: Annotated[
+        str | None,
+        Own("Whose its runs are.", form="a name or a number", default="the daemon's user"),
+    ] = None
+    group: Annotated[
+        str | None,
+        Own("Their group.", form="a name or a number", default="the group of `user`"),
+    ] = None
+    limits: Limits = Limits()
+    env: Annotated[
+        dict[str, str],
+        Environment(
+            "Added to the environment.",
+            taken=("RUNCTL_THREAD", "RUNCTL_RUN", "RUNCTL_ATTEMPT"),
+        ),
+    ] = msgspec.field(default_factory=dict)
+    tty: Annotated[bool, Flag("Whether each run is on a terminal of its own.")] = False
+    merge_output: Annotated[bool, Flag("Whether stdout and stderr are one pipe.")] = False
+    leftovers: Annotated[
+        Literal["end", "keep-until-daemon"],
+        Choice("What becomes of processes that have left a run's session when it has ended."),
+    ] = "end"
+    account: Account | None = None
+
+
+class ChatRunner(Section, frozen=True):
+    """An OpenAI-compatible endpoint. ``timeout``: longest silence in seconds, before
+    the first and between any two events. The key is ``api_key``, or the content of
+    ``api_key_file``, read at each run so that it may be rotated.
+
+    ``retry``: seconds from a turn's first failure in which it is tried again, as long as no
+    text has come. ``history``: earlier messages that are sent along, two a turn, and at most
+    ``history_bytes`` bytes of them, in whole turns."""
+
+    name: str
+    base_url: Annotated[
+        str,
+        Url("The endpoint.", schemes=("http", "https"), example="http://127.0.0.1:8080/v1"),
+    ]
+    model: Annotated[str, Text("The model, as the endpoint calls it.", example="some-model")]
+    kind: Annotated[Literal["chat"], Choice('A chat: `"chat"`.', default="required")] = "chat"
+    api_key: Annotated[
+        str | None, Text("The key of the endpoint.", secret=True, default="no key")
+    ] = None
+    api_key_file: Annotated[
+        Path | None, FilePath("A file that holds it instead, read at each run.", holds="secret")
+    ] = None
+    system: Annotated[str | None, Text("The system prompt.", empty=True)] = None
+    timeout: Annotated[float, Seconds("The longest silence of the endpoint.", least=0.001)] = 60.0
+    retry: Annotated[float, Seconds("How long a turn is tried again, while no text has come.")] = (
+        60.0
+    )
+    history: Annotated[
+        int, Whole("Earlier messages of the thread that are sent along.", most=1_000_000)
+    ] = 50
+    history_bytes: Annotated[int, Size("How much text they may have.")] = 256 * 1024
+    insecure: Annotated[bool, Flag("Whether `base_url` may be `http://` on another host.")] = False
+
+
+Runner = CommandRunner | ChatRunner

@@ -1,0 +1,80 @@
+"""The tables [runners.NAME]: commands and chats that ``submit`` may start."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from .accounts import find_account, read_user
+from .keys import names_of
+from .read_keys import RUNNER_KINDS, read_keys
+from .schema import ChatRunner, CommandRunner, Limits, Runner
+from .typed_table import Table
+
+_NAME = "[A-Za-z0-9_-]{1,64}"
+
+
+def read_runners(table: Table, allow_shell: bool) -> dict[str, Runner]:
+    runners: dict[str, Runner] = {}
+    for name in table.values:
+        if not re.fullmatch(_NAME, name):
+            table.fail(name, "a runner's name is 1 to 64 of A-Z a-z 0-9 _ and -: rename it")
+        if name == "shell" and not allow_shell:
+            table.fail(name, "allow_shell = false forbids it: remove one of the two")
+        runners[name] = _read_runner(name, table.table(name))
+    return add_shell(runners, allow_shell)
+
+
+def add_shell(runners: dict[str, Runner], allow_shell: bool) -> dict[str, Runner]:
+    """``runners`` with the built-in ``shell``, unless it is forbidden or defined."""
+    if allow_shell and "shell" not in runners:
+        return {"shell": CommandRunner("shell", cwd="submitter"), **runners}
+    return runners
+
+
+def _read_runner(name: str, table: Table) -> Runner:
+    if table.choice("kind", tuple(RUNNER_KINDS)) == "command":
+        return _read_command(name, table)
+    chats = names_of(ChatRunner)
+    for key in names_of(CommandRunner):
+        if key in table.values and key not in chats:
+            table.fail(key, 'is for kind = "command" only: remove it')
+    return _read_chat(name, table)
+
+
+def _read_command(name: str, table: Table) -> CommandRunner:
+    values = read_keys(CommandRunner, table)
+    argv = values.get("argv", ())
+    if not argv and not values.get("args", True):
+        table.fail(
+            "args",
+            "false needs an argv: without one, submitters give the whole command; name the command"
+            " in argv, or remove args",
+        )
+    values["args"] = values.get("args", False) and bool(argv)  # without argv it goes without saying
+    user, group = read_user(table)
+    return CommandRunner(
+        name,
+        cwd=_read_cwd(table, bool(argv)),
+        user=user,
+        group=group,
+        limits=Limits(**read_keys(Limits, table.table("limits"))),
+        account=None if user is None else find_account(table, user, group),
+        **values,
+    )
+
+
+def _read_cwd(table: Table, closed: bool) -> Path | Literal["submitter"] | None:
+    """``closed``: the runner has an argv; then a submitter's directory has to be asked for."""
+    if table.values.get("cwd", None if closed else "submitter") == "submitter":
+        return "submitter"
+    return table.path("cwd")
+
+
+def _read_chat(name: str, table: Table) -> ChatRunner:
+    values = read_keys(ChatRunner, table)
+    if "api_key" in values and "api_key_file" in values:
+        table.fail("api_key", f"{table.full_name('api_key_file')} is set too: remove one")
+    values["base_url"] = values["base_url"].rstrip("/")
+    return ChatRunner(name, **values)
