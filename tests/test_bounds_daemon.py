@@ -372,26 +372,21 @@ def test_messages_of_others_do_not_disturb_a_run(place: Place, tmp_path: Path) -
 
 def test_subjects_of_others_do_not_disturb_a_watcher(place: Place) -> None:
     watch = Watch(place.box, "--all", "-f")
-    run = place.bus.submit("seen", ["echo", "seen"])
-    wait_until(lambda: shown(watch, place) > 0, "a newcomer is seen")
+    wait_until(lambda: submit_newcomer(place) and watch.chunks(), "it watches")
     for name in ("x_A.r", "x_gICA.r", "é.\x1b[31m", "a.b"):
         litter(place, f"{subjects.SUBJECT_PREFIX}.{name}")
     say(place, [b"PUB runctl.out.\xff.r 1\r\nx\r\n", b"PUB runctl.out.a.\xc3( 1\r\nx\r\n"])
-    before = shown(watch, place)
-    wait_until(lambda: shown(watch, place) > before, "others are seen")
+    run = submit_newcomer(place)
+    wait_until(lambda: run in {chunk["run"] for chunk in watch.chunks()}, "others are seen")
     assert watch.process.poll() is None
     watch.process.terminate()
     watch.process.wait(DEADLINE)
-    assert run
     # What is stored under no thread's name is in no listing either.
-    assert {row["thread"] for row in place.box.json("list")} >= {"seen"}
+    assert run in {row["run"]["run"] for row in place.box.json("list")}
 
 
-def shown(watch: Watch, place: Place) -> int:
-    """How often a newcomer's output was shown; each call makes one."""
-    place.bus.submit(f"new-{time.monotonic_ns()}", ["echo", "seen"])
-    time.sleep(0.2)
-    return len(watch.chunks())
+def submit_newcomer(place: Place) -> str:
+    return place.bus.submit(f"new-{time.monotonic_ns()}", ["echo", "seen"])
 
 
 def newer(place: Place, subject: str) -> None:

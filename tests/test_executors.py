@@ -35,7 +35,8 @@ from natsserver import Cluster, Node
 from netns import HERE, NETWORK, Namespaces, why_not
 from pgserver import Postgres
 from proxy import Proxy
-from runctl.protocol import records
+from runctl.config.schema import Config, Nats
+from runctl.protocol import records, subjects
 from runctl.supervisor.output.backpressure import Backpressure
 from runctl.supervisor.output.publisher import Streams
 
@@ -486,9 +487,9 @@ async def test_a_publish_that_nobody_takes(tmp_path: Path) -> None:
         async with trio_asyncio.open_loop():
             client = await trio_asyncio.aio_as_trio(nats.connect)(node.url)
             streams = Streams(client, Backpressure())
-            await trio_asyncio.aio_as_trio(client.subscribe)(
-                streams._inbox + ".*", cb=streams._on_ack
-            )
+            await streams.open(Config(tmp_path, nats=Nats(node.url)))
+            delete = client.jetstream().delete_stream
+            await trio_asyncio.aio_as_trio(delete)(subjects.STREAM)
             assert await streams.publish("runctl.out.t.r", records.Reset("r", 1, 0.0), 0) is None
             await trio_asyncio.aio_as_trio(client.close)()
     finally:

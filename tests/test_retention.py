@@ -185,7 +185,6 @@ def test_count_and_older_than(stopped_box: Box) -> None:
     box.runctl("purge", "t", "nobody", "--older-than", "0s", "--yes", code=3)
     box.runctl("purge", "t", "u", "--yes", code=6)
     assert outputs(box, "t") == expected, "nothing goes when one thread is refused"
-    time.sleep(1)  # SQLite's rows know whole seconds
     assert box.json("purge", "t", "u", "--older-than", "0s", "--yes") == {"runs": 4}
     assert set(outputs(box, "t").values()) == {"none"}
     assert outputs(box, "u").pop(live) == "stored"
@@ -303,7 +302,6 @@ def test_what_may_go_is_not_the_output_of_the_next_run_with_its_id(
     if way == "their number":
         finish(box, thread, 3)
     else:
-        time.sleep(1)  # SQLite's rows know whole seconds
         purge = box.popen("purge", thread, "--older-than", "0s", "--yes")
     wait_until(lambda: proxy.held, "what is left of it is about to go")
     forget(box, run)

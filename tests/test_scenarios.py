@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def test_abort(stopped_box: Box) -> None:
     box.runctl("attach", "tree", "--run", waiting, code=5)
     box.runctl("wait", run, code=5)
     box.runctl("purge", "tree", "--yes")
-    time.sleep(0.2)  # their ends are noted after the abort was answered
+    wait_until(lambda: _noted(box) >= {run, waiting}, "their ends are noted after the answer")
     box.kill()
     box.start()
     assert box.show(run)["attempt"] == 1
@@ -228,21 +229,41 @@ def test_turns_follow_their_submits(stopped_box: Box) -> None:
     assert row["run"]["run"] == "n12"
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.4])
-def test_an_abort_cut_by_a_kill_is_whole_or_nothing(stopped_box: Box, delay: float) -> None:
+def _rows(box: Box, query: str) -> list[str]:
+    with closing(sqlite3.connect(f"file:{box.state / 'runctl.sqlite'}?mode=ro", uri=True)) as db:
+        return [text for (text,) in db.execute(query)]
+
+
+def _noted(box: Box) -> set[str]:
+    """The runs of which the database knows that their end is stored."""
+    return set(_rows(box, "SELECT workflow_uuid FROM workflow_output"))
+
+
+@pytest.mark.parametrize("cut", ["unheard", "stored", "answered"])
+def test_an_abort_cut_by_a_kill_is_whole_or_nothing(stopped_box: Box, cut: str) -> None:
     box = stopped_box
-    box.configure("[queue]\nstop_grace = '200ms'\n")
+    grace = "1m" if cut == "stored" else "200ms"  # the tree uses all of it
+    box.configure(f"[queue]\nstop_grace = '{grace}'\n")
     box.start()
     run = box.submit_py("cut", TREE)
     watch = Watch(box, "cut")
     pids = _pids(watch, 3)
+    if cut == "unheard":
+        os.kill(box.pid, signal.SIGSTOP)
     abort = box.popen("abort", "cut")
-    time.sleep(0.25 + delay)  # sweeps the kill over the abort's course
+    if cut == "stored":
+        statuses = "SELECT status FROM workflow_status"
+        wait_until(lambda: _rows(box, statuses) == ["CANCELLED"], "its row is aborted")
+        assert any(map(alive, pids)), "the tree is not gone yet"
+    elif cut == "answered":
+        abort.communicate(timeout=DEADLINE)
     box.kill()
+    abort.communicate(timeout=DEADLINE)
+    assert (abort.returncode == 0) == (cut == "answered")
     box.start()
     assert not [pid for pid in pids if alive(pid)]
-    abort.communicate(timeout=DEADLINE)
-    if abort.returncode == 0 or box.show(run)["status"] == "aborted":
+    if cut != "unheard":
+        assert box.show(run)["status"] == "aborted"
         assert watch.wait() == 5
         assert box.show(run)["attempt"] == 1
     else:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, Watch, alive, wait_until
+from conftest import DEADLINE, Box, Watch, alive, children, wait_until
 from house import Bus
 from runctl.protocol import messages
 
@@ -142,12 +142,20 @@ def test_at_any_time(stopped_box: Box) -> None:
     run = box.submit_py("t", "import time; print('up', flush=True); time.sleep(600)")
     wait_until(lambda: box.show(run)["status"] == "running", "it runs")
     box.kill()
-    for delay in [0.0, 0.2, 0.4, 0.5, 0.6, 0.7]:
+    steps: dict[str, Callable[[], object]] = {
+        "it hears": lambda: _hears(box.pid, signal.SIGTERM),
+        "it holds its lock": lambda: _has_open(box.pid, box.state / "lock"),
+        "it has its nats-server": lambda: children(box.pid, "nats-server"),
+        "it has opened its database": lambda: _has_open(box.pid, box.state / "runctl.sqlite"),
+        "it runs again": lambda: "run started" in box.log.read_text()[begun:],
+        "it is ready": lambda: "ready: " in box.log.read_text()[begun:],
+    }
+    for step, met in steps.items():
+        begun = box.log.stat().st_size
         daemon = box.start(ready=False)
-        wait_until(lambda pid=daemon.pid: _hears(pid, signal.SIGTERM), "it hears")
-        time.sleep(delay)
+        wait_until(met, step)
         daemon.terminate()
-        assert daemon.wait(DEADLINE) == 0, delay
+        assert daemon.wait(DEADLINE) == 0, step
     assert "Traceback" not in box.log.read_text()
     assert _statuses(box) in ({"PENDING": 1}, {"ENQUEUED": 1})
     box.start()
