@@ -15,7 +15,8 @@ from pathlib import Path
 
 from nats.aio.msg import Msg
 from runctl.client import consumer
-from runctl.client.requests import Link, dial
+from runctl.client.events import CaughtUp, Chunk
+from runctl.client.link import Link, dial
 from runctl.config.load import load
 from runctl.config.schema import Config
 
@@ -53,9 +54,9 @@ class Crowd:
         async with consumer.Watcher(self.dial, subject) as watcher:
             async for events in watcher:
                 for event in events:
-                    if isinstance(event, consumer.Chunk):
+                    if isinstance(event, Chunk):
                         self._see(event.data)
-                    elif isinstance(event, consumer.CaughtUp):
+                    elif isinstance(event, CaughtUp):
                         self._arrive()
 
     def _arrive(self) -> None:

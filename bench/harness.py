@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from runctl.client.requests import Link, dial
+from runctl.client.link import Link, dial
 from runctl.config import connection
 from runctl.config.schema import Config
 from runctl.protocol import messages, records, subjects

@@ -12,7 +12,7 @@ from functools import partial
 import nats.errors
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
-from runctl.client.requests import Link
+from runctl.client.link import Link
 from runctl.config.load import load
 from runctl.protocol import records, subjects
 

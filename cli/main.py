@@ -78,9 +78,9 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         word = args[0]
         if self.get_command(ctx, word) is None and not ctx.resilient_parsing:
-            from ..client.suggestions import meant_verb
+            from ..client.suggestions import guess_verb
 
-            meant = meant_verb(word, VERBS)
+            meant = guess_verb(word, VERBS)
             said = "" if meant is None else f" (did you mean: runctl {meant}?)"
             raise click.UsageError(f"no command {word[:80]!r}{said}", ctx)
         return super().resolve_command(ctx, args)

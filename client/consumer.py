@@ -18,11 +18,11 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
 from ..protocol import records, subjects
 from ..protocol.errors import Unavailable
-from .requests import API_TIMEOUT, Link, LinkLost, NotReady
+from .events import CaughtUp, Connection, Event, Malformed, Progress
+from .link import API_TIMEOUT, NO_MESSAGE, Link, LinkLost, NotReady
+from .run_state import RunState
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -36,158 +36,6 @@ INACTIVE = 5.0
 #: How long the stream may be missing when watching begins.
 START_TIMEOUT = 10.0
 BACKOFF = (0.05, 0.2)
-#: JetStream's "no message found".
-NO_MESSAGE = 10037
-
-
-# ---- events -----------------------------------------------------------------------
-
-
-class Reset(msgspec.Struct, frozen=True, gc=False):
-    """Attempt ``attempt`` begins: what was shown of earlier ones is void. ``executor``:
-    where it runs, "" when its record is not stored any more. ``tty``: see records.Reset."""
-
-    run: str
-    attempt: int
-    executor: str = ""
-    tty: bool = False
-
-
-class Chunk(msgspec.Struct, frozen=True, gc=False):
-    run: str
-    attempt: int
-    seq: int
-    stream: records.StreamName
-    data: bytes
-    #: Unix seconds at which the daemon read it, or what came just before it.
-    at: float = 0.0
-
-
-class Gap(msgspec.Struct, frozen=True, gc=False):
-    """Chunks ``from_`` to ``to`` of the current attempt are not stored any more."""
-
-    run: str
-    from_: int
-    to: int
-
-
-class End(msgspec.Struct, frozen=True, gc=False):
-    run: str
-    attempt: int
-    status: str
-    exit_code: int | None
-    error: str | None
-    note: str | None = None
-
-
-class CaughtUp(msgspec.Struct, frozen=True, gc=False):
-    """Everything that was stored when this consumer was made has been seen. Comes once
-    after the start and once after each reconnection."""
-
-
-class Connection(msgspec.Struct, frozen=True, gc=False):
-    """The connection broke (``up`` False), or is there again. ``stream``: it is not the
-    connection, but the stream that is gone."""
-
-    up: bool
-    stream: bool = False
-
-
-class Lost(msgspec.Struct, frozen=True, gc=False):
-    """The run has ended, and its end is not stored any more: what was not seen of its
-    output until then is lost."""
-
-    run: str
-
-
-class Malformed(msgspec.Struct, frozen=True, gc=False):
-    """A record that cannot be read; it was left out. ``why`` is one line."""
-
-    why: str
-
-
-class Progress(msgspec.Struct, frozen=True, gc=False):
-    """Where a run stands, of a Watcher with ``summaries``: what its last record says."""
-
-    run: str
-    summary: records.Summary
-    subject: str = ""
-
-
-Event = Reset | Chunk | Gap | End | CaughtUp | Connection | Lost | Malformed | Progress
-
-
-# ---- records to events ------------------------------------------------------------
-
-
-class RunState:
-    """Where one run's output stands: turns its records into events, each chunk once."""
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-        self.attempt = 0
-        self.expected = 1
-        self._began = 0.0
-
-    def apply(self, record: records.Record, out: list[Event]) -> None:
-        if isinstance(record, records.Chunks):
-            self._chunks(record, out)
-        elif isinstance(record, records.Reset):
-            # The one that was seen already comes again when we start over in the stream, and
-            # one that was not stored when we began is written again when that is lost.
-            again = record.attempt == self.attempt and self.expected > 1 and self._began > 0
-            if record.attempt > self.attempt or (again and record.at != self._began):
-                self._begin(record.attempt, out, record.executor, record.tty)
-            if record.attempt == self.attempt:
-                self._began = record.at
-        else:
-            self._end(record, out)
-
-    def _begin(self, attempt: int, out: list[Event], executor: str = "", tty: bool = False) -> None:
-        self.attempt = attempt
-        self.expected = 1
-        self._began = 0.0
-        out.append(Reset(self.run, attempt, executor, tty))
-
-    def _chunks(self, record: records.Chunks, out: list[Event]) -> None:
-        if record.attempt < self.attempt:
-            return
-        if record.attempt > self.attempt:  # retention removed its reset
-            self._begin(record.attempt, out)
-        self._skip_to(record.seq, out)
-        run, attempt, expected = self.run, self.attempt, self.expected
-        seq = record.seq
-        for chunk in record.chunks:
-            if seq >= expected:
-                out.append(Chunk(run, attempt, seq, chunk.stream, chunk.data, record.at))
-                expected = seq + 1
-            seq += 1
-        self.expected = expected
-
-    def _end(self, record: records.End, out: list[Event]) -> None:
-        if record.attempt > self.attempt and record.chunks:
-            self._begin(record.attempt, out)
-        if record.attempt == self.attempt:
-            self._skip_to(record.chunks + 1, out)
-        outcome = record.outcome
-        out.append(
-            End(
-                self.run,
-                record.attempt,
-                outcome.status.value,
-                outcome.exit_code,
-                outcome.error,
-                outcome.note,
-            )
-        )
-
-    def _skip_to(self, seq: int, out: list[Event]) -> None:
-        if seq > self.expected:
-            out.append(Gap(self.run, self.expected, seq - 1))
-            self.expected = seq
-
-
-# ---- the consumer -----------------------------------------------------------------
 
 
 class _Consumer:
@@ -296,7 +144,7 @@ class Watcher:
         self._events.append(event)
         self._wake.set()
 
-    def _went_down(self, *, stream: bool = False) -> None:
+    def _report_down(self, *, stream: bool = False) -> None:
         if not self._down:
             self._down = True
             self._emit(Connection(False, stream))
@@ -313,7 +161,7 @@ class Watcher:
                 # What was delivered before the server told of it counts as a beginning.
                 if not self._started and not self._last:
                     raise
-            self._went_down()
+            self._report_down()
             if self._link is not None:
                 await self._link.close()
                 self._link = None
@@ -339,7 +187,7 @@ class Watcher:
                 delay = BACKOFF[0]
                 await self._monitor(link, consumer)
                 if not link.closed.is_set() and consumer.ticks >= MISSED:
-                    self._went_down()  # a server that hangs is as good as gone
+                    self._report_down()  # a server that hangs is as good as gone
             except NotReady as problem:
                 waited = asyncio.get_running_loop().time() - began
                 if not self._started and waited > START_TIMEOUT:
@@ -348,7 +196,7 @@ class Watcher:
                         " is runctld running?"
                     ) from None
                 if self._started and problem.code == subjects.NO_STREAM:
-                    self._went_down(stream=True)
+                    self._report_down(stream=True)
                 if problem.code == 0 and waited > 2 * API_TIMEOUT:
                     return  # perhaps the connection is dead and TCP does not know
                 await asyncio.sleep(delay)
@@ -380,11 +228,11 @@ class Watcher:
         if not self._started:
             return
         ends_before = int(info["state"]["last_seq"]) < self._last
-        if before != self._made or ends_before or await self._other_there(link):
+        if before != self._made or ends_before or await self._holds_another(link):
             self._last = 0
             self._start = None
 
-    async def _other_there(self, link: Link) -> bool:
+    async def _holds_another(self, link: Link) -> bool:
         """Whether the sequence of the last message that we saw is another message's now."""
         if not self._last:
             return False
@@ -395,7 +243,9 @@ class Watcher:
                 return False
             raise
         message = reply["message"]
-        return bool(message["subject"] != self._seen[0] or _ns(message["time"]) != self._seen[1])
+        return bool(
+            message["subject"] != self._seen[0] or _read_unix_ns(message["time"]) != self._seen[1]
+        )
 
     async def _create(self, link: Link, consumer: _Consumer, inbox: str) -> None:
         config: dict[str, Any] = {
@@ -540,7 +390,7 @@ class Watcher:
         self._wake.set()
 
 
-def _ns(time: str) -> int:
+def _read_unix_ns(time: str) -> int:
     """Unix time in ns of a time as Go writes it: "2026-01-02T03:04:05.000000006Z"."""
     whole, _, part = time.rstrip("Z").partition(".")
     seconds = calendar.timegm(tuple(map(int, re.split("[-T:]", whole))))

@@ -17,7 +17,7 @@ from ..protocol.errors import BadRequest, NotFound, Unavailable
 from ..protocol.model import Run, check_run_id, check_thread, is_run_id
 
 if TYPE_CHECKING:
-    from .requests import Link
+    from .link import Link
 
 #: Other programs' words for our verbs.
 MEANT = {
@@ -44,7 +44,7 @@ THREADS = 2000
 PATIENCE = 2.0
 
 
-def meant_verb(word: str, verbs: Iterable[str]) -> str | None:
+def guess_verb(word: str, verbs: Iterable[str]) -> str | None:
     """The verb that ``word`` may have stood for."""
     known = list(verbs)
     found = _VERB.get(word.lower())
@@ -57,39 +57,39 @@ def meant_verb(word: str, verbs: Iterable[str]) -> str | None:
     return _VERB[near[0]] if near and _VERB[near[0]] in known else None
 
 
-async def explained(link: Link, request: messages.Request, error: NotFound) -> NotFound:
+async def explain_not_found(link: Link, request: messages.Request, error: NotFound) -> NotFound:
     """``error``, which answered ``request``, with what may have been meant."""
     try:
         async with asyncio.timeout(PATIENCE):
-            hint = await _hint(link, request)
+            hint = await _find_hint(link, request)
     except (RunctlError, TimeoutError):  # this user may not ask, or nobody answers
         hint = None
     return error if hint is None else NotFound(hint)
 
 
-async def _hint(link: Link, request: messages.Request) -> str | None:
+async def _find_hint(link: Link, request: messages.Request) -> str | None:
     if isinstance(request, messages.Show | messages.Retry):
-        return await _of_run(link, request.run, messages.verb_of(request))
+        return await _hint_at_run(link, request.run, messages.verb_of(request))
     if (
         isinstance(request, messages.List | messages.Locate | messages.Abort)
         and request.thread is not None
     ):
         run = None if isinstance(request, messages.List) else request.run
         verb = {"list": "show", "locate": "attach"}.get(messages.verb_of(request), "abort")
-        if run is not None and (found := await begins(link, run)) is not None:
+        if run is not None and (found := await find_by_prefix(link, run)) is not None:
             return (
                 f"no run {run!r} on thread {request.thread!r}; did you mean {found.run} of thread"
                 f" {found.thread!r}?"
             )
-        return await _of_thread(link, request.thread, verb) if run is None else None
+        return await _hint_at_thread(link, request.thread, verb) if run is None else None
     if isinstance(request, messages.Purge):
         for thread in request.threads:
-            if (hint := await _of_thread(link, thread, "show")) is not None:
+            if (hint := await _hint_at_thread(link, thread, "show")) is not None:
                 return hint
     return None
 
 
-async def _of_thread(link: Link, name: str, verb: str) -> str | None:
+async def _hint_at_thread(link: Link, name: str, verb: str) -> str | None:
     """None when there is such a thread."""
     from .requests import ask
 
@@ -101,7 +101,7 @@ async def _of_thread(link: Link, name: str, verb: str) -> str | None:
         after = page.next
     if name in threads:
         return None
-    if is_run_id(name) and (found := await begins(link, name)) is not None:
+    if is_run_id(name) and (found := await find_by_prefix(link, name)) is not None:
         run = found.run if verb == "show" else f"{found.thread} --run {found.run}"
         return (
             f"no thread {name!r}; {found.run} is a run of thread {found.thread!r}:"
@@ -114,7 +114,7 @@ async def _of_thread(link: Link, name: str, verb: str) -> str | None:
     return f"no thread {name!r}; did you mean {folded[near[0]]!r}? see: runctl list"
 
 
-async def _of_run(link: Link, name: str, verb: str) -> str | None:
+async def _hint_at_run(link: Link, name: str, verb: str) -> str | None:
     from .requests import ask
 
     try:
@@ -126,7 +126,7 @@ async def _of_run(link: Link, name: str, verb: str) -> str | None:
     return f"{name!r} is a thread; its latest run is {latest.run}: runctl {verb} {latest.run}"
 
 
-async def begins(link: Link, name: str) -> Run | None:
+async def find_by_prefix(link: Link, name: str) -> Run | None:
     """The run whose id is ``name``, or the only one whose id begins so."""
     from .requests import ask
 
@@ -143,7 +143,7 @@ async def begins(link: Link, name: str) -> Run | None:
 async def dial_for(config: Config, name: str) -> Link:
     """``dial``, for what is done with the run ``name``. Raises BadRequest, when nobody answers
     and nothing can have that name."""
-    from .requests import dial
+    from .link import dial
 
     try:
         return await dial(config)
@@ -160,7 +160,7 @@ async def find_run(link: Link, name: str, verb: str) -> messages.RunDetails:
     try:
         check_run_id(name)
     except BadRequest:
-        if (hint := await _of_run(link, name, verb)) is not None:
+        if (hint := await _hint_at_run(link, name, verb)) is not None:
             raise NotFound(hint) from None
         raise
     try:
@@ -173,5 +173,5 @@ async def find_run(link: Link, name: str, verb: str) -> messages.RunDetails:
         pass
     except NotFound as error:
         missing = error
-    hint = await _of_run(link, name, verb)
+    hint = await _hint_at_run(link, name, verb)
     raise missing if hint is None else NotFound(hint)

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from runctl.client.requests import Link, NotReady, ask, dial
+from runctl.client.link import Link, NotReady, dial
+from runctl.client.requests import ask
 from runctl.config.load import load
 from runctl.protocol import messages, records, subjects
 from runctl.protocol.errors import Unavailable

@@ -179,7 +179,7 @@ class Box:
 
     def ask(self, *requests: Any) -> list[Any]:
         """The daemon's answers, over one connection: cheaper than a process for each."""
-        from runctl.client.requests import dial
+        from runctl.client.link import dial
         from runctl.config.load import load
         from runctl.protocol import messages, subjects
 

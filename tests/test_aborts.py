@@ -50,7 +50,8 @@ def test_submits_of_a_thread_keep_their_order_and_share_no_place(box: Box) -> No
     """All of them are sent before the first one is answered."""
     import asyncio
 
-    from runctl.client.requests import ask, dial
+    from runctl.client.link import dial
+    from runctl.client.requests import ask
     from runctl.config.load import load
 
     async def main() -> list[tuple[str, str]]:

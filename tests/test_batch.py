@@ -16,7 +16,7 @@ import pytest
 from conftest import DEADLINE, Box, wait_until
 from runctl.cli.commands import batch
 from runctl.cli.common import run
-from runctl.client.requests import dial
+from runctl.client.link import dial
 from runctl.config.load import load
 from test_json import check
 

@@ -20,12 +20,13 @@ import pytest
 import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runctl.cli.display.json_output import JsonOutput
 from runctl.cli.display.lines import LineMaker, Style
-from runctl.cli.display.output import JsonOutput
-from runctl.cli.display.replay_filter import HoldBack
+from runctl.cli.display.replay_filter import ReplayFilter
 from runctl.cli.display.tail import Tail
 from runctl.cli.main import main as runctl
 from runctl.client import consumer
+from runctl.client.events import Chunk, End, Event, Gap, Reset
 from runctl.protocol import records
 from runctl.protocol.model import Outcome, Status
 
@@ -242,28 +243,28 @@ def test_any_order_of_records_can_be_watched(
     found: list[records.Record], tail: int, lines: bool
 ) -> None:
     """Chunks of an attempt come once and in order, or a gap is named; all of it is shown."""
-    events: list[consumer.Event] = []
+    events: list[Event] = []
     state = consumer.RunState("r")
     for record in found:
         state.apply(record, events)
-    output, hold, last = JsonOutput(), HoldBack(), Tail(tail, lines)
+    output, hold, last = JsonOutput(), ReplayFilter(), Tail(tail, lines)
     style = LineMaker(Style(timestamps=True))
     expected, attempt = 1, 0
     for event in events:
         output.show(event)
-        if isinstance(event, consumer.Reset):
+        if isinstance(event, Reset):
             assert event.attempt >= attempt
             expected, attempt = 1, event.attempt
             last.clear()
-        elif isinstance(event, consumer.Chunk):
+        elif isinstance(event, Chunk):
             assert (event.attempt, event.seq) == (attempt, expected)
             expected += 1
             style.feed(event.data, event.at)
             last.add(event)
-        elif isinstance(event, consumer.Gap):
+        elif isinstance(event, Gap):
             assert event.from_ == expected <= event.to
             expected = event.to + 1
-        assert isinstance(event, consumer.Reset | consumer.Chunk | consumer.Gap | consumer.End)
+        assert isinstance(event, Reset | Chunk | Gap | End)
         hold.take(event)
     style.flush()
     last.take()

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE
-from runctl.cli.display import output as output_module
 from runctl.cli.display import render
+from runctl.cli.display.json_output import JsonOutput
+from runctl.cli.display.text_output import HumanOutput
 from runctl.cli.main import VERBS
-from runctl.client import consumer
-from runctl.client.consumer import Chunk, End, Gap, Reset, RunState
+from runctl.client.events import CaughtUp, Chunk, End, Event, Gap, Reset
+from runctl.client.run_state import RunState
 from runctl.protocol import records
 from runctl.protocol.model import Outcome, Status
 
@@ -124,13 +125,13 @@ def test_names_cannot_steer_the_terminal(capfdbinary: pytest.CaptureFixture[byte
 
 
 def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    output = output_module.JsonOutput()
+    output = JsonOutput()
     for event in (
         Reset("r", 1),
         Chunk("r", 1, 1, "stdout", "é".encode()),
         Chunk("r", 1, 2, "stderr", b"\xff"),
         Gap("r", 3, 4),
-        consumer.CaughtUp(),
+        CaughtUp(),
         End("r", 1, "failed", 3, "no"),
         End("r", 1, "succeeded", 0, None, "cut"),
     ):
@@ -149,7 +150,7 @@ def test_json_lines_are_the_contracts(capfdbinary: pytest.CaptureFixture[bytes])
 
 
 def test_remarks_start_on_a_line_of_their_own(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    output = output_module.HumanOutput()
+    output = HumanOutput()
     for event in (
         Reset("r", 1),
         Chunk("r", 1, 1, "stdout", b"\xffa"),
@@ -200,8 +201,8 @@ def end(attempt: int, count: int) -> records.End:
         ),
     ],
 )
-def test_records_become_events(found: list[records.Record], events: list[consumer.Event]) -> None:
-    state, got = RunState("r"), list[consumer.Event]()
+def test_records_become_events(found: list[records.Record], events: list[Event]) -> None:
+    state, got = RunState("r"), list[Event]()
     for record in found:
         state.apply(record, got)
     assert got == events

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tomli
-from runctl.client.requests import _target
+from runctl.client.link import _find_server
 from runctl.config import connection
 from runctl.config.load import load
 from runctl.protocol.errors import ConfigError, Unavailable
@@ -73,9 +73,9 @@ def test_websockets_need_a_package(
     words = "nats.url: ws:// and wss:// need a package that is not installed: pip install aiohttp"
     if there or url.startswith("nats"):
         require(config)
-        assert _target(config)[0] == config.nats
+        assert _find_server(config)[0] == config.nats
     else:
         with pytest.raises(ConfigError, match=words):
             require(config)
         with pytest.raises(Unavailable, match=words):
-            _target(config)
+            _find_server(config)

@@ -17,9 +17,10 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import DEADLINE, Box, Watch, alive, wait_until
-from runctl.cli.display.output import JsonOutput
-from runctl.cli.following.follow import Options, Target, follow
-from runctl.client.requests import Link, LinkLost, dial
+from runctl.cli.display.json_output import JsonOutput
+from runctl.cli.following.follow import Options, follow
+from runctl.client.link import Link, LinkLost, dial
+from runctl.client.locate import Target
 from runctl.config.load import load
 from runctl.protocol import messages, records, subjects
 from runctl.protocol.model import Outcome, Run, Status

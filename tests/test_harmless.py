@@ -18,7 +18,7 @@ from runctl.cli.display.open_lines import fit
 from runctl.cli.display.picture import Colours, draw
 from runctl.cli.display.render import width
 from runctl.cli.display.terminal_state import Screen
-from runctl.client.requests import dial
+from runctl.client.link import dial
 from runctl.protocol import records, subjects
 from runctl.protocol.model import Outcome, Status
 from terminal import Terminal

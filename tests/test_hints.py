@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import Box, running_box, wait_until
 from runctl.cli.main import VERBS
-from runctl.client.suggestions import MEANT, meant_verb
+from runctl.client.suggestions import MEANT, guess_verb
 
 
 @pytest.mark.short
@@ -33,7 +33,7 @@ from runctl.client.suggestions import MEANT, meant_verb
     ],
 )
 def test_a_verb_that_was_meant(word: str, verb: str | None) -> None:
-    assert meant_verb(word, VERBS) == verb
+    assert guess_verb(word, VERBS) == verb
 
 
 @pytest.mark.short

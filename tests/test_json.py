@@ -14,8 +14,8 @@ import pytest
 from conftest import DEADLINE, Box, Watch, running_box, wait_until
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
-from runctl.cli.display import output as outputs
-from runctl.client import consumer
+from runctl.cli.display.json_output import JsonOutput
+from runctl.client.events import Chunk, End, Gap, Reset
 from runctl.protocol import json_text, messages, model
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schema"
@@ -132,13 +132,13 @@ def test_unknown_and_missing_fields_are_seen() -> None:
 
 @pytest.mark.short
 def test_a_gap_and_binary_chunks(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    output = outputs.JsonOutput()
+    output = JsonOutput()
     for event in (
-        consumer.Reset("r", 2),
-        consumer.Gap("r", 1, 7),
-        consumer.Chunk("r", 2, 8, "stderr", b"\xff\x00"),
-        consumer.Chunk("r", 2, 9, "text", "größe\u2028".encode()),
-        consumer.End("r", 2, "failed", None, None),
+        Reset("r", 2),
+        Gap("r", 1, 7),
+        Chunk("r", 2, 8, "stderr", b"\xff\x00"),
+        Chunk("r", 2, 9, "text", "größe\u2028".encode()),
+        End("r", 2, "failed", None, None),
     ):
         output.show(event)
     output.flush()

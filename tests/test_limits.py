@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, Box, running_box, wait_until
 from natsserver import Node
-from runctl.client.requests import dial
+from runctl.client.link import dial
 from runctl.config.load import load
 from runctl.config.schema import Queue
 from runctl.protocol import messages, subjects

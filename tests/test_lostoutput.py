@@ -22,6 +22,7 @@ from conftest import Box, Watch, children, wait_until
 from natsserver import Node, connected
 from pgserver import free_port
 from runctl.client import consumer
+from runctl.client.events import Event
 from runctl.protocol import records, subjects
 
 # Counts, one number a line, as fast as the file argv[1] grows: a byte is a line.
@@ -376,7 +377,7 @@ def test_an_abort_is_answered_in_a_sealed_stream(outside: Box, node: Node) -> No
 @pytest.mark.short
 def test_a_reset_that_is_written_again_repeats_nothing() -> None:
     """For a watcher that came when it was not stored."""
-    state, events = consumer.RunState("r"), list[consumer.Event]()
+    state, events = consumer.RunState("r"), list[Event]()
     chunks = records.Chunks(1, 5, 0.0, [records.Chunk("stdout", b"x")])
     state.apply(chunks, events)
     before = list(events)

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import Node
-from runctl.client.requests import Link, NotReady, ask, dial
+from runctl.client.link import Link, NotReady, dial
+from runctl.client.requests import ask
 from runctl.config.connection import new_client
 from runctl.config.describe import describe
 from runctl.config.load import load

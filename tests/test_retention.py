@@ -16,8 +16,8 @@ import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import connected
 from proxy import Proxy
-from runctl.cli.display.output import lost
-from runctl.client.consumer import Gap
+from runctl.cli.display.output import describe_gap
+from runctl.client.events import Gap
 from runctl.protocol import messages, records, subjects
 from runctl.protocol.model import Run, Status
 from test_housekeeping import forget
@@ -336,8 +336,8 @@ def test_progress_of_a_purge_of_many_threads(box: Box) -> None:
 
 @pytest.mark.short
 def test_a_gap_in_words() -> None:
-    assert lost(Gap("r", 1, 300)) == "300 chunks (1 to 300) of run r are"
-    assert lost(Gap("r", 7, 7)) == "1 chunk (7) of run r is"
+    assert describe_gap(Gap("r", 1, 300)) == "300 chunks (1 to 300) of run r are"
+    assert describe_gap(Gap("r", 7, 7)) == "1 chunk (7) of run r is"
 
 
 @pytest.mark.short

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from natsserver import embedded
 from runctl.cli.health import local_checks, remote_checks
-from runctl.client.requests import Impostor, dial
+from runctl.client.link import Impostor, dial
 from runctl.config import connection
 from runctl.config.schema import Config
 from runctl.protocol import messages, subjects

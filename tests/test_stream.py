@@ -21,7 +21,9 @@ from conftest import DEADLINE, Box, Watch, wait_until
 from nats.aio.client import Client
 from natsserver import Node
 from runctl.client import consumer
-from runctl.client.requests import ask, dial
+from runctl.client.events import Chunk, End, Event, Gap, Reset
+from runctl.client.link import dial
+from runctl.client.requests import ask
 from runctl.config.load import load
 from runctl.config.schema import Config, Nats
 from runctl.protocol import messages, records, subjects
@@ -159,14 +161,14 @@ async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_ser
         await streams.end(THREAD, "kept", 2, Outcome(Status.ABORTED))
         end = (await streams.tail(subject)).record
     assert end is not None
-    state, events = consumer.RunState("kept"), list[consumer.Event]()
+    state, events = consumer.RunState("kept"), list[Event]()
     for record in (records.Reset("kept", 1, 0.0, "e"), begun, end):
         state.apply(record, events)
     assert [(type(event), getattr(event, "attempt", 1)) for event in events] == [
-        (consumer.Reset, 1),
-        (consumer.Chunk, 1),
-        (consumer.Chunk, 1),
-        (consumer.End, 1),
+        (Reset, 1),
+        (Chunk, 1),
+        (Chunk, 1),
+        (End, 1),
     ]
 
 
@@ -352,8 +354,8 @@ async def test_what_nats_has_acknowledged_and_lost_is_written_again(tmp_path: Pa
                 await other.end(Outcome(Status.SUCCEEDED))
                 await _until(lambda: _ended(events))
                 assert _data(events) == b"1234"
-                assert not [e for e in events if isinstance(e, consumer.Gap)]
-                assert len([e for e in events if isinstance(e, consumer.Reset)]) == 1
+                assert not [e for e in events if isinstance(e, Gap)]
+                assert len([e for e in events if isinstance(e, Reset)]) == 1
             for run, data in (("lost", b"1234"), ("other", b"abc")):
                 async with _watching(node.url, run) as events:
                     await _until(lambda e=events: _ended(e))
@@ -362,12 +364,12 @@ async def test_what_nats_has_acknowledged_and_lost_is_written_again(tmp_path: Pa
         node.close()
 
 
-def _ended(events: list[consumer.Event]) -> bool:
-    return any(isinstance(e, consumer.End) for e in events)
+def _ended(events: list[Event]) -> bool:
+    return any(isinstance(e, End) for e in events)
 
 
-def _data(events: list[consumer.Event]) -> bytes:
-    return b"".join(e.data for e in events if isinstance(e, consumer.Chunk))
+def _data(events: list[Event]) -> bytes:
+    return b"".join(e.data for e in events if isinstance(e, Chunk))
 
 
 async def _until(what: Callable[[], object]) -> None:
@@ -377,9 +379,9 @@ async def _until(what: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def _watching(url: str, run: str) -> AsyncIterator[list[consumer.Event]]:
+async def _watching(url: str, run: str) -> AsyncIterator[list[Event]]:
     """The events of a watcher, in an event loop of its own, as they come."""
-    events: list[consumer.Event] = []
+    events: list[Event] = []
     config = Config(state_dir=Path(), nats=Nats(url))
     ends: list[Callable[[], object]] = []
 

@@ -7,7 +7,7 @@ from conftest import Box, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from runctl.cli.display.tail import Tail
-from runctl.client.consumer import Chunk
+from runctl.client.events import Chunk
 from test_terminal import Terminal
 
 

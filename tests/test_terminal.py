@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, children, wait_until
 from runctl.cli.display.lines import LineMaker, Style
-from runctl.cli.display.replay_filter import HoldBack, Restart
-from runctl.client.consumer import Chunk, End, Gap, Reset
+from runctl.cli.display.replay_filter import ReplayFilter, Restart
+from runctl.client.events import Chunk, End, Gap, Reset
 from terminal import Terminal
 
 # ---- holding back ----------------------------------------------------------------------
@@ -23,7 +23,7 @@ def chunks(attempt: int, *data: str, stream: Any = "text") -> list[Chunk]:
     return [Chunk("r", attempt, i, stream, d.encode()) for i, d in enumerate(data, 1)]
 
 
-def take(hold: HoldBack, *events: Any) -> str:
+def take(hold: ReplayFilter, *events: Any) -> str:
     """What is shown: text, "|" for a restart, "." for the end."""
     out = ""
     for event in events:
@@ -44,7 +44,7 @@ def end(attempt: int) -> End:
 
 
 def test_a_repeated_prefix_is_not_shown_again() -> None:
-    hold = HoldBack()
+    hold = ReplayFilter()
     assert take(hold, Reset("r", 1), *chunks(1, "one ", "two ")) == "one two "
     assert take(hold, Reset("r", 2), *chunks(2, "on", "e tw")) == ""
     assert hold.recovering == 2
@@ -54,27 +54,27 @@ def test_a_repeated_prefix_is_not_shown_again() -> None:
 
 
 def test_a_reply_that_differs_is_shown_whole_behind_a_mark() -> None:
-    hold = HoldBack()
+    hold = ReplayFilter()
     take(hold, Reset("r", 1), *chunks(1, "one two"))
     assert take(hold, Reset("r", 2), *chunks(2, "one ", "TWO")) == "|one TWO"
     assert take(hold, Reset("r", 3), *chunks(3, "one TWO!"), end(3)) == "!."
 
 
 def test_a_reply_that_ends_early_is_shown_whole() -> None:
-    hold = HoldBack()
+    hold = ReplayFilter()
     take(hold, Reset("r", 1), *chunks(1, "one two"))
     assert take(hold, Reset("r", 2), *chunks(2, "one"), end(2)) == "|one."
 
 
 def test_a_third_attempt_repeats_what_two_have_shown() -> None:
-    hold = HoldBack()
+    hold = ReplayFilter()
     take(hold, Reset("r", 1), *chunks(1, "abcd"))
     assert take(hold, Reset("r", 2), *chunks(2, "ab")) == ""
     assert take(hold, Reset("r", 3), *chunks(3, "abcdef")) == "ef"
 
 
 def test_streams_are_compared_each_by_itself() -> None:
-    hold = HoldBack()
+    hold = ReplayFilter()
     take(hold, Reset("r", 1), *chunks(1, "out"), *chunks(1, "err", stream="stderr"))
     again = take(hold, Reset("r", 2), *chunks(2, "out more"))
     assert again == " more"
@@ -84,7 +84,7 @@ def test_streams_are_compared_each_by_itself() -> None:
 
 
 def test_a_gap_ends_the_comparison() -> None:
-    hold = HoldBack()
+    hold = ReplayFilter()
     take(hold, Reset("r", 1), *chunks(1, "one two"))
     assert take(hold, Reset("r", 2), Gap("r", 1, 3), *chunks(2, "x")) == "|_x"
     assert take(hold, Reset("r", 3), *chunks(3, "x")) == "|x"
@@ -92,7 +92,7 @@ def test_a_gap_ends_the_comparison() -> None:
 
 def test_beyond_the_limit_a_restart_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runctl.cli.display.replay_filter.LIMIT", 10)
-    hold = HoldBack()
+    hold = ReplayFilter()
     take(hold, Reset("r", 1), *chunks(1, "0123456789", "x"))
     assert take(hold, Reset("r", 2), *chunks(2, "0123")) == "|0123"
 

@@ -19,8 +19,9 @@ import trio
 import trio.testing
 from conftest import DEADLINE, Box, alive, children, wait_until
 from runctl.cli.display.terminal_state import MAX_HELD, Screen, plain
-from runctl.client.consumer import Chunk, End, Watcher
-from runctl.client.requests import dial
+from runctl.client.consumer import Watcher
+from runctl.client.events import Chunk, End
+from runctl.client.link import dial
 from runctl.config.load import load
 from runctl.protocol.errors import BadRequest
 from runctl.protocol.messages import Resize

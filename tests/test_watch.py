@@ -20,7 +20,18 @@ import pytest
 from conftest import SLACK
 from pgserver import free_port
 from runctl.client import consumer
-from runctl.client.requests import Link, dial
+from runctl.client.events import (
+    CaughtUp,
+    Chunk,
+    Connection,
+    End,
+    Event,
+    Gap,
+    Malformed,
+    Progress,
+    Reset,
+)
+from runctl.client.link import Link, dial
 from runctl.config.schema import Config
 from runctl.protocol import records, subjects
 from runctl.protocol.endpoint import ENDPOINT_FILE, Endpoint
@@ -135,7 +146,7 @@ class Seen:
 
     def __init__(self, server: Server, subject: str = SUBJECT, **options: Any) -> None:
         self.watcher = consumer.Watcher(lambda: dial(server.config), subject, **options)
-        self.events: list[consumer.Event] = []
+        self.events: list[Event] = []
 
     async def __aenter__(self) -> Seen:
         await self.watcher.__aenter__()
@@ -156,11 +167,11 @@ class Seen:
                 assert not self._task.done(), self._task.exception()
                 await asyncio.sleep(0.005)
 
-    def of(self, *kinds: type[consumer.Event]) -> list[consumer.Event]:
+    def of(self, *kinds: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kinds)]
 
     def texts(self) -> list[str]:
-        return [e.data.decode() for e in self.events if isinstance(e, consumer.Chunk)]
+        return [e.data.decode() for e in self.events if isinstance(e, Chunk)]
 
 
 def play(server: Server, body: Callable[[Writer], Awaitable[None]]) -> None:
@@ -182,16 +193,16 @@ def test_late_watcher_sees_the_run_from_its_first_chunk(server: Server) -> None:
         await w.chunks(1, 1, "a", "b")
         await w.chunks(1, 3, "c")
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
+            await seen.until(lambda: bool(seen.of(CaughtUp)))
             await w.chunks(1, 4, "d")
             await w.end(1, 4)
-            await seen.until(lambda: bool(seen.of(consumer.End)))
+            await seen.until(lambda: bool(seen.of(End)))
         assert seen.events == [
-            consumer.Reset("r1", 1),
-            *(consumer.Chunk("r1", 1, i, "stdout", x) for i, x in enumerate([b"a", b"b", b"c"], 1)),
-            consumer.CaughtUp(),
-            consumer.Chunk("r1", 1, 4, "stdout", b"d"),
-            consumer.End("r1", 1, "succeeded", 0, None),
+            Reset("r1", 1),
+            *(Chunk("r1", 1, i, "stdout", x) for i, x in enumerate([b"a", b"b", b"c"], 1)),
+            CaughtUp(),
+            Chunk("r1", 1, 4, "stdout", b"d"),
+            End("r1", 1, "succeeded", 0, None),
         ]
 
     play(server, body)
@@ -206,12 +217,12 @@ def test_reset_mid_watch_starts_the_reply_over(server: Server) -> None:
             await w.reset(2)
             await w.chunks(2, 1, "new", "er")
             await w.end(2, 2)
-            await seen.until(lambda: bool(seen.of(consumer.End)))
-        assert seen.of(consumer.Reset) == [consumer.Reset("r1", 1), consumer.Reset("r1", 2)]
+            await seen.until(lambda: bool(seen.of(End)))
+        assert seen.of(Reset) == [Reset("r1", 1), Reset("r1", 2)]
         assert seen.texts() == ["old", "new", "er"]
-        assert not seen.of(consumer.Gap)
+        assert not seen.of(Gap)
         async with Seen(server) as late:
-            await late.until(lambda: bool(late.of(consumer.End)))
+            await late.until(lambda: bool(late.of(End)))
         assert late.texts() == ["new", "er"]
 
     play(server, body)
@@ -225,7 +236,7 @@ def test_chunks_that_come_twice_are_shown_once(server: Server) -> None:
         await w.chunks(1, 1, "a")
         await w.end(1, 3)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(consumer.End)))
+            await seen.until(lambda: bool(seen.of(End)))
         assert seen.texts() == ["a", "b", "c"]
 
     play(server, body)
@@ -237,14 +248,14 @@ def test_what_retention_removed_is_reported(server: Server) -> None:
         await w.chunks(2, 7, "g")
         await w.end(2, 9)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(consumer.End)))
-        assert seen.of(consumer.Reset, consumer.Gap, consumer.Chunk) == [
-            consumer.Reset("r1", 2),
-            consumer.Gap("r1", 1, 3),
-            consumer.Chunk("r1", 2, 4, "stdout", b"d"),
-            consumer.Gap("r1", 5, 6),
-            consumer.Chunk("r1", 2, 7, "stdout", b"g"),
-            consumer.Gap("r1", 8, 9),
+            await seen.until(lambda: bool(seen.of(End)))
+        assert seen.of(Reset, Gap, Chunk) == [
+            Reset("r1", 2),
+            Gap("r1", 1, 3),
+            Chunk("r1", 2, 4, "stdout", b"d"),
+            Gap("r1", 5, 6),
+            Chunk("r1", 2, 7, "stdout", b"g"),
+            Gap("r1", 8, 9),
         ]
 
     play(server, body)
@@ -257,9 +268,9 @@ def test_malformed_record_is_left_out(server: Server) -> None:
         await w.chunks(1, 1, "a")
         await w.end(1, 1)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(consumer.End)))
+            await seen.until(lambda: bool(seen.of(End)))
         assert seen.texts() == ["a"]
-        assert len(seen.of(consumer.Malformed)) == 1
+        assert len(seen.of(Malformed)) == 1
 
     play(server, body)
 
@@ -268,9 +279,9 @@ def test_nothing_stored_is_caught_up_at_once(server: Server) -> None:
     async def body(w: Writer) -> None:
         async with Seen(server) as seen:
             await seen.until(lambda: bool(seen.events))
-            assert seen.events == [consumer.CaughtUp()]
+            assert seen.events == [CaughtUp()]
             await w.reset(1)
-            await seen.until(lambda: bool(seen.of(consumer.Reset)))
+            await seen.until(lambda: bool(seen.of(Reset)))
 
     play(server, body)
 
@@ -283,19 +294,19 @@ def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) ->
         await w.chunks(1, 2, "r1-b")
         await w.end(1, 2)
         async with Seen(server, subjects.thread_subjects("t")) as seen:
-            await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
-        assert not seen.of(consumer.Gap)
+            await seen.until(lambda: bool(seen.of(CaughtUp)))
+        assert not seen.of(Gap)
         assert seen.texts() == ["r1-a", "r2-a", "r1-b"]
         async with Seen(server, last_only=True) as last:
-            await last.until(lambda: bool(last.of(consumer.End)))
+            await last.until(lambda: bool(last.of(End)))
         assert not last.texts()
 
     play(server, body)
 
 
 def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> None:
-    def says(run: str, *fields: Any) -> consumer.Progress:
-        return consumer.Progress(run, records.Summary(*fields), subjects.out_subject("t", run))
+    def says(run: str, *fields: Any) -> Progress:
+        return Progress(run, records.Summary(*fields), subjects.out_subject("t", run))
 
     async def body(w: Writer) -> None:
         await w.reset(1, "r1")
@@ -306,11 +317,11 @@ def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> No
         await w.js.publish(subjects.out_subject("t", "r3"), old)
         everything = f"{subjects.SUBJECT_PREFIX}.*.*"
         async with Seen(server, everything, summaries=True) as seen:
-            await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
+            await seen.until(lambda: bool(seen.of(CaughtUp)))
             assert seen.events == [
                 says("r1", "end", 1, 2, "succeeded"),
                 says("r2", "reset", 2),
-                consumer.CaughtUp(),
+                CaughtUp(),
             ]
             (info,) = await w.js.consumers_info(subjects.STREAM)
             assert info.config.headers_only, "contents stay on the server"
@@ -320,20 +331,20 @@ def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> No
             )
             await w.link.close()
             server.kill()
-            await seen.until(lambda: consumer.Connection(False) in seen.events)
+            await seen.until(lambda: Connection(False) in seen.events)
             server.start()
             w.link = await dial(server.config)
             w.js = w.link.nc.jetstream(timeout=5)
-            await seen.until(lambda: consumer.Connection(True) in seen.events)
+            await seen.until(lambda: Connection(True) in seen.events)
             await w.end(2, 2, "r2")
             await seen.until(lambda: says("r2", "end", 2, 2, "succeeded") in seen.events)
             await w.link.close()
-        assert seen.of(consumer.Progress)[2:] == [
+        assert seen.of(Progress)[2:] == [
             says("r2", "chunk", 2, 2),
             says("r2", "end", 2, 2, "succeeded"),
         ]
-        assert len(seen.of(consumer.Malformed)) == 1
-        assert not seen.of(consumer.Chunk, consumer.Reset, consumer.Gap)
+        assert len(seen.of(Malformed)) == 1
+        assert not seen.of(Chunk, Reset, Gap)
 
     play(server, body)
 
@@ -349,9 +360,7 @@ def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> No
                     await w.chunks(1, seq, str(seq))
                 await w.link.close()
                 server.kill()
-                await seen.until(
-                    lambda turn=turn: len(seen.of(consumer.Connection)) == 2 * turn + 1
-                )
+                await seen.until(lambda turn=turn: len(seen.of(Connection)) == 2 * turn + 1)
                 server.start()
                 w.link = await dial(server.config)
                 w.js = w.link.nc.jetstream(timeout=5)
@@ -366,11 +375,11 @@ def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> No
                 await w.chunks(1, seq, str(seq))
                 await seen.until(lambda n=seq: len(seen.texts()) >= n)
             await w.end(1, seq)
-            await seen.until(lambda: bool(seen.of(consumer.End)))
+            await seen.until(lambda: bool(seen.of(End)))
             await w.link.close()
         assert seen.texts() == [str(i) for i in range(1, seq + 1)]
-        assert not seen.of(consumer.Gap)
-        ups = [e.up for e in seen.events if isinstance(e, consumer.Connection)]
+        assert not seen.of(Gap)
+        ups = [e.up for e in seen.events if isinstance(e, Connection)]
         assert ups == [False, True] * 3
 
     play(server, body)
@@ -380,7 +389,7 @@ def test_consumer_deleted_behind_our_back_is_made_again(server: Server) -> None:
     async def body(w: Writer) -> None:
         await w.reset(1)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(consumer.CaughtUp)))
+            await seen.until(lambda: bool(seen.of(CaughtUp)))
             for i in range(1, 4):
                 for info in await w.js.consumers_info(subjects.STREAM):
                     await w.js.delete_consumer(subjects.STREAM, info.name)
@@ -402,7 +411,7 @@ def test_twenty_thousand_chunks_arrive_and_leave_no_consumer(server: Server) -> 
         await w.link.nc.flush()
         await w.end(1, count)
         async with Seen(server) as seen:
-            await seen.until(lambda: bool(seen.of(consumer.End)))
+            await seen.until(lambda: bool(seen.of(End)))
         assert seen.texts() == [f"{i}\n" for i in range(1, count + 1)]
         async with asyncio.timeout(DEADLINE):
             while await w.js.consumers_info(subjects.STREAM):  # noqa: ASYNC110
@@ -427,8 +436,8 @@ def test_slow_reader_loses_nothing(server: Server) -> None:
                 if blocked < 2 and seqs:
                     blocked += 1
                     time.sleep(2)  # noqa: ASYNC251
-                seqs += [e.seq for e in events if isinstance(e, consumer.Chunk)]
-                if any(isinstance(e, consumer.End) for e in events):
+                seqs += [e.seq for e in events if isinstance(e, Chunk)]
+                if any(isinstance(e, End) for e in events):
                     break
         assert seqs == list(range(1, 101))
 

@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, children, wait_until
 from runctl.client import consumer
-from runctl.client.requests import dial
+from runctl.client.events import CaughtUp, Chunk, Connection, End, Event, Gap, Reset
+from runctl.client.link import dial
 from runctl.config.load import load
 from runctl.config.schema import Config
 from runctl.protocol import subjects
@@ -70,18 +71,18 @@ class Journal:
         self.last = max(self.written)
         self._seen: dict[tuple[int, int], bytes] = {}
 
-    def check(self, who: str, events: list[consumer.Event], *, stayed: bool) -> None:
+    def check(self, who: str, events: list[Event], *, stayed: bool) -> None:
         """Each attempt from its first chunk, each chunk once and in order, as written."""
         attempt, seq, size = 0, 0, 0
         ended = False
         for event in events:
-            if isinstance(event, consumer.CaughtUp | consumer.Connection):
+            if isinstance(event, CaughtUp | Connection):
                 continue
             assert not ended, f"{who}: {event} after the end"
-            if isinstance(event, consumer.Reset):
+            if isinstance(event, Reset):
                 assert event.attempt > attempt, f"{who}: {event} in attempt {attempt}"
                 attempt, seq, size = event.attempt, 0, 0
-            elif isinstance(event, consumer.Chunk):
+            elif isinstance(event, Chunk):
                 after = f"{who}: {event} behind chunk {seq} of attempt {attempt}"
                 assert (event.attempt, event.seq) == (attempt, seq + 1), after
                 until = size + len(event.data)
@@ -89,7 +90,7 @@ class Journal:
                 seq, size = event.seq, until
                 others = self._seen.setdefault((attempt, seq), event.data)
                 assert event.data == others, f"{after}: others saw {others!r}"
-            elif isinstance(event, consumer.End):
+            elif isinstance(event, End):
                 assert (event.attempt, event.status) == (self.last, "succeeded"), f"{who}: {event}"
                 assert attempt == self.last, f"{who}: ended in attempt {attempt}"
                 reply = len(self.written[self.last])
@@ -126,7 +127,7 @@ class Guest:
         self._subject = subject
         self.stays = stays
         self._pause = pause
-        self.events: list[consumer.Event] = []
+        self.events: list[Event] = []
 
     def __str__(self) -> str:
         return f"guest on {self._subject} (stays {self.stays}, pauses {self._pause:.2f})"
@@ -141,14 +142,14 @@ class Guest:
                             await self._collect(watcher)
                 return
             except Unavailable:  # came while the server was away: comes again
-                seen = [x for x in self.events if not isinstance(x, consumer.Connection)]
+                seen = [x for x in self.events if not isinstance(x, Connection)]
                 assert not seen, f"{self}: gave up"
                 await asyncio.sleep(0.05)
 
     async def _collect(self, watcher: consumer.Watcher) -> None:
         async for events in watcher:
             self.events += events
-            if any(isinstance(event, consumer.End) for event in events):
+            if any(isinstance(event, End) for event in events):
                 return
             await asyncio.sleep(self._pause)
 
@@ -191,22 +192,20 @@ class Attached:
         assert self.process.wait(DEADLINE) == code, str(self)
         self._reader.join(DEADLINE)
 
-    def events(self) -> list[consumer.Event]:
+    def events(self) -> list[Event]:
         return [_event(json.loads(line)) for line in self.raw.splitlines()]
 
 
-def _event(value: dict[str, Any]) -> consumer.Event:
+def _event(value: dict[str, Any]) -> Event:
     kind = value["type"]
     if kind == "reset":
-        return consumer.Reset(value["run"], value["attempt"])
+        return Reset(value["run"], value["attempt"])
     if kind == "chunk":
         data = value["data"].encode()
-        return consumer.Chunk(value["run"], value["attempt"], value["seq"], value["stream"], data)
+        return Chunk(value["run"], value["attempt"], value["seq"], value["stream"], data)
     if kind == "end":
-        return consumer.End(
-            value["run"], value["attempt"], value["status"], value["exit_code"], None
-        )
-    return consumer.Gap(value["run"], value["from"], value["to"])
+        return End(value["run"], value["attempt"], value["status"], value["exit_code"], None)
+    return Gap(value["run"], value["from"], value["to"])
 
 
 class Chaos:

@@ -24,7 +24,7 @@ import trio
 from conftest import DEADLINE, Box, Daemon, Watch, alive, wait_until
 from house import House
 from nats.errors import NoRespondersError
-from runctl.client.requests import Link, LinkLost, dial
+from runctl.client.link import Link, LinkLost, dial
 from runctl.config.load import load
 from runctl.protocol import messages, subjects
 from runctl.protocol.errors import LeaseHeld, LeaseLost

@@ -51,7 +51,7 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
     async def main() -> messages.Aborted:
         what = f"runctl: ending the processes of {thread}"
         async with progress(lambda passed: f"{what}; {render.seconds(passed)}") as line:
-            news = asyncio.create_task(_say_what_it_waits_for(app, thread, run_id, line))
+            news = asyncio.create_task(_report_obstacles(app, thread, run_id, line))
             try:
                 return await ask_once(
                     app.config, messages.Abort(thread, run_id, queued), messages.Aborted
@@ -66,7 +66,7 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
         render.out("\n".join(f"aborted {name}" for name in done.runs))
 
 
-async def _say_what_it_waits_for(
+async def _report_obstacles(
     app: App, thread: str, run_id: str | None, line: StatusLine
 ) -> NoReturn:
     """Processes that cannot be ended, and why: the abort is answered when they are gone."""

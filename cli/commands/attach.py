@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import shlex
 import sys
-from collections.abc import Callable, Sequence
 
 import click
 
-from ...client.requests import Link, dial
+from ...client.link import dial
+from ...client.locate import locate
 from ...protocol.model import check_run_id, check_thread
-from ..common import DETACHED, FAILED, App, Duration, Verb, pass_app, run
+from ..common import App, Duration, Verb, pass_app, run
 from ..completion.argument_types import RUN, THREAD
-from ..display import output as outputs
 from ..display import render
 from ..display.lines import Style
-from ..display.terminal_signals import Ended, Parting, signals
-from ..following.follow import Options, Standing, Target, follow, locate
+from ..following.follow import Options, Standing
+from ..following.session import follow_one, make_output, run_interruptibly
 
 
 @click.command(
@@ -110,48 +107,22 @@ def attach(
         from ..following import many
 
         watching = many.Many(app, options, style, timeout)
-        return interruptible(names, watching, lambda: run(lambda: watching.attach(names or None)))
+        return run_interruptibly(
+            names, watching, lambda: run(lambda: watching.attach(names or None))
+        )
     output = make_output(app, headers=follow_thread, style=style, raw=raw)
     standing = Standing()
 
     async def main() -> int:
         link = await dial(app.config)
         try:
-            target = await locate(link, names[0], run_id, options)
+            target = await locate(link, names[0], run_id, follow_thread=options.follow_thread)
         except BaseException:
             await link.close()
             raise
         return await follow_one(app, target, options, output, link, timeout, standing)
 
-    return interruptible(names, output, lambda: run(main), standing, options)
-
-
-async def follow_one(
-    app: App,
-    target: Target,
-    options: Options,
-    output: outputs.Output,
-    link: Link,
-    timeout: float | None,
-    standing: Standing,
-) -> int:
-    """``follow`` over a connection of its own, for ``timeout`` seconds at most."""
-    deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-    try:
-        return await follow(
-            app.config,
-            lambda: dial(app.config),
-            target,
-            options,
-            output,
-            deadline=deadline,
-            link=link,
-            standing=standing,
-        )
-    except TimeoutError:
-        output.leave()
-        output.remark(f"runctl: {standing.in_time()}")
-        return FAILED
+    return run_interruptibly(names, output, lambda: run(main), standing, options)
 
 
 def _style(timestamps: bool, grep: str | None) -> Style | None:
@@ -162,43 +133,3 @@ def _style(timestamps: bool, grep: str | None) -> Style | None:
     except re.error as error:
         raise click.UsageError(f"--grep {grep!r} is not a regular expression: {error}") from None
     return Style(timestamps, pattern, sys.stdout.isatty() and render.colours())
-
-
-def make_output(
-    app: App, *, headers: bool = False, style: Style | None = None, raw: bool = False
-) -> outputs.Output:
-    if app.json:
-        return outputs.JsonOutput()
-    return outputs.HumanOutput(headers, style=style, raw=raw)
-
-
-def interruptible(
-    threads: Sequence[str],
-    output: Parting,
-    main: Callable[[], int],
-    standing: Standing | None = None,
-    options: Options | None = None,
-) -> int:
-    """``main()``'s code, or that of being detached with Ctrl-C."""
-    try:
-        with signals(output):
-            return main()
-    except Ended as ended:
-        output.discard()
-        ended.die()
-        raise
-    except KeyboardInterrupt:
-        output.discard()
-        options = options or Options()
-        words = [shlex.quote(thread) for thread in threads] or ["--all"]
-        dash = ["--"] if any(t.startswith("-") for t in threads) else []
-        more = ["-f"] if options.follow_thread else []
-        if standing is not None and standing.run and not more:
-            more = ["--run", standing.run]  # whatever the thread does next
-        again = " ".join(["runctl attach", *more, *dash, *words])
-        several = len(words) > 1 or not threads
-        goes = "the runs go on" if several else (standing or Standing()).goes_on()
-        output.remark(f"runctl: detached; {goes}. Attach again: {again}")
-        return DETACHED
-    finally:
-        output.leave()

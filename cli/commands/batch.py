@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ...client.requests import Link, ask
+from ...client.link import Link
+from ...client.requests import ask
 from ...protocol import messages
 from ...protocol.errors import BadRequest, RequestError, Unavailable
 from ...protocol.model import one_line

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ...client.requests import ask, dial
+from ...client.link import dial
+from ...client.requests import ask
 from ...protocol import messages
 from ...protocol.model import Run, Status, ThreadRow, check_thread
 from ..common import STATUSES, App, Verb, pass_app, run
@@ -104,8 +105,8 @@ def _print_threads(rows: list[ThreadRow], status: str | None) -> None:
                 row.run.runner,
                 render.since(row.run.created_at),
                 str(row.queued),
-                _work(row.run),
-                _error(row.run),
+                _describe_work(row.run),
+                _describe_error(row.run),
             )
             for row in rows
         ),
@@ -114,11 +115,11 @@ def _print_threads(rows: list[ThreadRow], status: str | None) -> None:
     )
 
 
-def _work(run: Run) -> str:
+def _describe_work(run: Run) -> str:
     return run.command or run.prompt or "-"
 
 
-def _error(run: Run) -> str:
+def _describe_error(run: Run) -> str:
     return " ".join((run.error or "-").split())
 
 
@@ -158,8 +159,8 @@ def _print_runs(rows: list[messages.RunRow], status: str | None) -> None:
                 row.runner,
                 row.executor or "-",
                 render.moment(row.created_at),
-                _error(row),
-                _work(row),
+                _describe_error(row),
+                _describe_work(row),
             )
             for row in rows
         ),

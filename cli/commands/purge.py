@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from ...client.requests import Link, ask, dial
+from ...client.link import Link, dial
+from ...client.requests import ask
 from ...config.schema import Config
 from ...protocol import messages
 from ...protocol.errors import RequestError, Unavailable
@@ -73,14 +74,16 @@ async def _purge(config: Config, threads: list[str], older_than: float | None, f
                 )
             while done < len(threads):
                 batch = threads[done : done + size]
-                runs += await _batch(link, messages.Purge(batch, older_than, force), done, threads)
+                runs += await _purge_batch(
+                    link, messages.Purge(batch, older_than, force), done, threads
+                )
                 done += len(batch)
     finally:
         await link.close()
     return runs
 
 
-async def _batch(link: Link, request: messages.Purge, done: int, threads: list[str]) -> int:
+async def _purge_batch(link: Link, request: messages.Purge, done: int, threads: list[str]) -> int:
     try:
         return (await ask(link, request, messages.Purged)).runs
     except (RequestError, Unavailable) as error:

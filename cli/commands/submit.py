@@ -7,15 +7,17 @@ import sys
 
 import click
 
-from ...client.requests import ask, dial
+from ...client.link import dial
+from ...client.locate import Target, find_predecessor
+from ...client.requests import ask
 from ...protocol import messages
 from ...protocol.errors import BadRequest
 from ...protocol.model import MAX_PROMPT_BYTES, Status, check_run_id, check_thread
 from ..common import App, Duration, Verb, pass_app, run
 from ..completion.argument_types import RUNNER, THREAD, WORK
 from ..display import render
-from ..following.follow import Options, Standing, Target, goes_before
-from .attach import follow_one, interruptible, make_output
+from ..following.follow import Options, Standing
+from ..following.session import follow_one, make_output, run_interruptibly
 from .unread_input import unread_input
 
 _ARGV = "runctl.argv"
@@ -153,7 +155,7 @@ def submit(
             if done.status.terminal:  # submitted before with the same --id
                 found = (await ask(link, messages.Show(done.run), messages.RunDetails)).run
             elif queued:
-                behind = await goes_before(link, done.run, done.thread)
+                behind = await find_predecessor(link, done.run, done.thread)
                 if behind is not None and behind.run == done.run:  # or it has begun already
                     queued, behind = behind.status is Status.QUEUED, None
             target = Target(done.thread, done.run, found, queued=queued, behind=behind)
@@ -162,7 +164,7 @@ def submit(
             await link.close()
 
     if attach:
-        return interruptible([thread], output, lambda: run(main) or 0, standing)
+        return run_interruptibly([thread], output, lambda: run(main) or 0, standing)
     return run(main)
 
 

@@ -8,7 +8,10 @@ import click
 import msgspec
 
 from ...client import consumer
-from ...client.requests import dial
+from ...client.events import CaughtUp, Connection, End, Reset
+from ...client.link import dial
+from ...client.locate import find_predecessor
+from ...client.run_end import make_end, push_lost_end, wait_until_recorded
 from ...client.suggestions import dial_for, find_run
 from ...protocol import subjects
 from ...protocol.model import Run, Status
@@ -27,7 +30,7 @@ from ..common import (
 from ..completion.argument_types import RUN
 from ..display import render
 from ..display.status_line import progress
-from ..following.follow import BEGUN, Standing, end_of, goes_before, recorded, settle
+from ..following.follow import BEGUN, Standing
 
 #: How long the daemon may take to record an end that is in the stream already.
 RECORD_TIMEOUT = 5.0
@@ -60,11 +63,11 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
     try:
         ended = run(main)
     except TimeoutError:
-        render.note(standing.in_time())
+        render.note(standing.describe_timeout())
         return FAILED
     except KeyboardInterrupt:
         again = f"runctl wait {standing.run}"
-        render.note(f"stopped waiting; {standing.goes_on()}. Wait again: {again}")
+        render.note(f"stopped waiting; {standing.describe_future()}. Wait again: {again}")
         return DETACHED
     try:
         render.out_json(ended) if app.json else render.out(ended.status)
@@ -90,7 +93,7 @@ async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
         name = standing.run = found.run
         standing.queued = found.status is Status.QUEUED
         if standing.queued:
-            behind = await goes_before(link, name, found.thread)
+            behind = await find_predecessor(link, name, found.thread)
     except BaseException:
         await link.close()
         raise
@@ -113,16 +116,16 @@ async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
                 for event in events:
                     if isinstance(event, BEGUN) and standing.queued:
                         standing.queued, state = False, "running"
-                    if isinstance(event, consumer.End):
+                    if isinstance(event, End):
                         limit.reschedule(None)  # it has ended, and that stays
-                        return await _row(app, watcher, found, event)
-                    if isinstance(event, consumer.Reset):
+                        return await _read_ended(app, watcher, found, event)
+                    if isinstance(event, Reset):
                         state = f"running, attempt {event.attempt}"
-                    elif isinstance(event, consumer.CaughtUp):
+                    elif isinstance(event, CaughtUp):
                         if settling is not None:
                             settling.cancel()
-                        settling = asyncio.create_task(settle(app.config, name, watcher))
-                    elif isinstance(event, consumer.Connection):
+                        settling = asyncio.create_task(push_lost_end(app.config, name, watcher))
+                    elif isinstance(event, Connection):
                         lost = "runctl: connection lost; waiting for runctld to come back"
                         line.set("connection", None if event.up else lost)
     finally:
@@ -131,14 +134,14 @@ async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
     raise AssertionError("a watcher ends only with an error")
 
 
-async def _row(app: App, watcher: consumer.Watcher, found: Run, end: consumer.End) -> Run:
+async def _read_ended(app: App, watcher: consumer.Watcher, found: Run, end: End) -> Run:
     """The run as the daemon has it once it is recorded as ended; else from its end."""
     try:
         async with asyncio.timeout(RECORD_TIMEOUT):
-            row = await recorded(app.config, watcher, found.run)
+            row = await wait_until_recorded(app.config, watcher, found.run)
     except TimeoutError:
         row = None
-    if row is not None and end_of(row).status == end.status:
+    if row is not None and make_end(row).status == end.status:
         return row
     return msgspec.structs.replace(
         found,

@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 from ..common import App
 
 if TYPE_CHECKING:
-    from ...client.requests import Link
+    from ...client.link import Link
     from ...protocol.model import Run, ThreadRow
 
 R = TypeVar("R")
@@ -170,7 +170,7 @@ def _ask(ctx: click.Context, question: Callable[[Link], Awaitable[Iterable[R]]])
         app.config_file = Path(os.path.expandvars(file)).expanduser()
 
     async def main() -> list[R]:
-        from ...client.requests import dial
+        from ...client.link import dial
 
         link = await dial(app.config)
         try:

@@ -26,7 +26,7 @@ class Keyboard:
         self._fd = fd
         self._before: list[Any] | None = None
 
-    def hush(self) -> None:
+    def silence(self) -> None:
         """Show nothing of what comes from now on, and keep it from the shell."""
         if self._before is not None or not self._foreground():
             return
@@ -34,19 +34,19 @@ class Keyboard:
             before = termios.tcgetattr(self._fd)
             after = list(before)
             after[_LOCAL] = before[_LOCAL] & ~termios.ECHO
-            with _no_stop():
+            with _block_stop():
                 termios.tcsetattr(self._fd, termios.TCSANOW, after)
         except termios.error:
             return
         self._before = list(before)
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """As it was, and without what came meanwhile. Whatever makes the terminal speak has
         been switched off before."""
         before, self._before = self._before, None
         if before is None or not self._foreground():
             return
-        with contextlib.suppress(termios.error), _no_stop():
+        with contextlib.suppress(termios.error), _block_stop():
             time.sleep(LATE)
             termios.tcflush(self._fd, termios.TCIFLUSH)
             termios.tcsetattr(self._fd, termios.TCSANOW, before)  # waits for no reader
@@ -60,7 +60,7 @@ class Keyboard:
 
 
 @contextlib.contextmanager
-def _no_stop() -> Iterator[None]:
+def _block_stop() -> Iterator[None]:
     """Whoever sets a terminal from the background is stopped: not for a change that came in
     the same moment."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})

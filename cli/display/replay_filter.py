@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...client import consumer
+from ...client.events import Chunk, End, Event, Gap, Reset
 
 #: Bytes of a run that are remembered for the comparison. Beyond it a restart is
 #: announced at once: no terminal scrolls back that far.
@@ -25,8 +25,8 @@ class Restart:
         self.attempt = attempt
 
 
-Shown = consumer.Event | Restart
-RunEvent = consumer.Reset | consumer.Chunk | consumer.Gap | consumer.End
+Shown = Event | Restart
+RunEvent = Reset | Chunk | Gap | End
 
 
 @dataclass
@@ -35,11 +35,11 @@ class _Repeat:
 
     attempt: int
     done: dict[str, int] = field(default_factory=dict)
-    held: list[consumer.Event] = field(default_factory=list)
+    held: list[Event] = field(default_factory=list)
     surplus: int = 0
 
 
-class HoldBack:
+class ReplayFilter:
     """One run. ``take`` turns each of its events into those to be shown now."""
 
     def __init__(self) -> None:
@@ -54,22 +54,22 @@ class HoldBack:
 
     def take(self, event: RunEvent) -> list[Shown]:
         """A Restart stands for the Reset of an attempt that differs."""
-        if isinstance(event, consumer.Reset):
+        if isinstance(event, Reset):
             return self._reset(event)
         repeat = self._repeat
         if repeat is None:
-            if isinstance(event, consumer.Chunk):
+            if isinstance(event, Chunk):
                 self._remember(event)
-            elif isinstance(event, consumer.Gap):
+            elif isinstance(event, Gap):
                 self._forget()
             return [event]
-        if isinstance(event, consumer.Chunk):
+        if isinstance(event, Chunk):
             return self._compare(repeat, event)
         # Its end, or a hole, before everything on screen was repeated.
         repeat.held.append(event)
-        return self._differs(repeat, event.run)
+        return self._announce_restart(repeat, event.run)
 
-    def _reset(self, event: consumer.Reset) -> list[Shown]:
+    def _reset(self, event: Reset) -> list[Shown]:
         if self._shown is None:
             self._shown, self._size, self._repeat = {}, 0, None
             return [Restart(event.run, event.attempt)]
@@ -79,18 +79,18 @@ class HoldBack:
         self._repeat = _Repeat(event.attempt)
         return []
 
-    def _compare(self, repeat: _Repeat, event: consumer.Chunk) -> list[Shown]:
+    def _compare(self, repeat: _Repeat, event: Chunk) -> list[Shown]:
         assert self._shown is not None
         shown = self._shown.setdefault(event.stream, bytearray())
         done = repeat.done.get(event.stream, 0)
         same = min(len(event.data), len(shown) - done)
         repeat.held.append(event)
         if shown[done : done + same] != event.data[:same]:
-            return self._differs(repeat, event.run)
+            return self._announce_restart(repeat, event.run)
         repeat.done[event.stream] = done + same
         out: list[Shown] = []
         if same < len(event.data):  # behind what this stream had on screen
-            rest = consumer.Chunk(
+            rest = Chunk(
                 event.run, event.attempt, event.seq, event.stream, event.data[same:], event.at
             )
             repeat.surplus += len(rest.data)
@@ -98,22 +98,22 @@ class HoldBack:
             self._remember(rest)
             out.append(rest)
         if self._shown is None or repeat.surplus > LIMIT:
-            return self._differs(repeat, event.run)
+            return self._announce_restart(repeat, event.run)
         if all(repeat.done.get(name, 0) == len(data) for name, data in self._shown.items()):
             self._repeat = None
         return out
 
-    def _differs(self, repeat: _Repeat, run: str) -> list[Shown]:
+    def _announce_restart(self, repeat: _Repeat, run: str) -> list[Shown]:
         self._repeat = None
         self._shown, self._size = {}, 0
         for event in repeat.held:
-            if isinstance(event, consumer.Chunk):
+            if isinstance(event, Chunk):
                 self._remember(event)
-            elif isinstance(event, consumer.Gap):
+            elif isinstance(event, Gap):
                 self._forget()
         return [Restart(run, repeat.attempt), *repeat.held]
 
-    def _remember(self, event: consumer.Chunk) -> None:
+    def _remember(self, event: Chunk) -> None:
         if self._shown is None:
             return
         self._size += len(event.data)

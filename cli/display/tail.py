@@ -6,7 +6,7 @@ import collections
 
 import msgspec
 
-from ...client import consumer
+from ...client.events import Chunk
 from .replay_filter import LIMIT
 
 
@@ -23,12 +23,12 @@ class Tail:
 
     def clear(self) -> None:
         """A new attempt begins."""
-        self._kept: collections.deque[consumer.Chunk] = collections.deque()
+        self._kept: collections.deque[Chunk] = collections.deque()
         self._units = 0
-        self._left_out: list[consumer.Chunk] = []
+        self._left_out: list[Chunk] = []
         self._left_size = 0
 
-    def add(self, chunk: consumer.Chunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         self._kept.append(chunk)
         self._units += self._size(chunk)
         # With lines, one newline more than wanted: the first line may have begun before.
@@ -38,17 +38,17 @@ class Tail:
             self._units -= self._size(first)
             self._leave_out(first)
 
-    def _size(self, chunk: consumer.Chunk) -> int:
+    def _size(self, chunk: Chunk) -> int:
         return chunk.data.count(b"\n") if self._lines else 1
 
-    def _leave_out(self, chunk: consumer.Chunk) -> None:
+    def _leave_out(self, chunk: Chunk) -> None:
         self._left_size += len(chunk.data)
         if self._left_size > LIMIT:
             self._left_out.clear()
         else:
             self._left_out.append(chunk)
 
-    def take(self) -> tuple[list[consumer.Chunk], list[consumer.Chunk]]:
+    def take(self) -> tuple[list[Chunk], list[Chunk]]:
         """(what is left out, what is to be shown), in order. Ends the search."""
         kept = list(self._kept)
         if self._lines and kept:
@@ -58,7 +58,7 @@ class Tail:
         self.clear()
         return left_out, kept
 
-    def _cut(self, kept: list[consumer.Chunk], newlines: int) -> list[consumer.Chunk]:
+    def _cut(self, kept: list[Chunk], newlines: int) -> list[Chunk]:
         """``kept`` from behind its ``newlines``th newline on."""
         while kept and newlines > 0:
             chunk = kept.pop(0)

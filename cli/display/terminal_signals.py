@@ -14,7 +14,7 @@ from ..interrupts import interrupt
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Parting(Protocol):
+class Interruptible(Protocol):
     """What must be done with the output."""
 
     def discard(self) -> None:
@@ -33,7 +33,7 @@ class Parting(Protocol):
         """A line of ours, on stderr."""
 
 
-class Ended(SystemExit):
+class EndedBySignal(SystemExit):
     """By this signal. Not an Exception, so that it gets out of everything."""
 
     def __init__(self, number: int) -> None:
@@ -47,12 +47,12 @@ class Ended(SystemExit):
 
 
 @contextlib.contextmanager
-def signals(output: Parting) -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Ended within; Ctrl-Z suspends and goes on as a user expects.
+def handle_signals(output: Interruptible) -> Iterator[None]:
+    """SIGTERM and SIGHUP raise EndedBySignal within; Ctrl-Z suspends and goes on as a user expects.
     What our parent ignores, as nohup does, stays ignored."""
 
     def end(number: int, _: FrameType | None) -> None:
-        interrupt(Ended(number))
+        interrupt(EndedBySignal(number))
 
     def suspend(number: int, _: FrameType | None) -> None:
         output.suspend()

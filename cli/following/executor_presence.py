@@ -12,11 +12,11 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from ...client import consumer
-from ...client.requests import LinkLost
+from ...client.link import LinkLost
 from ...config.schema import Config
 from ...protocol import subjects
 from ...protocol.errors import Denied
-from ..display import output as outputs
+from ..display.output import Output
 
 #: Seconds of silence after which to look, and between two looks.
 INTERVAL = 1.0
@@ -25,7 +25,7 @@ INTERVAL = 1.0
 class Presence:
     """``executor`` None or "": any will do (the run is queued)."""
 
-    def __init__(self, config: Config, output: outputs.Output, executor: str | None) -> None:
+    def __init__(self, config: Config, output: Output, executor: str | None) -> None:
         self._wanted = not config.nats.embedded
         self._output = output
         self._executor = executor or None
@@ -43,7 +43,7 @@ class Presence:
     @contextlib.asynccontextmanager
     async def watching(self, watcher: consumer.Watcher) -> AsyncIterator[None]:
         """Say on the status line when the executor is gone, and when it is back."""
-        task = asyncio.create_task(self._look(watcher)) if self._wanted else None
+        task = asyncio.create_task(self._keep_looking(watcher)) if self._wanted else None
         try:
             yield
         finally:
@@ -51,7 +51,7 @@ class Presence:
                 task.cancel()
             self._output.status("executor", None)
 
-    async def _look(self, watcher: consumer.Watcher) -> None:
+    async def _keep_looking(self, watcher: consumer.Watcher) -> None:
         while True:
             self._heard = False
             await asyncio.sleep(INTERVAL)

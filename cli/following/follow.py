@@ -9,14 +9,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ...client import consumer
-from ...client.requests import Link, LinkLost, NotReady, ask, ask_once
-from ...client.suggestions import begins, explained
+from ...client.events import CaughtUp, Chunk, Connection, End, Event, Gap, Lost, Malformed, Reset
+from ...client.link import Link
+from ...client.locate import Target
+from ...client.run_end import make_end, push_lost_end, wait_until_recorded
 from ...config.schema import Config
-from ...protocol import messages, subjects
-from ...protocol.errors import Busy, NotFound, RequestError, Unavailable
-from ...protocol.model import Run, Status
+from ...protocol import subjects
+from ...protocol.model import Run
 from ..common import FAILED, OK, STATUS_EXIT
-from ..display import output as outputs
+from ..display.output import Output
 from ..display.tail import Tail
 from .executor_presence import Presence
 from .terminal_size import Window
@@ -24,9 +25,7 @@ from .terminal_size import Window
 #: How soon a run begins that nothing stands in the way of: only later is anything said.
 PATIENCE = 1.0
 #: Events of a run that has begun, or is over.
-BEGUN = consumer.Reset | consumer.Chunk | consumer.Gap | consumer.End
-#: JetStream's "no message found".
-NO_MESSAGE = 10037
+BEGUN = Reset | Chunk | Gap | End
 
 
 @dataclass(frozen=True)
@@ -40,21 +39,6 @@ class Options:
     since: float | None = None
 
 
-@dataclass(frozen=True)
-class Target:
-    """What to follow. ``found``: what the daemon knows of the run, None when it does not
-    answer. ``start``: the stream sequence at which the run's output begins, when the
-    thread is followed from there on. ``queued``: it has not begun; ``behind``: the run of its
-    thread that goes before it, None when none does."""
-
-    thread: str
-    run: str
-    found: Run | None
-    start: int | None = None
-    queued: bool = False
-    behind: Run | None = None
-
-
 @dataclass
 class Standing:
     """What whoever stops watching is told: which run it was ("": not known yet), and whether it
@@ -63,99 +47,21 @@ class Standing:
     run: str = ""
     queued: bool = False
 
-    def goes_on(self) -> str:
+    def describe_future(self) -> str:
         return "the run stays queued" if self.queued else "the run goes on"
 
-    def in_time(self) -> str:
+    def describe_timeout(self) -> str:
         """What a time-out says of it."""
         if self.queued:
             return f"run {self.run} has not begun yet; it stays queued"
         return f"run {self.run} has not ended yet; it goes on"
 
 
-async def goes_before(link: Link, run: str, thread: str) -> Run | None:
-    """The run of its thread that goes before ``run``, which has not begun; itself, when it is
-    the next; None when nobody says."""
-    try:
-        first = (await ask(link, messages.Locate(thread), messages.RunDetails)).run
-    except (Unavailable, RequestError):
-        return None
-    return first if first.run == run or not first.status.terminal else None
-
-
-def waits(run: str, behind: Run | None) -> str:
+def describe_wait(run: str, behind: Run | None) -> str:
     """What a run that has not begun waits for."""
     if behind is None:
         return f"run {run} is queued; it begins when an executor has room"
     return f"run {run} waits behind run {behind.run} of its thread, which is {behind.status}"
-
-
-async def locate(link: Link, thread: str, run: str | None, options: Options) -> Target:
-    """The thread's current or latest run, or ``run``; from the stream alone when the
-    daemon does not answer. Raises NotFound, Unavailable."""
-    before = await _last(link, subjects.thread_subjects(thread)) if options.follow_thread else None
-    found: Run | None = None
-    try:
-        found = await _located(link, thread, run)
-        name = found.run
-    except LinkLost:
-        raise
-    except (Unavailable, Busy):  # output is served by JetStream, without the daemon
-        name = run or await _latest_run(link, thread)
-    queued = found is not None and found.status is Status.QUEUED
-    behind = await goes_before(link, name, thread) if queued and run is not None else None
-    start = None
-    if options.follow_thread:
-        start = await _first(link, subjects.out_subject(thread, name))
-        if start is None:
-            start = (before[0] if before else 0) + 1
-    if behind is not None and behind.run == name:
-        behind = None
-    return Target(thread, name, found, start, queued, behind)
-
-
-async def _located(link: Link, thread: str, run: str | None) -> Run:
-    """The thread's current or latest run, or ``run``, of whose id the beginning is enough."""
-    request = messages.Locate(thread, run)
-    try:
-        return (await ask(link, request, messages.RunDetails, hint=run is None)).run
-    except NotFound as error:
-        if run is None:
-            raise
-        found = await begins(link, run)
-        if found is None or found.thread != thread:
-            raise await explained(link, request, error) from None
-        return found
-
-
-async def _last(link: Link, subject: str) -> tuple[int, str] | None:
-    """(stream sequence, subject) of the last record of ``subject``, which may hold
-    wildcards. Raises Unavailable."""
-    return await _stored(link, {"last_by_subj": subject})
-
-
-async def _first(link: Link, subject: str) -> int | None:
-    found = await _stored(link, {"seq": 1, "next_by_subj": subject})
-    return found[0] if found else None
-
-
-async def _stored(link: Link, query: dict[str, object]) -> tuple[int, str] | None:
-    try:
-        message = (await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query))["message"]
-    except NotReady as problem:
-        if problem.code in (NO_MESSAGE, subjects.NO_STREAM):
-            return None
-        raise Unavailable(f"neither runctld nor JetStream answers ({problem})") from None
-    return int(message["seq"]), str(message["subject"])
-
-
-async def _latest_run(link: Link, thread: str) -> str:
-    last = await _last(link, subjects.thread_subjects(thread))
-    if last is None:
-        raise NotFound(
-            f"no output of thread {thread!r} is stored, and runctld does not answer to say more"
-        )
-    return last[1].rpartition(".")[2]
 
 
 async def follow(
@@ -163,7 +69,7 @@ async def follow(
     dial: Callable[[], Awaitable[Link]],
     target: Target,
     options: Options,
-    output: outputs.Output,
+    output: Output,
     *,
     deadline: float | None = None,
     link: Link | None = None,
@@ -181,7 +87,7 @@ async def follow(
     patience: float | None = None
     if target.queued and options.follow:
         if target.behind is not None:
-            output.remark(f"runctl: {waits(name, target.behind)}")
+            output.remark(f"runctl: {describe_wait(name, target.behind)}")
         else:  # most begin at once
             patience = asyncio.get_running_loop().time() + PATIENCE
     subject = (
@@ -207,7 +113,7 @@ async def follow(
                 events = await _next(watcher, output, patience)
                 if events is None:
                     patience = None
-                    output.remark(f"runctl: {waits(name, None)}")
+                    output.remark(f"runctl: {describe_wait(name, None)}")
                     continue
                 presence.heard()
                 for event in events:
@@ -219,22 +125,22 @@ async def follow(
                         output.flush()
                         limit.reschedule(None)  # the code is known, and stays
                         if follower.live:
-                            await _confirm(config, watcher, name)
+                            await _confirm_end(config, watcher, name)
                         return code
-                    if isinstance(event, consumer.Reset):
+                    if isinstance(event, Reset):
                         presence.moved(event.executor)
-                    elif isinstance(event, consumer.End):
+                    elif isinstance(event, End):
                         presence.moved("")
-                    elif isinstance(event, consumer.Connection):
+                    elif isinstance(event, Connection):
                         reconnected = event.up
-                    elif isinstance(event, consumer.CaughtUp):
+                    elif isinstance(event, CaughtUp):
                         # A consumer that is not the first: the stream may be another one.
                         again = reconnected or caught_up
                         reconnected, caught_up = False, True
                         if not again:
                             continue
                         if not options.follow_thread and settling is None:
-                            settling = asyncio.create_task(settle(config, name, watcher))
+                            settling = asyncio.create_task(push_lost_end(config, name, watcher))
                 output.flush()
                 if settling is not None and settling.done():
                     settling = None
@@ -244,8 +150,8 @@ async def follow(
 
 
 async def _next(
-    watcher: consumer.Watcher, output: outputs.Output, patience: float | None
-) -> list[consumer.Event] | None:
+    watcher: consumer.Watcher, output: Output, patience: float | None
+) -> list[Event] | None:
     """What comes, None when nothing did until ``patience`` (the loop's time); meanwhile the
     output settles when it is due."""
     now = asyncio.get_running_loop().time
@@ -265,66 +171,18 @@ async def _next(
             return None
 
 
-async def settle(config: Config, name: str, watcher: consumer.Watcher) -> None:
-    """After a reconnection: if the run ended and its end record is gone (retention, a
-    purge), nothing would ever tell the watcher. Ask the daemon, once it answers."""
-    delay = 0.1
-    while True:
-        try:
-            found = (await ask_once(config, messages.Show(name), messages.RunDetails)).run
-        except (Unavailable, Busy):
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 2.0)
-            continue
-        except RequestError:
-            return
-        if found.status.terminal:
-            await asyncio.sleep(1.0)  # the record itself comes first, if it is there
-            watcher.push(consumer.Lost(name))
-            watcher.push(end_of(found))
-        return
-
-
-def end_of(found: Run) -> consumer.End:
-    return consumer.End(
-        *(found.run, found.attempt, found.status.value),
-        *(found.exit_code, found.error, found.note),
-    )
-
-
-async def _confirm(config: Config, watcher: consumer.Watcher, name: str) -> None:
+async def _confirm_end(config: Config, watcher: consumer.Watcher, name: str) -> None:
     """Wait, briefly, until the daemon has recorded the end that we saw, so that a script's
     next command finds the run ended."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1.0):
-            await recorded(config, watcher, name)
-
-
-async def recorded(config: Config, watcher: consumer.Watcher, name: str) -> Run | None:
-    """The run once the daemon says that it ended; None if the daemon does not answer."""
-    delay = 0.005
-    while True:
-        link = watcher.link
-        reply: messages.RunDetails | None
-        try:
-            if link is None or link.closed.is_set():
-                reply = await ask_once(config, messages.Show(name), messages.RunDetails)
-            else:
-                reply = await ask(link, messages.Show(name), messages.RunDetails)
-        except Busy:
-            reply = None
-        except (Unavailable, RequestError):
-            return None
-        if reply is not None and reply.run.status.terminal:
-            return reply.run
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, 0.2)
+            await wait_until_recorded(config, watcher, name)
 
 
 class _Follower:
     """Decides what of the events is shown, and when it is over."""
 
-    def __init__(self, target: Target, options: Options, output: outputs.Output) -> None:
+    def __init__(self, target: Target, options: Options, output: Output) -> None:
         self._name = target.run
         self._found = target.found
         self._options = options
@@ -335,8 +193,8 @@ class _Follower:
         self._earlier: set[str] = set()
         #: With --tail, what is stored is held back until all of it was seen.
         self._tail: Tail | None = None
-        self._held_reset: consumer.Reset | None = None
-        self._held_end: consumer.End | None = None
+        self._held_reset: Reset | None = None
+        self._held_end: End | None = None
         if options.tail is not None:
             self._tail = Tail(options.tail, output.counts_lines)
         #: Whether the end was seen as it happened.
@@ -344,11 +202,11 @@ class _Follower:
         self._queued = target.queued
         self._behind = target.behind
 
-    def take(self, event: consumer.Event) -> int | None:
+    def take(self, event: Event) -> int | None:
         """The exit code, once there is nothing more to come."""
         if not self._begun and self._is_earlier(event):
             return None
-        if isinstance(event, consumer.Chunk):
+        if isinstance(event, Chunk):
             self._seen = True
             if event.at < self._from:
                 self._output.skip(event)
@@ -357,9 +215,9 @@ class _Follower:
             else:
                 self._tail.add(event)
             return None
-        if isinstance(event, consumer.CaughtUp):
-            return self._caught_up()
-        if isinstance(event, consumer.Connection):
+        if isinstance(event, CaughtUp):
+            return self._end_stored()
+        if isinstance(event, Connection):
             self._output.status(
                 "connection",
                 None
@@ -370,42 +228,42 @@ class _Follower:
                 else "runctl: connection lost; waiting for runctld to come back (Ctrl-C detaches)",
             )
             return None
-        if isinstance(event, consumer.Lost):
+        if isinstance(event, Lost):
             self._output.remark(f"runctl: the end of run {event.run} is no longer stored")
             return None
-        if isinstance(event, consumer.Malformed):
+        if isinstance(event, Malformed):
             self._output.remark(f"runctl: {event.why}")
             return None
         self._seen = True
         if self._tail is not None:
-            if isinstance(event, consumer.Reset):
+            if isinstance(event, Reset):
                 self._tail.clear()
                 self._held_reset, self._held_end = event, None
-            elif isinstance(event, consumer.End):
+            elif isinstance(event, End):
                 self._held_end = event
             return None
         self._output.show(event)
-        return self._after(event)
+        return self._exit_code_after(event)
 
-    def _is_earlier(self, event: consumer.Event) -> bool:
+    def _is_earlier(self, event: Event) -> bool:
         """Whether it is the rest of a run that ended while ours was looked for: what came
         before is not missing, it was not asked for."""
-        if not isinstance(event, consumer.Reset | consumer.Chunk | consumer.Gap | consumer.End):
+        if not isinstance(event, Reset | Chunk | Gap | End):
             return False
         self._begun = event.run == self._name
-        if isinstance(event, consumer.Reset):
+        if isinstance(event, Reset):
             if event.executor:
                 self._earlier.discard(event.run)
             else:
                 self._earlier.add(event.run)
         return not self._begun and event.run in self._earlier
 
-    def _after(self, event: consumer.Event) -> int | None:
-        if isinstance(event, consumer.End) and not self._options.follow_thread:
+    def _exit_code_after(self, event: Event) -> int | None:
+        if isinstance(event, End) and not self._options.follow_thread:
             return STATUS_EXIT.get(event.status, FAILED)
         return None
 
-    def _caught_up(self) -> int | None:
+    def _end_stored(self) -> int | None:
         if self._tail is not None:
             left_out, kept = self._tail.take()
             self._tail = None
@@ -417,17 +275,17 @@ class _Follower:
                 self._output.show(chunk)
             if self._held_end is not None:
                 self._output.show(self._held_end)
-                code = self._after(self._held_end)
+                code = self._exit_code_after(self._held_end)
                 if code is not None:
                     return code
         found, self._found = self._found, None
         if found is not None and found.status.terminal and not self._options.follow_thread:
             what = "end" if self._seen else "output"
             self._output.remark(f"runctl: the {what} of run {self._name} is no longer stored")
-            self._output.show(end_of(found))
+            self._output.show(make_end(found))
             return STATUS_EXIT[found.status]
         if self._options.follow:
             return None
         if self._queued and not self._seen:
-            self._output.remark(f"runctl: no output yet: {waits(self._name, self._behind)}")
+            self._output.remark(f"runctl: no output yet: {describe_wait(self._name, self._behind)}")
         return OK

@@ -7,18 +7,23 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from ...client import consumer
-from ...client.requests import Link, NotReady, ask, dial
+from ...client.events import Progress
+from ...client.link import Link, NotReady, dial
+from ...client.locate import Target, locate
+from ...client.requests import ask
 from ...config.schema import Config
 from ...protocol import messages, subjects
 from ...protocol.errors import Unavailable
 from ...protocol.model import untoken
 from ..common import ABORTED, FAILED, OK, App, innermost
-from ..display import output as outputs
 from ..display import render
+from ..display.json_output import JsonOutput
 from ..display.lines import Style
 from ..display.open_lines import OpenLines
+from ..display.output import Label, Output
 from ..display.status_line import StatusLine
-from .follow import Options, Standing, Target, follow, locate
+from ..display.text_output import HumanOutput
+from .follow import Options, Standing, follow
 
 #: SGR codes of the names, in turn: bright enough on dark, dark enough on light.
 COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
@@ -61,7 +66,7 @@ class Many:
         self._late: list[Standing] = []
         self._line = StatusLine()
         self._open = OpenLines()
-        self._outputs: dict[str, outputs.Output] = {}
+        self._outputs: dict[str, Output] = {}
         self._codes: list[int] = []
         self._width = 0
         self._connection = Connection(app.config)
@@ -73,8 +78,11 @@ class Many:
             link = await self._connection.dial()
             newcomers = threads is None and self._options.follow_thread
             since = await _last_sequence(link) if newcomers else 0
-            names = await _running(link) if threads is None else threads
-            targets = [await locate(link, name, None, self._options) for name in names]
+            names = await _list_running(link) if threads is None else threads
+            targets = [
+                await locate(link, name, None, follow_thread=self._options.follow_thread)
+                for name in names
+            ]
             widths = [render.width(render.cut(render.printable(n), WIDEST)) for n in names]
             self._width = max(widths, default=0)
             if threads is None and not targets:
@@ -83,7 +91,7 @@ class Many:
                 )
             if self._timeout is not None:
                 self._deadline = asyncio.get_running_loop().time() + self._timeout
-            async with _whole(asyncio.TaskGroup()) as group:
+            async with _raise_first(asyncio.TaskGroup()) as group:
                 for target in targets:
                     self._start(group, target)
                 if newcomers:
@@ -97,7 +105,7 @@ class Many:
             self.remark(f"runctl: not all runs have ended yet; {rest}")
         return next((code for code in (FAILED, ABORTED) if code in self._codes), OK)
 
-    async def _follow(self, target: Target, output: outputs.Output) -> None:
+    async def _follow(self, target: Target, output: Output) -> None:
         standing = Standing()
         try:
             code = await follow(
@@ -125,10 +133,10 @@ class Many:
             async with asyncio.timeout_at(self._deadline), watcher:
                 async for events in watcher:
                     for event in events:
-                        if isinstance(event, consumer.Progress):
-                            self._meet(group, event, since)
+                        if isinstance(event, Progress):
+                            self._follow_newcomer(group, event, since)
 
-    def _meet(self, group: asyncio.TaskGroup, event: consumer.Progress, since: int) -> None:
+    def _follow_newcomer(self, group: asyncio.TaskGroup, event: Progress, since: int) -> None:
         try:
             thread = untoken(event.subject.split(".")[-2])
         except ValueError:
@@ -140,22 +148,22 @@ class Many:
         output = self._outputs[target.thread] = self._output(target.thread)
         group.create_task(self._follow(target, output))
 
-    def _output(self, thread: str) -> outputs.Output:
+    def _output(self, thread: str) -> Output:
         if self._app.json:
-            return outputs.JsonOutput(thread)
+            return JsonOutput(thread)
         name = render.cut(render.printable(thread), WIDEST)
         self._width = max(self._width, render.width(name))
         pad = " " * (self._width - render.width(name))
         colour = COLOURS[len(self._outputs) % len(COLOURS)]
-        return outputs.HumanOutput(
+        return HumanOutput(
             self._options.follow_thread,
             style=self._style,
-            label=outputs.Label(f"{name}{pad} | ", colour),
+            label=Label(f"{name}{pad} | ", colour),
             line=self._line,
             open_lines=self._open,
         )
 
-    # What ``interruptible`` needs.
+    # What ``run_interruptibly`` needs.
 
     def discard(self) -> None:
         for output in self._outputs.values():
@@ -180,7 +188,7 @@ class Many:
 
 
 @contextlib.asynccontextmanager
-async def _whole(group: asyncio.TaskGroup) -> AsyncIterator[asyncio.TaskGroup]:
+async def _raise_first(group: asyncio.TaskGroup) -> AsyncIterator[asyncio.TaskGroup]:
     """A task group whose first error comes out as itself."""
     try:
         async with group:
@@ -197,7 +205,7 @@ async def _last_sequence(link: Link) -> int:
     return int(info["state"]["last_seq"])
 
 
-async def _running(link: Link) -> list[str]:
+async def _list_running(link: Link) -> list[str]:
     names: list[str] = []
     after: int | None = 0
     while after is not None:

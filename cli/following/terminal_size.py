@@ -14,7 +14,9 @@ import signal
 from typing import TYPE_CHECKING
 
 from ...client import consumer
-from ...client.requests import Link, ask
+from ...client.events import Connection, End, Event, Reset
+from ...client.link import Link
+from ...client.requests import ask
 from ...protocol import messages, subjects
 from ...protocol.errors import RequestError, Unavailable
 from ..display.render import STDOUT
@@ -42,7 +44,7 @@ class Window:
     def __init__(self, watcher: consumer.Watcher, enabled: bool) -> None:
         self._watcher = watcher
         self._enabled = enabled and os.isatty(STDOUT)
-        self._reset: consumer.Reset | None = None
+        self._reset: Reset | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._link: Link | None = None
@@ -51,14 +53,14 @@ class Window:
     async def __aenter__(self) -> Window:
         return self
 
-    def take(self, event: consumer.Event) -> None:
+    def take(self, event: Event) -> None:
         if not self._enabled:
             return
-        if isinstance(event, consumer.Reset):
+        if isinstance(event, Reset):
             self._reset = event if event.tty and event.executor else None
-        elif isinstance(event, consumer.End):
+        elif isinstance(event, End):
             self._reset = None
-        elif not (isinstance(event, consumer.Connection) and event.up):
+        elif not (isinstance(event, Connection) and event.up):
             return
         if self._reset is not None:
             self._start()
@@ -93,13 +95,13 @@ class Window:
             await self._wake.wait()
             self._wake.clear()
             for pause in RETRIES:
-                if await self._announced():
+                if await self._announce():
                     break
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), pause)
                     break
 
-    async def _announced(self) -> bool:
+    async def _announce(self) -> bool:
         """False: it may go better soon."""
         reset, link = self._reset, self._watcher.link
         if reset is None:
@@ -110,7 +112,7 @@ class Window:
             columns, rows = os.get_terminal_size(STDOUT)
             if columns < 1 or rows < 1:
                 return True
-            await self._listen(link)
+            await self._subscribe_inbox(link)
             size = min(columns, MOST), min(rows, MOST)
             request = messages.Resize(reset.run, self._inbox, *size)
             await ask(link, request, messages.Resized, executor=reset.executor)
@@ -120,7 +122,7 @@ class Window:
             pass
         return True
 
-    async def _listen(self, link: Link) -> None:
+    async def _subscribe_inbox(self, link: Link) -> None:
         """Have our inbox on this link. The inbox stays ours over reconnections, and with
         it our place in the row."""
         if link is self._link:

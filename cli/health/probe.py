@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 
-from ...client.requests import LinkLost, ask, dial
+from ...client.link import LinkLost, dial
+from ...client.requests import ask
 from ...config.schema import Config
 from ...protocol import messages
 from ...protocol.errors import Unavailable

@@ -14,7 +14,8 @@ from copy import deepcopy
 from datetime import datetime
 from typing import Any
 
-from ...client.requests import Impostor, Link, NotReady, ask, dial
+from ...client.link import Impostor, Link, NotReady, dial
+from ...client.requests import ask
 from ...config.schema import Config
 from ...protocol import __version__, messages, subjects
 from ...protocol.errors import RequestError, Unavailable

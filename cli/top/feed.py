@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ...client import consumer
-from ...client.requests import Link, LinkLost, ask, dial
+from ...client.events import CaughtUp, Connection, Event, Progress
+from ...client.link import Link, LinkLost, dial
+from ...client.requests import ask
 from ...config.schema import Config
 from ...protocol import messages, subjects
 from ...protocol.errors import Denied, RequestError, Unavailable
@@ -88,15 +90,15 @@ class Feed:
         """List again, soon."""
         self._stale.set()
 
-    async def _take(self, event: consumer.Event, watcher: consumer.Watcher) -> None:
-        if isinstance(event, consumer.Progress):
+    async def _take(self, event: Event, watcher: consumer.Watcher) -> None:
+        if isinstance(event, Progress):
             self._board.summarise(event.run, event.summary, time.monotonic())
             if event.summary.kind != "chunk" and self._caught_up:
                 self._stale.set()
-        elif isinstance(event, consumer.CaughtUp):
+        elif isinstance(event, CaughtUp):
             self._caught_up = True
             self._stale.set()
-        elif isinstance(event, consumer.Connection):
+        elif isinstance(event, Connection):
             if not event.up:
                 self._online.clear()
                 what = "the stored output is gone" if event.stream else "connection lost"

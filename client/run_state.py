@@ -1,0 +1,73 @@
+"""Records of a run's output become events, each chunk once."""
+
+from __future__ import annotations
+
+from ..protocol import records
+from .events import Chunk, End, Event, Gap, Reset
+
+
+class RunState:
+    """Where one run's output stands: turns its records into events, each chunk once."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.attempt = 0
+        self.expected = 1
+        self._began = 0.0
+
+    def apply(self, record: records.Record, out: list[Event]) -> None:
+        if isinstance(record, records.Chunks):
+            self._chunks(record, out)
+        elif isinstance(record, records.Reset):
+            # The one that was seen already comes again when we start over in the stream, and
+            # one that was not stored when we began is written again when that is lost.
+            again = record.attempt == self.attempt and self.expected > 1 and self._began > 0
+            if record.attempt > self.attempt or (again and record.at != self._began):
+                self._begin(record.attempt, out, record.executor, record.tty)
+            if record.attempt == self.attempt:
+                self._began = record.at
+        else:
+            self._end(record, out)
+
+    def _begin(self, attempt: int, out: list[Event], executor: str = "", tty: bool = False) -> None:
+        self.attempt = attempt
+        self.expected = 1
+        self._began = 0.0
+        out.append(Reset(self.run, attempt, executor, tty))
+
+    def _chunks(self, record: records.Chunks, out: list[Event]) -> None:
+        if record.attempt < self.attempt:
+            return
+        if record.attempt > self.attempt:  # retention removed its reset
+            self._begin(record.attempt, out)
+        self._skip_to(record.seq, out)
+        run, attempt, expected = self.run, self.attempt, self.expected
+        seq = record.seq
+        for chunk in record.chunks:
+            if seq >= expected:
+                out.append(Chunk(run, attempt, seq, chunk.stream, chunk.data, record.at))
+                expected = seq + 1
+            seq += 1
+        self.expected = expected
+
+    def _end(self, record: records.End, out: list[Event]) -> None:
+        if record.attempt > self.attempt and record.chunks:
+            self._begin(record.attempt, out)
+        if record.attempt == self.attempt:
+            self._skip_to(record.chunks + 1, out)
+        outcome = record.outcome
+        out.append(
+            End(
+                self.run,
+                record.attempt,
+                outcome.status.value,
+                outcome.exit_code,
+                outcome.error,
+                outcome.note,
+            )
+        )
+
+    def _skip_to(self, seq: int, out: list[Event]) -> None:
+        if seq > self.expected:
+            out.append(Gap(self.run, self.expected, seq - 1))
+            self.expected = seq
