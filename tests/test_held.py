@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import shutil
 import signal
 import subprocess
@@ -181,3 +182,61 @@ def test_one_that_is_stopped_meanwhile_is_ended_when_it_may(bound: Box) -> None:
     os.kill(pid, signal.SIGKILL)
     assert abort.wait(DEADLINE) == 0
     assert box.show(run)["status"] == "aborted"
+
+
+#: Begins the end of a tree with a process of another user and one that does not hear TERM, and
+#: says whenever it changes what ``held`` says. argv: a directory; "go" there ends the first one.
+ENDING = f"""
+import os, sys, trio
+from pathlib import Path
+from runctl.supervisor.processes.keeper_start import open_keeper
+TREE = '''
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+    while not os.path.exists(sys.argv[1] + "/go"):
+        time.sleep(0.02)
+    os._exit(0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1] + "/deaf", "w").close()
+time.sleep(600)
+'''
+async def main():
+    path = Path(sys.argv[1])
+    async with open_keeper(path, wait=5) as keeper, trio.open_nursery() as nursery:
+        null = os.open(os.devnull, os.O_RDWR)
+        process = await keeper.spawn(
+            [sys.executable, "-c", TREE, str(path)], mark="m", env=os.environ, cwd=None,
+            stdin=null, stdout=null, stderr=null,
+        )
+        while not (path / "deaf").exists():
+            await trio.sleep(0.01)
+        nursery.start_soon(process.end, 3600)
+        while not (held := keeper.held("m")):
+            await trio.sleep(0.01)
+        print(held, flush=True)
+        while keeper.held("m"):
+            await trio.sleep(0.01)
+        print("nobody", flush=True)
+        await process.end(0)
+trio.run(main)
+"""
+
+
+def test_it_is_said_when_nobody_is_in_the_way_any_more() -> None:
+    """Though others of its tree are waited for."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        command = [sys.executable, "-c", WITHOUT_CAP_KILL, sys.executable, "-c", ENDING, folder]
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ending,
+            selectors.DefaultSelector() as selector,
+        ):
+            assert ending.stdout is not None
+            assert f"belongs to user id {NOBODY}" in ending.stdout.readline()
+            selector.register(ending.stdout, selectors.EVENT_READ)
+            Path(folder, "go").touch()
+            if not selector.select(DEADLINE):
+                ending.kill()
+            assert ending.stdout.readline() == "nobody\n"
+            assert ending.wait(DEADLINE) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -24,7 +25,7 @@ from runctl.supervisor.processes.keeper_client import Keeper, KeeperLost, Proces
 from runctl.supervisor.processes.keeper_start import open_keeper
 from runctl.supervisor.processes.proctable import Row, descent, read_row, scan, scan_ps
 from runctl.supervisor.processes.signalling import kill_rows, strike, term_rows
-from runctl.supervisor.processes.trees import Forest, Tree
+from runctl.supervisor.processes.trees import STUCK, Forest, Tree
 
 LINUX = sys.platform == "linux"
 linux_only = pytest.mark.skipif(not LINUX, reason="needs a child subreaper and /proc")
@@ -66,6 +67,15 @@ if os.fork() == 0:
     os.setsid()
     note()
     idle()
+"""
+
+
+#: ``pids()``: how many have said theirs.
+COUNT = """
+def pids():
+    with open(sys.argv[1], "a+") as file:
+        file.seek(0)
+        return len(file.readlines())
 """
 
 
@@ -403,6 +413,23 @@ async def test_what_is_kept_is_forgotten_when_it_ends_by_itself(
     other = await spawn(keeper, "true")  # the keeper looks when a tree is being ended
     await other.end(0)
     await until(lambda: not keeper._kept and not keeper._marks, "it is forgotten")
+
+
+@linux_only
+async def test_what_an_end_names(keeper: Keeper, tmp_path: Path) -> None:
+    """What a root has left behind, once: neither the root, nor what another end named."""
+    process, _ = await script(keeper, SERVING + "idle()", tmp_path / "living", 1)
+    assert await process.end(NEVER) == ([], [])
+    code = SERVING + "if os.fork() == 0: note(); idle()\nwhile pids() < 2: time.sleep(0.001)"
+    log = tmp_path / "left"
+    process, pids = await script(keeper, COUNT + code, log, 2)
+    await process.wait()
+    (server,) = (pid for pid in pids if os.getsid(pid) == pid)
+    (other,) = {*pids} - {server}
+    ended, kept = await process.end(NEVER, keep=True)
+    assert [re.findall(r"\((\d+)\)", x) for x in (*ended, *kept)] == [[str(other)], [str(server)]]
+    ended, kept = await process.end(NEVER)
+    assert [re.findall(r"\((\d+)\)", x) for x in (*ended, *kept)] == [[str(server)]]
 
 
 async def test_only_the_tree_itself_is_ended(keeper: Keeper, tmp_path: Path) -> None:
@@ -891,3 +918,65 @@ def test_a_scan_by_ps_agrees() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+@linux_only
+def test_a_ps_that_hangs_is_given_up(tmp_path: Path) -> None:
+    ps = tmp_path / "ps"
+    ps.write_text("#!/bin/sh\nexec sleep 600\n")
+    ps.chmod(0o700)
+    code = """
+from runctl.supervisor.processes import proctable
+proctable.PS_LIMIT = 0.1
+try:
+    proctable.scan_ps()
+except OSError as error:
+    print(error.strerror)
+"""
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True, timeout=DEADLINE
+    )
+    assert done.stdout == "ps does not answer\n"
+
+
+#: Nothing that is to be killed is reached, as in a system call that does not return. argv: "void"
+#: for a child that never was a command.
+UNREACHABLE = """
+import os, sys, time
+from runctl.supervisor.processes import signalling
+from runctl.supervisor.processes.proctable import read_row
+from runctl.supervisor.processes.trees import Forest, Tree
+signalling.kill_rows = signalling.kill_children = lambda *_: None
+pid = os.fork()
+if pid == 0:
+    os.setsid()
+    time.sleep(600)
+forest = Forest()
+forest.add(Tree(1, pid, read_row(pid).start, b"RUNCTL_RUN=x"))
+forest.trees[1].void = sys.argv[1] == "void"
+print(pid, flush=True)
+signalling.kill_all(forest, lambda held: None)
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("kind", ["void", "command"])
+def test_whom_kill_does_not_reach_is_left_to_the_kernel(kind: str) -> None:
+    """If it never was a command; a command is waited for."""
+    with subprocess.Popen(
+        [sys.executable, "-c", UNREACHABLE, kind], stdout=subprocess.PIPE, text=True
+    ) as ending:
+        assert ending.stdout is not None
+        pid = int(ending.stdout.readline())
+        try:
+            if kind == "command":
+                with pytest.raises(subprocess.TimeoutExpired):
+                    ending.wait(2 * STUCK)
+                os.kill(pid, signal.SIGKILL)
+            assert ending.wait(DEADLINE) == 0
+            assert alive(pid) == (kind == "void")
+        finally:
+            ending.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
