@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Box, alive, wait_until
-from runctl.supervisor.processes.environments import environment
+from runctl.supervisor.processes.environments import read_environment
 from runctl.supervisor.processes.proctable import scan
 
 pytestmark = pytest.mark.skipif(
@@ -66,7 +66,7 @@ def bound(request: pytest.FixtureRequest) -> Iterator[Box]:
         (path / "go").touch()
         box.close()
         mark = b"RUNCTL_STATE=" + os.fsencode(box.state)
-        wait_until(lambda: not [x for x in scan() if mark in environment(x)], "all are gone")
+        wait_until(lambda: not [x for x in scan() if mark in read_environment(x)], "all are gone")
         shutil.rmtree(path)
 
 

@@ -20,11 +20,15 @@ import trio
 import trio.testing
 from conftest import SLACK, alive, wait_until
 from runctl.protocol.errors import RunFailed, Unavailable
-from runctl.supervisor.processes.environments import Answer, environment
+from runctl.supervisor.processes.environments import Answer, read_environment
 from runctl.supervisor.processes.keeper_client import Keeper, KeeperLost, Process
 from runctl.supervisor.processes.keeper_start import open_keeper
-from runctl.supervisor.processes.proctable import Row, descent, read_row, scan, scan_ps
-from runctl.supervisor.processes.signalling import kill_rows, strike, term_rows
+from runctl.supervisor.processes.proctable import Row, read_row, scan, scan_ps, walk_descendants
+from runctl.supervisor.processes.signalling import (
+    kill_processes,
+    signal_process,
+    terminate_processes,
+)
 from runctl.supervisor.processes.trees import STUCK, Forest, Tree
 
 LINUX = sys.platform == "linux"
@@ -89,7 +93,7 @@ def state_mark(path: Path) -> bytes:
 
 def marked(mark: bytes) -> list[int]:
     """The live processes that have ``mark`` in their environment."""
-    return [pid for pid in scan() if mark in environment(pid)]
+    return [pid for pid in scan() if mark in read_environment(pid)]
 
 
 async def until(what: Callable[[], Any], why: str, deadline: float = DEADLINE) -> None:
@@ -372,7 +376,7 @@ note()
 idle()
 """
     process, pids = await script(keeper, code, tmp_path / "pids", 3)
-    await until(lambda: any(not environment(p)[0] for p in pids), "one has no mark")
+    await until(lambda: any(not read_environment(p)[0] for p in pids), "one has no mark")
     with taking(0):
         await process.end(NEVER)
     assert not [pid for pid in pids if alive(pid)]
@@ -391,7 +395,7 @@ while sum(1 for _ in open(sys.argv[1])) < 2: time.sleep(0.001)
 """
     process, pids = await script(keeper, code, tmp_path / "pids", 2)
     assert await process.wait() == 0
-    await until(lambda: any(not environment(p)[0] for p in pids), "one has no mark")
+    await until(lambda: any(not read_environment(p)[0] for p in pids), "one has no mark")
     assert all(map(alive, pids))
     with taking(0):
         await process.end(NEVER)
@@ -428,8 +432,7 @@ async def test_what_an_end_names(keeper: Keeper, tmp_path: Path) -> None:
     (other,) = {*pids} - {server}
     ended, kept = await process.end(NEVER, keep=True)
     assert [re.findall(r"\((\d+)\)", x) for x in (*ended, *kept)] == [[str(other)], [str(server)]]
-    ended, kept = await process.end(NEVER)
-    assert [re.findall(r"\((\d+)\)", x) for x in (*ended, *kept)] == [[str(server)]]
+    assert await process.end(0) == ([], [])
 
 
 async def test_only_the_tree_itself_is_ended(keeper: Keeper, tmp_path: Path) -> None:
@@ -860,7 +863,7 @@ def test_one_that_was_not_asked_may_be_of_any_tree() -> None:
 @linux_only
 def test_a_kill_hits_the_group_of_one_that_is_gone_already() -> None:
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    kill_rows({child.pid: row(1, child.pid, start=0)}, [child.pid])
+    kill_processes({child.pid: row(1, child.pid, start=0)}, [child.pid])
     assert child.wait(DEADLINE) == -signal.SIGKILL
 
 
@@ -878,7 +881,9 @@ def test_a_term_hits_what_its_group_has_forked_just_now() -> None:
             text += os.read(child.stdout.fileno(), 100)
         (other,) = {int(pid) for pid in text.split()} - {child.pid}
         os.killpg(child.pid, signal.SIGSTOP)
-        term_rows({child.pid: row(1, child.pid, start=0)}, [child.pid])  # which saw no other
+        terminate_processes(
+            {child.pid: row(1, child.pid, start=0)}, [child.pid]
+        )  # which saw no other
         assert child.wait(DEADLINE) == -signal.SIGTERM
         wait_until(lambda: not alive(other), "the other heard it as well")
 
@@ -887,10 +892,10 @@ def test_a_term_hits_what_its_group_has_forked_just_now() -> None:
 def test_a_signal_hits_only_the_process_that_was_seen() -> None:
     child = subprocess.Popen(["sleep", "60"])
     start = scan()[child.pid].start
-    strike(child.pid, start - 1, signal.SIGKILL)
-    strike(child.pid, start, signal.SIGTERM)
+    signal_process(child.pid, start - 1, signal.SIGKILL)
+    signal_process(child.pid, start, signal.SIGTERM)
     assert child.wait(DEADLINE) == -signal.SIGTERM
-    strike(child.pid, start, signal.SIGKILL)  # gone: nothing to say
+    signal_process(child.pid, start, signal.SIGKILL)  # gone: nothing to say
 
 
 @linux_only
@@ -898,7 +903,7 @@ def test_not_being_able_to_look_is_not_absence() -> None:
     old = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, old[1]))
     try:
-        for look in (read_row, environment):
+        for look in (read_row, read_environment):
             with pytest.raises(OSError, match="Too many open files"):
                 look(os.getpid())
     finally:
@@ -914,7 +919,7 @@ def test_a_scan_by_ps_agrees() -> None:
         assert table[me].parent == os.getppid()
         assert table[child.pid].parent == me
         assert table[child.pid].session == child.pid
-        assert child.pid in descent(table, me)
+        assert child.pid in walk_descendants(table, me)
     finally:
         child.kill()
         child.wait()
@@ -947,7 +952,7 @@ import os, sys, time
 from runctl.supervisor.processes import signalling
 from runctl.supervisor.processes.proctable import read_row
 from runctl.supervisor.processes.trees import Forest, Tree
-signalling.kill_rows = signalling.kill_children = lambda *_: None
+signalling.kill_processes = signalling.kill_children = lambda *_: None
 pid = os.fork()
 if pid == 0:
     os.setsid()

@@ -26,7 +26,7 @@ from runctl.config.load import load
 from runctl.protocol.errors import BadRequest
 from runctl.protocol.messages import Resize
 from runctl.protocol.subjects import control_subject, thread_subjects
-from runctl.supervisor.processes.terminal_size import Size, Window, checked
+from runctl.supervisor.processes.terminal_size import Size, Window, check_size
 from test_terminal import Terminal
 
 CONFIG = """
@@ -470,7 +470,7 @@ def test_resize_answers_by_name(tty_box: Box) -> None:
 )
 def test_a_client_is_an_inbox(client: str) -> None:
     with pytest.raises(BadRequest):
-        checked(Resize("r", client, 80, 24))
+        check_size(Resize("r", client, 80, 24))
 
 
 async def test_the_first_living_client_decides() -> None:

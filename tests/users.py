@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Box, wait_until
-from runctl.supervisor.processes.environments import environment
+from runctl.supervisor.processes.environments import read_environment
 from runctl.supervisor.processes.proctable import scan
 
 NOBODY = 65534
@@ -47,7 +47,7 @@ def open_box(prefix: list[str]) -> Iterator[Box]:
         (path / "go").touch()
         box.close()
         mark = b"RUNCTL_STATE=" + os.fsencode(box.state)
-        wait_until(lambda: not [x for x in scan() if mark in environment(x)], "all are gone")
+        wait_until(lambda: not [x for x in scan() if mark in read_environment(x)], "all are gone")
         shutil.rmtree(path)
 
 
@@ -64,7 +64,7 @@ def of_user(uid: int, box: Box) -> list[int]:
     return [
         x
         for x, row in scan().items()
-        if not row.zombie and owner(x) == uid and mark in environment(x)
+        if not row.zombie and owner(x) == uid and mark in read_environment(x)
     ]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ...protocol import messages
 from ...protocol.errors import NotFound, Refused
-from ..processes.terminal_size import checked
+from ..processes.terminal_size import check_size
 from .context import Context
 from .queries import find_run
 
 
 async def resize(c: Context, r: messages.Resize) -> messages.Reply:
-    size = checked(r)
+    size = check_size(r)
     live = c.registry.get(r.run)
     if live is None:
         found = await find_run(c, r.run)

@@ -59,7 +59,7 @@ from ..output.publisher import Streams
 from ..peers.remote import Others
 from ..peers.takeover import Takeover
 from ..processes.keeper_client import Keeper
-from ..processes.terminal_size import Window, asks
+from ..processes.terminal_size import Window, make_alive_check
 from ..queue.admission import Backlog
 from ..queue.engine import Durable
 from ..upkeep.history_retention import Housekeeping
@@ -214,7 +214,7 @@ class Service:
                     executor=self._executor,
                     meters=self._meters,
                     hide=self._hide,
-                    open_window=partial(Window, asks(client)),
+                    open_window=partial(Window, make_alive_check(client)),
                     on_end=[
                         self._retention.hear_end,
                         self._endings.hear_end,

@@ -19,39 +19,39 @@ _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
 _OURS = 1 << 5 | 1 << 6 | 1 << 7
 
 
-def become(uid: int, gid: int, groups: Sequence[int]) -> None:
+def become_user(uid: int, gid: int, groups: Sequence[int]) -> None:
     """Turn this process into one of that user, for good and without any capability.
 
     Raises OSError; what it is then is undefined: end it."""
     if (uid, gid) == (os.geteuid(), os.getegid()):
-        shed()
+        shed_capabilities()
         return
     os.setgroups(list(groups))
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    _keep_only(0)
+    _keep_capabilities(0)
     if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3:
         raise OSError(errno.EPERM, "the user did not change")
 
 
-def shed() -> None:
+def shed_capabilities() -> None:
     """Give up what is the keeper's alone. Root keeps what it has: its files are its own."""
     if _LIBC is not None and os.geteuid() != 0:
-        _keep_only(~_OURS)
+        _keep_capabilities(~_OURS)
 
 
-def _keep_only(kept: int) -> None:
+def _keep_capabilities(kept: int) -> None:
     """Leave none but ``kept``, a set of bits, of the capabilities of this process; what is
     ambient goes with them."""
     assert _LIBC is not None
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
-    _check(_LIBC.capget(header, data))
+    _check_result(_LIBC.capget(header, data))
     held = list(data)
     for index in range(6):
         data[index] &= (kept >> 32 * (index // 3)) & 0xFFFFFFFF
     if list(data) != held:  # who holds none may be forbidden the very call
-        _check(_LIBC.capset(header, data))
+        _check_result(_LIBC.capset(header, data))
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
             _LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
-def _check(result: int) -> None:
+def _check_result(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

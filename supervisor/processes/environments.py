@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from . import credentials
-from .prctl import die_with
-from .proctable import Identity, Table, holds, read_row
+from .prctl import die_with_parent
+from .proctable import Identity, Table, has_process, read_row
 
 #: So long a child may take to read, seconds: until then an end waits for it.
 LIMIT = 2.0
@@ -54,8 +54,8 @@ class Environments:
     def ask(self, wanted: Iterable[Identity], marks: Collection[bytes]) -> None:
         """Have it read which of ``marks`` each of ``wanted`` has, unless that is known, or under
         way. Raises OSError."""
-        under_way, now = self._under_way(), time.monotonic()
-        unread = [x for x in wanted if x not in under_way and now >= self._asked_from(x)]
+        under_way, now = self._list_unread(), time.monotonic()
+        unread = [x for x in wanted if x not in under_way and now >= self._find_next_ask(x)]
         if not unread:
             return
         try:
@@ -66,7 +66,7 @@ class Environments:
             # As many processes as there may be. Who ends them has to know whose they are, and there
             # is no other way left.
             for identity in unread:
-                self._note(identity, find_mark(identity, marks))
+                self._note_answer(identity, find_mark(identity, marks))
             return
         self._children.add(reader.pid)
         self._readers.add(reader)
@@ -77,50 +77,50 @@ class Environments:
         self.answers = {
             identity: answer
             for identity, answer in self.answers.items()
-            if any(holds(table, identity) for table in tables)
+            if any(has_process(table, identity) for table in tables)
         }
 
-    def hear(self, reader: "Reader") -> None:
+    def hear_reader(self, reader: "Reader") -> None:
         """Take what it has read by now."""
-        answers, over = reader.take()
+        answers, over = reader.take_answers()
         for identity, mark in answers:
-            self._note(identity, mark)
+            self._note_answer(identity, mark)
         if over:
-            self._dismiss(reader)
+            self._dismiss_reader(reader)
 
     def give_up(self) -> None:
         """End the readers whose time is over."""
         now = time.monotonic()
         for reader in [x for x in self._readers if now >= x.deadline]:
-            self.hear(reader)
+            self.hear_reader(reader)
             if reader in self._readers:
                 if reader.pid in self._children:
                     os.kill(reader.pid, signal.SIGKILL)
-                self._dismiss(reader)
+                self._dismiss_reader(reader)
 
-    def deadline(self) -> float:
+    def next_deadline(self) -> float:
         """When to give up next."""
         return min((reader.deadline for reader in self._readers), default=math.inf)
 
-    def due(self) -> float:
+    def next_ask(self) -> float:
         """When to ask next, even if no tree is being ended."""
         if self.changed:
             return 0.0
-        silent = {x for x, answer in self.answers.items() if answer.silent} - self._under_way()
-        return min(map(self._asked_from, silent), default=math.inf)
+        silent = {x for x, answer in self.answers.items() if answer.silent} - self._list_unread()
+        return min(map(self._find_next_ask, silent), default=math.inf)
 
-    def _under_way(self) -> set[Identity]:
+    def _list_unread(self) -> set[Identity]:
         return {identity for reader in self._readers for identity in reader.unread}
 
-    def _asked_from(self, identity: Identity) -> float:
+    def _find_next_ask(self, identity: Identity) -> float:
         answer = self.answers.get(identity)
         return 0.0 if answer is None else answer.at + (LATER if answer.silent else AGAIN)
 
-    def _note(self, identity: Identity, mark: bytes, *, silent: bool = False) -> None:
+    def _note_answer(self, identity: Identity, mark: bytes, *, silent: bool = False) -> None:
         self.answers[identity] = Answer(mark, silent, time.monotonic())
         self.changed = True
 
-    def _dismiss(self, reader: "Reader") -> None:
+    def _dismiss_reader(self, reader: "Reader") -> None:
         """It says no more."""
         self._readers.remove(reader)
         self._selector.unregister(reader.fd)
@@ -129,7 +129,7 @@ class Environments:
             before = self.answers.get(identity)
             if before is None or not before.silent:
                 self.silenced.append(identity[0])
-            self._note(identity, b"", silent=True)
+            self._note_answer(identity, b"", silent=True)
 
 
 class Reader:
@@ -156,7 +156,7 @@ class Reader:
         finally:
             os.close(report)
 
-    def take(self) -> tuple[list[tuple[Identity, bytes]], bool]:
+    def take_answers(self) -> tuple[list[tuple[Identity, bytes]], bool]:
         """What it has said since, and whether that was all that it will say."""
         over = False
         with contextlib.suppress(BlockingIOError):
@@ -179,7 +179,7 @@ def _read_all(unread: Collection[Identity], marks: list[bytes], report: int, kee
         # What it held open beyond the end of the keeper would be waited for.
         os.closerange(0, report)
         os.closerange(report + 1, os.sysconf("SC_OPEN_MAX"))
-        die_with(keeper)
+        die_with_parent(keeper)
         under_way = []
         for identity in unread:
             done = _thread.allocate_lock()
@@ -210,27 +210,27 @@ def find_mark(identity: Identity, marks: Collection[bytes]) -> bytes:
     """The first of ``marks`` in the environment of that process; empty if there is none, or
     it is gone. May hang. Raises OSError."""
     pid, start = identity
-    mark = next((entry for entry in environment(pid) if entry in marks), b"")
+    mark = next((entry for entry in read_environment(pid) if entry in marks), b"")
     row = read_row(pid)
     return mark if row is not None and row.start == start else b""
 
 
-def environment(pid: int) -> list[bytes]:
+def read_environment(pid: int) -> list[bytes]:
     """What ``pid`` was started with; nothing if it is gone, dead or not ours to see. Who may
     become its user sees what that user does. May hang."""
     try:
         try:
-            return read_environment(pid)
+            return _read_environ_file(pid)
         except PermissionError:
             owner = os.stat(f"/proc/{pid}")
             if owner.st_uid in (0, os.geteuid()):
                 return []
             with credentials.acting_as(owner.st_uid, owner.st_gid):
-                return read_environment(pid)
+                return _read_environ_file(pid)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
 
 
-def read_environment(pid: int) -> list[bytes]:
+def _read_environ_file(pid: int) -> list[bytes]:
     with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
         return file.readall().split(b"\0")

@@ -77,7 +77,7 @@ class Process:
         time: a shorter grace then hastens all. Cancelling the call does not cancel what
         it began. With ``keep`` what has left the root's session goes on, until it is ended
         by another call, by ``end_kept``, or with the keeper. Raises KeeperLost."""
-        return await self._keeper._end(self, self._tree, grace, keep)
+        return await self._keeper._end_process(self, self._tree, grace, keep)
 
 
 class Keeper:
@@ -148,41 +148,39 @@ class Keeper:
             "argv": [make_portable(part) for part in argv],
             "mark": make_portable(mark),
             "env": {make_portable(k): make_portable(v) for k, v in env.items()},
-            "cwd": make_portable(self._home(account) if cwd is None else cwd),
+            "cwd": make_portable(self._find_home(account) if cwd is None else cwd),
             "otherwise": "/" if cwd is None else None,
             "tty": tty,
             "umask": umask,
             "group": group,
             "account": None,
-            "limits": None,
+            "limits": limits and {"files": limits.files, "each": limits.each},
         }
         if account is not None:
             ids = {"uid": account.uid, "gid": account.gid, "groups": account.groups}
             message["account"] = ids
-        if limits is not None:
-            message["limits"] = {"files": limits.files, "each": limits.each}
-        number = self._number()
+        number = self._next_number()
         self._marks[number] = mark
-        answered = await self._post(number, message, (stdin, stdout, stderr))
+        answered = await self._post_message(number, message, (stdin, stdout, stderr))
         try:
             with trio.move_on_after(SPAWN_LIMIT):
                 await answered.wait()
             if not answered.is_set():
                 await self._end_tree(number, 0)  # the keeper answers both
-            reply = self._answer(number)
+            reply = self._take_answer(number)
         except trio.Cancelled:
             with trio.CancelScope(shield=True), contextlib.suppress(KeeperLost):
                 await self._end_tree(number, 0)
             raise
         finally:
-            self._forget(number)
+            self._forget_request(number)
         if "pid" not in reply:
             self._marks.pop(number, None)
             raise explain_spawn_failure(argv[0], cwd, env.get("PATH"), reply, account)
         process: Process = reply["process"]
         return process
 
-    def _home(self, account: Account | None) -> str:
+    def _find_home(self, account: Account | None) -> str:
         found = self.inherited.env.get("HOME", "") if account is None else account.home
         ours = not os.path.isabs(found) or os.path.realpath(found) == self._state
         return "/" if ours else found
@@ -209,7 +207,7 @@ class Keeper:
         with contextlib.suppress(KeeperLost):
             await self._end_tree(tree, grace)
 
-    async def _end(self, process: Process, tree: int, grace: float, keep: bool) -> Left:
+    async def _end_process(self, process: Process, tree: int, grace: float, keep: bool) -> Left:
         self._ending[process] += 1
         try:
             grace = 0 if self._hasty else grace
@@ -221,11 +219,11 @@ class Keeper:
 
     async def _end_tree(self, tree: int, grace: float, *, keep: bool = False) -> Left:
         """Raises KeeperLost."""
-        number = self._number()
+        number = self._next_number()
         message = {"op": "end", "tree": tree, "grace": grace, "keep": keep}
         try:
-            await (await self._post(number, message)).wait()
-            reply = self._answer(number)
+            await (await self._post_message(number, message)).wait()
+            reply = self._take_answer(number)
             self._held.pop(tree, None)
             if kept := reply.get("kept"):
                 self._kept.add(tree)
@@ -234,13 +232,13 @@ class Keeper:
                 self._marks.pop(tree, None)
             return Left(name_processes(reply.get("ended", [])), name_processes(kept or []))
         finally:
-            self._forget(number)
+            self._forget_request(number)
 
-    def _number(self) -> int:
+    def _next_number(self) -> int:
         self._next += 1
         return self._next
 
-    async def _post(
+    async def _post_message(
         self, number: int, message: dict[str, Any], fds: tuple[int, ...] = ()
     ) -> trio.Event:
         """Send ``message``; what is set when its answer is there. When this is cancelled
@@ -252,17 +250,17 @@ class Keeper:
                 with trio.CancelScope(shield=True):  # half a message would garble the next
                     await self._send(data, fds)
         except BaseException:
-            self._forget(number)
+            self._forget_request(number)
             raise
         return event
 
-    def _answer(self, number: int) -> dict[str, Any]:
+    def _take_answer(self, number: int) -> dict[str, Any]:
         """Raises KeeperLost."""
         if number not in self._replies:
             raise KeeperLost(self.stopped)
         return self._replies[number]
 
-    def _forget(self, number: int) -> None:
+    def _forget_request(self, number: int) -> None:
         self._waiting.pop(number, None)
         self._replies.pop(number, None)
 
@@ -287,9 +285,9 @@ class Keeper:
     async def read_messages(self, scope: trio.CancelScope) -> None:
         """Dispatch what the keeper says, until it is gone, or ``scope`` is cancelled."""
         with scope:
-            while (messages := await self._hear()) is not None:
+            while (messages := await self._receive_messages()) is not None:
                 for message in messages:
-                    self._handle(message)
+                    self._handle_message(message)
             self.dead.set()
             self.mark_lost()
 
@@ -298,13 +296,13 @@ class Keeper:
         with contextlib.suppress(KeeperLost):
             while True:
                 await trio.sleep(ASK)
-                number = self._number()
+                number = self._next_number()
                 self.silent = _TICK
                 try:
-                    await (await self._post(number, {"op": "ping"})).wait()
-                    self._answer(number)
+                    await (await self._post_message(number, {"op": "ping"})).wait()
+                    self._take_answer(number)
                 finally:
-                    self._forget(number)
+                    self._forget_request(number)
                 self.silent = 0.0
 
     async def end_when_silent(
@@ -328,7 +326,7 @@ class Keeper:
                     popen.kill()
                     return
 
-    async def _hear(self) -> list[dict[str, Any]] | None:
+    async def _receive_messages(self) -> list[dict[str, Any]] | None:
         """What has come since; None when the keeper is gone."""
         try:
             data = await self.sock.recv(1 << 16)
@@ -343,7 +341,7 @@ class Keeper:
         """Have it kill all; returns when it has, or with the words for what cannot be ended."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
-        while (messages := await self._hear()) is not None:
+        while (messages := await self._receive_messages()) is not None:
             for message in messages:
                 if "left" in message:
                     return [explain_hindrance(*words) for words in message["left"]]
@@ -357,7 +355,7 @@ class Keeper:
         for process in self._processes.values():
             process._exited.set()
 
-    def _handle(self, message: dict[str, Any]) -> None:
+    def _handle_message(self, message: dict[str, Any]) -> None:
         if "exit" in message:
             process = self._processes.pop(message["exit"], None)
             if process is not None:
@@ -366,7 +364,9 @@ class Keeper:
                 process._exited.set()
             return
         if "held" in message:
-            self._hold(message["held"], [explain_hindrance(*words) for words in message["pids"]])
+            self._note_held(
+                message["held"], [explain_hindrance(*words) for words in message["pids"]]
+            )
             return
         if "gone" in message:
             self._kept.discard(message["gone"])
@@ -384,7 +384,7 @@ class Keeper:
             self._replies[number] = message
             self._waiting[number].set()
 
-    def _hold(self, tree: int, words: list[str]) -> None:
+    def _note_held(self, tree: int, words: list[str]) -> None:
         if tree not in self._marks:
             return
         for new in words:

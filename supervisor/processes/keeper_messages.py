@@ -18,7 +18,7 @@ With ``keep`` only what is in the root's session is ended; the rest is ``kept``,
 goes on until another ``end`` comes or, as ``gone`` says, all of it has ended. ``ended``: what was
 there besides a root that had ended before. Both are ``[pid, name, ...]``, as in ``held``.
 ``held`` says, whenever that changes, which processes of a tree that is being ended cannot be:
-``[pid, name, user id, why]``, as ``hindrance`` knows it. ``left``: the same at the end of all,
+``[pid, name, user id, why]``, as ``find_hindrance`` knows it. ``left``: the same at the end of all,
 when nothing else is left; the keeper stays until they are gone. ``unidentified``: processes that
 may be of any tree, said once of each; the kernel does not answer what their environments are.
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from .cgroups import Cgroup
 from .environments import Environments, Reader
 from .keeper_messages import encode, take_messages
-from .proctable import LINUX, Identity, Table, described, hindrance, read_row, scan
-from .signalling import kill_all, kill_rows, strike, term_rows
-from .spawned_child import become
+from .proctable import LINUX, Identity, Table, describe_processes, find_hindrance, read_row, scan
+from .signalling import kill_all, kill_processes, signal_process, terminate_processes
+from .spawned_child import become_command
 from .trees import STUCK, Forest, Look, Tree
 
 TICK = 0.03  # while a tree is being ended: what no SIGCHLD announces is seen by then
@@ -68,7 +68,7 @@ class Keeper:
         fault = ""
         try:
             while True:
-                due = min(self.due(), self.environments.deadline())
+                due = min(self.next_scan(), self.environments.next_deadline())
                 pause = None if due == math.inf else max(0.0, due - time.monotonic())
                 for key, events in self.selector.select(pause):
                     if key.fileobj is self.sock:
@@ -80,14 +80,14 @@ class Keeper:
                             os.read(wake_r, 65536)
                         self.dirty = True
                     elif isinstance(key.data, Reader):
-                        self.environments.hear(key.data)
+                        self.environments.hear_reader(key.data)
                     else:
-                        self.hear(key.data)
-                self.reap()
+                        self.hear_child(key.data)
+                self.reap_children()
                 self.environments.give_up()
-                self.tell_silent()
-                if time.monotonic() >= self.due():
-                    self.step()
+                self.report_silent()
+                if time.monotonic() >= self.next_scan():
+                    self.scan_trees()
         except EOFError:
             pass
         except Exception:
@@ -95,16 +95,16 @@ class Keeper:
         finally:
             for tree in list(self.forest.trees.values()):
                 with contextlib.suppress(EOFError):  # of each: its answer reaches nobody
-                    self.hear(tree)
-            kill_all(self.forest, self.leave)
+                    self.hear_child(tree)
+            kill_all(self.forest, self.report_left)
         if fault:  # last: stderr may be a pipe that nobody reads
             sys.stderr.write(fault)
 
-    def due(self) -> float:
+    def next_scan(self) -> float:
         """When to scan next; never, unless a tree is being ended, or somebody is to be asked."""
-        ending = self.forest.ending()
+        ending = self.forest.list_ending()
         if not ending:
-            return max(self.rested, self.scanned + TICK, self.environments.due())
+            return max(self.rested, self.scanned + TICK, self.environments.next_ask())
         if self.dirty or self.environments.changed:
             return self.rested
         kills = [tree.kill_at for tree in ending if not tree.killed]
@@ -145,9 +145,9 @@ class Keeper:
             raise EOFError
         self.buffer += data
         for message in take_messages(self.buffer):
-            self.handle(message)
+            self.handle_message(message)
 
-    def handle(self, message: dict[str, Any]) -> None:
+    def handle_message(self, message: dict[str, Any]) -> None:
         if message["op"] == "spawn":
             fds = self.fds.popleft()
             try:
@@ -160,7 +160,7 @@ class Keeper:
         elif message["op"] == "ping":
             self.send({"id": message["id"]})
         else:
-            self.end(message)
+            self.end_tree(message)
 
     def spawn(self, message: dict[str, Any], fds: list[int]) -> None:
         """Fork. The tree is known from here on; ``hear`` answers. Raises OSError."""
@@ -176,7 +176,7 @@ class Keeper:
             keeper = os.getpid()
             pid = os.fork()
             if pid == 0:
-                become(message, env, fds, report_w, keeper, group)
+                become_command(message, env, fds, report_w, keeper, group)
         except OSError:
             os.close(report_r)
             raise
@@ -194,7 +194,7 @@ class Keeper:
         self.forest.add(tree)
         self.selector.register(report_r, selectors.EVENT_READ, tree)
 
-    def hear(self, tree: Tree) -> None:
+    def hear_child(self, tree: Tree) -> None:
         """How its root starts: the steps that it begins, "!" and the error that ended them.
         A successful exec closes the pipe."""
         while tree.report >= 0:
@@ -208,28 +208,28 @@ class Keeper:
             steps, failed, number = tree.said.partition(b"!")
             tree.said, tree.void = steps, bool(failed)
             if failed:
-                self.answer(tree, {"step": tree.step, "errno": int(number)})
+                self.answer_spawn(tree, {"step": tree.last_step, "errno": int(number)})
             else:
-                self.answer(tree, {"pid": tree.pid})
+                self.answer_spawn(tree, {"pid": tree.pid})
 
-    def answer(self, tree: Tree, what: dict[str, Any]) -> None:
+    def answer_spawn(self, tree: Tree, what: dict[str, Any]) -> None:
         """Answer its spawn."""
         self.selector.unregister(tree.report)
         os.close(tree.report)
         tree.report = -1
         self.send({"id": tree.number, **what})
 
-    def end(self, message: dict[str, Any]) -> None:
+    def end_tree(self, message: dict[str, Any]) -> None:
         tree = self.forest.trees.get(message["tree"])
         if tree is None:
             self.send({"id": message["id"]})
             return
-        self.hear(tree)
+        self.hear_child(tree)
         if tree.report >= 0:
             tree.void = True
             if not tree.reaped:
                 os.kill(tree.pid, signal.SIGKILL)
-            self.answer(tree, {"step": tree.step, "hung": True})
+            self.answer_spawn(tree, {"step": tree.last_step, "hung": True})
         tree.keep = message["keep"] and (tree.keep or not tree.waiting)
         tree.waiting.append(message["id"])
         # Before its exec it ignores TERM, as we do.
@@ -237,7 +237,7 @@ class Keeper:
         tree.kill_at = min(tree.kill_at, time.monotonic() + grace)
         self.dirty = True
 
-    def reap(self) -> None:
+    def reap_children(self) -> None:
         """Collect the dead, orphans among them; report roots."""
         while True:
             try:
@@ -251,7 +251,7 @@ class Keeper:
             if tree is None or tree.reaped:
                 continue
             tree.reaped = True
-            self.hear(tree)
+            self.hear_child(tree)
             if not tree.void:
                 code = os.waitstatus_to_exitcode(status)
                 starved = "" if tree.group is None else tree.group.starved()
@@ -259,11 +259,11 @@ class Keeper:
             elif not tree.waiting:
                 self.forest.remove(tree)
 
-    def step(self) -> None:
+    def scan_trees(self) -> None:
         """One scan, and what follows from it for each tree that is being ended."""
         began = time.monotonic()
         self.dirty = self.environments.changed = False
-        self.settle_waiting()
+        self.settle_waiting_scan()
         with contextlib.suppress(OSError):  # no descriptor left: nothing is concluded
             over = {tree.number for tree in self.forest.trees.values() if tree.reaped}
             table = {x: row for x, row in scan().items() if x not in self.forest.untracked}
@@ -271,64 +271,64 @@ class Keeper:
             self.seen = look.owners
             self.dirty = look.spoiled
             self.environments.forget_gone(table, {} if self.waiting is None else self.waiting.table)
-            self.ask(look)
+            self.ask_unidentified(look)
             if look.proven:
-                self.settle(table, look, over)
-            elif not look.spoiled and self.waiting is None and self.forest.ending():
+                self.settle_scan(table, look, over)
+            elif not look.spoiled and self.waiting is None and self.forest.list_ending():
                 self.waiting = Waiting(table, look.owners, over)
-            kill_rows(table, look.late)
-            for tree in self.forest.ending():
-                pids = tree.wanted(table, look.members.get(tree.number, set()))
+            kill_processes(table, look.late)
+            for tree in self.forest.list_ending():
+                pids = tree.select_wanted(table, look.members.get(tree.number, set()))
                 if tree.lingers(pid for pid in pids if not table[pid].zombie):
-                    self.finish(tree, table, set())
-                elif pids or tree.occupied():
-                    self.press(tree, table, pids, look.unidentified)
-                    self.hold(tree, table, pids)
+                    self.finish_tree(tree, table, set())
+                elif pids or tree.is_occupied():
+                    self.signal_tree(tree, table, pids, look.unidentified)
+                    self.report_held(tree, table, pids)
         self.scanned = time.monotonic()
         # Many deaths must not mean as many scans.
         self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
 
-    def ask(self, look: Look) -> None:
+    def ask_unidentified(self, look: Look) -> None:
         """Have those read whom nothing else identifies; when no tree is being ended, those of
         whom an answer is missing since the last one was. Raises OSError."""
         answers = self.environments.answers
         silent = [x for x in look.unidentified if x in answers and answers[x].silent]
-        marks = {*self.forest.marks(), *self.forest.unsure}
-        self.environments.ask(look.unidentified if self.forest.ending() else silent, marks)
+        marks = {*self.forest.map_marks(), *self.forest.unsure}
+        self.environments.ask(look.unidentified if self.forest.list_ending() else silent, marks)
         if not silent and not look.late:
             self.forest.unsure.clear()
 
-    def settle_waiting(self) -> None:
+    def settle_waiting_scan(self) -> None:
         """Conclude from the scan that was waiting for answers, if they have all come. Another one
         would have its own to wait for, without end when somebody forks and exits all the time."""
         if self.waiting is not None:
             table, seen, over = self.waiting
             look = self.forest.look(table, seen, self.environments.answers)
             if look.proven:
-                self.settle(table, look, over)
+                self.settle_scan(table, look, over)
             if look.proven or look.spoiled:
                 self.waiting = None
 
-    def settle(self, table: Table, look: Look, over: set[int]) -> None:
+    def settle_scan(self, table: Table, look: Look, over: set[int]) -> None:
         """What follows from a scan by which absence is proven. ``over``: the trees whose roots had
         been reaped before it."""
-        for tree in self.forest.ending():
+        for tree in self.forest.list_ending():
             mine = look.members.get(tree.number, set())
-            pids = tree.wanted(table, mine)
-            if tree.number in over and not pids and not tree.occupied():
-                self.finish(tree, table, mine)
-        for tree in self.forest.kept():
-            if tree.number in over - look.members.keys() and not tree.occupied():
+            pids = tree.select_wanted(table, mine)
+            if tree.number in over and not pids and not tree.is_occupied():
+                self.finish_tree(tree, table, mine)
+        for tree in self.forest.list_kept():
+            if tree.number in over - look.members.keys() and not tree.is_occupied():
                 self.forest.remove(tree)
                 self.send({"gone": tree.number})
 
-    def tell_silent(self) -> None:
+    def report_silent(self) -> None:
         """Say who does not tell whose it is."""
         if silent := self.environments.silenced:
-            self.send({"unidentified": described(dict.fromkeys(silent, ""))})
+            self.send({"unidentified": describe_processes(dict.fromkeys(silent, ""))})
             silent.clear()
 
-    def finish(self, tree: Tree, table: Table, rest: set[int]) -> None:
+    def finish_tree(self, tree: Tree, table: Table, rest: set[int]) -> None:
         """What was to be ended of it is gone; ``rest`` goes on."""
         kept = {pid: "" for pid in rest if not table[pid].zombie}
         if kept:
@@ -342,58 +342,49 @@ class Keeper:
                 self.forest.unsure.add(tree.mark)
             self.forest.remove(tree)
         for waiter in waiters:
-            self.send({"id": waiter, "ended": sorted(tree.leftovers), "kept": described(kept)})
+            self.send(
+                {"id": waiter, "ended": sorted(tree.leftovers), "kept": describe_processes(kept)}
+            )
         tree.leftovers = []
         tree.doubtful.clear()
 
-    def press(self, tree: Tree, table: Table, pids: set[int], unidentified: list[Identity]) -> None:
+    def signal_tree(
+        self, tree: Tree, table: Table, pids: set[int], unidentified: list[Identity]
+    ) -> None:
         """TERM who is to hear it, or KILL all. ``unidentified``: who may be of it too."""
         alive = [pid for pid in pids if not table[pid].zombie]
         found = {pid: "" for pid in alive if (pid, table[pid].start) in tree.doubtful}
-        tree.leftovers += described(found)
+        tree.leftovers += describe_processes(found)
         tree.doubtful -= {(pid, table[pid].start) for pid in found}
         if time.monotonic() >= tree.kill_at:
             tree.killed = True
             if tree.group is not None and not tree.keep:
                 tree.group.kill()
-            kill_rows(table, alive)
+            kill_processes(table, alive)
         elif not tree.termed:
             if tree.reaped:
-                tree.leftovers = described(dict.fromkeys(alive, ""))
+                tree.leftovers = describe_processes(dict.fromkeys(alive, ""))
                 tree.doubtful = set(unidentified)
-            term_rows(table, alive)
+            terminate_processes(table, alive)
             tree.termed.update((pid, table[pid].start) for pid in alive)
         else:
-            for pid in [pid for pid in alive if self.strays(tree, table, pid)]:
+            for pid in [pid for pid in alive if tree.is_stray(table, pid)]:
                 identity = (pid, table[pid].start)
                 tree.termed.add(identity)
-                strike(*identity, signal.SIGTERM)
-                strike(*identity, signal.SIGCONT)  # a stopped process does not hear TERM
+                signal_process(*identity, signal.SIGTERM)
+                signal_process(*identity, signal.SIGCONT)  # a stopped process does not hear TERM
 
-    def hold(self, tree: Tree, table: Table, pids: set[int]) -> None:
+    def report_held(self, tree: Tree, table: Table, pids: set[int]) -> None:
         """Say who of it cannot be ended, if that is news."""
         killed = time.monotonic() >= tree.kill_at + STUCK
         alive = [pid for pid in pids if not table[pid].zombie and not tree.void]
-        why = {pid: hindrance(pid, table[pid].state, killed=killed) for pid in alive}
+        why = {pid: find_hindrance(pid, table[pid].state, killed=killed) for pid in alive}
         held = {pid: reason for pid, reason in why.items() if reason}
         if held != tree.held:
             tree.held = held
-            self.send({"held": tree.number, "pids": described(held)})
+            self.send({"held": tree.number, "pids": describe_processes(held)})
 
-    def leave(self, held: dict[int, str]) -> None:
+    def report_left(self, held: dict[int, str]) -> None:
         """At the end of all: nothing but these is left, and they cannot be ended."""
         with contextlib.suppress(EOFError):
-            self.send({"left": described(held)})
-
-    def strays(self, tree: Tree, table: Table, pid: int) -> bool:
-        """Whether nobody that had TERM answers for ``pid``, which had none. What a handler
-        starts to clean up has the grace, as long as the one that had TERM lives; what has
-        come loose from it, or from its like, gets a TERM of its own."""
-        me, at = os.getpid(), pid
-        while at in table and not table[at].zombie:
-            if (at, table[at].start) in tree.termed:
-                return False
-            at = table[at].parent
-            if at in (me, 1):  # who loses its parent is given to us
-                return True
-        return False  # it loses its parent just now: the next scan tells
+            self.send({"left": describe_processes(held)})

@@ -11,10 +11,18 @@ from functools import partial
 import trio
 
 from ...protocol.errors import Unavailable
-from .environments import environment
+from .environments import read_environment
 from .process_words import MOST_NAMED, explain_hindrance
-from .proctable import Table, descent, described, doomed, hindrance, scan, status_of
-from .signalling import strike
+from .proctable import (
+    Table,
+    describe_processes,
+    find_hindrance,
+    is_doomed,
+    read_status,
+    scan,
+    walk_descendants,
+)
+from .signalling import signal_process
 
 #: Names are worth so long a wait, seconds.
 NAMED_WITHIN = 2.0
@@ -32,13 +40,15 @@ async def describe_leftovers(state: str) -> str:
 def _list_leftovers(state: bytes) -> str:
     table, me = scan(), os.geteuid()
     keepers = [pid for pid in table if _find_owner(pid) == me and _is_keeper(pid, state)]
-    below = {pid for keeper in keepers for pid in descent(table, keeper)}
+    below = {pid for keeper in keepers for pid in walk_descendants(table, keeper)}
     return _describe(table, [pid for pid in below if not table[pid].zombie])
 
 
 def _describe(table: Table, pids: Iterable[int]) -> str:
     """Who these are, which do not die, and why."""
-    found = described({pid: hindrance(pid, table[pid].state, killed=True) for pid in pids})
+    found = describe_processes(
+        {pid: find_hindrance(pid, table[pid].state, killed=True) for pid in pids}
+    )
     words = [explain_hindrance(*one) for one in found[:MOST_NAMED]]
     return "; ".join([*words, *(["..."] if len(found) > MOST_NAMED else [])])
 
@@ -88,14 +98,16 @@ def _kill_leftovers(
         if pid == os.getpid() or row.zombie or _find_owner(pid) not in users | {me}:
             continue
         at[0] = pid
-        found = environment(pid)
+        found = read_environment(pid)
         if b"RUNCTL_STATE=" + state in found:
             marked.add(pid)
         # A child of it that hangs on the way to its command looks like it.
-        elif _is_keeper(pid, state) and not doomed(pid):
+        elif _is_keeper(pid, state) and not is_doomed(pid):
             keepers.add(pid)
     roots = keepers | ({os.getpid()} if adopt else set())
-    below = {pid for root in roots for pid in descent(table, root) if not table[pid].zombie}
+    below = {
+        pid for root in roots for pid in walk_descendants(table, root) if not table[pid].zombie
+    }
     # Last, so that nothing comes out from below it unseen.
     _kill(table, (marked | below) or keepers)
     return sorted(marked | below | keepers)
@@ -103,7 +115,7 @@ def _kill_leftovers(
 
 def _kill(table: Table, pids: Iterable[int]) -> None:
     for pid in pids:
-        strike(pid, table[pid].start, signal.SIGKILL)
+        signal_process(pid, table[pid].start, signal.SIGKILL)
 
 
 def _reap_children() -> None:
@@ -118,7 +130,7 @@ def _reap_children() -> None:
 def _find_owner(pid: int) -> int | None:
     """The effective id of its user; None if it is gone. (The owner of a keeper's files in /proc
     is root.)"""
-    users = status_of(pid).get("Uid", "").split()
+    users = read_status(pid).get("Uid", "").split()
     return int(users[1]) if len(users) > 1 else None
 
 

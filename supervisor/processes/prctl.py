@@ -14,7 +14,7 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
-def die_with(keeper: int) -> None:
+def die_with_parent(keeper: int) -> None:
     """For the day the keeper itself is killed. Safe, as the keeper has one thread: the
     signal comes when the *thread* ends that forked."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -18,8 +18,8 @@ def name_processes(processes: list[Any]) -> list[str]:
 
 
 def explain_hindrance(pid: int, name: str, user: int, why: str) -> str:
-    """In words why a process cannot be ended, from what ``described`` says; that it is there,
-    if nothing is known to be in the way."""
+    """In words why a process cannot be ended, from what ``describe_processes`` says; that it is
+    there, if nothing is known to be in the way."""
     what = f"process {pid} ({one_line(name)})"
     if not why:
         return what
@@ -32,7 +32,8 @@ def explain_hindrance(pid: int, name: str, user: int, why: str) -> str:
 
 
 def explain_silence(pid: int, name: str, user: int, why: str) -> str:
-    """In words that it is not known of which run a process is, from what ``described`` says."""
+    """In words that it is not known of which run a process is, from what ``describe_processes``
+    says."""
     return (
         f"process {pid} ({one_line(name)}) may be of any run: the kernel does not answer what its"
         " environment is, as when a file that it has mapped is on a server that is gone; it is"

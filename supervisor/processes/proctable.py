@@ -36,7 +36,7 @@ Table = dict[int, Row]
 Identity = tuple[int, int]
 
 
-def holds(table: Table, identity: Identity) -> bool:
+def has_process(table: Table, identity: Identity) -> bool:
     pid, start = identity
     return pid in table and table[pid].start == start
 
@@ -78,7 +78,7 @@ def scan_ps() -> Table:
     return table
 
 
-def descent(table: Table, root: int) -> Iterator[int]:
+def walk_descendants(table: Table, root: int) -> Iterator[int]:
     """The descendants of ``root``, parents first."""
     children: dict[int, list[int]] = {}
     for pid, row in table.items():
@@ -90,7 +90,7 @@ def descent(table: Table, root: int) -> Iterator[int]:
         todo += children.pop(pid, ())
 
 
-def status_of(pid: int) -> dict[str, str]:
+def read_status(pid: int) -> dict[str, str]:
     """What the kernel says of ``pid``; nothing if it is gone. Needs no memory of that process,
     so it does not wait for one that hangs."""
     try:
@@ -101,14 +101,14 @@ def status_of(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (x.partition(":") for x in text.splitlines())}
 
 
-def doomed(pid: int) -> bool:
+def is_doomed(pid: int) -> bool:
     """Whether KILL is on its way to ``pid``: it executes nothing of its own any more."""
-    status = status_of(pid)
+    status = read_status(pid)
     pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
     return not status or bool(pending >> (signal.SIGKILL - 1) & 1)
 
 
-def hindrance(pid: int, state: str, *, killed: bool) -> str:
+def find_hindrance(pid: int, state: str, *, killed: bool) -> str:
     """Why ``pid`` cannot be ended: "forbidden", to us, or "asleep" in the kernel, where not even
     KILL reaches it, if it was ``killed`` a while ago; "" when nothing is known to be in the way."""
     try:
@@ -120,11 +120,11 @@ def hindrance(pid: int, state: str, *, killed: bool) -> str:
     return "asleep" if killed and state == "D" else ""
 
 
-def described(found: dict[int, str]) -> list[tuple[int, str, int, str]]:
-    """(pid, name, user id, why) of each of ``found``, pids with a ``hindrance``."""
+def describe_processes(found: dict[int, str]) -> list[tuple[int, str, int, str]]:
+    """(pid, name, user id, why) of each of ``found``, pids with what ``find_hindrance`` gave."""
     said = []
     for pid, why in sorted(found.items()):
-        status = status_of(pid)
+        status = read_status(pid)
         users = status.get("Uid", "-1 -1").split()
         said.append((pid, status.get("Name", "?"), int(users[1]), why))
     return said

@@ -8,11 +8,11 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from .proctable import LINUX, Table, hindrance, read_row, scan
+from .proctable import LINUX, Table, find_hindrance, read_row, scan
 from .trees import STUCK, Forest
 
 
-def strike(pid: int, start: int, number: int) -> None:
+def signal_process(pid: int, start: int, number: int) -> None:
     """Signal the process that a scan saw, and no other that has its pid by now."""
     fd = -1
     with contextlib.suppress(AttributeError, OSError):  # old system, no descriptor left, or gone
@@ -33,20 +33,20 @@ def strike(pid: int, start: int, number: int) -> None:
             os.close(fd)
 
 
-def kill_rows(table: Table, pids: Iterable[int]) -> None:
+def kill_processes(table: Table, pids: Iterable[int]) -> None:
     """KILL these and their process groups. A group is hit at once, so that a process
     which forks and exits all the time does not outrun us. No group reaches beyond its
     session, and every session below us was made there."""
     groups = set()
     for pid in pids:
-        strike(pid, table[pid].start, signal.SIGKILL)
+        signal_process(pid, table[pid].start, signal.SIGKILL)
         groups.add(table[pid].group)
     for group in groups - {os.getpgrp(), 0}:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
 
 
-def term_rows(table: Table, pids: Iterable[int]) -> None:
+def terminate_processes(table: Table, pids: Iterable[int]) -> None:
     """TERM these by their process groups: what one of them forks just now gets it as well,
     and nothing that it forks on hearing it. Stopped ones do not hear it before CONT."""
     pids = list(pids)
@@ -57,12 +57,12 @@ def term_rows(table: Table, pids: Iterable[int]) -> None:
                 os.killpg(group, number)
         for pid in pids:
             if table[pid].group not in groups:
-                strike(pid, table[pid].start, number)
+                signal_process(pid, table[pid].start, number)
 
 
-def kill_all(forest: Forest, leave: Callable[[dict[int, str]], None]) -> None:
+def kill_all(forest: Forest, report_left: Callable[[dict[int, str]], None]) -> None:
     """Kill whatever is below, until no child is left: orphans come to us. A child that hangs
-    on the way to its command, and that KILL does not reach, is left to the kernel. ``leave``
+    on the way to its command, and that KILL does not reach, is left to the kernel. ``report_left``
     is told, once, when nothing is left but what cannot be ended."""
     rest, longest = 0.001, 0.05  # some may take long: in a system call, or another user's
     trees = list(forest.trees.values())
@@ -77,9 +77,9 @@ def kill_all(forest: Forest, leave: Callable[[dict[int, str]], None]) -> None:
         alive: dict[int, str] = {}
         with contextlib.suppress(OSError):
             table = scan()
-            below = list(forest.below(table))
+            below = list(forest.list_below(table))
             alive = {pid: table[pid].state for pid in below if not table[pid].zombie}
-            kill_rows(table, below)
+            kill_processes(table, below)
         if not alive or not alive.keys() <= unborn:
             stuck = now
         try:
@@ -91,10 +91,10 @@ def kill_all(forest: Forest, leave: Callable[[dict[int, str]], None]) -> None:
             break
         if longest < STUCK <= now - began:
             rest_of_runs = alive.keys() - unborn
-            why = {pid: hindrance(pid, alive[pid], killed=True) for pid in rest_of_runs}
+            why = {pid: find_hindrance(pid, alive[pid], killed=True) for pid in rest_of_runs}
             if why and all(why.values()):
                 longest = STUCK
-                leave(why)
+                report_left(why)
         kill_children()
         time.sleep(rest)
         rest = min(rest * 1.1, longest)

@@ -13,10 +13,10 @@ from typing import Any
 
 from . import credentials
 from .cgroups import Cgroup
-from .prctl import die_with
+from .prctl import die_with_parent
 
 
-def become(
+def become_command(
     message: dict[str, Any],
     env: dict[str, str],
     fds: list[int],
@@ -30,7 +30,7 @@ def become(
         if message["umask"] is not None:
             os.umask(message["umask"])
         os.setsid()
-        die_with(keeper)
+        die_with_parent(keeper)
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with contextlib.suppress(OSError):  # libc keeps some for itself
@@ -52,18 +52,18 @@ def become(
         if group is not None:  # nothing of it is ever outside
             group.enter(limits["files"])
         if message.get("account") is None:
-            credentials.shed()
+            credentials.shed_capabilities()
         else:
             os.write(report, b" user")
-            credentials.become(**message["account"])
-            die_with(keeper)  # the kernel forgets it when the user changes
+            credentials.become_user(**message["account"])
+            die_with_parent(keeper)  # the kernel forgets it when the user changes
         if message["cwd"] is not None:
             os.write(report, b" chdir")
-            enter(message["cwd"], message.get("otherwise"))
+            enter_directory(message["cwd"], message.get("otherwise"))
         if limits["each"]:
             os.write(report, b" limits")
             for what, value in limits["each"]:
-                lower(what, value)
+                lower_limit(what, value)
         os.write(report, b" exec")
         os.execvpe(message["argv"][0], message["argv"], env)
     except OSError as error:
@@ -74,7 +74,7 @@ def become(
         os._exit(127)
 
 
-def enter(path: str, otherwise: str | None) -> None:
+def enter_directory(path: str, otherwise: str | None) -> None:
     """Change to directory ``path``, or to ``otherwise`` when that cannot be. Raises OSError."""
     try:
         os.chdir(path)
@@ -84,7 +84,7 @@ def enter(path: str, otherwise: str | None) -> None:
         os.chdir(otherwise)
 
 
-def lower(what: int, value: int) -> None:
+def lower_limit(what: int, value: int) -> None:
     """Bound a resource of this process and what it starts, never above what it is now."""
     _, most = resource.getrlimit(what)
     value = value if most == resource.RLIM_INFINITY else min(value, most)

@@ -102,7 +102,7 @@ class Window:
                 self.apply(size)
 
 
-def checked(r: messages.Resize) -> Size | None:
+def check_size(r: messages.Resize) -> Size | None:
     """The size in a request, None when its client leaves. Raises BadRequest."""
     if len(r.client) > 200 or not _INBOX.fullmatch(r.client):
         raise BadRequest("client must be a NATS inbox that the client is subscribed to")
@@ -113,7 +113,7 @@ def checked(r: messages.Resize) -> Size | None:
     return Size(r.columns, r.rows)
 
 
-def asks(client: Client) -> Alive:
+def make_alive_check(client: Client) -> Alive:
     """Asks over this connection. Only NATS's word that nobody listens counts as death."""
 
     async def alive(inbox: str) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .cgroups import Cgroup
 from .environments import Answer
-from .proctable import LINUX, Identity, Row, Table, descent
+from .proctable import LINUX, Identity, Row, Table, walk_descendants
 
 #: A process that never became its command and does not die within so many seconds of KILL
 #: hangs in a system call. It is waited for no longer: the kernel ends it when that returns.
@@ -46,7 +46,7 @@ class Tree:
         self.doubtful: set[Identity] = set()
 
     @property
-    def step(self) -> str:
+    def last_step(self) -> str:
         """What its root was about to do when it was last heard."""
         return self.said.decode().split()[-1] if self.said else "start"
 
@@ -55,13 +55,26 @@ class Tree:
         KILL cannot reach."""
         return self.void and time.monotonic() >= self.kill_at + STUCK and set(alive) <= {self.pid}
 
-    def occupied(self) -> bool:
+    def is_occupied(self) -> bool:
         """Whether its cgroup says that something is alive of what is to be ended."""
         return self.group is not None and not self.keep and self.group.populated()
 
-    def wanted(self, table: Table, pids: set[int]) -> set[int]:
+    def select_wanted(self, table: Table, pids: set[int]) -> set[int]:
         """Those of ``pids`` that are to be ended."""
         return {pid for pid in pids if table[pid].session == self.pid} if self.keep else pids
+
+    def is_stray(self, table: Table, pid: int) -> bool:
+        """Whether nobody that had TERM answers for ``pid``, which had none. What a handler
+        starts to clean up has the grace, as long as the one that had TERM lives; what has
+        come loose from it, or from its like, gets a TERM of its own."""
+        me, at = os.getpid(), pid
+        while at in table and not table[at].zombie:
+            if (at, table[at].start) in self.termed:
+                return False
+            at = table[at].parent
+            if at in (me, 1):  # who loses its parent is given to us
+                return True
+        return False  # it loses its parent just now: the next scan tells
 
 
 class Look(NamedTuple):
@@ -105,16 +118,16 @@ class Forest:
         if tree.group is not None:
             tree.group.remove()
 
-    def ending(self) -> list[Tree]:
+    def list_ending(self) -> list[Tree]:
         return [tree for tree in self.trees.values() if tree.waiting]
 
-    def kept(self) -> list[Tree]:
+    def list_kept(self) -> list[Tree]:
         """Those whose root has ended, and whose rest goes on unasked."""
         return [t for t in self.trees.values() if t.reaped and not t.waiting and not t.void]
 
-    def marks(self) -> dict[bytes, Tree]:
+    def map_marks(self) -> dict[bytes, Tree]:
         marks = {tree.mark: tree for tree in self.trees.values()}
-        marks.update({tree.mark: tree for tree in self.ending()})
+        marks.update({tree.mark: tree for tree in self.list_ending()})
         return marks
 
     def look(
@@ -129,21 +142,21 @@ class Forest:
         scan; the next one finds it reaped and its children below us. One that has not been
         asked yet may be of any tree; one that does not answer is taken for nobody's.
         """
-        marks = self.marks()
-        inside = {p: t for t in self.ending() if t.group is not None for p in t.group.pids()}
+        marks = self.map_marks()
+        inside = {p: t for t in self.list_ending() if t.group is not None for p in t.group.pids()}
         owners: dict[int, Tree] = {}
         members: dict[int, set[int]] = {}
         unidentified: list[Identity] = []
         late: list[int] = []
         spoiled = False
         me = os.getpid()
-        for pid in self.below(table):
+        for pid in self.list_below(table):
             row = table[pid]
             answer = answers.get((pid, row.start))
             tree = (
                 seen.get((pid, row.start))
-                or self.by_root(pid, row)
-                or self.by_session(table, row.session)
+                or self.find_by_root(pid, row)
+                or self.find_by_session(table, row.session)
                 or inside.get(pid)
                 or owners.get(row.parent)
                 or (marks.get(answer.mark) if answer is not None else None)
@@ -161,20 +174,20 @@ class Forest:
         seen = {(pid, table[pid].start): tree for pid, tree in owners.items()}
         return Look(seen, members, proven, spoiled, unidentified, late)
 
-    def below(self, table: Table) -> Iterable[int]:
+    def list_below(self, table: Table) -> Iterable[int]:
         """All processes that may be a tree's, parents first."""
-        pids = list(descent(table, os.getpid()))
+        pids = list(walk_descendants(table, os.getpid()))
         if not LINUX:  # orphans are not below us there; their group tells
             known = set(pids)
             pids += [p for p, row in table.items() if row.group in self.roots and p not in known]
         return pids
 
-    def by_root(self, pid: int, row: Row) -> Tree | None:
+    def find_by_root(self, pid: int, row: Row) -> Tree | None:
         """The tree whose root it is: that is in our session until it makes its own."""
         tree = self.roots.get(pid)
         return tree if tree is not None and tree.start == row.start else None
 
-    def by_session(self, table: Table, session: int) -> Tree | None:
+    def find_by_session(self, table: Table, session: int) -> Tree | None:
         """The tree whose root made ``session``; not one whose root merely had that pid."""
         tree = self.roots.get(session)
         leader = table.get(session)
