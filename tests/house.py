@@ -290,8 +290,10 @@ note("end")
 
 
 def journal(path: Path) -> list[list[str]]:
-    """(thread, run, what, pid, monotonic time) in the order in which it was written."""
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    """(thread, run, what, pid, monotonic time) in the order in which it was written: whole
+    lines, since the last may be being written."""
+    text = path.read_text() if path.exists() else ""
+    return [line.split() for line in text.rpartition("\n")[0].splitlines()]
 
 
 def assert_no_overlap(lines: list[list[str]]) -> list[str]:

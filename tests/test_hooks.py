@@ -21,7 +21,6 @@ from conftest import DEADLINE, Box, alive, wait_until
 from jsonschema import Draft202012Validator
 from runctl.config.schema import Config
 from runctl.protocol.errors import RunFailed
-from runctl.supervisor.execution.registry import Registry
 from runctl.supervisor.host import http_trust
 from runctl.supervisor.host.metrics import Meters
 from runctl.supervisor.upkeep.hooks import Hooks
@@ -368,7 +367,8 @@ async def test_a_post_trusts_what_the_environment_says(
     slow = tmp_path / "slow.pem"
     os.mkfifo(slow)  # whose reader waits for a writer
     try:
-        hooks = Hooks(Config(tmp_path), cast("Any", None), Registry(), Meters())
+        nothing = cast("Any", None)
+        hooks = Hooks(Config(tmp_path).hooks, nothing, nothing, Meters(), nothing)
         monkeypatch.setenv("SSL_CERT_FILE", str(slow))
         with trio.move_on_after(0.2) as limit:
             await hooks._post(url, b"{}", "r.hook")

@@ -51,17 +51,13 @@ class Server:
         await self.api("UPDATE", before)
 
 
-async def _nothing() -> None:
-    pass
-
-
 @asynccontextmanager
 async def watching(node: Node) -> AsyncIterator[tuple[StreamLife, Server]]:
     """A stream that is watched, and a program beside us."""
     config = Config(state_dir=Path(), nats=Nats(node.url))
     async with (
         trio_asyncio.open_loop(),
-        connect(config, "e", None, _nothing) as connection,
+        connect(config, "e", None) as connection,
         trio.open_nursery() as nursery,
     ):
         watched = StreamLife(connection.client)

@@ -715,10 +715,6 @@ def test_who_is_busy_is_asked_again(nats_server: str, tmp_path: Path) -> None:
 # ---- acks --------------------------------------------------------------------------------
 
 
-async def _nothing() -> None:
-    pass
-
-
 async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., Cluster]) -> None:
     """JetStream's refusals carry a sequence too; a fenced writer must not go on."""
     import trio_asyncio
@@ -728,7 +724,7 @@ async def test_a_refused_publish_is_not_taken_for_stored(cluster: Callable[..., 
     from runctl.supervisor.output.publisher import Streams
 
     config = Config(state_dir=Path(), nats=Nats(cluster().url))
-    async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
+    async with trio_asyncio.open_loop(), connect(config, "e", None) as connection:
         streams = Streams(connection.client, Backpressure())
         await streams.open(config)
         subject = subjects.out_subject("t", "r")

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import trio
 import trio_asyncio
@@ -22,6 +23,7 @@ from house import NOTE, House, assert_no_overlap, ended, journal
 from pgserver import Postgres, TlsFront, free_port
 from runctl.config.schema import Config, ConfigError, Database
 from runctl.protocol import messages
+from runctl.supervisor.cluster import database_lease, members
 from runctl.supervisor.cluster.database_lease import hold_database_lease
 from runctl.supervisor.cluster.members import Members
 from runctl.supervisor.host.postgres import aio, connect, connection
@@ -357,6 +359,36 @@ async def test_acting_for_an_executor_excludes_its_life(house: House) -> None:
             with trio.fail_after(DEADLINE):
                 await started.wait()
         peer.close()
+
+
+@pytest.mark.parametrize("what", ["lease", "members"])
+async def test_a_connection_whose_end_confuses_asyncpg_has_broken(
+    house: House, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """ "cannot switch to state 12; another operation (2) is in progress": it came once, of a
+    session that was ended amid a statement, and ended the daemon with a traceback."""
+    config = Config(Path("/nowhere"), database=Database(house.url))
+    module = {"lease": database_lease, "members": members}[what]
+    prepare, times = module.prepare_tables, []
+
+    async def confused(conn: Any, key: str) -> None:
+        times.append(key)
+        if len(times) == 1:
+            raise asyncpg.InternalClientError("cannot switch to state 12")
+        await prepare(conn, key)
+
+    monkeypatch.setattr(module, "prepare_tables", confused)
+    async with trio_asyncio.open_loop():
+        if what == "lease":
+            async with hold_database_lease(config, "confused"):
+                assert len(times) == 2
+            return
+        peer = Members(config, "confused")
+        try:
+            await peer.announce()
+            assert len(times) == 2
+        finally:
+            peer.close()
 
 
 async def test_sessions_of_our_own_choose_their_isolation(house: House) -> None:

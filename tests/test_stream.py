@@ -72,14 +72,10 @@ class Lossy(Streams):
         return self.stale.pop(0) if self.stale else await super().tail_now(subject)
 
 
-async def _nothing() -> None:
-    pass
-
-
 @asynccontextmanager
 async def _streams(url: str) -> AsyncIterator[Lossy]:
     config = Config(state_dir=Path(), nats=Nats(url))
-    async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
+    async with trio_asyncio.open_loop(), connect(config, "e", None) as connection:
         streams = Lossy(connection.client, Backpressure())
         await streams.open(config)
         yield streams
@@ -329,7 +325,7 @@ async def test_what_nats_has_acknowledged_and_lost_is_written_again(tmp_path: Pa
     node.start()
     config = Config(state_dir=tmp_path, nats=Nats(node.url))
     try:
-        async with trio_asyncio.open_loop(), connect(config, "e", None, _nothing) as connection:
+        async with trio_asyncio.open_loop(), connect(config, "e", None) as connection:
             streams = Streams(connection.client, Backpressure())
             await streams.open(config)
             one, other = (Writer(streams, THREAD, run, 1, "e") for run in ("lost", "other"))

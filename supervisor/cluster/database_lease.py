@@ -21,7 +21,7 @@ import trio_asyncio
 
 from ...config.schema import Config, ConfigError
 from ...protocol.errors import LeaseHeld, LeaseLost, Unavailable
-from ..host.postgres import RETRY, application_name, check_sessions, connect, lease_key
+from ..host.postgres import RETRY, application_name, broken_off, check_sessions, connect, lease_key
 from . import lease_sql
 from .tables import prepare_tables
 
@@ -337,8 +337,6 @@ async def hold_database_lease(
 async def _take(config: Config, executor: str, home: str) -> Lease:
     """A connection that breaks before it has the lock, as when the server restarts, is
     replaced: ``connect`` waits for the server."""
-    import asyncpg
-
     name = application_name(LEASE_ROLE, executor)
     deadline = trio.current_time() + config.start_timeout
     while True:
@@ -350,7 +348,7 @@ async def _take(config: Config, executor: str, home: str) -> Lease:
             before = await aio(conn.fetchrow)(lease_sql.ROW, executor)
             generation = await aio(conn.fetchval)(lease_sql.RAISE_GENERATION, executor)
             session = await aio(conn.fetchrow)(lease_sql.SESSION)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except broken_off() as error:
             conn.terminate()
             log.debug("lease: %r", error)
             if trio.current_time() > deadline:

@@ -18,7 +18,7 @@ import trio_asyncio
 
 from ...config.schema import Config
 from ...protocol.errors import ConfigError, Unavailable
-from ..host.postgres import RETRY, application_name, connect, lease_key
+from ..host.postgres import RETRY, application_name, broken_off, connect, lease_key
 from .database_lease import PEER_ROLE
 from .lease_sql import LOCK_KEY, held_by
 from .tables import NOW, prepare_tables
@@ -170,8 +170,6 @@ class Members:
                 raise
 
     async def _connect(self) -> None:
-        import asyncpg
-
         name = application_name(PEER_ROLE, self._executor)
         try:
             conn = await connect(self._config, name, patience=AWAY if self.sessions else None)
@@ -182,7 +180,7 @@ class Members:
             raise Unavailable(str(error)) from None
         try:
             await prepare_tables(conn, lease_key(self._config))
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except broken_off() as error:
             conn.terminate()
             raise Unavailable(f"PostgreSQL broke off: {error}") from error
         except BaseException:

@@ -13,7 +13,7 @@ import time
 import trio
 
 from ...protocol.errors import StreamUnfit
-from ...protocol.model import ABORTED, Status
+from ...protocol.model import ABORTED, Outcome, Status
 from ..output.publisher import Streams
 from ..queue.engine import Durable
 from .registry import Registry
@@ -69,6 +69,23 @@ class Endings:
         """Wait until the run's row says of its end what is known here."""
         while run in self._stored or run in self._writing:
             await self._written.wait()
+
+    async def follow_stream(self, max_age: float) -> None:
+        """Write what others than the running runs are to write after a loss of the stream."""
+        life = self._streams.life
+        number = life.number
+        while True:
+            change = life.next_change  # one that comes meanwhile counts as well
+            if life.unfit is None:
+                await self._streams.store_deferred_ends(self._note_deferred)
+                if life.number != number:
+                    number = life.number
+                    await self.mend(max_age)
+            await change.wait()
+
+    def _note_deferred(self, run: str, outcome: Outcome) -> None:
+        if outcome.status is Status.ABORTED:
+            self.stored(run, outcome.ended_ms)
 
     async def mend(self, max_age: float) -> None:
         """Of runs that were aborted in the last ``max_age`` seconds, which output lasts."""

@@ -23,6 +23,7 @@ from ..queue.attempt_rows import RECENT
 from ..queue.engine import Durable
 from .aborted_ends import Endings
 from .registry import Live
+from .settings import Settings
 
 log = logging.getLogger("runctld.order")
 
@@ -39,13 +40,13 @@ class Order:
         streams: Streams,
         endings: Endings,
         absence: Absence,
-        grace: float,
+        settings: Settings,
     ) -> None:
         self._durable = durable
         self._streams = streams
         self._endings = endings
         self._absence = absence
-        self.grace = grace
+        self._settings = settings
 
     async def clear(self, live: Live) -> bool:
         """Wait until nothing is in the way of an attempt; False when it is not to start,
@@ -64,7 +65,7 @@ class Order:
             age = time.time() - (unix_time(run.ended_at) if run.ended_at else 0.0)
             if isinstance(tail.record, End) or age > RECENT:
                 return
-            if tail.record is None and age > self.grace + SILENCE:
+            if tail.record is None and age > self._settings.longest_grace + SILENCE:
                 return
             try:
                 ended = await self._absence.surely_ended(run.executor)

@@ -145,6 +145,14 @@ def application_name(role: str, executor: str) -> str:
     return f"{role} pid {os.getpid()} on {socket.gethostname()[:24]}: {ascii(executor)[1:-1]}"[:63]
 
 
+def broken_off() -> tuple[type[Exception], ...]:
+    """What comes of a connection that breaks while it is used, or is refused something. The
+    last is asyncpg's own confusion, when the end comes amid one of its steps."""
+    import asyncpg
+
+    return OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError
+
+
 async def connect(
     config: Config, name: str, *, patience: float | None = None, key: str | None = None
 ) -> Any:
@@ -152,8 +160,6 @@ async def connect(
     (default: start_timeout). ``key``: of its URL, by default ``lease_key``.
 
     Raises: ConfigError for a login or certificate that is refused, Unavailable."""
-    import asyncpg
-
     key = key or lease_key(config)
     # Reads certificates.
     arguments = await trio.to_thread.run_sync(settings, config, key, abandon_on_cancel=True)
@@ -174,7 +180,7 @@ async def connect(
                 raise ConfigError(
                     f"PostgreSQL at {place} refuses this {key}: {_line(error)}"
                 ) from None
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except broken_off() as error:  # OSError has TimeoutError in it
                 problem = _line(error)
                 log.debug("connect: %s", problem)
             await trio.sleep(RETRY)
@@ -308,7 +314,7 @@ async def _refuse_pool(config: Config, conn: Any, name: str, key: str) -> None:
         asyncpg.DuplicatePreparedStatementError,
     ):
         raise _pooled(config, key) from None
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except broken_off() as error:
         if "statement pooling mode" in str(error):
             raise _pooled(config, key) from None
         raise

@@ -1,7 +1,7 @@
 """Start order and the outermost nurseries.
 
 Start: lease, keeper (nothing of an earlier daemon is alive after it), NATS, then what
-``service`` builds: stream, DBOS with recovery, control plane, ready. Stop: the reverse.
+``assembly`` builds: stream, DBOS with recovery, control plane, ready. Stop: the reverse.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 import trio_asyncio
@@ -35,13 +35,13 @@ from ..messaging.embedded_server import Broker
 from ..processes import cgroups
 from ..processes.keeper_start import open_keeper
 from .early_signals import Early
+from .foundation import Foundation
 from .optional_packages import require
 from .signals import Wishes, open_wishes
 
-if TYPE_CHECKING:
-    from .assembly import Service
-
 log = logging.getLogger("runctld")
+
+Serve = Callable[[Foundation, Wishes, trio.CancelScope], Awaitable[None]]
 
 
 async def run(config: Config, file: Path | None, early: Early | None, hide: Masker) -> None:
@@ -116,31 +116,42 @@ async def _run(
                 if config.nats.embedded:
                     broker = Broker(config, keeper)
                     await broker.start()
-                service = (await imported())(
-                    *(config, file, executor, keeper, loop, fence, notifier, broker),
-                    *(home, hide),
+                serve = await imported()
+                foundation = Foundation(
+                    config=config,
+                    file=file,
+                    executor=executor,
+                    home=home,
+                    keeper=keeper,
+                    loop=loop,
+                    fence=fence,
+                    notifier=notifier,
+                    broker=broker,
+                    hide=hide,
+                    cgroups=groups is not None,
+                    began=began,
                 )
-                await service.run(wishes, start, began, cgroups=groups is not None)
+                await serve(foundation, wishes, start)
                 nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def _importing() -> AsyncIterator[Callable[[], Awaitable[type[Service]]]]:
-    """Import ``service``, and DBOS with it, in a thread: the keeper and the nats-server
+async def _importing() -> AsyncIterator[Callable[[], Awaitable[Serve]]]:
+    """Import ``assembly``, and DBOS with it, in a thread: the keeper and the nats-server
     start meanwhile. What is yielded waits for it."""
     done = trio.Event()
-    found: list[type[Service]] = []
+    found: list[Serve] = []
 
     def load() -> None:
-        from .assembly import Service
+        from .assembly import serve
 
-        found.append(Service)
+        found.append(serve)
 
     async def in_thread() -> None:
         await trio.to_thread.run_sync(load, abandon_on_cancel=True)
         done.set()
 
-    async def wait() -> type[Service]:
+    async def wait() -> Serve:
         await done.wait()
         return found[0]
 

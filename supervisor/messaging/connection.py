@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +39,12 @@ class Connection:
         config: Config,
         executor: str,
         endpoint: Callable[[], Endpoint] | None,
-        disconnected: Callable[[], Awaitable[None]] | None = None,
-        reconnected: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """``executor``: who NATS is told that we are. ``endpoint``: says where the embedded
-        server is by now; None for an external one. ``disconnected`` is called, in asyncio, each
-        time the connection breaks, ``reconnected`` when it is there again."""
-        self._disconnected = disconnected
-        self._reconnected = reconnected
+        server is by now; None for an external one."""
+        #: Called in asyncio each time the connection breaks, and when it is there again.
+        self.on_break: list[Callable[[], object]] = []
+        self.on_return: list[Callable[[], object]] = []
         self._config = config
         self._endpoint = endpoint
         self._name = f"runctld {executor}"
@@ -102,8 +100,8 @@ class Connection:
                     name=self._name,
                     error_cb=self._on_error,
                     closed_cb=self._on_closed,
-                    disconnected_cb=self._disconnected,
-                    reconnected_cb=self._reconnected,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
                     allow_reconnect=True,
                     max_reconnect_attempts=1,  # of each server, until we are connected
                     reconnect_time_wait=0.05,
@@ -155,6 +153,23 @@ class Connection:
                 # ours to cancel is trio's, and comes as such.
                 log.debug("close: %r", error)
 
+    async def ask_server(self, limit: float) -> None:
+        """Returns when the server has answered; raises when it does not within ``limit``
+        seconds."""
+        if not self.client.is_connected:  # nats-py's flush returns at once then
+            raise ConnectionError("not connected")
+        await aio(self.client.flush)(round(limit))
+        if not self.client.is_connected:
+            raise ConnectionError("the connection broke")
+
+    async def _on_disconnected(self) -> None:
+        for hear in self.on_break:
+            hear()
+
+    async def _on_reconnected(self) -> None:
+        for hear in self.on_return:
+            hear()
+
     async def _on_error(self, error: Exception) -> None:
         log.debug("nats: %r", error)
         refused = connection.denied(error)
@@ -204,11 +219,9 @@ async def connect(
     config: Config,
     executor: str,
     endpoint: Callable[[], Endpoint] | None,
-    disconnected: Callable[[], Awaitable[None]] | None = None,
-    reconnected: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Connection]:
     """A connection, closed at the end. Raises ConfigError, Unavailable."""
-    made = Connection(config, executor, endpoint, disconnected, reconnected)
+    made = Connection(config, executor, endpoint)
     await made.open()
     try:
         yield made

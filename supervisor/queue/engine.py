@@ -31,7 +31,7 @@ from dbos import (
     SetWorkflowID,
 )
 
-from ...config.schema import Config
+from ...config.schema import Config, Queue
 from ...protocol.errors import Unavailable
 from ...protocol.model import Outcome, Run, RunSpec, Status, is_run_id, made_at
 from ..host.metrics import Meters
@@ -81,7 +81,6 @@ class Durable:
         executor: str,
         wait_lease_valid: Callable[[], None],
         meters: Meters,
-        hook: Hook | None = None,
         *,
         lease_held: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -93,7 +92,7 @@ class Durable:
         self._lease_held = lease_held
         self._config = config
         self._executor = executor
-        self.max_queued_per_thread = config.queue.max_queued_per_thread
+        self._max_queued_per_thread = config.queue.max_queued_per_thread
         self._wait_lease_valid = wait_lease_valid
         self._fenced = False
         #: From ``launch`` on.
@@ -112,7 +111,6 @@ class Durable:
         self._claims: Claims | None = None
         self._submits = KeyedLock()
         self._meters = meters
-        self._hook = hook
         self._hook_workflow: HookWorkflow | None = None
         self._stopping = threading.Event()
         #: Aborted by us, and when: a run that was claimed just before begins within RECENT.
@@ -120,10 +118,12 @@ class Durable:
         self.recovered = 0
         self._closing = False
 
-    async def launch(self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch) -> None:
+    async def launch(
+        self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch, hook: Hook | None = None
+    ) -> None:
         """Open the database, re-enqueue what was unfinished, start the queue worker.
         ``dispatch`` is called on trio for every attempt, and must not return or raise when the
-        daemon stops (the row stays).
+        daemon stops (the row stays). ``hook`` is told of ends.
 
         Raises: Unavailable, when the database cannot be opened, or DBOS is none that this knows;
         ConfigError, when it is gone, and saved."""
@@ -186,8 +186,8 @@ class Durable:
             return built
 
         self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)
-        if self._hook is not None:
-            self._hook_workflow = HookWorkflow(self._hook, loop, self._stopping, self._kick_hooks)
+        if hook is not None:
+            self._hook_workflow = HookWorkflow(hook, loop, self._stopping, self._kick_hooks)
         DBOS.listen_queues([])  # the workers are ours: they can be kicked
         try:
             DBOS.launch()
@@ -235,13 +235,15 @@ class Durable:
         self.recovered = self.attempts.count_replayed()
 
     def _prepare_claims(self) -> Claims:
-        hooks = self._hook is not None
+        hooks = self._hook_workflow is not None
         return Claims(self._config, self._system, self._database, self._lease_held, hooks=hooks)
 
-    def set_max_running(self, most: int) -> None:
-        """How many runs there may be at once from now on; what runs already goes on."""
+    def apply_limits(self, queue: Queue) -> None:
+        """How many runs there may be from now on, at once and queued on a thread; what is there
+        already stays."""
+        self._max_queued_per_thread = queue.max_queued_per_thread
         if self._claims is not None:
-            self._claims.set_most(most)
+            self._claims.set_most(queue.max_running)
 
     def explain(self, error: Exception) -> str | None:
         """What to tell whoever asked for something that ended in ``error``, when it is the
@@ -278,7 +280,7 @@ class Durable:
 
         Raises: QueueFull, when as many wait on its thread as may."""
         async with self._submits.hold(spec.thread):
-            place = await self.rows.next_place(spec.thread, self.max_queued_per_thread)
+            place = await self.rows.next_place(spec.thread, self._max_queued_per_thread)
             await aio(self._enqueue)(spec, place)
         self.kick(spec.thread)
 

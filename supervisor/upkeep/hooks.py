@@ -8,26 +8,26 @@ a run's is, by the keeper.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
+from ...config import schema
 from ...config.integrations import shown_target
-from ...config.schema import CommandRunner, Config
-from ...protocol import __version__, json_text, messages, subjects
+from ...config.schema import CommandRunner
+from ...protocol import __version__, json_text, messages
 from ...protocol.errors import RunFailed
 from ...protocol.model import Run, RunSpec, Status
-from ..execution.registry import Registry
 from ..execution.runners.chat.body import unwinding
 from ..execution.runners.command import Command
+from ..execution.settings import Settings
 from ..host.failure_reasons import why
 from ..host.http_trust import tls_context
 from ..host.metrics import Meters
-from ..output.inventory import Stored
 from ..processes.keeper_client import Keeper
-from ..queue.engine import Durable
+from .ended_runs import EndedRuns
 
 if TYPE_CHECKING:
     import httpx
@@ -43,8 +43,6 @@ QUOTED = 200
 #: Of an answer only its status counts. So much of what follows is read, bytes and seconds: some
 #: take a connection that ends before for one that broke.
 ANSWER, ANSWER_TIME = 64 * 1024, 1.0
-#: For JetStream to say how much of the output is stored, seconds.
-PATIENCE = 2.0
 
 
 class Failed(Exception):
@@ -52,34 +50,29 @@ class Failed(Exception):
 
 
 class Hooks:
-    """``stored`` is set before the first run is told of."""
-
     def __init__(
         self,
-        config: Config,
+        config: schema.Hooks,
+        settings: Settings,
         keeper: Keeper,
-        registry: Registry,
         meters: Meters,
+        ended: EndedRuns,
     ) -> None:
-        self._config = config.hooks
-        self.grace = config.queue.stop_grace
+        self._config = config
+        self._settings = settings
         self._keeper = keeper
-        self._registry = registry
         self._meters = meters
+        self._ended_runs = ended
         self._limit = trio.CapacityLimiter(AT_ONCE)
         self._scopes: set[trio.CancelScope] = set()
         self._failing: set[str] = set()
         self._changed = trio.Event()
         self._stopping = False
-        self.on: Collection[str] = frozenset(config.hooks.on)
-        self.tries = config.hooks.tries
-        self.backoff = config.hooks.backoff
+        self.on: Collection[str] = frozenset(config.on)
+        self.tries = config.tries
+        self.backoff = config.backoff
         self.delivered = 0
         self.failed = 0
-        self.durable: Durable
-        self.stored: Stored
-        #: Waits until an aborted run's row says when its processes were gone.
-        self.noted: Callable[[str], Awaitable[None]]
 
     async def tell(self, run: str, hook: str) -> None:
         """One try. Raises Failed. When the daemon stops it neither returns nor raises."""
@@ -127,7 +120,9 @@ class Hooks:
 
     async def _try(self, run: str, hook: str) -> Failed | None:
         try:
-            details = await self._ended(run)
+            details = await self._ended_runs.wait_ended(run)
+            if details is None:
+                return Failed("the run is no longer in the database")
             if details.run.status in self.on:
                 async with self._limit:
                     await self._send(details, hook)
@@ -140,32 +135,6 @@ class Hooks:
                 return Failed(str(error))
             return Failed(f"{shown_target(self._config)}: {type(error).__name__}: {error}")
         return None
-
-    async def _ended(self, run: str) -> messages.RunDetails:
-        """The run, once it has ended: it may be about to, here or on another executor."""
-        live = self._registry.get(run)
-        if live is not None:
-            await live.gone.wait()
-        await self.noted(run)
-        pause = 0.01
-        while True:
-            found = await self.durable.rows.get(run)
-            if found is None:
-                raise Failed("the run is no longer in the database")
-            spec, row = found
-            if row.status.terminal:
-                break
-            await trio.sleep(pause)  # the database has no event for it
-            pause = min(2 * pause, 1.0)
-        output = None
-        with trio.move_on_after(PATIENCE):
-            try:
-                (output,) = await self.stored.outputs([subjects.out_subject(row.thread, run)])
-            except Exception as error:
-                log.debug("output of %s: %r", run, error)
-        return messages.RunDetails(
-            row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of, output
-        )
 
     async def _send(self, details: messages.RunDetails, hook: str) -> None:
         body = json_text.encode(messages.details_json(details) | {"hook": hook})
@@ -194,7 +163,9 @@ class Hooks:
         # As a submitter's: "{prompt}" has no meaning in it.
         argv = self._config.on_end if isinstance(self._config.on_end, tuple) else ()
         spec = RunSpec(run.run, run.thread, "hook", prompt=body.decode(), argv=argv)
-        outcome = await Command(runner, self._keeper, self.grace).run(spec, run.attempt, emit, [])
+        outcome = await Command(runner, self._keeper, self._settings.queue.stop_grace).run(
+            spec, run.attempt, emit, []
+        )
         if outcome.status is not Status.SUCCEEDED:
             words = said.decode(errors="replace").strip().rpartition("\n")[2]
             raise Failed(f"{outcome.error}{f' ({ascii(words)[1:-1]})' if words else ''}")

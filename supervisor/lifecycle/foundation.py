@@ -1,0 +1,35 @@
+"""What the start has made before anything is connected."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...config.schema import Config
+from ...config.secrets import Masker
+from ..cluster.lease_guard import Fence
+from ..host.systemd_notify import Notifier
+from ..messaging.embedded_server import Broker
+from ..processes.keeper_client import Keeper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foundation:
+    """``config`` came from ``file``, or from a default place. ``broker``: the embedded
+    nats-server, which runs; None for an external one. ``home``: what names the state directory.
+    ``cgroups``: whether each run has one. ``began``: when the daemon did, on the monotonic clock.
+    ``hide`` masks what is secret."""
+
+    config: Config
+    file: Path | None
+    executor: str
+    home: str
+    keeper: Keeper
+    loop: asyncio.AbstractEventLoop
+    fence: Fence
+    notifier: Notifier
+    broker: Broker | None
+    hide: Masker
+    cgroups: bool
+    began: float

@@ -1,0 +1,37 @@
+"""Makes a runner from its settings."""
+
+from __future__ import annotations
+
+import logging
+
+from ...config.run_limits import Plan, controllers, plan
+from ...config.schema import ChatRunner, CommandRunner, Queue, Runner
+from ..execution.runners import protocol
+from ..execution.runners.chat import Chat
+from ..execution.runners.command import Command
+from ..processes.keeper_client import Keeper
+
+log = logging.getLogger("runctld")
+
+
+class RunnerFactory:
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def make(self, runner: Runner, queue: Queue) -> protocol.Runner:
+        if isinstance(runner, ChatRunner):
+            return Chat(runner)
+        return Command(runner, self._keeper, queue.stop_grace, self._plan_limits(runner))
+
+    def _plan_limits(self, runner: CommandRunner) -> Plan:
+        wanted, groups = controllers(runner.limits), self._keeper.cgroups
+        made = plan(runner, groups.enable(wanted) if groups is not None else ())
+        if made.gaps:
+            log.warning(
+                "runner %s: its limits are not kept by a cgroup for each run, for %s: %s; see"
+                " docs/systemd.md",
+                runner.name,
+                "there is none to be had here" if groups is None else "those here lack controllers",
+                "; ".join(made.gaps),
+            )
+        return made
