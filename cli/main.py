@@ -123,6 +123,8 @@ def _report(error: BaseException) -> int:
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return _say("interrupted", DETACHED)
     if isinstance(error, click.ClickException):
+        if isinstance(error, click.NoSuchOption):
+            error.possibilities = _alike(error)
         text = error.format_message()
         if isinstance(error, click.UsageError) and error.ctx is not None:
             text = f"{text.rstrip('.')}; see: {error.ctx.command_path} --help"
@@ -153,6 +155,16 @@ def _report(error: BaseException) -> int:
     return _say(
         f"unexpected {type(error).__name__}: {error}; RUNCTL_DEBUG=1 shows the traceback", FAILED
     )
+
+
+def _alike(error: click.NoSuchOption) -> list[str]:
+    """Options that may have been meant: the dashes, which all have, do not count."""
+    from difflib import SequenceMatcher
+
+    def likeness(option: str) -> float:
+        return SequenceMatcher(None, error.option_name.strip("-"), option.strip("-")).ratio()
+
+    return [option for option in error.possibilities or () if likeness(option) > 0.6]
 
 
 def _say(text: str, code: int) -> int:
@@ -191,7 +203,7 @@ Tab completion for bash, zsh and fish: runctl completion --help""",
 @click.version_option(__version__, prog_name="runctl")
 @click.pass_context
 def main(ctx: click.Context, config: Path | None, as_json: bool) -> None:
-    """Submit, watch and end runs: streaming work that survives its daemon."""
+    """Submit, watch and abort runs: streaming work that survives its daemon."""
     app = ctx.ensure_object(App)
     app.config_file = config
     app.json = app.json or as_json
@@ -203,7 +215,7 @@ def main(ctx: click.Context, config: Path | None, as_json: bool) -> None:
         assert isinstance(group, click.Group)
         command = group.get_command(ctx, ctx.invoked_subcommand)
         if command is not None and not isinstance(command, Verb):
-            raise click.UsageError(f"{command.name} has no JSON; leave --json out", ctx)
+            raise click.UsageError(f"{command.name} has no JSON output; leave out --json", ctx)
 
 
 if __name__ == "__main__":

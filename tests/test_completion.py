@@ -104,7 +104,7 @@ def test_scripts_are_printed(shell: str) -> None:
 @pytest.mark.short
 def test_verbs_options_and_fixed_values(tmp_path: Path) -> None:
     nowhere = tmp_path / "none.toml"
-    assert ["plain", "attach", "Watch runs, live, from their first chunk."] in ask("zsh", "")
+    assert ["plain", "attach", "Watch a run's output live, from its beginning."] in ask("zsh", "")
     assert values("fish", "ab") == ["abort"]
     assert "--follow-thread" in values("zsh", "attach", "--f")
     assert values("zsh", "list", "--status", "su") == ["succeeded"]

@@ -63,6 +63,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         (("logs", "demo"), 2, "no command 'logs' (did you mean: runctl attach?)"),
         (("--json", "stop", "demo"), 2, "no command 'stop' (did you mean: runctl abort?)"),
         (("frobnicate",), 2, "no command 'frobnicate'; see: runctl --help"),
+        (("submit", "demo", "--cwd", "/"), 2, "No such option '--cwd'; see: runctl submit"),
+        (("list", "--limt", "3"), 2, "Did you mean '--limit'?"),
         (("list", "demp"), 3, "no thread 'demp'; did you mean 'demo'? see: runctl list"),
         (("attach", "DEMO"), 3, "no thread 'DEMO'; did you mean 'demo'?"),
         (("attach", "demo", "busi"), 3, "no thread 'busi'; did you mean 'busy'?"),

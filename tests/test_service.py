@@ -141,7 +141,7 @@ def test_what_was_changed_is_not_replaced_without_asking(root: Path) -> None:
     for verb in ("install-service", "uninstall-service"):
         _, told = runctl(root, verb, "--user", code=6, env=env)
         assert told == (
-            f"runctl: {unit} was changed since it was written, and stays; --force to override\n"
+            f"runctl: {unit} has been modified and was kept; use --force to override\n"
         )
         assert unit.read_text() == changed
     assert ask(root, "n") == changed

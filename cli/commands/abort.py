@@ -20,7 +20,7 @@ from ..display.status_line import PATIENCE, StatusLine, progress
 
 @click.command(
     cls=Verb,
-    short_help="End a thread's running run.",
+    short_help="Stop a thread's running run for good.",
     epilog="""\b
 Examples:
   runctl abort support-42
@@ -33,16 +33,16 @@ Examples:
     "run_id",
     metavar="RUN",
     type=RunName("running", "queued"),
-    help="This run, running or queued.",
+    help="Abort this run, whether running or queued.",
 )
-@click.option("--queued", is_flag=True, help="The thread's queued runs as well.")
+@click.option("--queued", is_flag=True, help="Abort the thread's queued runs as well.")
 @pass_app
 def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
-    """End the running run of THREAD; answers once its whole process tree is gone.
+    """Abort the running run of THREAD; returns when all of its processes are gone.
 
-    The tree gets TERM, and KILL after the configured grace. Queued runs go on, unless
-    --queued is given. Exits with 6 if there is nothing to abort, and with 1 if
-    something of it is still there 15 s after the grace, which is named.
+    They get TERM, and KILL after the configured grace (queue.stop_grace). Queued runs stay
+    queued, unless --queued is given. Exits with 6 if there is nothing to abort. If a process
+    is still there 15 s after the grace, it is named and the exit code is 1.
     """
     check_thread(thread)
     if run_id is not None:

@@ -20,7 +20,7 @@ from ..following.session import follow_one, make_output, run_interruptibly
 
 @click.command(
     cls=Verb,
-    short_help="Watch runs, live, from their first chunk.",
+    short_help="Watch a run's output live, from its beginning.",
     epilog="""\b
 Examples:
   runctl attach support-42
@@ -31,32 +31,41 @@ Examples:
   runctl --json attach support-42 | jq -r 'select(.type=="chunk").data'""",
 )
 @click.argument("threads", nargs=-1, metavar="THREAD...", type=THREAD)
-@click.option("--all", "everything", is_flag=True, help="All threads that are running.")
+@click.option("--all", "everything", is_flag=True, help="Watch all running threads.")
 @click.option(
     "--run",
     "run_id",
     metavar="RUN",
     type=RUN,
-    help="This run, not the current or latest one.",
+    help="Watch this run instead of the current or latest one.",
 )
-@click.option("--no-follow", is_flag=True, help="Print what is stored, and stop.")
+@click.option("--no-follow", is_flag=True, help="Print what is stored so far, and exit.")
 @click.option(
     "--tail",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Of what is stored, show the last N lines only (with --json: chunks).",
+    help="Show only the last N stored lines (with --json: chunks), then what comes.",
 )
 @click.option(
-    "--follow-thread", "-f", is_flag=True, help="Go on to the thread's next runs, until Ctrl-C."
+    "--follow-thread",
+    "-f",
+    is_flag=True,
+    help="Continue with the thread's next runs, until Ctrl-C.",
 )
 @click.option(
-    "--since", type=Duration(), metavar="D", help="Only output of the last D; as in 90s, 5m."
+    "--since",
+    type=Duration(),
+    metavar="D",
+    help="Show only output of the last D, such as 90s or 5m.",
 )
-@click.option("--timestamps", is_flag=True, help="Put the time (UTC) before each line.")
-@click.option("--grep", metavar="REGEX", help="Only lines in which REGEX is found.")
-@click.option("--raw", is_flag=True, help="The bytes as they were written, without our colours.")
+@click.option("--timestamps", is_flag=True, help="Print the time (UTC) before each line.")
+@click.option("--grep", metavar="REGEX", help="Show only lines that match REGEX.")
+@click.option("--raw", is_flag=True, help="Print the bytes exactly as they were written.")
 @click.option(
-    "--timeout", type=Duration(), metavar="D", help="Stop watching after D (exit 1); as in 90s, 5m."
+    "--timeout",
+    type=Duration(),
+    metavar="D",
+    help="Stop watching after D, such as 90s or 5m (exit 1). The run goes on.",
 )
 @pass_app
 def attach(
@@ -73,30 +82,32 @@ def attach(
     raw: bool,
     timeout: float | None,
 ) -> int:
-    """Show the current run of THREAD (or its latest) from the first chunk on, live.
+    """Show the output of THREAD's current run, or of its latest one, live and from the start.
 
     With several threads, or --all, each line begins with the name of its thread.
 
-    Exits with 0 if the run succeeded, 1 if it failed or is dead, 5 if it was aborted; of
-    several, 1 goes before 5, and 5 before 0. Ctrl-C detaches (exit 130); the run goes on.
-    Any number of watchers may attach, and attaching survives restarts of the daemon: at a
-    terminal, an interrupted run's reply goes on where it was if it repeats itself, else it
-    starts over behind a rule.
+    Exits with 0 if the run succeeded, 1 if it failed or is dead, 5 if it was aborted. With
+    several threads the worst result wins: 1, then 5, then 0. Ctrl-C detaches (exit 130)
+    and does not stop the run.
+
+    Any number of watchers may attach, and attaching survives restarts of the daemon. An
+    interrupted run is executed again: at a terminal, if the replay prints the same output,
+    the display continues; otherwise a separator is printed and it starts again.
     """
     names = list(dict.fromkeys(threads))
     if everything and names:
-        raise click.UsageError("--all means every running thread: name none")
+        raise click.UsageError("--all already means every running thread; leave the names out")
     if not everything and not names:
         raise click.UsageError("name a thread, or give --all")
     several = everything or len(names) > 1
     if run_id is not None and several:
-        raise click.UsageError("--run goes with one thread")
+        raise click.UsageError("--run can only be used with a single thread")
     if no_follow and follow_thread:
-        raise click.UsageError("--no-follow and --follow-thread exclude each other")
+        raise click.UsageError("--no-follow and --follow-thread cannot be combined")
     if raw and (timestamps or grep is not None or several):
-        raise click.UsageError("--raw goes with one thread, without --timestamps and --grep")
+        raise click.UsageError("--raw needs a single thread, and no --timestamps or --grep")
     if app.json and (timestamps or grep is not None or raw):
-        raise click.UsageError("--json has events as they are: leave --timestamps, --grep, --raw")
+        raise click.UsageError("--json cannot be combined with --timestamps, --grep or --raw")
     for name in names:
         check_thread(name)
     if run_id is not None:

@@ -23,10 +23,10 @@ Examples:
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script with which SHELL completes verbs, options, and the names of
-    threads, runs and runners, for which it asks the daemon.
+    """Print a script that makes SHELL complete commands, options, and the names of threads,
+    runs and runners.
 
-    Without a running daemon names are not completed; everything else is.
+    Names come from the daemon; while it is not running, only they are missing.
     """
     from ..completion.shell_protocol import script
 

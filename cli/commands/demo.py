@@ -39,7 +39,7 @@ class DemoFailed(Exception):
 
 @click.command()
 def demo() -> None:
-    """Watch a run survive the SIGKILL of its daemon (20 seconds, leaves nothing)."""
+    """Watch a run survive the death of its daemon."""
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix="runctl-demo-") as name:

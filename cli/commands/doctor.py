@@ -23,20 +23,23 @@ _SHOWN = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL "}
 
 @click.command(
     cls=Verb,
-    short_help="Look for what is wrong, and say what to do.",
+    short_help="Find problems, and say how to fix them.",
     epilog="""\b
 Examples:
   runctl doctor
   runctl --json doctor | jq -r '.findings[] | select(.state != "ok") | .fix'
 \b
-Exit codes: 0 nothing failed, 1 something did; 2 usage.""",
+Exit codes: 0 no FAIL, 1 at least one FAIL, 2 usage.""",
 )
 @click.pass_context
 @pass_app
 def doctor(app: App, ctx: click.Context) -> None:
-    """Look at the configuration, runners, permissions, disk, limits, cgroups, ports, proxies,
-    NATS, the database, clocks and the daemon, whether it runs or not. Changes nothing. Each
-    line says ok, WARN or FAIL, and below it what to do. Run it as the user that runs runctld."""
+    """Check the configuration, runners, permissions, disk, limits, cgroups, ports, proxies,
+    NATS, the database, clocks and the daemon.
+
+    Works whether or not the daemon is running, and changes nothing. Each line says ok, WARN
+    or FAIL; a line below it says what to do. Run it as the user that runs runctld. A daemon
+    that is not running is a warning."""
     found = list(_look(app))
     failed = any(finding.state == "fail" for finding in found)
     if app.json:

@@ -120,25 +120,25 @@ def _open_to_all(path: Path) -> bool:
 
 
 user_option = click.option(
-    "--user", is_flag=True, help="For this user's own systemd; needs no root."
+    "--user", is_flag=True, help="Use your own systemd instead of the system's; needs no root."
 )
 dry_option = click.option(
-    "--dry-run", "dry", is_flag=True, help="Say what would be done, and do nothing."
+    "--dry-run", "dry", is_flag=True, help="Print what would be done, but do nothing."
 )
 force_option = click.option(
-    "--force", is_flag=True, help="Also files that were changed since they were written."
+    "--force", is_flag=True, help="Replace or remove files even if they have been modified."
 )
 root_option = click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/"),
     metavar="DIR",
-    help="Below DIR, as for an image.  [default: /]",
+    help="Use DIR as the root directory, for building an image.  [default: /]",
 )
 
 
 @click.command(
-    short_help="Put the daemon under systemd.",
+    short_help="Install the daemon as a systemd service.",
     epilog="""\b
 Examples:
   runctl install-service --user
@@ -146,20 +146,23 @@ Examples:
 )
 @user_option
 @click.option(
-    "--chat-only", is_flag=True, help="Without the drop-in for commands: hardened for chats alone."
+    "--chat-only",
+    is_flag=True,
+    help="Leave out the drop-in for commands: hardened, for chat runners only.",
 )
-@click.option("--run-as", is_flag=True, help="With the drop-in for commands of other users, too.")
+@click.option(
+    "--run-as", is_flag=True, help="Add the drop-in that lets commands run as other users."
+)
 @dry_option
 @force_option
 @root_option
 def install_service(
     user: bool, chat_only: bool, run_as: bool, dry: bool, force: bool, root: Path
 ) -> int:
-    """Write the unit files and a configuration for the daemon, and say what to run next.
+    """Write unit files and a first configuration for the daemon, and say what to run next.
 
-    May be repeated: what is there already stays, an earlier version's files are updated. A
-    file that was changed since is not replaced without asking (exit 6), the configuration
-    never.
+    Safe to repeat: unmodified files are updated; modified files are kept unless you confirm
+    (without a terminal: exit 6, unless --force), and the configuration is always kept.
     """
     if run_as and (user or chat_only):
         raise click.UsageError(
@@ -188,7 +191,7 @@ def _next(place: Place, before: Iterable[str]) -> None:
         if place.root == Path("/") and not _taken_by_default(place.config):
             path = shlex.quote(str(place.config))
             steps.append(f"export RUNCTL_CONFIG={path}   # else runctl takes the system's")
-    render.out("\nNext, after a look at the configuration:")
+    render.out("\nNext, after checking the configuration:")
     for step in steps:
         render.out(f"  {step}")
 
@@ -202,7 +205,7 @@ def _taken_by_default(config: Path) -> bool:
 
 
 @click.command(
-    short_help="Take the daemon's unit files away.",
+    short_help="Remove the systemd service.",
     epilog="""\b
 Examples:
   runctl uninstall-service --user""",
@@ -212,19 +215,19 @@ Examples:
 @force_option
 @root_option
 def uninstall_service(user: bool, dry: bool, force: bool, root: Path) -> int:
-    """Remove the unit files that install-service wrote; configuration, runs and output stay.
+    """Remove the unit files that install-service wrote; keeps configuration, runs and output.
 
-    Refused (exit 6) while the service runs.
+    Refused (exit 6) while the service is running.
     """
     place = Place(user, root.absolute())
     files = _files(place, Path("/runctld"), DROP_INS)
     if not dry and root == Path("/") and _active(place):
-        raise Refused(f"runctld runs: {place.systemctl} disable --now runctld, then again")
+        raise Refused(f"runctld is running: first run {place.systemctl} disable --now runctld")
     _check_rights(place, files, dry)
     left = _tell(take(files, dry=dry, may=_ask(force, "Remove")), dry)
     render.out(f"\nNext:\n  {place.systemctl} daemon-reload")
     state = "~/.local/state/runctl" if user else "/var/lib/runctl"
-    render.out(f"Runs and their output are in {state}, and stay.")
+    render.out(f"Runs and their output stay in {state}.")
     return left
 
 
@@ -243,7 +246,7 @@ def _check_rights(place: Place, files: list[File], dry: bool) -> None:
     for file in files:
         folder = next(p for p in file.path.parents if p.exists())
         if not os.access(folder, os.W_OK):
-            raise Refused(f"{folder} may not be written: run this as root, or with --user")
+            raise Refused(f"{folder} is not writable: run this as root, or with --user")
 
 
 def _ask(force: bool, what: str) -> Callable[[Path], bool]:
@@ -263,7 +266,7 @@ def _tell(done: Iterable[tuple[str, Path]], dry: bool) -> int:
         if what == LEFT:
             kept.append(path)
     if kept and not dry:
-        render.note(f"{kept[0]} was changed since it was written, and stays; --force to override")
+        render.note(f"{kept[0]} has been modified and was kept; use --force to override")
         return REFUSED
     return 0
 

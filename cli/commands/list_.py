@@ -32,16 +32,16 @@ Examples:
     "--status",
     type=click.Choice([*STATUSES, "idle"]),
     metavar="S",
-    help="Only these: " + ", ".join(STATUSES) + "; threads also: idle.",
+    help="Show only: " + ", ".join(STATUSES) + "; for threads also idle.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N rows.")
 @pass_app
 def list_(app: App, thread: str | None, status: str | None, limit: int | None) -> None:
     """List all threads, a row each; with THREAD, that thread's runs, latest first.
 
-    A thread's row is about its running run, else its next one, else its last. WORK is the
-    run's command or prompt. A narrow terminal shows fewer columns; a pipe gets them all,
-    uncut.
+    A thread's row shows its running run, or else the next one, or else the last. WORK is the
+    run's command or prompt. A narrow terminal shows fewer columns; a pipe gets all of them
+    in full.
     """
     if thread is not None:
         check_thread(thread)

@@ -31,10 +31,17 @@ Examples:
 )
 @click.argument("threads", nargs=-1, required=True, metavar="THREAD...", type=THREAD)
 @click.option(
-    "--older-than", type=Duration(), metavar="D", help="Only of runs that ended D ago: 90m, 7d."
+    "--older-than",
+    type=Duration(),
+    metavar="D",
+    help="Purge only runs that ended at least D ago, such as 90m or 7d.",
 )
-@click.option("--force", is_flag=True, help="Even while a run is in flight; the run goes on.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also purge threads with a run in flight (the run is not stopped).",
+)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @pass_app
 def purge(
     app: App, threads: tuple[str, ...], older_than: float | None, force: bool, yes: bool

@@ -23,7 +23,7 @@ Examples:
 @click.argument("run_id", metavar="RUN", type=RunName("failed", "aborted", "dead"))
 @pass_app
 def retry(app: App, run_id: str) -> None:
-    """Queue the work of RUN again, as a new run of its thread; prints the new run's id."""
+    """Submit the work of RUN again, as a new run of its thread, and print the new run's id."""
 
     async def main() -> messages.Submitted:
         link = await dial_for(app.config, run_id)

@@ -30,8 +30,8 @@ Examples:
 @click.argument("run_id", metavar="RUN", type=RUN)
 @pass_app
 def show(app: App, run_id: str) -> None:
-    """Show what RUN does, where it stands and how it ended. Of a run's id the beginning is
-    enough, if no other run's begins so."""
+    """Show what RUN executes, its status and how it ended. A unique prefix of a run's id is
+    enough."""
 
     async def main() -> messages.RunDetails:
         link = await dial_for(app.config, run_id)

@@ -19,21 +19,21 @@ from ..health import probe
 Examples:
   runctl status
   runctl --json status | jq .running
-  runctl status --probe ready          (of a container, beside its runctld)""",
+  runctl status --probe ready          (in a container, beside its runctld)""",
 )
 @click.option(
     "--probe",
     "kind",
     type=click.Choice(["ready", "live"]),
     metavar="KIND",
-    help="Answer within 8 s by the exit code, for the executor that the configuration names"
-    " and no other. ready: it answers, and NATS and the database answer it. live: as long as"
-    " NATS cannot be asked, it is taken as alive.",
+    help="Check the executor that the configuration names, within 8 s, and report by the exit"
+    " code. ready: it answers, and so do its NATS and its database. live: it answers; also"
+    " succeeds while NATS is unreachable.",
 )
 @pass_app
 def status(app: App, kind: str | None) -> None:
-    """Show the daemon, NATS, the database, counts and versions. Exits with 4 when the
-    daemon cannot be reached."""
+    """Show the state of the daemon, NATS and the database, with counts and versions. Exits
+    with 4 when the daemon cannot be reached."""
     if kind is not None:
         said = run(lambda: probe.probe(app.config, live=kind == "live"))
         render.out_json({"probe": kind, "said": said}) if app.json else render.out(said)

@@ -68,23 +68,23 @@ Examples:
     "--runner",
     metavar="NAME",
     type=RUNNER,
-    help="Which configured runner; `shell` takes a command.",
+    help="The configured runner to use; `shell` takes a command.",
 )
 @click.option(
-    "--id", "run_id", metavar="RUN", help="The run's id; submitting it again changes nothing."
+    "--id", "run_id", metavar="RUN", help="Use this run id; repeating the same submit is a no-op."
 )
 @click.option("--attach", "-a", is_flag=True, help="Attach to the run, and exit with its code.")
 @click.option(
     "--timeout",
     type=Duration(),
     metavar="D",
-    help="With --attach: stop watching after D (exit 1); as in 90s, 5m.",
+    help="With --attach: stop watching after D, such as 90s or 5m (exit 1); the run goes on.",
 )
 @click.option(
     "--batch",
     metavar="FILE|-",
     type=click.Path(allow_dash=True),
-    help="Submit each line of FILE, a JSON object; the answers are JSON lines, in order.",
+    help="Submit each line of FILE, a JSON object; prints one JSON line for each, in order.",
 )
 @click.pass_context
 @pass_app
@@ -102,18 +102,21 @@ def submit(
     """Queue a run on THREAD and print its id.
 
     The work is a PROMPT ("-" reads it from stdin), or a command after "--". Runs of one
-    thread execute one at a time, in the order submitted; threads run in parallel. The
-    command runs in the current directory, without a shell. Its stdin is empty; "-" before
-    "--" gives it what is on ours, up to 1 MiB of UTF-8.
+    thread execute one at a time, in the order submitted; different threads run in parallel.
 
-    A line of a --batch has "thread" and, as far as wanted, "runner", "id", "prompt", "argv"
-    and "cwd". Each is answered by {"thread", "run", "status"}, or {"error", "code", "line",
-    "thread", "id"}; those after a bad line are submitted all the same. Exits with 1 if a line
-    was not submitted.
+    A command runs in the current directory, without a shell, in the daemon's environment
+    and not in that of this shell. Its stdin is empty; "-" before "--" passes ours on, up to
+    1 MiB of UTF-8.
+
+    A line of a --batch has "thread" and, optionally, "runner", "id", "prompt", "argv" and
+    "cwd". Each is answered with {"thread", "run", "status"}, or {"error", "code", "line",
+    "thread", "id"}. A bad line does not stop the lines after it; the exit code is then 1.
     """
     if batch is not None:
         if thread is not None or words or run_id or attach or timeout or ctx.meta.get(_ARGV):
-            raise click.UsageError("--batch has all in its lines: only --runner goes with it", ctx)
+            raise click.UsageError(
+                "--batch takes everything from its lines; only --runner can be added", ctx
+            )
         return _submit_batch(app, batch, runner)
     if thread is None:
         raise click.UsageError("Missing argument 'THREAD'.", ctx)
@@ -122,7 +125,7 @@ def submit(
             "more than one word of prompt: quote the prompt, or put a command after --", ctx
         )
     if timeout is not None and not attach:
-        raise click.UsageError("--timeout is for --attach: give both", ctx)
+        raise click.UsageError("--timeout needs --attach: it limits watching, not the run", ctx)
     check_thread(thread)
     if run_id is not None:
         check_run_id(run_id)

@@ -46,14 +46,17 @@ Examples:
 )
 @click.argument("run_id", metavar="RUN", type=RUN)
 @click.option(
-    "--timeout", type=Duration(), metavar="D", help="Stop waiting after D (exit 1); as in 90s, 5m."
+    "--timeout",
+    type=Duration(),
+    metavar="D",
+    help="Stop waiting after D, such as 90s or 5m (exit 1). The run goes on.",
 )
 @pass_app
 def wait(app: App, run_id: str, timeout: float | None) -> int:
     """Block until RUN has ended, and print how: succeeded, failed, aborted or dead.
 
-    Exits with 0 if it succeeded, 1 if it failed or is dead, 5 if it was aborted. Goes
-    on waiting through restarts of the daemon.
+    Exits with 0 if it succeeded, 1 if it failed or is dead, 5 if it was aborted. Keeps
+    waiting through restarts of the daemon.
     """
     standing = Standing(run_id)
 

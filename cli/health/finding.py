@@ -36,4 +36,4 @@ def split(check: str, state: State, text: str) -> Finding:
         said, found, fix = text.rpartition(mark)
         if found:
             return Finding(check, state, said, fix)
-    return Finding(check, state, text, "mend that, then run doctor again")
+    return Finding(check, state, text, "fix it, then run doctor again")

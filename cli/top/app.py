@@ -43,10 +43,10 @@ def top(app: App) -> int:
     """Show all threads as they run: live ones first, then others, most recent first.
 
     Keys: up and down select, enter attaches (Ctrl-C comes back), x aborts the run,
-    p purges the stored output, / filters, ? explains, q quits. Runs go on when top ends.
+    p purges the stored output, / filters, ? shows help, q quits. Quitting stops no run.
     """
     if app.json:
-        raise click.UsageError("top has no JSON; use: runctl list --json")
+        raise click.UsageError("top has no JSON output; use: runctl list --json")
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if not terminal or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         raise click.UsageError("top needs a terminal; use: runctl list")

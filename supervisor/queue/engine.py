@@ -251,7 +251,7 @@ class Durable:
         if self._closing:
             return STOPPING
         if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
-            return f"the database cannot be used now ({reason(error)}); mend that, then ask again"
+            return f"the database cannot be used now ({reason(error)}); fix it and retry"
         return None
 
     async def close(self) -> None:
