@@ -124,7 +124,8 @@ def _report(error: BaseException) -> int:
         return _say("interrupted", DETACHED)
     if isinstance(error, click.ClickException):
         if isinstance(error, click.NoSuchOption):
-            error.possibilities = _alike(error)
+            alike = _alike(error)
+            error = click.NoSuchOption(error.option_name, error.message, alike, error.ctx)
         text = error.format_message()
         if isinstance(error, click.UsageError) and error.ctx is not None:
             text = f"{text.rstrip('.')}; see: {error.ctx.command_path} --help"

@@ -52,7 +52,7 @@ def place(tmp_path: Path) -> Path:
         (("submit", "t", "--", "true"), 4, "start it with: runctld --config"),
         (("submit", "--", "-t", "--", "true"), 4, "start it with"),
         (("list", "--status", "bogus"), 2, "bogus"),
-        (("attach", "t", "-f", "--no-follow"), 2, "exclude"),
+        (("attach", "t", "-f", "--no-follow"), 2, "cannot be combined"),
         (("purge", "t"), 2, "--yes"),
         (("purge", "t", "--older-than", "3x", "--yes"), 2, "duration"),
         (("-c", "missing.toml", "list"), 2, "missing.toml"),

@@ -168,6 +168,18 @@ def test_what_does_not_belong_into_a_state_directory(stopped_box: Box) -> None:
     )
 
 
+def test_a_key_file_that_is_missing(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    text = '[runners.chat]\nkind = "chat"\nbase_url = "http://127.0.0.1:1/v1"\nmodel = "m"\n'
+    file = tmp_path / "runctld.toml"
+    file.write_text(f'{text}api_key_file = "{key}"\n')
+    (found,) = local_checks.check_key_files(load(file))
+    assert (found.check, found.state) == ("runner chat", "warn")
+    assert found.said.startswith(f"api_key_file {key} does not exist")
+    key.write_text("k")
+    assert not list(local_checks.check_key_files(load(file)))
+
+
 def test_metrics_for_everybody(tmp_path: Path) -> None:
     file, token = tmp_path / "runctld.toml", tmp_path / "token"
     token.write_text("a-token-of-some-length")

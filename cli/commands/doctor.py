@@ -79,6 +79,7 @@ def _look(app: App) -> Iterator[Finding]:
     yield from programs.check_programs(config)
     yield from local_checks.check_state_dir(config)
     yield from local_checks.check_access(config)
+    yield from local_checks.check_key_files(config)
     yield from local_checks.check_metrics(config)
     yield local_checks.check_disk(config)
     holder = local_checks.find_holder(config)

@@ -126,6 +126,14 @@ def check_access(config: Config) -> Iterator[Finding]:
         yield ok("access", "no others read the secrets, or write the configuration")
 
 
+def check_key_files(config: Config) -> Iterator[Finding]:
+    """Whether the keys that chats send are there: they are read when a run begins."""
+    for name, runner in config.runners.items():
+        if runner.api_key_file is not None and not runner.api_key_file.exists():
+            said = f"api_key_file {runner.api_key_file} does not exist, so its runs fail"
+            yield warn(f"runner {name}", said, "write the key to it, or correct the path")
+
+
 def check_metrics(config: Config) -> Iterator[Finding]:
     """Whether others than who shows the token read the metrics from elsewhere."""
     listen = config.metrics.listen

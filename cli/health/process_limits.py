@@ -137,7 +137,7 @@ def check_cgroups(pid: int | None) -> Finding:
     unit = folder.name if folder.name.endswith((".service", ".scope")) else ""
     delegated = any(_has_attribute(folder, name) for name in ("user.delegate", "trusted.delegate"))
     if writable and (delegated or not unit):
-        return ok("cgroups", f"{folder} may be divided")
+        return ok("cgroups", "each run gets one of its own under Delegate=yes: docs/systemd.md")
     what = "is not delegated" if writable else "may not be written"
     fix = "Delegate=yes in the unit" if unit else "delegate one, or run it as a service"
     return warn("cgroups", f"{folder} {what}; {way}", fix)
