@@ -129,8 +129,9 @@ def check_access(config: Config) -> Iterator[Finding]:
 def check_key_files(config: Config) -> Iterator[Finding]:
     """Whether the keys that chats send are there: they are read when a run begins."""
     for name, runner in config.runners.items():
-        if runner.api_key_file is not None and not runner.api_key_file.exists():
-            said = f"api_key_file {runner.api_key_file} does not exist, so its runs fail"
+        file = runner.api_key_file if runner.kind == "chat" else None
+        if file is not None and not file.exists():
+            said = f"api_key_file {file} does not exist, so its runs fail"
             yield warn(f"runner {name}", said, "write the key to it, or correct the path")
 
 
