@@ -92,7 +92,7 @@ class Daemon:
         found = msgspec.json.decode(raw, type=Endpoint).nats()
         client = connection.new_client(found)
         await client.connect(
-            connection.servers(found), **connection.options(found), allow_reconnect=False
+            connection.list_servers(found), **connection.make_options(found), allow_reconnect=False
         )
         return client
 

@@ -126,7 +126,7 @@ class Link:
     async def _on_error(self, error: Exception) -> None:
         """nats-py tells of refusals here, and leaves the request to its time-out."""
         self._first_error = self._first_error or error
-        refused = connection.denied(error)
+        refused = connection.read_denial(error)
         if refused is None:
             return
         what, subject = refused
@@ -183,10 +183,10 @@ class Link:
 def _find_server(config: Config) -> tuple[Nats, dict[str, Any]]:
     """Where to connect, and nats-py's options for it. Raises Unavailable."""
     nats = _read_endpoint(config) if config.nats.embedded else config.nats
-    if (missing := connection.not_installed(nats)) is not None:
+    if (missing := connection.find_missing_package(nats)) is not None:
         raise Unavailable(missing)
     try:
-        return nats, connection.options(nats)
+        return nats, connection.make_options(nats)
     except ConfigError as error:
         raise Unavailable(str(error)) from None
 
@@ -197,7 +197,7 @@ def _read_endpoint(config: Config) -> Nats:
     try:
         nats = msgspec.json.decode(_read_own_file(path), type=Endpoint).nats()
         if nats.certificate:
-            connection.pinned(nats.certificate)
+            connection.pin_certificate(nats.certificate)
     except FileNotFoundError:
         file = config.source or "FILE"
         raise Unavailable(
@@ -254,7 +254,7 @@ async def dial(config: Config) -> Link:
 async def _dial(config: Config, nats: Nats, options: dict[str, Any]) -> Link:
     import random
 
-    servers = connection.servers(nats)
+    servers = connection.list_servers(nats)
     random.shuffle(servers)
     problem: Exception = TimeoutError()
     with contextlib.suppress(TimeoutError):
@@ -270,20 +270,20 @@ async def _dial(config: Config, nats: Nats, options: dict[str, Any]) -> Link:
                     if not isinstance(error, Exception):
                         raise
                     problem = error
-                    if connection.why_refused(nats, error):
+                    if connection.explain_refusal(nats, error):
                         break
     raise _make_unavailable(config, nats, problem)
 
 
 def _make_unavailable(config: Config, nats: Nats, cause: Exception) -> Unavailable:
-    refused = connection.why_refused(nats, cause)
+    refused = connection.explain_refusal(nats, cause)
     if refused is None:
         return Unavailable(_explain(config, nats, cause))
-    return Impostor(refused) if connection.other_server(nats, cause) else Unavailable(refused)
+    return Impostor(refused) if connection.is_other_server(nats, cause) else Unavailable(refused)
 
 
 def _explain(config: Config, nats: Nats, cause: Exception) -> str:
-    where = connection.where(nats)
+    where = connection.name_servers(nats)
     text = str(cause).removeprefix("nats: ").strip("'\" ") or type(cause).__name__
     if isinstance(cause, ConnectionRefusedError):
         text = f"nothing listens at {where}"

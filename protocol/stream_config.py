@@ -178,7 +178,7 @@ def _consumers(found: StreamConfig) -> Iterator[tuple[str, object, object, str]]
 
 def refusal(error: Exception, config: Config) -> ConfigError | None:
     """In plain words, why JetStream did not make the stream; None if it may yet."""
-    code, where = getattr(error, "err_code", None), connection.where(config.nats)
+    code, where = getattr(error, "err_code", None), connection.name_servers(config.nats)
     if code == _NOT_CLUSTERED:
         return ConfigError(
             f"nats.replicas = {config.nats.replicas} needs a NATS cluster, and NATS at {where} is"

@@ -27,6 +27,7 @@ DETAILS_BYTES = 16 * 1024
 #: What NATS, and the stream, must take as one message: a record and its headers.
 LEAST_PAYLOAD = MAX_RECORD_BYTES + DETAILS_BYTES
 
+
 def out_subject(thread: str, run: str) -> str:
     return f"{SUBJECT_PREFIX}.{token(thread)}.{run}"
 

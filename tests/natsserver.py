@@ -34,7 +34,9 @@ async def connected(state: Path, **options: Any) -> Client:
     nats = embedded(state)
     client = connection.new_client(nats, lambda: embedded(state))
     try:
-        await client.connect(connection.servers(nats), **connection.options(nats), **options)
+        await client.connect(
+            connection.list_servers(nats), **connection.make_options(nats), **options
+        )
     except BaseException:  # a server that has just gone: nats-py leaves its transport open
         await client.close()
         raise

@@ -176,7 +176,7 @@ def raw(place: Place) -> socket.socket:
     """A connection that says what no library would."""
     nats = embedded(place.box.state)
     plain = socket.create_connection(("127.0.0.1", urlsplit(nats.url).port), 10)
-    sock = connection.pinned(nats.certificate).wrap_socket(
+    sock = connection.pin_certificate(nats.certificate).wrap_socket(
         plain, server_hostname=connection.EMBEDDED_NAME
     )
     assert nats.login is not None

@@ -157,7 +157,7 @@ def touched(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield node.attr, node.lineno
 
 
-#: Of Python's own, which are documented.
+#: Of Python's own objects, which are documented.
 PYTHONS = {"_exit", "_replace"}
 
 
@@ -168,7 +168,7 @@ def test_no_other_file_touches_a_private_name() -> None:
         tree = ast.parse(file.read_text())
         where = file.relative_to(ROOT)
         for name in imports(tree):
-            theirs = name.partition(".")[0] not in ("__future__", "processes")
+            theirs = name.partition(".")[0] not in (*sys.stdlib_module_names, "processes")
             assert not (theirs and is_private(name)), (where, name)
         own = own_names(tree) | PYTHONS
         for name, line in touched(tree):

@@ -114,7 +114,7 @@ def test_who_takes_the_port_hears_no_secret_and_runs_nothing(box: Box) -> None:
 
     async def knock(secret: str) -> None:
         there = embedded(box.state)
-        options = connection.options(there) | {"password": secret, "allow_reconnect": False}
+        options = connection.make_options(there) | {"password": secret, "allow_reconnect": False}
         client = await nats.connect(there.url, error_cb=ignore, **options)
         await client.close()
 

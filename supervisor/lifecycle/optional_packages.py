@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from ...config.connection import not_installed
+from ...config.connection import find_missing_package
 from ...config.schema import Config
 from ...protocol.errors import ConfigError
 
@@ -24,7 +24,7 @@ def require(config: Config) -> None:
             f"{config.source}: metrics.listen: needs a package that is not installed:"
             " pip install prometheus-client, or remove the key"
         )
-    if (missing := not_installed(config.nats)) is not None:
+    if (missing := find_missing_package(config.nats)) is not None:
         raise ConfigError(f"{config.source}: {missing}")
     if config.traces.endpoint is not None and not all(
         map(_there, ("opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk"))

@@ -70,7 +70,7 @@ class Connection:
                 await trio.sleep(0.05)
         reason = f" ({self._describe_problem()})" if self._problems else ""
         raise Unavailable(
-            f"NATS at {connection.where(self._nats)} cannot be reached within"
+            f"NATS at {connection.name_servers(self._nats)} cannot be reached within"
             f" {self._config.start_timeout:g} s{reason}; is it running?"
         )
 
@@ -79,15 +79,15 @@ class Connection:
         least, most = LEAST_PAYLOAD, self.client.max_payload
         if most < least:
             raise ConfigError(
-                f"NATS at {connection.where(self._nats)} takes messages of {most} bytes at most,"
-                f" and output needs {least}: raise max_payload in its configuration"
+                f"NATS at {connection.name_servers(self._nats)} takes messages of {most} bytes at"
+                f" most, and output needs {least}: raise max_payload in its configuration"
             )
 
     async def _dial(self) -> bool:
         nats = self._nats
         # Reads files, of certificates and keys.
         options: dict[str, Any] = await trio.to_thread.run_sync(
-            connection.options, nats, abandon_on_cancel=True
+            connection.make_options, nats, abandon_on_cancel=True
         )
         self._problems = []
         client = connection.new_client(nats, self._endpoint and (lambda: self._nats))
@@ -96,7 +96,7 @@ class Connection:
         with trio.move_on_after(DIAL_TIMEOUT) as self._dialling:
             try:
                 await aio(client.connect)(
-                    connection.servers(nats),
+                    connection.list_servers(nats),
                     name=self._name,
                     error_cb=self._on_error,
                     closed_cb=self._on_closed,
@@ -172,12 +172,12 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         log.debug("nats: %r", error)
-        refused = connection.denied(error)
+        refused = connection.read_denial(error)
         if refused == ("subscribe", ADVISORIES.lower()):  # without them one looks now and then
             log.debug("JetStream's advisories are not for this user")
         elif refused is not None:
             words = (
-                f"NATS at {connection.where(self._nats)} does not allow this user to"
+                f"NATS at {connection.name_servers(self._nats)} does not allow this user to"
                 f" {refused[0]} on {refused[1]}: give it the daemon's permissions, see docs/nats.md"
             )
             if self._starting:
@@ -190,7 +190,7 @@ class Connection:
     def _note(self, error: Exception) -> None:
         """Why we are not connected yet."""
         self._problems.append(error)
-        why = connection.why_refused(self._nats, error)
+        why = connection.explain_refusal(self._nats, error)
         if why is not None and self._endpoint is None:
             self._fail(ConfigError(why))
             self._dialling.cancel()

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from ...config.connection import EMBEDDED_NAME, pinned
+from ...config.connection import EMBEDDED_NAME, pin_certificate
 from ...config.natsserver import FIX, altered, find_server, known_sum, not_a_program, unsupported
 from ...config.schema import Config
 from ...protocol.endpoint import ENDPOINT_FILE, Endpoint
@@ -321,7 +321,7 @@ async def _is_ours(endpoint: Endpoint) -> bool:
         plain = await trio.open_tcp_stream("127.0.0.1", endpoint.port)
     except OSError:
         return False
-    context = pinned(endpoint.certificate)
+    context = pin_certificate(endpoint.certificate)
     try:
         await trio.SSLStream(plain, context, server_hostname=EMBEDDED_NAME).do_handshake()
     except trio.BrokenResourceError:

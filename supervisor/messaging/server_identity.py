@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ...config.connection import EMBEDDED_NAME, pinned
+from ...config.connection import EMBEDDED_NAME, pin_certificate
 from ..host.private_files import write_private
 
 log = logging.getLogger("runctld.broker")
@@ -77,7 +77,7 @@ def _handshake(path: Path, certificate: str) -> dict[str, Any]:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(path)
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = pinned(certificate).wrap_bio(back, there, server_hostname=EMBEDDED_NAME)
+    asking = pin_certificate(certificate).wrap_bio(back, there, server_hostname=EMBEDDED_NAME)
     answering = server.wrap_bio(there, back, server_side=True)
     for _ in range(2):  # a hello, and what the other says to it
         for side in (asking, answering):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 import trio_asyncio
 
-from ...config.connection import where
+from ...config.connection import name_servers
 from ...protocol.errors import ConfigError, StreamUnfit, Unavailable
 from ...protocol.stream_config import MOST_IDLE, adding, broken, differences, refusal, wanted
 from ...protocol.subjects import ADVISORIES, NO_STREAM, STREAM
@@ -109,7 +109,7 @@ class StreamLife:
                     await trio.sleep(0.02)
         reason = getattr(last, "description", None) or last or "no answer"
         raise Unavailable(
-            f"JetStream at {where(config.nats)} did not accept the stream {STREAM} within"
+            f"JetStream at {name_servers(config.nats)} did not accept the stream {STREAM} within"
             f" {config.start_timeout:g} s ({reason})"
         )
 
