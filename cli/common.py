@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable, Coroutine
 from functools import cached_property
@@ -103,10 +104,17 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+def mute_libraries() -> None:
+    """nats-py and asyncio log tracebacks of what is reported here in one line."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
+
+
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run ``main`` in a new event loop. Ctrl-C raises KeyboardInterrupt, even
     when a write to a pipe that nobody reads holds the loop (asyncio's own handler
     would wait for the loop)."""
+    mute_libraries()
     old = signal.signal(signal.SIGINT, _interrupt)
     try:
         return asyncio.run(main())

@@ -12,14 +12,13 @@ as a ``Gap``, and what was seen already is dropped.
 from __future__ import annotations
 
 import asyncio
-import calendar
 import contextlib
-import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..protocol import records, subjects
 from ..protocol.errors import Unavailable
+from .delivery import read_delivery, read_unix_ns
 from .events import CaughtUp, Connection, Event, Malformed, Progress
 from .link import API_TIMEOUT, NO_MESSAGE, Link, LinkLost, NotReady
 from .run_state import RunState
@@ -36,6 +35,8 @@ INACTIVE = 5.0
 #: How long the stream may be missing when watching begins.
 START_TIMEOUT = 10.0
 BACKOFF = (0.05, 0.2)
+#: Bytes of records that wait for a slow reader; the server keeps the rest.
+MOST_UNREAD = 16 * 1024 * 1024
 
 
 class _Consumer:
@@ -49,6 +50,8 @@ class _Consumer:
         #: Consumer sequence of the last message that was stored when it was made.
         self.target: int | None = None
         self.drained = False
+        #: Nothing is taken from it, since too much is not read yet.
+        self.reader_waits = False
         self.caught_up = False
 
 
@@ -98,6 +101,9 @@ class Watcher:
         self._states: dict[str, RunState] = {}
         self._events: list[Event] = []
         self._wake = asyncio.Event()
+        #: Bytes of records that came since the events were taken last; ``_read`` when they are.
+        self._unread = 0
+        self._read = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Watcher:
@@ -129,6 +135,8 @@ class Watcher:
             self._wake.clear()
             await self._wake.wait()
         events, self._events = self._events, []
+        self._unread = 0
+        self._read.set()
         return events
 
     @property
@@ -204,6 +212,7 @@ class Watcher:
             finally:
                 # Also when cancelled: a consumer that is left costs the server seconds.
                 consumer.failed.set()
+                self._read.set()
                 await self._drop(link, consumer, subscription)
 
     async def _subscribe(self, link: Link, consumer: _Consumer, inbox: str) -> Subscription:
@@ -244,7 +253,7 @@ class Watcher:
             raise
         message = reply["message"]
         return bool(
-            message["subject"] != self._seen[0] or _read_unix_ns(message["time"]) != self._seen[1]
+            message["subject"] != self._seen[0] or read_unix_ns(message["time"]) != self._seen[1]
         )
 
     async def _create(self, link: Link, consumer: _Consumer, inbox: str) -> None:
@@ -287,7 +296,7 @@ class Watcher:
             finally:
                 for wait in waits:
                     wait.cancel()
-            consumer.ticks += 1
+            consumer.ticks += not consumer.reader_waits
             if consumer.ticks >= MISSED:
                 return
 
@@ -323,28 +332,35 @@ class Watcher:
                 if headers is not None and "Status" in headers and not msg.data:
                     await self._control(link, consumer, msg, headers)
                 return
-            fields = msg.reply.split(".")
-            # $JS.ACK.stream.consumer.delivered.sseq.cseq.time.pending; servers with
-            # domains put the domain and an account hash before the stream.
-            at = 5 if len(fields) == 9 else 7
-            sequence = int(fields[at + 1])
-            if sequence != consumer.sequence + 1:
+            delivery = read_delivery(msg.reply)
+            if delivery.consumer_sequence != consumer.sequence + 1:
                 consumer.failed.set()
                 return
-            consumer.sequence = sequence
-            stream_sequence = int(fields[at])
-            if stream_sequence > self._last:
-                self._last = stream_sequence
-                self._seen = msg.subject, int(fields[at + 2])
+            consumer.sequence = delivery.consumer_sequence
+            if delivery.stream_sequence > self._last:
+                self._last = delivery.stream_sequence
+                self._seen = msg.subject, delivery.unix_ns
                 if self._summaries:
                     self._summary(msg)
                 else:
                     self._record(msg)
             if not consumer.caught_up:
-                consumer.drained = fields[at + 3] == "0"
+                consumer.drained = delivery.pending == 0
                 self._note_progress(consumer)
+            self._unread += len(msg.data)
+            if self._unread > MOST_UNREAD:
+                await self._wait_for_reader(consumer)
 
         return receive
+
+    async def _wait_for_reader(self, consumer: _Consumer) -> None:
+        """Meanwhile the server is not told to go on, by flow control, and keeps the rest."""
+        consumer.reader_waits = True
+        while self._unread > MOST_UNREAD and not consumer.failed.is_set():
+            self._read.clear()
+            await self._read.wait()
+        consumer.ticks = 0
+        consumer.reader_waits = False
 
     async def _control(
         self, link: Link, consumer: _Consumer, msg: Msg, headers: dict[str, str]
@@ -388,10 +404,3 @@ class Watcher:
             return
         state.apply(record, self._events)
         self._wake.set()
-
-
-def _read_unix_ns(time: str) -> int:
-    """Unix time in ns of a time as Go writes it: "2026-01-02T03:04:05.000000006Z"."""
-    whole, _, part = time.rstrip("Z").partition(".")
-    seconds = calendar.timegm(tuple(map(int, re.split("[-T:]", whole))))
-    return seconds * 1_000_000_000 + int(part.ljust(9, "0") if part else 0)

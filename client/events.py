@@ -18,6 +18,9 @@ class Reset(msgspec.Struct, frozen=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
+    """``seq`` begins at 1 in each attempt and rises by one. ``stream``: stdout, stderr, or text,
+    a chat's reply in UTF-8."""
+
     run: str
     attempt: int
     seq: int
@@ -36,12 +39,16 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
 
 
 class End(msgspec.Struct, frozen=True, gc=False):
+    """The run is over. ``exit_code``: the process's, 128 + n for signal n. ``lost``: its record
+    is not stored any more, this is the daemon's word, and output before it may be missing."""
+
     run: str
     attempt: int
     status: str
     exit_code: int | None
     error: str | None
     note: str | None = None
+    lost: bool = False
 
 
 class CaughtUp(msgspec.Struct, frozen=True, gc=False):

@@ -237,9 +237,7 @@ def _read_own_file(path: Path) -> bytes:
 
 async def dial(config: Config) -> Link:
     """A new connection. Raises Unavailable, in words for the operator."""
-    # nats-py and asyncio log tracebacks of what is reported here in one line.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("asyncio").addFilter(_is_of_interest)
     nats, options = _find_server(config)
     while True:
         try:
@@ -249,6 +247,12 @@ async def dial(config: Config) -> Link:
             was, (nats, options) = nats, _find_server(config)
             if nats == was:
                 raise
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """asyncio warns of nats-py's streams whenever a server closes one that is encrypted, which
+    changes nothing."""
+    return not str(record.msg).startswith("returning true from eof_received()")
 
 
 async def _dial(config: Config, nats: Nats, options: dict[str, Any]) -> Link:
@@ -302,3 +306,23 @@ def _explain(config: Config, nats: Nats, cause: Exception) -> str:
         file = f" --config {config.source}" if config.source else ""
         return f"runctld is not running ({text}); start it with: runctld{file}"
     return f"NATS cannot be reached ({text}); check nats.url"
+
+
+class SharedLink:
+    """A connection that is made when it is needed first, and anew when it broke."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._lock = asyncio.Lock()
+        self._link: Link | None = None
+
+    async def dial(self) -> Link:
+        """Raises Unavailable."""
+        async with self._lock:
+            if self._link is None or self._link.closed.is_set():
+                self._link = await dial(self._config)
+            return self._link
+
+    async def close(self) -> None:
+        if self._link is not None:
+            await self._link.close()

@@ -105,3 +105,16 @@ async def _latest_run(link: Link, thread: str) -> str:
             f"no output of thread {thread!r} is stored, and runctld does not answer to say more"
         )
     return last[1].rpartition(".")[2]
+
+
+async def locate_submitted(link: Link, done: messages.Submitted) -> Target:
+    """A run that was just submitted, or was before with the same id. Raises what ``ask`` does."""
+    found = behind = None
+    queued = done.status is Status.QUEUED
+    if done.status.terminal:
+        found = (await ask(link, messages.Show(done.run), messages.RunDetails)).run
+    elif queued:
+        behind = await find_predecessor(link, done.run, done.thread)
+        if behind is not None and behind.run == done.run:  # or it has begun already
+            queued, behind = behind.status is Status.QUEUED, None
+    return Target(done.thread, done.run, found, queued=queued, behind=behind)

@@ -34,9 +34,11 @@ async def push_lost_end(config: Config, name: str, watcher: Watcher) -> None:
 
 
 def make_end(found: Run) -> End:
+    """In place of its record."""
     return End(
         *(found.run, found.attempt, found.status.value),
         *(found.exit_code, found.error, found.note),
+        lost=True,
     )
 
 

@@ -11,9 +11,9 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..config.schema import Config, RunctlError
+from ..config.schema import RunctlError
 from ..protocol import messages
-from ..protocol.errors import BadRequest, NotFound, Unavailable
+from ..protocol.errors import BadRequest, NotFound
 from ..protocol.model import Run, check_run_id, check_thread, is_run_id
 
 if TYPE_CHECKING:
@@ -138,18 +138,6 @@ async def find_by_prefix(link: Link, name: str) -> Run | None:
         ).run
     except (NotFound, BadRequest):
         return None
-
-
-async def dial_for(config: Config, name: str) -> Link:
-    """``dial``, for what is done with the run ``name``. Raises BadRequest, when nobody answers
-    and nothing can have that name."""
-    from .link import dial
-
-    try:
-        return await dial(config)
-    except Unavailable:
-        check_run_id(name)
-        raise
 
 
 async def find_run(link: Link, name: str, verb: str) -> messages.RunDetails:

@@ -395,13 +395,12 @@ def test_following_a_thread_does_not_begin_amid_another_run(
         link = await dial(config)
         query = {"last_by_subj": subjects.out_subject("t", before)}
         reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query)
+        await link.close()
         target = Target("t", ours, None, int(reply["message"]["seq"]) - 1)
         deadline = asyncio.get_running_loop().time() + 2
         options, output = Options(follow_thread=True), JsonOutput()
         with pytest.raises(TimeoutError):
-            await follow(
-                config, lambda: dial(config), target, options, output, deadline=deadline, link=link
-            )
+            await follow(config, lambda: dial(config), target, options, output, deadline=deadline)
 
     capfd.readouterr()
     asyncio.run(watch())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
+from ...client import Client
 from ...client.requests import ask_once
 from ...protocol import messages
 from ...protocol.errors import RunctlError
@@ -48,22 +50,23 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
     if run_id is not None:
         check_run_id(run_id)
 
-    async def main() -> messages.Aborted:
+    async def main() -> Sequence[str]:
         what = f"runctl: ending the processes of {thread}"
-        async with progress(lambda passed: f"{what}; {render.seconds(passed)}") as line:
+        async with (
+            Client(app.config) as client,
+            progress(lambda passed: f"{what}; {render.seconds(passed)}") as line,
+        ):
             news = asyncio.create_task(_report_obstacles(app, thread, run_id, line))
             try:
-                return await ask_once(
-                    app.config, messages.Abort(thread, run_id, queued), messages.Aborted
-                )
+                return await client.abort(thread, run=run_id, queued=queued)
             finally:
                 news.cancel()
 
     done = run(main)
     if app.json:
-        render.out_json({"runs": done.runs})
+        render.out_json({"runs": done})
     else:
-        render.out("\n".join(f"aborted {name}" for name in done.runs))
+        render.out("\n".join(f"aborted {name}" for name in done))
 
 
 async def _report_obstacles(

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from ...client.link import dial
+from ...client import connect
 from ...client.locate import locate
 from ...protocol.model import check_run_id, check_thread
 from ..common import App, Duration, Verb, pass_app, run
@@ -125,13 +125,10 @@ def attach(
     standing = Standing()
 
     async def main() -> int:
-        link = await dial(app.config)
-        try:
+        async with connect(app.config) as client:
+            link = await client.links.dial()
             target = await locate(link, names[0], run_id, follow_thread=options.follow_thread)
-        except BaseException:
-            await link.close()
-            raise
-        return await follow_one(app, target, options, output, link, timeout, standing)
+            return await follow_one(app, target, options, output, client.links, timeout, standing)
 
     return run_interruptibly(names, output, lambda: run(main), standing, options)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import click
 
-from ...client.link import dial
-from ...client.requests import ask
+from ...client import connect
+from ...client.api import Listing
 from ...protocol import messages
 from ...protocol.model import Run, Status, ThreadRow, check_thread
 from ..common import STATUSES, App, Verb, pass_app, run
@@ -45,48 +48,25 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
     """
     if thread is not None:
         check_thread(thread)
-    threads: list[ThreadRow] = []
-    runs: list[messages.RunRow] = []
-    silent: list[messages.ExecutorStatus] = []
 
-    async def main() -> None:
-        link = await dial(app.config)
-        try:
-            after = 0
-            while True:
-                rows: list[ThreadRow] | list[messages.RunRow]
-                missing = None if limit is None else limit - len(threads) - len(runs)
-                request = messages.List(thread, status, missing, after)
-                page: messages.Threads | messages.Runs
-                if thread is None:
-                    page = await ask(link, request, messages.Threads)
-                    threads.extend(page.threads)
-                    rows = threads
-                else:
-                    page = await ask(link, request, messages.Runs)
-                    runs.extend(page.runs)
-                    rows = runs
-                silent.extend(page.silent)
-                if page.next is None or (limit is not None and len(rows) >= limit):
-                    if limit is not None:
-                        del rows[limit:]
-                    return
-                after = page.next
-        finally:
-            await link.close()
+    async def main() -> Listing[ThreadRow] | Listing[messages.RunRow]:
+        async with connect(app.config) as client:
+            if thread is None:
+                return await client.list(status=status, limit=limit)
+            return await client.list(thread, status=status, limit=limit)
 
-    run(main)
+    found = run(main)
     if app.json:
-        render.out_json(threads if thread is None else runs)
+        render.out_json(found.rows)
     elif thread is None:
-        _print_threads(threads, status)
+        _print_threads(cast("Sequence[ThreadRow]", found.rows), status)
     else:
-        _print_runs(runs, status)
-    for executor in silent:
+        _print_runs(cast("Sequence[messages.RunRow]", found.rows), status)
+    for executor in found.silent:
         render.note(render.why_silent(executor))
 
 
-def _print_threads(rows: list[ThreadRow], status: str | None) -> None:
+def _print_threads(rows: Sequence[ThreadRow], status: str | None) -> None:
     if not rows:
         render.note(
             f"no thread is {status}"
@@ -130,7 +110,7 @@ def _thread_status(row: ThreadRow) -> str:
     return row.status
 
 
-def _print_runs(rows: list[messages.RunRow], status: str | None) -> None:
+def _print_runs(rows: Sequence[messages.RunRow], status: str | None) -> None:
     if not rows:
         render.note(f"no run of this thread is {status}" if status else "no runs")
         return

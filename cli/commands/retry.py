@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ...client.requests import ask
-from ...client.suggestions import dial_for, find_run
+from ...client import Client
 from ...protocol import messages
 from ..common import App, Verb, pass_app, run
 from ..completion.argument_types import RunName
@@ -26,12 +25,8 @@ def retry(app: App, run_id: str) -> None:
     """Submit the work of RUN again, as a new run of its thread, and print the new run's id."""
 
     async def main() -> messages.Submitted:
-        link = await dial_for(app.config, run_id)
-        try:
-            name = (await find_run(link, run_id, "retry")).run.run
-            return await ask(link, messages.Retry(name), messages.Submitted)
-        finally:
-            await link.close()
+        async with Client(app.config) as client:
+            return await client.retry(run_id)
 
     done = run(main)
     render.submitted(done, app.json)

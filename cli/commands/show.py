@@ -6,7 +6,7 @@ import shlex
 
 import click
 
-from ...client.suggestions import dial_for, find_run
+from ...client import Client
 from ...protocol import messages
 from ..common import App, Verb, pass_app, run
 from ..completion.argument_types import RUN
@@ -34,11 +34,8 @@ def show(app: App, run_id: str) -> None:
     enough."""
 
     async def main() -> messages.RunDetails:
-        link = await dial_for(app.config, run_id)
-        try:
-            return await find_run(link, run_id, "show")
-        finally:
-            await link.close()
+        async with Client(app.config) as client:
+            return await client.show(run_id)
 
     details = run(main)
     row = details.run

@@ -7,10 +7,10 @@ import sys
 
 import click
 
+from ...client import connect
+from ...client.api import find_directory
 from ...client.link import dial
-from ...client.locate import Target, find_predecessor
-from ...client.requests import ask
-from ...protocol import messages
+from ...client.locate import locate_submitted
 from ...protocol.errors import BadRequest
 from ...protocol.model import MAX_PROMPT_BYTES, Status, check_run_id, check_thread
 from ..common import App, Duration, Verb, pass_app, run
@@ -134,16 +134,17 @@ def submit(
     piped = prompt == "-"
     if piped:
         prompt = _read_prompt()
-    request = messages.Submit(thread, runner, run_id, prompt, argv, _directory())
+    directory = find_directory()
     output = make_output(app)
     standing = Standing()
 
     async def main() -> int | None:
-        link = await dial(app.config)
-        try:
+        async with connect(app.config) as client:
             if not piped and unread_input() == "ours":
                 raise BadRequest(f"stdin holds data, which is not passed on: {_advice(argv)}")
-            done = await ask(link, request, messages.Submitted)
+            done = await client.submit(
+                thread, prompt, argv=argv, runner=runner, run=run_id, cwd=directory
+            )
             # A loop's, which goes on; or it came after we had looked.
             if not piped and unread_input() != "nothing":
                 render.note(f"what is on stdin was not passed on: {_advice(argv)}")
@@ -152,19 +153,9 @@ def submit(
                 return None
             if not app.json:
                 render.note(f"run {done.run}")
-            found = behind = None
-            queued = done.status is Status.QUEUED
-            standing.run, standing.queued = done.run, queued
-            if done.status.terminal:  # submitted before with the same --id
-                found = (await ask(link, messages.Show(done.run), messages.RunDetails)).run
-            elif queued:
-                behind = await find_predecessor(link, done.run, done.thread)
-                if behind is not None and behind.run == done.run:  # or it has begun already
-                    queued, behind = behind.status is Status.QUEUED, None
-            target = Target(done.thread, done.run, found, queued=queued, behind=behind)
-            return await follow_one(app, target, Options(), output, link, timeout, standing)
-        finally:
-            await link.close()
+            standing.run, standing.queued = done.run, done.status is Status.QUEUED
+            target = await locate_submitted(await client.links.dial(), done)
+            return await follow_one(app, target, Options(), output, client.links, timeout, standing)
 
     if attach:
         return run_interruptibly([thread], output, lambda: run(main) or 0, standing)
@@ -174,7 +165,7 @@ def submit(
 def _submit_batch(app: App, file: str, runner: str | None) -> int:
     from .batch import Batch
 
-    cwd = _directory()
+    cwd = find_directory()
     try:
         fd = 0 if file == "-" else os.open(file, os.O_RDONLY)
         os.fstat(fd)
@@ -197,13 +188,6 @@ def _advice(argv: list[str]) -> str:
     place = '"-" before "--"' if argv else '"-" in its place'
     what = "the command's stdin" if argv else "the prompt"
     return f"if it is {what}, write {place}; else add < /dev/null"
-
-
-def _directory() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        raise BadRequest("the current directory does not exist any more; cd elsewhere") from None
 
 
 def _read_prompt() -> str:

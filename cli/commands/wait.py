@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
-import msgspec
 
-from ...client import consumer
-from ...client.events import CaughtUp, Connection, End, Reset
-from ...client.link import dial
+from ...client import Client
+from ...client.attachment import RunEvent
+from ...client.events import Connection, Event, Reset
 from ...client.locate import find_predecessor
-from ...client.run_end import make_end, push_lost_end, wait_until_recorded
-from ...client.suggestions import dial_for, find_run
-from ...protocol import subjects
+from ...client.waiting import wait_for_end
 from ...protocol.model import Run, Status
 from ..common import (
     DETACHED,
@@ -30,10 +25,7 @@ from ..common import (
 from ..completion.argument_types import RUN
 from ..display import render
 from ..display.status_line import progress
-from ..following.follow import BEGUN, Standing
-
-#: How long the daemon may take to record an end that is in the stream already.
-RECORD_TIMEOUT = 5.0
+from ..following.follow import Standing
 
 
 @click.command(
@@ -89,68 +81,33 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
 async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
     """The run that ``standing`` names, once it has ended. Raises TimeoutError: it has not within
     ``timeout`` seconds from the first answer on, which says where it stands."""
-    link = await dial_for(app.config, standing.run)
-    behind = None
-    try:
-        found = (await find_run(link, standing.run, "wait")).run
+    async with Client(app.config) as client:
+        found = (await client.find_run(standing.run, "wait")).run
+        if found.status.terminal:
+            return found
         name = standing.run = found.run
         standing.queued = found.status is Status.QUEUED
+        state = found.status.value
         if standing.queued:
-            behind = await find_predecessor(link, name, found.thread)
-    except BaseException:
-        await link.close()
-        raise
-    if found.status.terminal:
-        await link.close()
-        return found
-    subject = subjects.out_subject(found.thread, name)
-    settling: asyncio.Task[None] | None = None
-    watcher = consumer.Watcher(lambda: dial(app.config), subject, link=link, last_only=True)
-    state = found.status.value
-    if behind is not None and behind.run != name:
-        state = f"queued behind run {behind.run}"
+            behind = await find_predecessor(await client.links.dial(), name, found.thread)
+            if behind is not None and behind.run != name:
+                state = f"queued behind run {behind.run}"
 
-    def where(passed: float) -> str:
-        return f"runctl: run {name}: {state}; waited {render.seconds(passed)}"
+        def describe(passed: float) -> str:
+            return f"runctl: run {name}: {state}; waited {render.seconds(passed)}"
 
-    try:
-        async with asyncio.timeout(timeout) as limit, progress(where) as line, watcher:
-            async for events in watcher:
-                for event in events:
-                    if isinstance(event, BEGUN) and standing.queued:
-                        standing.queued, state = False, "running"
-                    if isinstance(event, End):
-                        limit.reschedule(None)  # it has ended, and that stays
-                        return await _read_ended(app, watcher, found, event)
-                    if isinstance(event, Reset):
-                        state = f"running, attempt {event.attempt}"
-                    elif isinstance(event, CaughtUp):
-                        if settling is not None:
-                            settling.cancel()
-                        settling = asyncio.create_task(push_lost_end(app.config, name, watcher))
-                    elif isinstance(event, Connection):
-                        lost = "runctl: connection lost; waiting for runctld to come back"
-                        line.set("connection", None if event.up else lost)
-    finally:
-        if settling is not None:
-            settling.cancel()
-    raise AssertionError("a watcher ends only with an error")
+        async with progress(describe) as line:
 
+            def notice(event: Event) -> None:
+                nonlocal state
+                if isinstance(event, RunEvent) and standing.queued:
+                    standing.queued, state = False, "running"
+                if isinstance(event, Reset):
+                    state = f"running, attempt {event.attempt}"
+                elif isinstance(event, Connection):
+                    lost = "runctl: connection lost; waiting for runctld to come back"
+                    line.set("connection", None if event.up else lost)
 
-async def _read_ended(app: App, watcher: consumer.Watcher, found: Run, end: End) -> Run:
-    """The run as the daemon has it once it is recorded as ended; else from its end."""
-    try:
-        async with asyncio.timeout(RECORD_TIMEOUT):
-            row = await wait_until_recorded(app.config, watcher, found.run)
-    except TimeoutError:
-        row = None
-    if row is not None and make_end(row).status == end.status:
-        return row
-    return msgspec.structs.replace(
-        found,
-        status=Status(end.status),
-        attempt=end.attempt,
-        exit_code=end.exit_code,
-        error=end.error,
-        note=end.note,
-    )
+            return await wait_for_end(
+                app.config, client.links, found, timeout=timeout, notice=notice
+            )

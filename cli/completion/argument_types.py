@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from ..common import App
+from ..common import App, mute_libraries
 
 if TYPE_CHECKING:
     from ...client.link import Link
@@ -181,6 +181,7 @@ def _ask(ctx: click.Context, question: Callable[[Link], Awaitable[Iterable[R]]])
     signal.signal(signal.SIGALRM, _give_up)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
+        mute_libraries()
         return asyncio.run(main())
     except Exception:
         return []

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ...client import consumer
-from ...client.events import CaughtUp, Chunk, Connection, End, Event, Gap, Lost, Malformed, Reset
+from ...client.attachment import Attachment, RunEvent
+from ...client.events import CaughtUp, Chunk, Connection, End, Event, Lost, Malformed, Reset
 from ...client.link import Link
 from ...client.locate import Target
-from ...client.run_end import make_end, push_lost_end, wait_until_recorded
 from ...config.schema import Config
-from ...protocol import subjects
 from ...protocol.model import Run
 from ..common import FAILED, OK, STATUS_EXIT
 from ..display.output import Output
@@ -24,8 +21,6 @@ from .terminal_size import Window
 
 #: How soon a run begins that nothing stands in the way of: only later is anything said.
 PATIENCE = 1.0
-#: Events of a run that has begun, or is over.
-BEGUN = Reset | Chunk | Gap | End
 
 
 @dataclass(frozen=True)
@@ -72,13 +67,11 @@ async def follow(
     output: Output,
     *,
     deadline: float | None = None,
-    link: Link | None = None,
     shared: bool = False,
     standing: Standing | None = None,
 ) -> int:
     """Print the target's run until it ends; its exit code. ``dial`` makes connections,
-    ``link`` is one to begin with; they are closed at the end unless ``shared``. ``standing``
-    is kept up to date.
+    which are closed at the end unless ``shared``. ``standing`` is kept up to date.
 
     Raises: TimeoutError, when it has not ended by ``deadline`` (the event loop's time)."""
     name, found = target.run, target.found
@@ -90,67 +83,45 @@ async def follow(
             output.remark(f"runctl: {describe_wait(name, target.behind)}")
         else:  # most begin at once
             patience = asyncio.get_running_loop().time() + PATIENCE
-    subject = (
-        subjects.thread_subjects(target.thread)
-        if options.follow_thread
-        else subjects.out_subject(target.thread, name)
-    )
     follower = _Follower(target, options, output)
     presence = Presence(config, output, None if found is None else found.executor)
-    settling: asyncio.Task[None] | None = None
-    # Without the daemon nobody has told whether the run is over: its end may be purged.
-    reconnected, caught_up = found is None, False
-    watcher = consumer.Watcher(dial, subject, link=link, start=target.start, shared=shared)
+    attachment = Attachment(
+        config, dial, target, follow_thread=options.follow_thread, shared=shared
+    )
+    watcher = attachment.watcher
     window = Window(watcher, options.follow and output.has_screen)
     async with (
         asyncio.timeout_at(deadline) as limit,
-        watcher,
+        attachment,
         presence.watching(watcher),
         window,
     ):
-        try:
-            while True:
-                events = await _next(watcher, output, patience)
-                if events is None:
-                    patience = None
-                    output.remark(f"runctl: {describe_wait(name, None)}")
-                    continue
-                presence.heard()
-                for event in events:
-                    window.take(event)
-                    if standing.queued and isinstance(event, BEGUN) and event.run == name:
-                        standing.queued, patience = False, None
-                    code = follower.take(event)
-                    if code is not None:
-                        output.flush()
-                        limit.reschedule(None)  # the code is known, and stays
-                        if follower.live:
-                            await _confirm_end(config, watcher, name)
-                        return code
-                    if isinstance(event, Reset):
-                        presence.moved(event.executor)
-                    elif isinstance(event, End):
-                        presence.moved("")
-                    elif isinstance(event, Connection):
-                        reconnected = event.up
-                    elif isinstance(event, CaughtUp):
-                        # A consumer that is not the first: the stream may be another one.
-                        again = reconnected or caught_up
-                        reconnected, caught_up = False, True
-                        if not again:
-                            continue
-                        if not options.follow_thread and settling is None:
-                            settling = asyncio.create_task(push_lost_end(config, name, watcher))
-                output.flush()
-                if settling is not None and settling.done():
-                    settling = None
-        finally:
-            if settling is not None:
-                settling.cancel()
+        while True:
+            events = await _next(attachment, output, patience)
+            if events is None:
+                patience = None
+                output.remark(f"runctl: {describe_wait(name, None)}")
+                continue
+            presence.heard()
+            for event in events:
+                window.take(event)
+                if standing.queued and isinstance(event, RunEvent) and event.run == name:
+                    standing.queued, patience = False, None
+                code = follower.take(event)
+                if code is not None:
+                    output.flush()
+                    limit.reschedule(None)  # the code is known, and stays
+                    await attachment.confirm_end()
+                    return code
+                if isinstance(event, Reset):
+                    presence.moved(event.executor)
+                elif isinstance(event, End):
+                    presence.moved("")
+            output.flush()
 
 
 async def _next(
-    watcher: consumer.Watcher, output: Output, patience: float | None
+    attachment: Attachment, output: Output, patience: float | None
 ) -> list[Event] | None:
     """What comes, None when nothing did until ``patience`` (the loop's time); meanwhile the
     output settles when it is due."""
@@ -161,7 +132,7 @@ async def _next(
         times += [patience] if patience is not None else []
         try:
             async with asyncio.timeout_at(min(times, default=None)) as quiet:
-                return await anext(watcher)
+                return await anext(attachment)
         except TimeoutError:
             if not quiet.expired():
                 raise
@@ -171,20 +142,12 @@ async def _next(
             return None
 
 
-async def _confirm_end(config: Config, watcher: consumer.Watcher, name: str) -> None:
-    """Wait, briefly, until the daemon has recorded the end that we saw, so that a script's
-    next command finds the run ended."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1.0):
-            await wait_until_recorded(config, watcher, name)
-
-
 class _Follower:
     """Decides what of the events is shown, and when it is over."""
 
     def __init__(self, target: Target, options: Options, output: Output) -> None:
         self._name = target.run
-        self._found = target.found
+        self._ended = target.found is not None and target.found.status.terminal
         self._options = options
         self._output = output
         self._from = 0.0 if options.since is None else time.time() - options.since
@@ -197,8 +160,6 @@ class _Follower:
         self._held_end: End | None = None
         if options.tail is not None:
             self._tail = Tail(options.tail, output.counts_lines)
-        #: Whether the end was seen as it happened.
-        self.live = target.found is None or not target.found.status.terminal
         self._queued = target.queued
         self._behind = target.behind
 
@@ -229,7 +190,8 @@ class _Follower:
             )
             return None
         if isinstance(event, Lost):
-            self._output.remark(f"runctl: the end of run {event.run} is no longer stored")
+            what = "end" if self._seen else "output"
+            self._output.remark(f"runctl: the {what} of run {event.run} is no longer stored")
             return None
         if isinstance(event, Malformed):
             self._output.remark(f"runctl: {event.why}")
@@ -248,7 +210,7 @@ class _Follower:
     def _is_earlier(self, event: Event) -> bool:
         """Whether it is the rest of a run that ended while ours was looked for: what came
         before is not missing, it was not asked for."""
-        if not isinstance(event, Reset | Chunk | Gap | End):
+        if not isinstance(event, RunEvent):
             return False
         self._begun = event.run == self._name
         if isinstance(event, Reset):
@@ -278,12 +240,8 @@ class _Follower:
                 code = self._exit_code_after(self._held_end)
                 if code is not None:
                     return code
-        found, self._found = self._found, None
-        if found is not None and found.status.terminal and not self._options.follow_thread:
-            what = "end" if self._seen else "output"
-            self._output.remark(f"runctl: the {what} of run {self._name} is no longer stored")
-            self._output.show(make_end(found))
-            return STATUS_EXIT[found.status]
+        if self._ended and not self._options.follow_thread:
+            return None  # its end is not stored, and comes next
         if self._options.follow:
             return None
         if self._queued and not self._seen:

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 
 from ...client import consumer
 from ...client.events import Progress
-from ...client.link import Link, NotReady, dial
+from ...client.link import Link, NotReady, SharedLink
 from ...client.locate import Target, locate
 from ...client.requests import ask
-from ...config.schema import Config
 from ...protocol import messages, subjects
 from ...protocol.errors import Unavailable
 from ...protocol.model import untoken
@@ -29,26 +28,6 @@ from .follow import Options, Standing, follow
 COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
 #: A longer name is cut, so that there is room for the lines.
 WIDEST = 20
-
-
-class Connection:
-    """One connection for many watchers, made anew when it broke."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._lock = asyncio.Lock()
-        self._link: Link | None = None
-
-    async def dial(self) -> Link:
-        """Raises Unavailable."""
-        async with self._lock:
-            if self._link is None or self._link.closed.is_set():
-                self._link = await dial(self._config)
-            return self._link
-
-    async def close(self) -> None:
-        if self._link is not None:
-            await self._link.close()
 
 
 class Many:
@@ -69,7 +48,7 @@ class Many:
         self._outputs: dict[str, Output] = {}
         self._codes: list[int] = []
         self._width = 0
-        self._connection = Connection(app.config)
+        self._connection = SharedLink(app.config)
 
     async def attach(self, threads: list[str] | None) -> int:
         """Of ``threads``, or of those that are running; the exit code. Raises NotFound,

@@ -6,7 +6,7 @@ import asyncio
 import shlex
 from collections.abc import Callable, Sequence
 
-from ...client.link import Link, dial
+from ...client.link import SharedLink
 from ...client.locate import Target
 from ..common import DETACHED, FAILED, App
 from ..display.json_output import JsonOutput
@@ -22,21 +22,21 @@ async def follow_one(
     target: Target,
     options: Options,
     output: Output,
-    link: Link,
+    links: SharedLink,
     timeout: float | None,
     standing: Standing,
 ) -> int:
-    """``follow`` over a connection of its own, for ``timeout`` seconds at most."""
+    """``follow``, for ``timeout`` seconds at most."""
     deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
     try:
         return await follow(
             app.config,
-            lambda: dial(app.config),
+            links.dial,
             target,
             options,
             output,
             deadline=deadline,
-            link=link,
+            shared=True,
             standing=standing,
         )
     except TimeoutError:
