@@ -3,7 +3,6 @@ the start."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,7 +44,12 @@ def _assert_works(house: House, boxes: list[Box], tmp_path: Path) -> None:
     queued = boxes[1].submit("t", "true")
     watch = Watch(boxes[0], "t", "--run", run)
     watch.wait_chunks(3)
-    time.sleep(2)  # the lease is asked for meanwhile
+    asked = house.sql("SELECT now() AS at")[0]["at"]
+    leases = (
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name LIKE 'runctld pid %'"
+        " AND datname = current_database() AND query_start > $1::timestamptz + interval '1 s'"
+    )
+    wait_until(lambda: house.sql(leases, asked)[0]["n"] == 2, "each lease is asked for again")
     go.touch()
     assert_counted(watch)
     for done in (run, queued):
