@@ -985,3 +985,32 @@ def test_whom_kill_does_not_reach_is_left_to_the_kernel(kind: str) -> None:
             ending.kill()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+#: A keeper whose daemon went away while three commands had just begun.
+DESERTED = """
+import os, socket
+from runctl.supervisor.processes import keeper_server
+from runctl.supervisor.processes.trees import Tree
+ours, theirs = socket.socketpair()
+keeper = keeper_server.Keeper(theirs, "/")
+ours.close()
+for number in range(3):
+    tree = Tree(number, 2**22 + number, 1, b"RUNCTL_RUN=x")
+    tree.report, end = os.pipe()
+    os.close(end)
+    os.set_blocking(tree.report, False)
+    keeper.forest.add(tree)
+    keeper.selector.register(tree.report, 1, tree)
+keeper_server.kill_all = lambda forest, _: print([x.report for x in forest.trees.values()])
+keeper.run()
+"""
+
+
+@linux_only
+def test_who_became_a_command_is_known_when_all_is_killed() -> None:
+    """Only what never did is left to the kernel; nobody takes the answer any more."""
+    said = subprocess.run(
+        [sys.executable, "-c", DESERTED], stdout=subprocess.PIPE, timeout=DEADLINE
+    )
+    assert said.stdout == b"[-1, -1, -1]\n"
