@@ -64,7 +64,7 @@ def test_other_runs_end_and_start_meanwhile(apart: Box, tmp_path: Path) -> None:
     log = tmp_path / "pids"
     box.submit("t", "env", f"KEEPER={keeper}", *PYTHON, NOTE + LOOSE, str(log))
     wait_until(lambda: len(pids_in(log)) == 2, "both are there")
-    hung, well = pids_in(log)
+    hung, well = sorted(pids_in(log))  # in the order in which they are read
     with hanging_environment(box.pid, hung, tmp_path):
         box.submit("other", "sleep", "600")
         box.runctl("abort", "other")

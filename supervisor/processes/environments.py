@@ -149,7 +149,7 @@ class Reader:
             keeper = os.getpid()
             self.pid = os.fork()
             if self.pid == 0:
-                _read_all(self.unread, self._marks, report, keeper)
+                _read_all(sorted(self.unread), self._marks, report, keeper)
         except OSError:
             os.close(self.fd)
             raise
