@@ -26,7 +26,6 @@ from runctl.protocol.errors import Refused
 from runctl.protocol.model import Run, Status
 from runctl.supervisor.cluster.database_lease import hold_database_lease
 from runctl.supervisor.cluster.members import Members
-from runctl.supervisor.host.metrics import Meters
 from runctl.supervisor.peers.remote import Others
 from test_postgres import House
 
@@ -206,9 +205,7 @@ async def test_no_end_is_written_for_an_owner_that_may_live(home: House) -> None
             await members.announce()
             # Streams, rows and ends are not to be touched: there are none here.
             none: Any = None
-            others = Others(
-                *("peer", client, none, none, none, members, Meters()), lambda: DEADLINE
-            )
+            others = Others(*("peer", client, none, none, none, members), lambda: DEADLINE)
             async with hold_database_lease(config, "mute"):
                 with pytest.raises(Refused, match="does not answer whether its processes are gone"):
                     await others.settle(run)

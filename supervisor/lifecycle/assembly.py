@@ -33,6 +33,7 @@ from ..execution.registry import Registry
 from ..execution.settings import Settings
 from ..execution.thread_order import Order
 from ..execution.wait_reasons import Waiting
+from ..execution.work import Work
 from ..host.database_files import DatabaseFiles, database_path
 from ..host.metrics import Meters, Prometheus
 from ..host.private_files import inherited
@@ -198,18 +199,16 @@ async def _launch(core: Core, output: Output, wishes: Wishes, start: trio.Cancel
     if core.members is not None:
         await _announce(core.members, base, output)
     order = Order(core.durable, output.streams, output.endings, output.absence, core.settings)
+    open_window = partial(Window, make_alive_check(output.connection.client))
+    work = Work(core.settings, core.durable, base.keeper, core.meters, base.hide, open_window)
+    on_end = [
+        output.retention.hear_end,
+        output.endings.hear_end,
+        output.housekeeping.hear_end,
+        lambda end: core.meters.run_ended(end.outcome.status, end.spec.runner),
+    ]
     attempts = Attempts(
-        *(core.settings, core.registry, order, output.streams, core.durable, base.keeper),
-        executor=base.executor,
-        meters=core.meters,
-        hide=base.hide,
-        open_window=partial(Window, make_alive_check(output.connection.client)),
-        on_end=[
-            output.retention.hear_end,
-            output.endings.hear_end,
-            output.housekeeping.hear_end,
-            lambda end: core.meters.run_ended(end.outcome.status, end.spec.runner),
-        ],
+        *(base.executor, core.registry, order, output.streams, core.durable, work, on_end)
     )
     wishes.keep(start)
     await core.durable.launch(base.loop, attempts.dispatch, output.hooks)
@@ -259,7 +258,7 @@ def _make_context(core: Core, output: Output, announcer: Announcer) -> Context:
         endings=output.endings,
         others=Others(
             *(base.executor, client, durable, output.streams, output.endings),
-            *(core.members, core.meters, lambda: abort_limit(settings) + ANSWER),
+            *(core.members, lambda: abort_limit(settings) + ANSWER),
         ),
         waiting=Waiting(core.registry, base.keeper.held),
         backlog=Backlog(

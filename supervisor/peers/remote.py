@@ -20,7 +20,6 @@ from ...protocol.model import Run, Status
 from ..cluster.absence import HEAR_TIMEOUT, Absence
 from ..cluster.members import TREES_GONE, Members
 from ..execution.aborted_ends import Endings
-from ..host.metrics import Meters
 from ..output.publisher import Streams
 from ..queue.engine import Durable
 
@@ -46,12 +45,10 @@ class Others:
         streams: Streams,
         endings: Endings,
         members: Members | None,
-        meters: Meters,
         abort_limit: Callable[[], float],
     ) -> None:
         """``abort_limit``: how long another may take to answer an abort, seconds."""
         self._abort_limit = abort_limit
-        self._meters = meters
         self._absence = Absence(client, members)
         self._executor = executor
         self._nc = client
@@ -108,7 +105,7 @@ class Others:
                         if not done and not await self._aborted(run):
                             continue  # it was claimed anew
                         self._durable.kick()
-                        self._meters.run_ended(Status.ABORTED, run.runner)
+                        self._streams.meters.run_ended(Status.ABORTED, run.runner)
                         break
             elif not await self._members.alive(owner):
                 deadline = trio.current_time() + DEAF  # it comes back, or has ended soon

@@ -1,0 +1,111 @@
+"""The work of an attempt: its runner, and what a failure of it means."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+
+import trio
+
+from ...config.schema import ChatRunner, CommandRunner
+from ...config.schema import Runner as RunnerConfig
+from ...protocol.errors import Fenced, RunFailed
+from ...protocol.model import Outcome, RunSpec, Status, one_line
+from ..host.metrics import Meters
+from ..output.writer import Writer
+from ..processes.keeper_client import Keeper
+from ..processes.terminal_size import Window
+from ..queue.engine import Durable
+from .registry import Live
+from .runners.protocol import Runner, Turn
+from .settings import Settings
+
+log = logging.getLogger("runctld")
+
+
+class Work:
+    """A run that was dispatched keeps the runner that it began with (``choose``)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        durable: Durable,
+        keeper: Keeper,
+        meters: Meters,
+        hide: Callable[[str], str],
+        open_window: Callable[[], Window],
+    ) -> None:
+        """``hide`` masks what is secret in a text. ``open_window``: of a run on a terminal."""
+        self._settings = settings
+        self._durable = durable
+        self._keeper = keeper
+        self._meters = meters
+        self._hide = hide
+        self._open_window = open_window
+
+    def choose(self, live: Live) -> tuple[RunnerConfig, Runner] | None:
+        """The run's runner and its settings, with a terminal for ``live`` if it is on one; None
+        when there is no such runner any more."""
+        runner = self._settings.runner(live.spec.runner)
+        if runner is not None and isinstance(runner[0], CommandRunner) and runner[0].tty:
+            live.show_in(self._open_window())
+        return runner
+
+    async def do(
+        self,
+        live: Live,
+        writer: Writer,
+        runner: tuple[RunnerConfig, Runner] | None,
+        unreadable: str | None,
+    ) -> Outcome:
+        """Raises Fenced. When the daemon is about to end it neither returns nor raises."""
+        spec, limit = live.spec, self._settings.queue.max_attempts
+        if live.attempt > limit:
+            return Outcome(
+                Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
+            )
+        if unreadable is not None:
+            return Outcome(Status.FAILED, error=unreadable)
+        if runner is None:
+            return Outcome(
+                Status.FAILED,
+                error=f"runner {spec.runner!r} is no longer configured; add it, then retry",
+            )
+        log.info("run started")
+        self._meters.dispatched(time.monotonic() - live.began)
+        with live.working():
+            try:
+                history = await self._read_history(spec, runner[0])
+                return await runner[1].run(spec, live.attempt, writer.append, history, live.window)
+            except RunFailed as error:
+                return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
+            except (Fenced, trio.Cancelled):
+                raise
+            except Exception as error:
+                # The daemon is about to end, and with it the keeper: leave it to replay.
+                if self.is_ending(live):
+                    await trio.sleep_forever()
+                if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                    log.warning("%s", error)
+                    text = "runctld has no file descriptors left; raise its limit, then retry"
+                    return Outcome(Status.FAILED, error=text)
+                log.exception("the runner failed by an internal error")
+                return self.make_internal_error(error)
+
+    async def _read_history(self, spec: RunSpec, config: RunnerConfig) -> list[Turn]:
+        if not isinstance(config, ChatRunner):
+            return []
+        pairs = await self._durable.conversations.read_turns(
+            spec.thread, spec.run, config.history // 2, config.history_bytes
+        )
+        return [Turn(prompt, reply) for prompt, reply in pairs]
+
+    def is_ending(self, live: Live) -> bool:
+        """Whether an error may be the daemon's end: then it is left to the replay."""
+        return self._keeper.dead.is_set() or live.stopping
+
+    def make_internal_error(self, error: Exception) -> Outcome:
+        words = self._hide(f"{type(error).__name__}: {error}")
+        return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))
