@@ -70,7 +70,7 @@ def test_what_it_cannot_is_kept_otherwise_or_said() -> None:
 def test_why_the_kernel_has_killed(tmp_path: Path) -> None:
     """As a kernel writes it: https://docs.kernel.org/admin-guide/cgroup-v2.html"""
     group = Cgroup(str(tmp_path))
-    assert group.starved() == ""
+    assert group.find_starvation() == ""
     events = "low 0\nhigh 0\nmax {}\noom {}\noom_kill {}\noom_group_kill 0\n"
     for counts, why in (
         ((9, 0, 0), ""),
@@ -79,7 +79,7 @@ def test_why_the_kernel_has_killed(tmp_path: Path) -> None:
         ((0, 0, 1), "machine"),
     ):
         (tmp_path / "memory.events").write_text(events.format(*counts))
-        assert group.starved() == why
+        assert group.find_starvation() == why
 
 
 @pytest.mark.short
@@ -138,7 +138,7 @@ def test_a_limit_that_cannot_be_set_is_no_limit_that_is_left_out(tmp_path: Path)
         with pytest.raises(OSError):
             group.enter({"no-such-file": "1"})
         group.remove()
-        assert group.pids() == set()
+        assert group.list_pids() == set()
         enter = partial(group.enter, {"memory.swap.max": "0", "cgroup.max.depth": "3"})
         subprocess.run(["true"], preexec_fn=enter, check=True)  # swap is not everywhere
         assert Path(group.path, "cgroup.max.depth").read_text() == "3\n"

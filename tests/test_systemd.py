@@ -328,13 +328,13 @@ def test_stop_waits_for_runs_to_end(service: Service):
 def test_what_an_earlier_daemon_left_is_killed(tmp_path: Path):
     skip_without()
     root = own_cgroup() / f"runctl-left-{tmp_path.parent.name}-{time.time_ns()}"
-    start = str(root / cgroups.prefix(str(tmp_path)))
+    start = str(root / cgroups.make_prefix(str(tmp_path)))
     group = cgroups.Cgroup(start + "run.1")
     try:
         sleeper = subprocess.Popen(
             ["sh", "-c", "sleep 600 & exec sleep 600"], preexec_fn=group.enter
         )
-        wait_until(lambda: len(group.pids()) == 2, "both are inside")
+        wait_until(lambda: len(group.list_pids()) == 2, "both are inside")
         other = cgroups.Cgroup(str(root / "run-other-1"))
         os.mkdir(other.path)
         assert cgroups.clear(start, 30) == []
@@ -347,7 +347,7 @@ def test_what_an_earlier_daemon_left_is_killed(tmp_path: Path):
 
 def test_writable_is_not_delegated():
     """Root may write everywhere: that makes no cgroup ours."""
-    assert cgroups.delegated() is None
+    assert cgroups.find_delegated() is None
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class Cgroup:
             if limits:
                 raise
 
-    def starved(self) -> str:
+    def find_starvation(self) -> str:
         """Why the kernel has killed something in it for memory: "limit", its own was reached;
         "machine", there was none left; "", it has not."""
         try:
@@ -53,19 +53,19 @@ class Cgroup:
             return ""
         return "limit" if int(events.get("oom", 0)) else "machine"
 
-    def folders(self) -> list[str]:
+    def list_folders(self) -> list[str]:
         """It and those that were made below it, deepest first."""
         return [folder for folder, _, _ in os.walk(self.path, topdown=False)]
 
-    def pids(self) -> set[int]:
+    def list_pids(self) -> set[int]:
         """Who is in it."""
         found: set[int] = set()
-        for folder in self.folders():
+        for folder in self.list_folders():
             with contextlib.suppress(OSError, ValueError):
                 found.update(map(int, _read(folder, "cgroup.procs").split()))
         return found
 
-    def populated(self) -> bool:
+    def is_populated(self) -> bool:
         """Whether anything in it is alive. It is not when it is not there."""
         try:
             return "populated 1" in _read(self.path, "cgroup.events")
@@ -79,7 +79,7 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Whether it is gone; it stays while anything is in it."""
-        for folder in self.folders():
+        for folder in self.list_folders():
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
         return not os.path.exists(self.path)
@@ -123,7 +123,7 @@ class Groups:
             return frozenset()
 
 
-def prefix(state_dir: str) -> str:
+def make_prefix(state_dir: str) -> str:
     """How the cgroups of a state directory's runs begin."""
     return f"run-{hashlib.sha256(os.fsencode(os.path.realpath(state_dir))).hexdigest()[:8]}-"
 
@@ -133,10 +133,10 @@ def prepare(state_dir: str, wait: float) -> Groups | None:
     None: no cgroups are to be used.
 
     Raises TimeoutError when what was left is still alive after ``wait`` seconds."""
-    root = delegated()
+    root = find_delegated()
     if root is None:
         return None
-    start = os.path.join(root, prefix(state_dir))
+    start = os.path.join(root, make_prefix(state_dir))
     try:
         os.makedirs(os.path.join(root, LEAF), exist_ok=True)
         _write(os.path.join(root, LEAF), "cgroup.procs", str(os.getpid()))
@@ -158,9 +158,9 @@ def clear(start: str, wait: float) -> list[str]:
     return [group.path for group in left if not group.wait_empty(deadline) or not group.remove()]
 
 
-def delegated() -> str | None:
+def find_delegated() -> str | None:
     """The cgroup that was handed to this process to make others in, if one was."""
-    path = own()
+    path = find_own()
     if path is None:
         return None
     if os.path.basename(path) == LEAF:
@@ -176,7 +176,7 @@ def delegated() -> str | None:
         return None
 
 
-def own() -> str | None:
+def find_own() -> str | None:
     """The directory of this process's cgroup."""
     if sys.platform != "linux":
         return None

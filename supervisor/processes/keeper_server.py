@@ -254,7 +254,7 @@ class Keeper:
             self.hear_child(tree)
             if not tree.void:
                 code = os.waitstatus_to_exitcode(status)
-                starved = "" if tree.group is None else tree.group.starved()
+                starved = "" if tree.group is None else tree.group.find_starvation()
                 self.send({"exit": tree.number, "status": code, "starved": starved})
             elif not tree.waiting:
                 self.forest.remove(tree)

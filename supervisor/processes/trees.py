@@ -57,7 +57,7 @@ class Tree:
 
     def is_occupied(self) -> bool:
         """Whether its cgroup says that something is alive of what is to be ended."""
-        return self.group is not None and not self.keep and self.group.populated()
+        return self.group is not None and not self.keep and self.group.is_populated()
 
     def select_wanted(self, table: Table, pids: set[int]) -> set[int]:
         """Those of ``pids`` that are to be ended."""
@@ -143,7 +143,9 @@ class Forest:
         asked yet may be of any tree; one that does not answer is taken for nobody's.
         """
         marks = self.map_marks()
-        inside = {p: t for t in self.list_ending() if t.group is not None for p in t.group.pids()}
+        inside = {
+            p: t for t in self.list_ending() if t.group is not None for p in t.group.list_pids()
+        }
         owners: dict[int, Tree] = {}
         members: dict[int, set[int]] = {}
         unidentified: list[Identity] = []
