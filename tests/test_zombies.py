@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -386,19 +387,19 @@ async def test_what_is_a_successors_is_not_swept(tmp_path: Path) -> None:
         raise Replaced
 
     env = {**os.environ, "RUNCTL_STATE": os.path.realpath(tmp_path)}
-    opened = open_keeper(tmp_path, wait=30, held=held)
-    keeper = await opened.__aenter__()
-    (pid,) = (p for p, row in scan().items() if row.parent == os.getpid() and _is_keeper(p))
-    with subprocess.Popen(["sleep", "600"], env=env, start_new_session=True) as successors:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            with trio.fail_after(60):
-                await keeper.dead.wait()
-            with pytest.raises(Replaced):
-                await opened.__aexit__(None, None, None)
-            assert successors.poll() is None
-        finally:
-            successors.kill()
+    with ExitStack() as stack:
+        with pytest.raises(Replaced):  # noqa: PT012  # at the end of it
+            async with open_keeper(tmp_path, wait=30, held=held) as keeper:
+                (pid,) = (p for p, r in scan().items() if r.parent == os.getpid() and _is_keeper(p))
+                argv = ["sleep", "600"]
+                successors = stack.enter_context(
+                    subprocess.Popen(argv, env=env, start_new_session=True)
+                )
+                stack.callback(successors.kill)
+                os.kill(pid, signal.SIGKILL)
+                with trio.fail_after(DEADLINE):
+                    await keeper.dead.wait()
+        assert successors.poll() is None
 
 
 def _is_keeper(pid: int) -> bool:
