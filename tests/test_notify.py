@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from conftest import DEADLINE, Box, wait_until
 from runctl.supervisor.host.systemd_notify import open_notifier
 
@@ -94,8 +95,9 @@ async def test_to_either_kind_of_socket(manager: Manager):
 async def test_no_watchdog(manager: Manager, env: dict[str, str]):
     env = {**env, "NOTIFY_SOCKET": manager.address}
     async with open_notifier(trio.Event(), 0, 0, env) as notifier:
-        await trio.sleep(0.05)
+        await trio.testing.wait_all_tasks_blocked()
         await notifier.ready("idle")
+    wait_until(lambda: manager.count("READY=1"), "all that came before is heard")
     assert not manager.count("WATCHDOG=1")
 
 
