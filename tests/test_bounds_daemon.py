@@ -373,8 +373,11 @@ def test_messages_of_others_do_not_disturb_a_run(place: Place, tmp_path: Path) -
 def test_subjects_of_others_do_not_disturb_a_watcher(place: Place) -> None:
     watch = Watch(place.box, "--all", "-f")
     wait_until(lambda: submit_newcomer(place) and watch.chunks(), "it watches")
+    record = records.Reset("r", 1, 0.0)
+    newcomer = records.encode_record(record), {records.SUMMARY_HEADER: records.summary(record)}
     for name in ("x_A.r", "x_gICA.r", "é.\x1b[31m", "a.b"):
         litter(place, f"{subjects.SUBJECT_PREFIX}.{name}")
+        place.publish(f"{subjects.SUBJECT_PREFIX}.{name}", *newcomer)
     say(place, [b"PUB runctl.out.\xff.r 1\r\nx\r\n", b"PUB runctl.out.a.\xc3( 1\r\nx\r\n"])
     run = submit_newcomer(place)
     wait_until(lambda: run in {chunk["run"] for chunk in watch.chunks()}, "others are seen")

@@ -6,10 +6,12 @@ import http.client
 import json
 import os
 import socket
+import sqlite3
 import ssl
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
@@ -297,6 +299,9 @@ def test_a_command(stopped_box: Box, tmp_path: Path) -> None:
     assert f"the hook of run {run} is given up after 2 tries: {sys.executable}" in log
     assert "exited with code 3 (no good)" in log
     assert good not in {row[2]["run"] for row in rows()}
+    with closing(sqlite3.connect(stopped_box.state / "runctl.sqlite")) as db:
+        stored = {name for (name,) in db.execute("SELECT workflow_uuid FROM workflow_status")}
+    assert stored == {good, run, f"{run}.hook"}, "what nobody is told of is not even stored"
 
 
 @pytest.mark.short
