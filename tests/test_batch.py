@@ -147,7 +147,7 @@ def test_hundreds_of_lines_keep_their_order_and_may_be_submitted_again(box: Box)
 def test_a_batch_and_other_arguments_exclude_each_other(box: Box) -> None:
     for args in (("t",), ("t", "--", "true"), ("--id", "x"), ("--attach",)):
         box.runctl("submit", "--batch", "-", *args, code=2)
-        assert "only --runner goes with it" in box.stderr
+        assert "only --runner can be added" in box.stderr
     box.runctl("submit", "--batch", "/nowhere", code=2)
     assert box.stderr == "runctl: --batch /nowhere: No such file or directory; name a file, or -\n"
     assert box.runctl("submit", "--batch", "/dev/null") == ""
