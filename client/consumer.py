@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..protocol import records, subjects
 from ..protocol.errors import Unavailable
-from .delivery import read_delivery, read_unix_ns
+from .delivery import make_consumer_config, read_delivery, read_unix_ns
 from .events import CaughtUp, Connection, Event, Malformed, Progress
 from .link import API_TIMEOUT, NO_MESSAGE, Link, LinkLost, NotReady
 from .run_state import RunState
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 HEARTBEAT = 0.5
 #: Heartbeats missed before the consumer is given up.
 MISSED = 3
-INACTIVE = 5.0
 #: How long the stream may be missing when watching begins.
 START_TIMEOUT = 10.0
 BACKOFF = (0.05, 0.2)
@@ -257,23 +256,14 @@ class Watcher:
         )
 
     async def _create(self, link: Link, consumer: _Consumer, inbox: str) -> None:
-        config: dict[str, Any] = {
-            "deliver_subject": inbox,
-            "deliver_policy": self._policy,
-            "filter_subject": self._subject,
-            "ack_policy": "none",
-            "replay_policy": "instant",
-            "max_deliver": 1,
-            "flow_control": True,
-            "idle_heartbeat": int(HEARTBEAT * 1e9),
-            "inactive_threshold": int(INACTIVE * 1e9),
-            "mem_storage": True,
-            "num_replicas": 1,
-            "headers_only": self._summaries,
-        }
-        start = self._last + 1 if self._last else self._start
-        if start is not None:
-            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
+        config = make_consumer_config(
+            inbox,
+            self._subject,
+            policy=self._policy,
+            start=self._last + 1 if self._last else self._start,
+            headers_only=self._summaries,
+            heartbeat=HEARTBEAT,
+        )
         reply = await link.api(
             f"CONSUMER.CREATE.{subjects.STREAM}", {"stream_name": subjects.STREAM, "config": config}
         )
@@ -330,7 +320,7 @@ class Watcher:
             # What is stored may look like one of the server's own messages, but for this.
             if not msg.reply.startswith("$JS.ACK."):
                 if headers is not None and "Status" in headers and not msg.data:
-                    await self._control(link, consumer, msg, headers)
+                    await self._handle_control(link, consumer, msg, headers)
                 return
             delivery = read_delivery(msg.reply)
             if delivery.consumer_sequence != consumer.sequence + 1:
@@ -341,9 +331,9 @@ class Watcher:
                 self._last = delivery.stream_sequence
                 self._seen = msg.subject, delivery.unix_ns
                 if self._summaries:
-                    self._summary(msg)
+                    self._read_summary(msg)
                 else:
-                    self._record(msg)
+                    self._read_record(msg)
             if not consumer.caught_up:
                 consumer.drained = delivery.pending == 0
                 self._note_progress(consumer)
@@ -362,7 +352,7 @@ class Watcher:
         consumer.ticks = 0
         consumer.reader_waits = False
 
-    async def _control(
+    async def _handle_control(
         self, link: Link, consumer: _Consumer, msg: Msg, headers: dict[str, str]
     ) -> None:
         if headers["Status"] != "100":  # the consumer was deleted, or moved
@@ -382,7 +372,7 @@ class Watcher:
             consumer.drained = True
             self._note_progress(consumer)
 
-    def _summary(self, msg: Msg) -> None:
+    def _read_summary(self, msg: Msg) -> None:
         text = (msg.headers or {}).get(records.SUMMARY_HEADER)
         if text is None:  # written by an older daemon
             return
@@ -392,7 +382,7 @@ class Watcher:
         except ValueError as error:
             self._emit(Malformed(f"a record of run {run} cannot be read: {error}"))
 
-    def _record(self, msg: Msg) -> None:
+    def _read_record(self, msg: Msg) -> None:
         subject = msg.subject
         state = self._states.get(subject)
         if state is None:

@@ -1,10 +1,43 @@
-"""What JetStream says of each message that it delivers."""
+"""What JetStream is told to deliver, and what it says of each message."""
 
 from __future__ import annotations
 
 import calendar
 import re
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
+
+#: A consumer that nobody hears is gone after so many seconds.
+INACTIVE = 5.0
+
+
+def make_consumer_config(
+    inbox: str,
+    subject: str,
+    *,
+    policy: Literal["all", "last_per_subject"],
+    start: int | None,
+    headers_only: bool,
+    heartbeat: float,
+) -> dict[str, Any]:
+    """An ephemeral push consumer that delivers to ``inbox``: from the stream sequence ``start``
+    on, if that is given, else by ``policy``. ``heartbeat``: seconds."""
+    config: dict[str, Any] = {
+        "deliver_subject": inbox,
+        "deliver_policy": policy,
+        "filter_subject": subject,
+        "ack_policy": "none",
+        "replay_policy": "instant",
+        "max_deliver": 1,
+        "flow_control": True,
+        "idle_heartbeat": int(heartbeat * 1e9),
+        "inactive_threshold": int(INACTIVE * 1e9),
+        "mem_storage": True,
+        "num_replicas": 1,
+        "headers_only": headers_only,
+    }
+    if start is not None:
+        config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
+    return config
 
 
 class Delivery(NamedTuple):

@@ -17,29 +17,31 @@ class RunState:
 
     def apply(self, record: records.Record, out: list[Event]) -> None:
         if isinstance(record, records.Chunks):
-            self._chunks(record, out)
+            self._apply_chunks(record, out)
         elif isinstance(record, records.Reset):
             # The one that was seen already comes again when we start over in the stream, and
             # one that was not stored when we began is written again when that is lost.
             again = record.attempt == self.attempt and self.expected > 1 and self._began > 0
             if record.attempt > self.attempt or (again and record.at != self._began):
-                self._begin(record.attempt, out, record.executor, record.tty)
+                self._begin_attempt(record.attempt, out, record.executor, record.tty)
             if record.attempt == self.attempt:
                 self._began = record.at
         else:
-            self._end(record, out)
+            self._apply_end(record, out)
 
-    def _begin(self, attempt: int, out: list[Event], executor: str = "", tty: bool = False) -> None:
+    def _begin_attempt(
+        self, attempt: int, out: list[Event], executor: str = "", tty: bool = False
+    ) -> None:
         self.attempt = attempt
         self.expected = 1
         self._began = 0.0
         out.append(Reset(self.run, attempt, executor, tty))
 
-    def _chunks(self, record: records.Chunks, out: list[Event]) -> None:
+    def _apply_chunks(self, record: records.Chunks, out: list[Event]) -> None:
         if record.attempt < self.attempt:
             return
         if record.attempt > self.attempt:  # retention removed its reset
-            self._begin(record.attempt, out)
+            self._begin_attempt(record.attempt, out)
         self._skip_to(record.seq, out)
         run, attempt, expected = self.run, self.attempt, self.expected
         seq = record.seq
@@ -50,9 +52,9 @@ class RunState:
             seq += 1
         self.expected = expected
 
-    def _end(self, record: records.End, out: list[Event]) -> None:
+    def _apply_end(self, record: records.End, out: list[Event]) -> None:
         if record.attempt > self.attempt and record.chunks:
-            self._begin(record.attempt, out)
+            self._begin_attempt(record.attempt, out)
         if record.attempt == self.attempt:
             self._skip_to(record.chunks + 1, out)
         outcome = record.outcome

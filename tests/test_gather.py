@@ -19,7 +19,7 @@ import pytest
 import trio_asyncio
 from conftest import DEADLINE, SLACK, Box, Watch, wait_until
 from pgserver import Postgres
-from runctl.cli.display.render import why_silent
+from runctl.cli.display.render import describe_silence
 from runctl.config.schema import Config, Database
 from runctl.protocol import messages, subjects
 from runctl.protocol.errors import Refused
@@ -103,10 +103,10 @@ def test_list_says_who_did_not_answer(home: House) -> None:
         assert (silent.executor_id, silent.state) == ("b", "silent")
     assert through(home, "a", messages.List("on-a")).silent == []
     assert through(home, "a", messages.List(after=1)).silent == [], "said with the first page"
-    assert why_silent(silent).startswith("executor b holds its lease but does not answer")
+    assert describe_silence(silent).startswith("executor b holds its lease but does not answer")
     home.box("c")
     for _ in range(5):  # some are asked of b first
-        assert remarks(a) == [f"runctl: {why_silent(silent)}"]
+        assert remarks(a) == [f"runctl: {describe_silence(silent)}"]
 
 
 def test_list_says_that_a_peer_takes_over(home: House) -> None:

@@ -84,4 +84,4 @@ async def _report_obstacles(
                 said = reason
                 line.hide()
                 render.note(f"waits for {reason}")
-                line.back()
+                line.show_again()

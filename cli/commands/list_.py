@@ -63,7 +63,7 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
     else:
         _print_runs(cast("Sequence[messages.RunRow]", found.rows), status)
     for executor in found.silent:
-        render.note(render.why_silent(executor))
+        render.note(render.describe_silence(executor))
 
 
 def _print_threads(rows: Sequence[ThreadRow], status: str | None) -> None:

@@ -30,7 +30,7 @@ _HALF = re.compile(rb"(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\x
 _CONTROLS = re.compile(rb"[" + _C0 + rb"]")
 
 
-def seven_bit(data: bytes) -> bytes:
+def to_seven_bit(data: bytes) -> bytes:
     if b"\xc2" not in data:
         return data
     return _C1.sub(lambda found: b"\x1b%c" % (found[1][0] - 0x40), data)
@@ -50,6 +50,6 @@ def whole(data: bytes) -> int:
     return len(data) if half is None else half.start()
 
 
-def without_controls(data: bytes) -> bytes:
+def remove_controls(data: bytes) -> bytes:
     """``data`` without its C0 controls."""
     return _CONTROLS.sub(b"", data)

@@ -16,7 +16,7 @@ _STEERS = re.compile(
 )
 
 
-def harmless(text: str) -> str:
+def escape_controls(text: str) -> str:
     """``text`` with its lines and tabs, and nothing else that a terminal acts on."""
     return _STEERS.sub(_escaped, text)
 
@@ -40,4 +40,4 @@ class Text:
         self._return = text.endswith("\r") and not last
         if self._return:
             text = text[:-1]
-        return harmless(text.replace("\r\n", "\n")).encode()
+        return escape_controls(text.replace("\r\n", "\n")).encode()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from .harmless_text import harmless
+from .harmless_text import escape_controls
 
 #: SGR sequences that are in effect at once, at most.
 MAX_COLOURS = 16
@@ -60,13 +60,13 @@ def draw(data: bytes, colours: Colours) -> str:
     if _CONTROL.search(text) is None:
         drawn = before + text
     elif _EDITS.search(text.rstrip("\r")) is None:
-        drawn = before + harmless_but_colours(text, colours)
+        drawn = before + escape_all_but_colours(text, colours)
     else:
         return _Canvas(colours).draw(text)
     return drawn + "\x1b[0m" if colours.text() else drawn
 
 
-def harmless_but_colours(text: str, colours: Colours) -> str:
+def escape_all_but_colours(text: str, colours: Colours) -> str:
     def replace(found: re.Match[str]) -> str:
         if found[3] == "m" and not found[2] and _COLOUR.match(found[1]):
             colours.apply(found[1])
@@ -74,7 +74,7 @@ def harmless_but_colours(text: str, colours: Colours) -> str:
         return ""
 
     pieces = re.split(r"(\x1b\[[0-9;:]*m)", _SEQUENCE.sub(replace, text))
-    return "".join(p if i % 2 else harmless(p) for i, p in enumerate(pieces))
+    return "".join(p if i % 2 else escape_controls(p) for i, p in enumerate(pieces))
 
 
 class _Canvas:
@@ -104,7 +104,7 @@ class _Canvas:
         if not text:
             return
         self._reach(self._column)
-        cells = [(character, self._style) for character in harmless(text)]
+        cells = [(character, self._style) for character in escape_controls(text)]
         self._cells[self._column : self._column + len(cells)] = cells
         self._column += len(cells)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...protocol import json_text
 from ..common import ReaderGone, WriteFailed
 from ..interrupts import writing
-from .harmless_text import harmless
+from .harmless_text import escape_controls
 
 if TYPE_CHECKING:
     from ...protocol.messages import ExecutorStatus, Submitted
@@ -64,7 +64,7 @@ def note(text: str) -> None:
 def out(text: str) -> None:
     """Lines of the answer, on stdout. Raises ReaderGone, WriteFailed."""
     if os.isatty(STDOUT):
-        text = harmless(text)
+        text = escape_controls(text)
     write_all(STDOUT, f"{text}\n".encode(errors="replace"))
 
 
@@ -237,7 +237,7 @@ def size(value: float) -> str:
     return f"{value:.1f} TiB"
 
 
-def why_silent(x: ExecutorStatus) -> str:
+def describe_silence(x: ExecutorStatus) -> str:
     """What its rows are worth: they say what was so when it was last heard of."""
     if x.state == "silent":
         return f"executor {x.executor_id} holds its lease but does not answer; see: runctl status"

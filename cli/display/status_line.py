@@ -38,12 +38,12 @@ class StatusLine:
             del self._texts[key]
         else:
             self._texts[key] = text
-        self.back(mid_line=mid_line, whole_screen=whole_screen)
+        self.show_again(mid_line=mid_line, whole_screen=whole_screen)
 
     def get(self, key: str) -> str | None:
         return self._texts.get(key)
 
-    def back(self, *, mid_line: bool = False, whole_screen: bool = False) -> None:
+    def show_again(self, *, mid_line: bool = False, whole_screen: bool = False) -> None:
         """Show what is to be shown. ``mid_line``: the cursor stands behind output; the
         text goes one line below. ``whole_screen``: a program has all of it; the text goes
         into its last line."""

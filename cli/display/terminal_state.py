@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from .control_sequences import SEQUENCE, seven_bit, whole, without_controls
+from .control_sequences import SEQUENCE, remove_controls, to_seven_bit, whole
 
 #: A sequence whose end does not come is let through at this length.
 MAX_HELD = 64 * 1024
@@ -100,7 +100,7 @@ class Screen:
         """What to write now. ``stream``: whose bytes they are; each is cut by itself."""
         came, self.before = data, b""
         held = self._held.pop(stream, b"")
-        data = seven_bit(held + data if held else data)
+        data = to_seven_bit(held + data if held else data)
         end = whole(data)
         if end < len(data) <= end + MAX_HELD:
             data, self._held[stream] = data[:end], data[end:]
@@ -117,8 +117,8 @@ class Screen:
     def _sequence(self, found: re.Match[bytes]) -> bytes:
         """What to write in place of a sequence, which is noted."""
         if found[3]:
-            parameters = without_controls(found[1])
-            between = without_controls(found[2])
+            parameters = remove_controls(found[1])
+            between = remove_controls(found[2])
             if _asks(parameters, between, found[3]):
                 return self._question(found[0])
             self._csi(parameters, between, found[3])
@@ -308,4 +308,4 @@ def _note(modes: dict[int, bool], default: dict[int, bool], numbers: list[int], 
 
 def plain(data: bytes) -> bytes:
     """``data`` without its sequences."""
-    return SEQUENCE.sub(b"", seven_bit(data))
+    return SEQUENCE.sub(b"", to_seven_bit(data))

@@ -71,7 +71,7 @@ class HumanOutput(Output):
         if not self._tty:
             self._show(event)
         elif isinstance(event, Reset | Chunk | Gap | End):
-            hold = self._hold(event.run)
+            hold = self._get_filter(event.run)
             for shown in hold.take(event):
                 self._show(shown)
             text = None
@@ -82,9 +82,9 @@ class HumanOutput(Output):
 
     def skip(self, chunk: Chunk) -> None:
         if self._tty:
-            self._hold(chunk.run).take(chunk)
+            self._get_filter(chunk.run).take(chunk)
 
-    def _hold(self, run: str) -> ReplayFilter:
+    def _get_filter(self, run: str) -> ReplayFilter:
         return self._holds.setdefault(run, ReplayFilter())
 
     def status(self, key: str, text: str | None) -> None:
@@ -99,24 +99,24 @@ class HumanOutput(Output):
 
     def _show(self, event: Shown) -> None:
         if isinstance(event, Chunk):
-            self._header(event.run)
+            self._print_header(event.run)
             fd = STDERR if event.stream == "stderr" else STDOUT
-            self._add(fd, self._dress(event, fd))
+            self._add(fd, self._dress_chunk(event, fd))
         elif isinstance(event, Reset | Restart):
             self._finish_run(event.run)
-            self._header(event.run)
+            self._print_header(event.run)
             if event.attempt > 1:
                 self.remark(
                     f"── runctl: run {event.run} interrupted;"
                     f" attempt {event.attempt} starts over ──"
                 )
         elif isinstance(event, Gap):
-            self._header(event.run)
+            self._print_header(event.run)
             self.remark(f"runctl: {describe_gap(event)} no longer stored")
         elif isinstance(event, End):
             self._finish_run(event.run)
-            self._header(event.run)
-            self.ended(event.run, event.status, event.error, event.note)
+            self._print_header(event.run)
+            self.report_end(event.run, event.status, event.error, event.note)
 
     def _add(self, fd: int, data: bytes) -> None:
         if fd != self._fd or self._size > 65536:
@@ -125,7 +125,7 @@ class HumanOutput(Output):
         self._pieces.append(data)
         self._size += len(data)
 
-    def _dress(self, event: Chunk, fd: int) -> bytes:
+    def _dress_chunk(self, event: Chunk, fd: int) -> bytes:
         data = event.data
         if self._ttys[fd]:
             if event.stream == "text" and not self._raw:
@@ -140,9 +140,9 @@ class HumanOutput(Output):
             if self._red and event.stream == "stderr" and data:
                 return RED[0] + data + RED[1]
             return data
-        return self._lines(event.run, event.stream, data, event.at)
+        return self._make_lines(event.run, event.stream, data, event.at)
 
-    def _lines(self, run: str, stream: str, data: bytes, at: float) -> bytes:
+    def _make_lines(self, run: str, stream: str, data: bytes, at: float) -> bytes:
         assert self._style is not None
         key = run, stream
         terminal = self._ttys[STDERR if stream == "stderr" else STDOUT]
@@ -188,7 +188,9 @@ class HumanOutput(Output):
     def _finish_run(self, run: str) -> None:
         """Nothing more comes of it: a last line without its newline is a line as well."""
         if (text := self._texts.pop(run, None)) is not None and (rest := text.feed(b"", True)):
-            self._add(STDOUT, rest if self._style is None else self._lines(run, "text", rest, 0))
+            self._add(
+                STDOUT, rest if self._style is None else self._make_lines(run, "text", rest, 0)
+            )
         for key in [key for key in self._makers if key[0] == run]:
             maker = self._makers.pop(key)
             fd = STDERR if key[1] == "stderr" else STDOUT
@@ -201,12 +203,12 @@ class HumanOutput(Output):
                     self._add(fd, rest)
         self._restore_terminal(run)
 
-    def _header(self, run: str) -> None:
+    def _print_header(self, run: str) -> None:
         if self._headers and run != self._run:
             self.remark(f"── runctl: run {run} ──")
         self._run = run
 
-    def ended(self, run: str, status: str, error: str | None, note: str | None = None) -> None:
+    def report_end(self, run: str, status: str, error: str | None, note: str | None = None) -> None:
         if note:
             self.remark(f"runctl: run {run}: {note}")
         why = f": {error}" if error else ""
@@ -232,7 +234,7 @@ class HumanOutput(Output):
             tell(prefix + f"{printable(text)}\n".encode(errors="replace"))
         if lines:
             tell(self._open.draw())
-        self._status.back(**self._status_place())
+        self._status.show_again(**self._status_place())
 
     def end_line(self) -> None:
         """Leave the cursor at the start of a line, where open lines leave it there."""
@@ -241,7 +243,7 @@ class HumanOutput(Output):
             self._status.hide()
             tell(b"\n")
             self._at_line_start = True
-            self._status.back()
+            self._status.show_again()
 
     def flush(self) -> None:
         # What is at the bottom of the screen already is brought up to date at once.
@@ -259,12 +261,12 @@ class HumanOutput(Output):
             if data or self._open.stale:
                 self._status.hide()
                 write_all(self._fd, self._open.erase() + data + self._open.draw())
-                self._status.back(**self._status_place())
+                self._status.show_again(**self._status_place())
         elif data:
             self._status.hide()
             self._note_cursor(data)
             write_all(self._fd, data)
-            self._status.back(**self._status_place())
+            self._status.show_again(**self._status_place())
 
     def _note_cursor(self, data: bytes) -> None:
         text = data.removesuffix(RED[1]) if self._red else data

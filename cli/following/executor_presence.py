@@ -31,11 +31,11 @@ class Presence:
         self._executor = executor or None
         self._heard = False
 
-    def heard(self) -> None:
+    def note_event(self) -> None:
         """Something came."""
         self._heard = True
 
-    def moved(self, executor: str) -> None:
+    def note_executor(self, executor: str) -> None:
         """The run is an attempt of ``executor``'s now."""
         self._executor = executor or None
         self._output.status("executor", None)

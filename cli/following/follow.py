@@ -97,12 +97,12 @@ async def follow(
         window,
     ):
         while True:
-            events = await _next(attachment, output, patience)
+            events = await _next_events(attachment, output, patience)
             if events is None:
                 patience = None
                 output.remark(f"runctl: {describe_wait(name, None)}")
                 continue
-            presence.heard()
+            presence.note_event()
             for event in events:
                 window.take(event)
                 if standing.queued and isinstance(event, RunEvent) and event.run == name:
@@ -114,13 +114,13 @@ async def follow(
                     await attachment.confirm_end()
                     return code
                 if isinstance(event, Reset):
-                    presence.moved(event.executor)
+                    presence.note_executor(event.executor)
                 elif isinstance(event, End):
-                    presence.moved("")
+                    presence.note_executor("")
             output.flush()
 
 
-async def _next(
+async def _next_events(
     attachment: Attachment, output: Output, patience: float | None
 ) -> list[Event] | None:
     """What comes, None when nothing did until ``patience`` (the loop's time); meanwhile the

@@ -72,9 +72,9 @@ class Many:
                 self._deadline = asyncio.get_running_loop().time() + self._timeout
             async with _raise_first(asyncio.TaskGroup()) as group:
                 for target in targets:
-                    self._start(group, target)
+                    self._start_following(group, target)
                 if newcomers:
-                    group.create_task(self._newcomers(group, since))
+                    group.create_task(self._follow_newcomers(group, since))
         finally:
             await self._connection.close()
         if self._late:
@@ -102,7 +102,7 @@ class Many:
             code = FAILED
         self._codes.append(code)
 
-    async def _newcomers(self, group: asyncio.TaskGroup, since: int) -> None:
+    async def _follow_newcomers(self, group: asyncio.TaskGroup, since: int) -> None:
         """Follow each thread that begins to write, until the deadline."""
         subject = f"{subjects.SUBJECT_PREFIX}.*.*"
         watcher = consumer.Watcher(
@@ -121,13 +121,13 @@ class Many:
         except ValueError:
             return  # not a subject of ours
         if thread not in self._outputs:
-            self._start(group, Target(thread, event.run, None, since + 1))
+            self._start_following(group, Target(thread, event.run, None, since + 1))
 
-    def _start(self, group: asyncio.TaskGroup, target: Target) -> None:
-        output = self._outputs[target.thread] = self._output(target.thread)
+    def _start_following(self, group: asyncio.TaskGroup, target: Target) -> None:
+        output = self._outputs[target.thread] = self._make_output(target.thread)
         group.create_task(self._follow(target, output))
 
-    def _output(self, thread: str) -> Output:
+    def _make_output(self, thread: str) -> Output:
         if self._app.json:
             return JsonOutput(thread)
         name = render.cut(render.printable(thread), WIDEST)

@@ -152,7 +152,7 @@ class Top:
             if view.filter
             else "no threads yet; start one: runctl submit THREAD -- COMMAND"
         )
-        view.warning = "; ".join(render.why_silent(x) for x in self._feed.silent)
+        view.warning = "; ".join(render.describe_silence(x) for x in self._feed.silent)
         away = self._feed.away
         columns, height = self._screen.size()
         self._screen.draw(self._picture(view, away and (away[0], now - away[1]), columns, height))
