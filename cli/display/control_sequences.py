@@ -3,7 +3,7 @@
 
 Sequences may be cut anywhere between two chunks: ``whole`` finds where one that is not
 complete begins. C1 controls in UTF-8 (U+009B is CSI) mean the same as their forms with ESC;
-``seven_bit`` turns them into those.
+``to_seven_bit`` turns them into those.
 """
 
 from __future__ import annotations
