@@ -20,6 +20,13 @@ ABORT_TIMEOUT = 120.0
 #: A daemon that is busy is asked again for so long, with pauses that double, seconds.
 BUSY_PATIENCE = 5.0
 BUSY_PAUSE, BUSY_LONGEST = 0.1, 1.0
+#: Where the embedded server runs there is a daemon, which starts, or connects to a server that
+#: was just replaced: it is waited for so long, seconds.
+ABSENT_PATIENCE = 2.0
+
+
+class NobodyAnswers(Unavailable):
+    """NATS does, and nobody hears the request there: it has no effect."""
 
 
 async def ask(
@@ -41,12 +48,15 @@ async def ask(
         if isinstance(request, messages.Abort):
             patience = ABORT_TIMEOUT + 2 * link.config.queue.stop_grace
     now = asyncio.get_running_loop().time
-    end, pause = now() + patience, BUSY_PAUSE
+    began, pause = now(), BUSY_PAUSE
     while True:
         try:
             return await _ask(link, request, expect, executor, hint, timeout)
         except Busy:
-            if now() + pause > end:
+            if now() + pause > began + patience:
+                raise
+        except NobodyAnswers:
+            if not link.config.nats.embedded or now() + pause > began + ABSENT_PATIENCE:
                 raise
         await asyncio.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, BUSY_LONGEST)
@@ -95,7 +105,7 @@ async def _ask(
             raise Unavailable(
                 f"executor {executor} does not answer (NATS does); it starts, or is to be started"
             ) from None
-        raise Unavailable(
+        raise NobodyAnswers(
             "runctld is not running (NATS is, but no daemon answers on it); start runctld"
         ) from None
     except NatsTimeout:

@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import SLACK
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
 from pgserver import free_port
 from runctl.client import consumer
 from runctl.client.events import (
@@ -32,8 +34,9 @@ from runctl.client.events import (
     Reset,
 )
 from runctl.client.link import Link, dial
+from runctl.client.requests import ask
 from runctl.config.schema import Config
-from runctl.protocol import records, subjects
+from runctl.protocol import messages, records, subjects
 from runctl.protocol.endpoint import ENDPOINT_FILE, Endpoint
 from runctl.protocol.errors import Unavailable
 from runctl.protocol.model import Outcome, Status
@@ -540,3 +543,38 @@ def _sockets() -> int:
         with contextlib.suppress(OSError):  # the listing's own
             links.append(os.readlink(f"/proc/self/fd/{fd}"))
     return sum(link.startswith("socket:") for link in links)
+
+
+# ---- requests ------------------------------------------------------------------------------
+
+
+def test_a_daemon_that_is_about_to_answer_is_waited_for(server: Server) -> None:
+    """Where the embedded server runs there is one, which connects to it or starts."""
+
+    async def main() -> None:
+        link, daemon = await dial(server.config), await dial(server.config)
+        try:
+            asked = asyncio.create_task(ask(link, messages.List(), messages.Threads))
+            refused = asyncio.Event()
+            request = link.request
+
+            async def watched(subject: str, payload: bytes, timeout: float) -> bytes:
+                try:
+                    return await request(subject, payload, timeout)
+                except NoRespondersError:
+                    refused.set()
+                    raise
+
+            link.request = watched  # type: ignore[method-assign]
+            await refused.wait()
+
+            async def answer(msg: Msg) -> None:
+                await msg.respond(messages.encode(messages.Threads([])))
+
+            await daemon.nc.subscribe(subjects.control_subject("list"), cb=answer)
+            assert await asked == messages.Threads([])
+        finally:
+            await link.close()
+            await daemon.close()
+
+    asyncio.run(main())
