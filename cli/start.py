@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 from ..protocol import descriptors
@@ -9,6 +10,8 @@ from ..protocol import descriptors
 
 def main() -> None:
     descriptors.fill()
+    # What is imported stays: looking through it for garbage again and again takes time.
+    gc.set_threshold(20_000)
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:  # not ignored, as in a shell's background
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -19,5 +22,6 @@ def main() -> None:
     try:
         runctl()
     finally:
+        gc.freeze()  # nor is anything of it looked for at the end
         if ours:  # what it ends with is decided: Ctrl-C while Python ends is no other
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -13,9 +13,9 @@ from .schema import ENDED, FileError, Hooks, Metrics, Traces
 from .secrets import HIDDEN
 from .typed_table import Table, check_url
 
-_LISTEN = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+)):(?P<port>[0-9]{1,5})")
-_TOKEN = re.compile(rb"[!-~]+")
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_LISTEN = r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+)):(?P<port>[0-9]{1,5})"
+_TOKEN = rb"[!-~]+"
+_HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 
 
 def read_metrics(table: Table) -> Metrics:
@@ -49,14 +49,14 @@ def read_token(file: Path) -> bytes:
         ) from None
     if not token:
         raise FileError(f"{file} is empty: write the token to it")
-    if not _TOKEN.fullmatch(token):
+    if not re.fullmatch(_TOKEN, token):
         raise FileError(f"{file} holds no token: write one line of ASCII without spaces to it")
     return token
 
 
 def split_listen(listen: str, table: Table | None = None) -> tuple[str, int]:
     """(host, port). Raises ConfigError in the words of ``table``, which has seen it first."""
-    match = _LISTEN.fullmatch(listen)
+    match = re.fullmatch(_LISTEN, listen)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         assert table is not None
         table.fail("listen", 'expected HOST:PORT such as "127.0.0.1:9464" or "[::1]:9464"')
@@ -111,7 +111,7 @@ def _read_on(table: Table) -> tuple[str, ...]:
 def _read_headers(table: Table, on_end: tuple[str, ...] | str | None) -> dict[str, str]:
     headers, names = table.mapping("headers"), table.table("headers")
     for name, value in headers.items():
-        if not _HEADER.fullmatch(name):
+        if not re.fullmatch(_HEADER, name):
             names.fail(name, "is not a header's name: use letters, digits and -")
         if not value.isascii() or not value.isprintable():
             names.fail(name, "holds characters that a header cannot: use printable ASCII")

@@ -14,11 +14,9 @@ import msgspec
 import tomli
 
 from .files import MOST_TOML, read_bounded
-from .integrations import read_hooks, read_metrics, read_traces
 from .keys import Section, names_of
 from .nats import read_nats
 from .read_keys import all_names, read_keys
-from .runners import add_shell, read_runners
 from .schema import (
     Config,
     ConfigError,
@@ -28,13 +26,13 @@ from .schema import (
     Hooks,
     Log,
     Metrics,
-    Nats,
+    Runner,
     Stream,
     Takeover,
     Traces,
 )
 from .secrets import find_withheld
-from .sections import read_database, read_executor_id, read_queue, read_takeover
+from .sections import read_executor_id, read_queue
 from .typed_table import Table, xdg_dir
 
 SYSTEM_FILE = Path("/etc/runctl/runctld.toml")
@@ -51,7 +49,7 @@ def load(path: Path | None = None, *, client: bool = False) -> Config:
     """
     file = Path(path) if path is not None else find_file()
     if file is None:
-        return Config(state_dir=_default_state_dir(client), runners=add_shell({}, True))
+        return Config(state_dir=_default_state_dir(client), runners=_default_runners(client))
     file = file.absolute()
     return _read_config(Table(file, "", _read_toml(file), all_names), client)
 
@@ -94,6 +92,14 @@ def _default_state_dir(client: bool) -> Path:
     return xdg_dir("XDG_STATE_HOME", ".local/state") / "runctl"
 
 
+def _default_runners(client: bool) -> dict[str, Runner]:
+    if client:
+        return {}
+    from .runners import add_shell
+
+    return add_shell({}, True)
+
+
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomli.loads(read_bounded(file, MOST_TOML).decode("utf-8-sig"))
@@ -119,7 +125,9 @@ def _read_config(top: Table, client: bool) -> Config:
     if client:
         parts = _check_names(top)
     else:
-        parts = _read_daemons(top, nats, values.get("allow_shell", True))
+        from .daemon_sections import read_daemons
+
+        parts = read_daemons(top, nats, values.get("allow_shell", True))
     database, takeover = parts.get("database", Database()), parts.get("takeover", Takeover())
     environment = values.get("environment", "development")
     config = Config(
@@ -135,19 +143,6 @@ def _read_config(top: Table, client: bool) -> Config:
         **parts,
     )
     return msgspec.structs.replace(config, withheld=find_withheld(top, config))
-
-
-def _read_daemons(top: Table, nats: Nats, allow_shell: bool) -> dict[str, Any]:
-    """The sections of ``_DAEMONS``, and the runners."""
-    database = read_database(top.table("database"))
-    return {
-        "database": database,
-        "takeover": read_takeover(top.table("takeover"), database, nats),
-        "metrics": read_metrics(top.table("metrics")),
-        "traces": read_traces(top.table("traces")),
-        "hooks": read_hooks(top.table("hooks")),
-        "runners": read_runners(top.table("runners"), allow_shell),
-    }
 
 
 #: What may come from variables that only the daemon has.

@@ -25,10 +25,10 @@ CONTEXT_URL = "nats://127.0.0.1:4222"
 
 _DEFAULT = Nats()
 _SCHEMES = ("nats", "tls", "ws", "wss")
-_PREFIX = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_PREFIX = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"
 #: "op://vault/item/field" and the like, which the nats command resolves.
-_REFERENCE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_CONTEXT_NAME = re.compile(r"[^/\\.][^/\\]*")
+_REFERENCE = "[A-Za-z][A-Za-z0-9+.-]*://"
+_CONTEXT_NAME = r"[^/\\.][^/\\]*"
 #: What a context calls our keys, where that is something else.
 CONTEXT_KEYS = {"credentials": "creds", "tls_ca": "ca", "tls_cert": "cert", "tls_key": "key"}
 #: A context's keys that change what we would have to do, and that we do not do.
@@ -87,7 +87,7 @@ def _check_urls(table: Table, key: str, text: str, otherwise: str = "") -> str:
 
 def _inbox_prefix(table: Table) -> str:
     prefix = table.text("inbox_prefix", _DEFAULT.inbox_prefix) or ""
-    if not _PREFIX.fullmatch(prefix):
+    if not re.fullmatch(_PREFIX, prefix):
         table.fail(
             "inbox_prefix",
             "expected a subject without wildcards such as _INBOX.alice, of A-Z a-z 0-9 _ - and .",
@@ -135,7 +135,7 @@ class _Context(Table, frozen=True):
             self.fail(key, f"expected a string, got {kind_of(value)}")
         if "\0" in value:
             self.fail(key, "holds a NUL character: remove it")
-        if key != "url" and _REFERENCE.match(value):
+        if key != "url" and re.match(_REFERENCE, value):
             self.fail(
                 key,
                 "refers to a secret kept elsewhere, which runctl does not fetch:"
@@ -194,7 +194,7 @@ def _context_file(table: Table) -> Path:
         file = table.path("context")
         assert file is not None
         return file
-    if not _CONTEXT_NAME.fullmatch(text):
+    if not re.fullmatch(_CONTEXT_NAME, text):
         table.fail("context", "expected a context's name, or its file's path")
     try:
         directory = xdg_dir("XDG_CONFIG_HOME", ".config")

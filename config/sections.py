@@ -1,17 +1,14 @@
-"""The sections whose keys have rules among each other: [database], [queue], [takeover], and
-the executor ID."""
+"""The executor ID and [queue], whose keys depend on those of other sections."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import msgspec
 
-from .files import MOST_SECRET, read_bounded
 from .read_keys import read_keys
-from .schema import MAX_ID_BYTES, ConfigError, Database, Nats, Queue, Takeover
-from .typed_table import EXECUTOR_ID_FIX, Table, check_url, quote
+from .schema import MAX_ID_BYTES, ConfigError, Database, Queue, Takeover
+from .typed_table import EXECUTOR_ID_FIX, Table, quote
 from .units import format_duration
 
 #: Seconds by which a daemon without its lease has ended before peers take over.
@@ -51,42 +48,6 @@ def _client_executor_id(top: Table) -> str | None:
         return None
 
 
-def read_database(table: Table) -> Database:
-    database = Database(**read_keys(Database, table))
-    key, url = _find_url(table, "url", database.url_file, database.url)
-    if url != "sqlite":
-        check_url(table, key, url, ("postgresql",), '"sqlite"', host_needed=False)
-    key, lease_url = _find_url(table, "lease_url", database.lease_url_file, database.lease_url)
-    if key in table.values:
-        if url == "sqlite":
-            table.fail(key, "is for a PostgreSQL: set database.url, or remove it")
-        check_url(table, key, lease_url, ("postgresql",), host_needed=False)
-    return msgspec.structs.replace(database, url=url, lease_url=lease_url)
-
-
-def _find_url(table: Table, key: str, file: Path | None, url: str) -> tuple[str, str]:
-    """(the key that has it, the URL): ``url``, or what ``file`` holds."""
-    if file is None:
-        return key, url
-    in_file = f"{key}_file"
-    if key in table.values:
-        table.fail(key, f"{table.full_name(in_file)} is set too: remove one")
-    return in_file, _read_secret(table, in_file, file)
-
-
-def _read_secret(table: Table, key: str, file: Path) -> str:
-    """What ``file`` holds, without the white space around it."""
-    try:
-        text = read_bounded(file, MOST_SECRET).decode().strip()
-    except OSError as error:
-        table.fail(key, f"{file} cannot be read ({error.strerror}): correct the path or its mode")
-    except UnicodeDecodeError:
-        table.fail(key, f"{file} is not UTF-8 text: write it anew")
-    if not text:
-        table.fail(key, f"{file} is empty: write the URL to it")
-    return text
-
-
 def read_queue(table: Table, takeover: Takeover) -> Queue:
     queue = Queue(**read_keys(Queue, table))
     most = takeover.after - LEASE_MARGIN if takeover.enabled else math.inf
@@ -100,12 +61,3 @@ def read_queue(table: Table, takeover: Takeover) -> Queue:
             f" {format_duration(queue.lease_grace + LEASE_MARGIN)}",
         )
     return msgspec.structs.replace(queue, lease_grace=most)
-
-
-def read_takeover(table: Table, database: Database, nats: Nats) -> Takeover:
-    takeover = Takeover(**read_keys(Takeover, table))
-    if takeover.enabled and database.embedded:
-        table.fail("enabled", "needs executors that share a PostgreSQL: set database.url")
-    if takeover.enabled and nats.embedded:
-        table.fail("enabled", "needs executors that share a NATS: set nats.url")
-    return takeover

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -31,7 +30,7 @@ EXECUTOR_ID_FIX = (
 )
 
 VARIABLE = re.compile(r"\$(?:(?P<escape>\$)|\{(?P<name>[^{}]*)\}|(?P<open>\{))")
-_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE_NAME = "[A-Za-z_][A-Za-z0-9_]*"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\[[0-9]+\])?")
 
 _CENTURY = 36_500 * 86_400.0
@@ -69,6 +68,8 @@ class Table(msgspec.Struct, frozen=True):
                 self.fail(key, f"unknown key: {self._advice(key, known)}")
 
     def _advice(self, key: str, known: list[str]) -> str:
+        import difflib
+
         if close := difflib.get_close_matches(key, known, n=1):
             return f"did you mean {self.full_name(close[0])}?"
         if elsewhere := [name for name in self.all_keys() if name.split(".")[-1] == key]:
@@ -207,7 +208,7 @@ class Table(msgspec.Struct, frozen=True):
             if match["escape"]:
                 return "$"
             name = match["name"]
-            if name is None or not _VARIABLE_NAME.fullmatch(name):
+            if name is None or not re.fullmatch(_VARIABLE_NAME, name):
                 self.fail(
                     key, 'malformed variable: write "${NAME}", or "$${" for the characters "${"'
                 )

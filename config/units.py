@@ -22,7 +22,7 @@ for _power, _letter in enumerate("KMGT", start=1):
     _SIZE_UNITS[f"{_letter}B"] = 1000**_power
 _SIZE_UNITS_FOLDED = {unit.lower(): scale for unit, scale in _SIZE_UNITS.items()}
 
-_QUANTITY = re.compile(r"([0-9]{1,25}(?:\.[0-9]{1,400})?)\s*([A-Za-z]*)")
+_QUANTITY = r"([0-9]{1,25}(?:\.[0-9]{1,400})?)\s*([A-Za-z]*)"
 
 DURATION_FORMS = 'a duration such as "500ms", "5s", "2m", "24h" or "7d", or a number of seconds'
 SIZE_FORMS = 'a size such as "4GiB" or "512MB", or a whole number of bytes'
@@ -50,7 +50,7 @@ def parse_size(text: str) -> int:
 
 
 def _split(text: str, forms: str) -> tuple[Decimal, str]:
-    match = _QUANTITY.fullmatch(text.strip())
+    match = re.fullmatch(_QUANTITY, text.strip())
     if match is None:
         raise ValueError(f"expected {forms}")
     return Decimal(match[1]), match[2]

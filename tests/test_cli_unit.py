@@ -94,6 +94,39 @@ def test_every_verb_has_help_and_json_on_either_side(place: Path, verb: str) -> 
     assert ("Examples:" in out) == (verb != "demo"), "which takes nothing"
 
 
+LIST = """
+import sys
+import click, nats
+floor = set(sys.modules)
+import runctl.cli.start, runctl.cli.main, runctl.cli.commands.list_
+from runctl.config import connection
+from runctl.config.load import load
+from runctl.config.schema import Nats
+from pathlib import Path
+load(Path(sys.argv[1]), client=True)
+connection.new_client(Nats("nats://127.0.0.1"))
+print(*set(sys.modules) - floor)
+ours = [module for name, module in sys.modules.items() if name.startswith("runctl.")]
+print(*{f"{x.__module__}.{n}" for m in ours for n, x in vars(m).items()
+        if hasattr(x, "__dataclass_fields__") and x.__module__.startswith("runctl.")})
+"""
+
+
+def test_list_starts_without_what_it_does_not_need(place: Path) -> None:
+    """Each of these is felt: most take some milliseconds of every command."""
+    (place / "runctld.toml").write_text("[queue]\nmax_running = 5\n")
+    argv = [sys.executable, "-c", LIST, str(place / "runctld.toml")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    imported, dataclasses = (set(line.split()) for line in done.stdout.split("\n")[:2])
+    heavy = {"rich", "dbos", "sqlalchemy", "trio", "httpx", "cryptography", "asyncpg", "difflib"}
+    heavy |= {"click.shell_completion", "prometheus_client", "h11", "importlib.metadata"}
+    heavy |= {f"runctl.config.{name}" for name in ("runners", "integrations", "describe")}
+    heavy |= {f"runctl.cli.{wing}" for wing in ("following", "health", "top")}
+    assert "runctl.config.schema" in imported, "this looks at nothing"
+    assert not imported & heavy
+    assert not dataclasses, "a struct is made in a fiftieth of the time"
+
+
 def test_broken_pipe_is_quiet(place: Path) -> None:
     code = (
         "from runctl.cli import main\nfrom runctl.cli.display import render\n"

@@ -15,11 +15,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from ..common import App, mute_libraries
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ...client.link import Link
     from ...protocol.model import Run, ThreadRow
 
@@ -31,6 +32,12 @@ PATIENCE = 0.7
 THREADS = 2000
 LATEST_THREADS = 20
 RUNS = 20
+
+
+def suggest(value: str, type: str = "plain", help: str | None = None) -> CompletionItem:
+    from click.shell_completion import CompletionItem
+
+    return CompletionItem(value, type, help)
 
 
 class Completing(App):
@@ -50,7 +57,7 @@ class ThreadName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         given = ctx.params.get(param.name or "")
         taken = given if isinstance(given, tuple) else ()
         return [
-            CompletionItem(row.thread, help=_thread_help(row))
+            suggest(row.thread, help=_thread_help(row))
             for row in _ask(ctx, _threads)
             if row.thread.startswith(incomplete) and row.thread not in taken
         ]
@@ -70,7 +77,7 @@ class RunName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     ) -> list[CompletionItem]:
         threads = _named_threads(ctx)
         return [
-            CompletionItem(run.run, help=f"{run.thread}, {run.status}")
+            suggest(run.run, help=f"{run.thread}, {run.status}")
             for run in _ask(ctx, lambda link: _runs(link, threads))
             if run.run.startswith(incomplete)
             and (not self._statuses or run.status in self._statuses)
@@ -83,7 +90,7 @@ class RunnerName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in _ask(ctx, _runners) if name.startswith(incomplete)]
+        return [suggest(name) for name in _ask(ctx, _runners) if name.startswith(incomplete)]
 
 
 class Work(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -98,7 +105,7 @@ class Work(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         words = app.words if isinstance(app, Completing) else []
         if "--" not in words:
             return []
-        return [CompletionItem("", type="command" if words[-1] == "--" else "file")]
+        return [suggest("", type="command" if words[-1] == "--" else "file")]
 
 
 THREAD = ThreadName()
