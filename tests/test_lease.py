@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -268,8 +269,9 @@ def test_an_abort_waits_for_an_owner_that_may_go_on(home: House, tmp_path: Path)
         to_nats.close()
 
 
-async def test_who_was_replaced_is_told_so_in_no_group(house: House) -> None:
-    """What ends the process at once looks for that error."""
+@pytest.mark.parametrize("over", [False, True])
+async def test_who_was_replaced_is_told_so_in_no_group(house: House, over: bool) -> None:
+    """What ends the process at once looks for that error. ``over``: the other has let go."""
     config = Config(Path("/nowhere"), database=Database(house.url))
     async with trio_asyncio.open_loop():
         peer = Members(config, "peer")
@@ -277,8 +279,10 @@ async def test_who_was_replaced_is_told_so_in_no_group(house: House) -> None:
         async with hold_database_lease(config, "other") as lease:
             cut = await trio.to_thread.run_sync(house.sql, CUT_LEASES)
             assert len(cut) == 1
-            async with peer.in_place_of("other") as dead:
-                assert dead
+            async with AsyncExitStack() as stack:
+                assert await stack.enter_async_context(peer.in_place_of("other"))
+                if over:
+                    await stack.aclose()
                 with trio.fail_after(DEADLINE), pytest.raises(LeaseLost, match="another has taken"):
                     await lease.watch()
         peer.close()
