@@ -135,6 +135,12 @@ def test_a_command_that_is_not_found(home: Box) -> None:
     home.runctl("wait", run, code=1)
     error = home.show(run)["error"]
     assert error == f"command not found: './no-such' in directory {str(home.path)!r}"
+    run = home.submit("t", "ls -l")
+    home.runctl("wait", run, code=1)
+    assert home.show(run)["error"] == (
+        "command not found: 'ls -l'; it is one word here: give the command and its arguments as"
+        " separate words"
+    )
 
 
 def test_runctl_inside_a_run_finds_its_daemon(home: Box) -> None:

@@ -101,9 +101,9 @@ def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = _first_line(os.read(fd, 4096)) or "another runctld"
+                holder = _first_line(os.read(fd, 4096))
                 raise LeaseHeld(
-                    f"executor ID {executor!r} is held by {holder} (state_dir {state_dir});"
+                    f"already running{holder and f': {holder}'} (state_dir {state_dir});"
                     " stop that one, or give this one its own state_dir and executor_id"
                 ) from None
             try:

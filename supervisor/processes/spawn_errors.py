@@ -107,6 +107,8 @@ def _describe_search(name: str, cwd: str, path: str | None) -> str:
     """Where a command was looked for that is not there: mostly not where its submitter has it."""
     if "/" in name:
         return f" in directory {cwd!r}" if cwd and not name.startswith("/") else ""
+    if " " in name.strip():
+        return "; it is one word here: give the command and its arguments as separate words"
     shown = shortened(path or os.defpath, 500)
     where = (
         f"runctld looks in its own PATH ({shown}), not in yours"
