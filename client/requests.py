@@ -20,9 +20,10 @@ ABORT_TIMEOUT = 120.0
 #: A daemon that is busy is asked again for so long, with pauses that double, seconds.
 BUSY_PATIENCE = 5.0
 BUSY_PAUSE, BUSY_LONGEST = 0.1, 1.0
-#: Where the embedded server runs there is a daemon, which starts, or connects to a server that
-#: was just replaced: it is waited for so long, seconds.
-ABSENT_PATIENCE = 2.0
+#: For so long a request that nobody hears is sent again, seconds. Where the embedded server
+#: runs there is a daemon, which starts, or connects to a server that was just replaced; in a
+#: cluster the servers do not know of each other's listeners at once.
+EMBEDDED_PATIENCE, CLUSTER_PATIENCE = 2.0, 1.0
 
 
 class NobodyAnswers(Unavailable):
@@ -56,7 +57,8 @@ async def ask(
             if now() + pause > began + patience:
                 raise
         except NobodyAnswers:
-            if not link.config.nats.embedded or now() + pause > began + ABSENT_PATIENCE:
+            most = EMBEDDED_PATIENCE if link.config.nats.embedded else CLUSTER_PATIENCE
+            if now() + pause > began + most:
                 raise
         await asyncio.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, BUSY_LONGEST)

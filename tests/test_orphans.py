@@ -95,7 +95,7 @@ def forest(
     servers = [
         pid
         for pid, row in rows.items()
-        if row.parent == keeper and b"nats-server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if row.parent == keeper and b"nats-server" in _read_command(pid)
     ]
     assert len(servers) == 1
     pids = [*_pids(folder), *servers]
@@ -104,6 +104,14 @@ def forest(
     finally:
         for pid in filter(alive, pids):
             os.kill(pid, signal.SIGKILL)
+
+
+def _read_command(pid: int) -> bytes:
+    """Empty for one that has ended, as a child that read environments."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _gone(pids: list[int], what: str) -> None:

@@ -105,11 +105,11 @@ import sys
 from runctl.cli.following import follow
 from runctl.cli.main import main
 follow.PATIENCE = 600.0
-wait = follow._next
+wait = follow._next_events
 def say(watcher, output, patience):
     print("no patience" if patience is None else "patience", file=sys.stderr, flush=True)
     return wait(watcher, output, patience)
-follow._next = say
+follow._next_events = say
 sys.exit(main())
 """
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-import trio_asyncio
 
 from ...config.accounts import check_rights, switched
 from ...config.schema import Config
@@ -34,6 +33,7 @@ from ..host.systemd_notify import Notifier, open_notifier
 from ..messaging.embedded_server import Broker
 from ..processes import cgroups
 from ..processes.keeper_start import open_keeper
+from .asyncio_loop import open_loop
 from .early_signals import Early
 from .foundation import Foundation
 from .optional_packages import require
@@ -87,7 +87,7 @@ async def _run(
         home = home_of(config.state_dir)
         # DBOS sets its own default executor; to_thread goes on with ours (``durable``).
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
-        async with trio_asyncio.open_loop() as loop:
+        async with open_loop() as loop:
             loop.set_exception_handler(_log_stray)
             async with AsyncExitStack() as stack:
                 imported = await stack.enter_async_context(_importing())
