@@ -24,11 +24,11 @@ class _State:
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
     """Around what writes, and may wait for a reader: signals interrupt it."""
-    _State.writing = True
+    before, _State.writing = _State.writing, True
     try:
         yield
     finally:
-        _State.writing = False
+        _State.writing = before  # a handler's own write may come amid another one
 
 
 def interrupt(error: BaseException) -> None:

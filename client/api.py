@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .attachment import RunEvents
 
 Row = TypeVar("Row", ThreadRow, messages.RunRow)
+Page = TypeVar("Page", messages.Threads, messages.Runs)
 
 
 class Listing(msgspec.Struct, Generic[Row], frozen=True):
@@ -113,29 +114,28 @@ class Client:
 
         Raises: BadRequest; NotFound, no such thread.
         """
-        if thread is not None:
-            return await self._list_runs(check_thread(thread), status, limit)
-        rows: list[ThreadRow] = []
-        silent: list[messages.ExecutorStatus] = []
-        after: int | None = 0
-        while after is not None and (limit is None or len(rows) < limit):
-            request = messages.List(None, status, _count_missing(limit, rows), after)
-            page = await ask(await self.links.dial(), request, messages.Threads)
-            rows += page.threads
-            silent += page.silent
-            after = page.next
-        return Listing(rows[:limit], silent)
+        if thread is None:
+            threads = messages.Threads
+            return await self._read_pages(None, status, limit, threads, lambda page: page.threads)
+        runs = messages.Runs
+        thread = check_thread(thread)
+        return await self._read_pages(thread, status, limit, runs, lambda page: page.runs)
 
-    async def _list_runs(
-        self, thread: str, status: str | None, limit: int | None
-    ) -> Listing[messages.RunRow]:
-        rows: list[messages.RunRow] = []
+    async def _read_pages(
+        self,
+        thread: str | None,
+        status: str | None,
+        limit: int | None,
+        expect: type[Page],
+        rows_of: Callable[[Page], Sequence[Row]],
+    ) -> Listing[Row]:
+        rows: list[Row] = []
         silent: list[messages.ExecutorStatus] = []
         after: int | None = 0
         while after is not None and (limit is None or len(rows) < limit):
             request = messages.List(thread, status, _count_missing(limit, rows), after)
-            page = await ask(await self.links.dial(), request, messages.Runs)
-            rows += page.runs
+            page = await ask(await self.links.dial(), request, expect)
+            rows += rows_of(page)
             silent += page.silent
             after = page.next
         return Listing(rows[:limit], silent)

@@ -20,7 +20,7 @@ from ..protocol import records, subjects
 from ..protocol.errors import Unavailable
 from .delivery import make_consumer_config, read_delivery, read_unix_ns
 from .events import CaughtUp, Connection, Event, Malformed, Progress
-from .link import API_TIMEOUT, NO_MESSAGE, Link, LinkLost, NotReady
+from .link import API_TIMEOUT, Link, LinkLost, NotReady
 from .run_state import RunState
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class Watcher:
         try:
             reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", {"seq": self._last})
         except NotReady as problem:
-            if problem.code == NO_MESSAGE:  # purged, or rolled up
+            if problem.code == subjects.NO_MESSAGE:  # purged, or rolled up
                 return False
             raise
         message = reply["message"]

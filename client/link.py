@@ -32,8 +32,6 @@ CONNECT_TIMEOUT = 2
 #: Dialling as a whole: a cluster may have several servers that do not answer.
 DIAL_TIMEOUT = 6.0
 API_TIMEOUT = 2.0
-#: JetStream's "no message found".
-NO_MESSAGE = 10037
 
 
 class NotReady(Exception):

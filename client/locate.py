@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..protocol import messages, subjects
 from ..protocol.errors import Busy, NotFound, RequestError, Unavailable
 from ..protocol.model import Run, Status
-from .link import NO_MESSAGE, Link, LinkLost, NotReady
+from .link import Link, LinkLost, NotReady
 from .requests import ask
 from .suggestions import explain_not_found, find_by_prefix
 
@@ -92,7 +92,7 @@ async def _read_message(link: Link, query: dict[str, object]) -> tuple[int, str]
     try:
         message = (await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query))["message"]
     except NotReady as problem:
-        if problem.code in (NO_MESSAGE, subjects.NO_STREAM):
+        if problem.code in (subjects.NO_MESSAGE, subjects.NO_STREAM):
             return None
         raise Unavailable(f"neither runctld nor JetStream answers ({problem})") from None
     return int(message["seq"]), str(message["subject"])

@@ -13,7 +13,7 @@ from ..protocol.model import Run, Status
 from .consumer import Watcher
 from .events import CaughtUp, End, Event
 from .link import SharedLink
-from .run_end import make_end, push_lost_end, wait_until_recorded
+from .run_end import push_lost_end, wait_until_recorded
 
 #: How long the daemon may take to record an end that is in the stream already, seconds.
 RECORD_TIMEOUT = 5.0
@@ -63,7 +63,7 @@ async def _read_ended(config: Config, watcher: Watcher, found: Run, end: End) ->
             row = await wait_until_recorded(config, watcher, found.run)
     except TimeoutError:
         row = None
-    if row is not None and make_end(row).status == end.status:
+    if row is not None and row.status.value == end.status:
         return row
     return msgspec.structs.replace(
         found,

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from runctl.client.link import Link, NotReady, dial
+from runctl.client.link import Link, NotReady, SharedLink
 from runctl.client.requests import ask
 from runctl.config.load import load
 from runctl.protocol import messages, records, subjects
@@ -18,7 +18,6 @@ from runctl.protocol.records import Record
 R = TypeVar("R", bound=messages.Reply)
 T = TypeVar("T")
 
-NO_MESSAGE = 10037
 #: A request may meet a server that is stopped: then another one is sent.
 PATIENCE = 8.0
 
@@ -27,9 +26,7 @@ class Client:
     """Dials again whenever its connection is gone."""
 
     def __init__(self, config: Path) -> None:
-        self._config = load(config, client=True)
-        self._link: Link | None = None
-        self._lock = asyncio.Lock()
+        self._links = SharedLink(load(config, client=True))
 
     async def ask(self, request: messages.Request, expect: type[R]) -> R:
         """One answer to one request. Raises Unavailable, RequestError, TimeoutError."""
@@ -44,8 +41,7 @@ class Client:
         return await self._persist(lambda: self._records(subjects.out_subject(thread, run)), 60.0)
 
     async def close(self) -> None:
-        if self._link is not None:
-            await self._forget(self._link)
+        await self._links.close()
 
     async def _persist(self, what: Callable[[], Awaitable[T]], deadline: float) -> T:
         async with asyncio.timeout(deadline):
@@ -65,7 +61,7 @@ class Client:
                     lambda link, query=query: link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query)
                 )
             except NotReady as problem:
-                if problem.code == NO_MESSAGE:
+                if problem.code == subjects.NO_MESSAGE:
                     return found
                 raise
             message = reply["message"]
@@ -75,7 +71,7 @@ class Client:
     async def use(self, what: Callable[[Link], Awaitable[T]]) -> T:
         """What it makes of the connection, which is made if there is none, and shared."""
         async with asyncio.timeout(PATIENCE):
-            link = await self._dial()
+            link = await self._links.dial()
         try:
             async with asyncio.timeout(PATIENCE):
                 return await what(link)
@@ -84,16 +80,5 @@ class Client:
                 raise  # that is an answer
             # Only the one that failed: others that share it have dialled another by now, and
             # would lose that again and again.
-            await self._forget(link)
+            await link.close()
             raise
-
-    async def _dial(self) -> Link:
-        async with self._lock:
-            if self._link is None or self._link.closed.is_set():
-                self._link = await dial(self._config)
-            return self._link
-
-    async def _forget(self, link: Link) -> None:
-        if self._link is link:
-            self._link = None
-        await link.close()

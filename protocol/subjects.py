@@ -7,8 +7,8 @@ from .model import token
 
 STREAM = "RUNCTL"
 SUBJECT_PREFIX = "runctl.out"
-#: JetStream's "stream not found".
-NO_STREAM = 10059
+#: JetStream's "no message found", and "stream not found".
+NO_MESSAGE, NO_STREAM = 10037, 10059
 #: Where JetStream tells that the stream was made, edited or deleted.
 ADVISORIES = f"$JS.EVENT.ADVISORY.STREAM.*.{STREAM}"
 CONTROL_PREFIX = "runctl.ctl"

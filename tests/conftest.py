@@ -77,6 +77,22 @@ Daemon = subprocess.Popen[bytes] | Forked
 COLD = {"LD_PRELOAD", "PYTHONPATH", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHONHASHSEED"}
 
 
+def daemon_with(name: str, value: float) -> list[str]:
+    """The ``prefix`` of a Box whose daemon has ``value`` for a constant; ``name``: its module
+    below ``runctl.supervisor``, a dot, and its own."""
+    module = name.rpartition(".")[0]
+    code = f"""
+import sys
+import runctl.supervisor.{module}
+from runctl.supervisor.main import main
+assert runctl.supervisor.{name}
+runctl.supervisor.{name} = {value!r}
+sys.argv[1:] = sys.argv[4:]
+main()
+"""
+    return [sys.executable, "-c", code]
+
+
 class Box:
     """A state directory, its daemon, and clients of it."""
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, alive, children, wait_until
+from conftest import DEADLINE, Box, alive, children, daemon_with, wait_until
 from pgserver import free_port
 from runctl.protocol import messages
 from test_metrics import get
@@ -117,20 +117,10 @@ def test_a_keeper_that_is_stopped_ends_the_daemon_and_all_it_runs(box: Box) -> N
     assert box.show(run)["status"] == "aborted", "it was asked for before"
 
 
-PATIENT = """
-import sys
-from runctl.supervisor.processes import keeper_client
-keeper_client.SILENCE = 600.0
-from runctl.supervisor.main import main
-sys.argv[1:] = sys.argv[4:]
-main()
-"""
-
-
 def test_a_silent_keeper_is_told_of_meanwhile(stopped_box: Box) -> None:
     box, port = stopped_box, free_port()
     box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
-    box.prefix = [sys.executable, "-c", PATIENT]
+    box.prefix = daemon_with("processes.keeper_client.SILENCE", 600.0)
     box.start()
     keeper = keeper_of(box)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 
 import pytest
 from conftest import DEADLINE
+from runctl.cli.interrupts import interrupt, writing
 
 #: SIGINT comes when the loop has taken out the callback that wakes ``waiting``, and has not
 #: called it yet.
@@ -51,3 +53,18 @@ def test_no_callback_is_lost_by_an_interrupt() -> None:
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["woken", "interrupted"]
+
+
+@pytest.mark.short
+def test_a_write_amid_another_leaves_that_to_be_interrupted() -> None:
+    """As of Ctrl-Z, whose handler gives the terminal back: then nobody read it, and no Ctrl-C
+    ended the one before."""
+
+    async def main() -> None:
+        with writing():
+            with writing():
+                pass
+            with pytest.raises(KeyboardInterrupt):
+                interrupt(KeyboardInterrupt())
+
+    asyncio.run(main())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Box, children, wait_until
+from conftest import DEADLINE, Box, children, daemon_with, wait_until
 from runctl.config.load import load
 from runctl.config.schema import ConfigError
 
@@ -199,21 +199,11 @@ def test_idle_connections_keep_nobody_out(shown: Shown) -> None:
             link.close()
 
 
-PATIENT = """
-import sys
-from runctl.supervisor.api import http_server
-http_server.HEAD_LIMIT = 600.0
-from runctl.supervisor.main import main
-sys.argv[1:] = sys.argv[4:]
-main()
-"""
-
-
 def test_the_oldest_idle_connections_make_room(stopped_box: Box) -> None:
     """And not their time-out alone."""
     box, port = stopped_box, free_port()
     box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
-    box.prefix = [sys.executable, "-c", PATIENT]
+    box.prefix = daemon_with("api.http_server.HEAD_LIMIT", 600.0)
     box.start()
     idle = [socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) for _ in range(40)]
     try:

@@ -32,17 +32,16 @@ def write_all(fd: int, data: bytes) -> None:
     """Write without a buffer of our own: nothing may be left to flush at exit, where a
     reader that went away or stopped reading would hold us. Raises ReaderGone, WriteFailed."""
     view = memoryview(data)
-    while view:
-        try:
-            with writing():
+    with writing():
+        while view:
+            try:
                 view = view[os.write(fd, view) :]
-        except BlockingIOError:  # the terminal was left non-blocking by another program
-            with writing():
+            except BlockingIOError:  # the terminal was left non-blocking by another program
                 select.select([], [fd], [])
-        except BrokenPipeError:
-            raise ReaderGone from None
-        except OSError as error:
-            raise WriteFailed(f"cannot write to {_NAMES[fd]}: {error.strerror}") from None
+            except BrokenPipeError:
+                raise ReaderGone from None
+            except OSError as error:
+                raise WriteFailed(f"cannot write to {_NAMES[fd]}: {error.strerror}") from None
 
 
 def tell(data: bytes) -> None:

@@ -53,6 +53,7 @@ from ..upkeep.ended_runs import EndedRuns
 from ..upkeep.history_retention import Housekeeping
 from ..upkeep.hooks import Hooks
 from ..upkeep.output_retention import Retention
+from .core import Core
 from .foundation import Foundation
 from .reload import Reload
 from .runner_factory import RunnerFactory
@@ -60,20 +61,6 @@ from .shutdown import Shutdown
 from .signals import Wishes
 
 log = logging.getLogger("runctld")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Core:
-    """What needs no connection. ``config``: with limits that this machine's disk has room for."""
-
-    base: Foundation
-    config: Config
-    registry: Registry
-    settings: Settings
-    meters: Meters
-    scrape: Scrape | None
-    durable: Durable
-    members: Members | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,19 +112,7 @@ async def serve(base: Foundation, wishes: Wishes, start: trio.CancelScope) -> No
                 await _tell_ready(nursery, core, output)
             await wishes.stop.wait()
             with trio.CancelScope(shield=True):
-                shutdown = Shutdown(
-                    base=base,
-                    settings=core.settings,
-                    registry=core.registry,
-                    durable=core.durable,
-                    control=control,
-                    scrape=core.scrape,
-                    hooks=output.hooks,
-                    members=core.members,
-                    takeover=takeover,
-                    database=database,
-                )
-                await shutdown.run(wishes)
+                await Shutdown(core, control, output.hooks, takeover, database).run(wishes)
         nursery.cancel_scope.cancel()
 
 

@@ -11,64 +11,55 @@ from dataclasses import dataclass
 
 import trio
 
-from ..api.metrics_endpoint import Scrape
 from ..api.server import Control
-from ..cluster.members import Members
-from ..execution.registry import Registry
-from ..execution.settings import Settings
 from ..host.database_files import DatabaseFiles
 from ..host.stop_times import LEFT, STOPPED
 from ..peers.takeover import Takeover
-from ..queue.engine import Durable
 from ..upkeep.hooks import Hooks
-from .foundation import Foundation
+from .core import Core
 from .signals import Wishes
 
 log = logging.getLogger("runctld")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Shutdown:
-    """What is to be ended, in ``run``'s order."""
+    """What is to be ended besides ``core``."""
 
-    base: Foundation
-    settings: Settings
-    registry: Registry
-    durable: Durable
+    core: Core
     control: Control
-    scrape: Scrape | None
     hooks: Hooks | None
-    members: Members | None
     takeover: Takeover | None
     database: DatabaseFiles | None
 
     async def run(self, wishes: Wishes) -> None:
-        with trio.move_on_after(self.settings.longest_grace + STOPPED) as limit:
+        core, fence = self.core, self.core.base.fence
+        with trio.move_on_after(core.settings.longest_grace + STOPPED) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hasten, wishes, limit)
                 await self._end_runs()
                 nursery.cancel_scope.cancel()
-        self.base.fence.leave_if_away()
+        fence.leave_if_away()
         if not limit.cancelled_caught:
             await self._tell_executors()
-        if self.members is not None:
-            self.members.close()
-        self.base.fence.leave_if_away()
-        self.base.fence.guard(None)  # SQLite removes the log itself when all is closed
+        if core.members is not None:
+            core.members.close()
+        fence.leave_if_away()
+        fence.guard(None)  # SQLite removes the log itself when all is closed
         with trio.move_on_after(1):
-            await self.durable.close()
+            await core.durable.close()
         if self.database is not None:
             self.database.close()
 
     async def _end_runs(self) -> None:
-        if self.scrape is not None:
-            self.scrape.stopping()
+        if self.core.scrape is not None:
+            self.core.scrape.stopping()
         await self.control.stop()
-        self.registry.mark_stopping()
-        await self.durable.stop_claiming()
-        keeper, grace = self.base.keeper, self.settings.queue.stop_grace
+        self.core.registry.mark_stopping()
+        await self.core.durable.stop_claiming()
+        keeper, grace = self.core.base.keeper, self.core.settings.queue.stop_grace
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.registry.stop_all)
+            nursery.start_soon(self.core.registry.stop_all)
             nursery.start_soon(keeper.end_kept, grace)
         # A run that ended by itself meanwhile may have left some more.
         await keeper.end_kept(grace)
@@ -77,7 +68,7 @@ class Shutdown:
 
     async def _hasten(self, wishes: Wishes, limit: trio.CancelScope) -> None:
         await wishes.hurry.wait()
-        self.base.keeper.hasten()
+        self.core.base.keeper.hasten()
         limit.deadline = min(limit.deadline, trio.current_time() + STOPPED)
 
     async def _tell_executors(self) -> None:
@@ -86,12 +77,12 @@ class Shutdown:
             try:
                 if self.takeover is not None:
                     await self.takeover.hand_over()
-                elif self.members and not await self._has_rows():
-                    await self.members.leave()
-                elif self.members:
-                    await self.members.rest()
+                elif self.core.members and not await self._has_rows():
+                    await self.core.members.leave()
+                elif self.core.members:
+                    await self.core.members.rest()
             except Exception as error:  # what is not handed over is taken over, or replayed
                 log.warning("the runs were not handed over: %s", error)
 
     async def _has_rows(self) -> bool:
-        return self.base.executor in await self.durable.rows.list_owners(hooks=True)
+        return self.core.base.executor in await self.core.durable.rows.list_owners(hooks=True)
