@@ -165,7 +165,8 @@ class Attached:
         self.raw = b""
         self.hurry = threading.Event()
         assert self.process.stdout is not None
-        self._fd = self.process.stdout.fileno()
+        # Ours: a test that fails closes the other one.
+        self._fd = os.dup(self.process.stdout.fileno())
         if slow:
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, 4096)
         else:
@@ -174,9 +175,10 @@ class Attached:
         self._reader.start()
 
     def _read(self) -> None:
-        while data := os.read(self._fd, 65536 if self.hurry.is_set() else 1024):
-            self.raw += data
-            self.hurry.wait(0.25)
+        with open(self._fd, "rb", buffering=0) as pipe:
+            while data := pipe.read(65536 if self.hurry.is_set() else 1024):
+                self.raw += data
+                self.hurry.wait(0.25)
 
     def __str__(self) -> str:
         return f"runctl attach {' '.join(self.options)}"
@@ -233,6 +235,8 @@ class Chaos:
             self.attempt += 1
         else:
             os.kill(wait_until(self._server, "the nats-server runs"), signal.SIGKILL)
+            # A command that finds nobody to ask says so, and ends.
+            wait_until(lambda: self._box.runctl("list", code=None), "another one serves")
 
     def _server(self) -> int | None:
         assert self._box.daemon is not None
