@@ -17,7 +17,6 @@ from .aborting import bench_abort
 from .attach import bench_attach
 from .batch import bench_batch
 from .beside import add_peers
-from .claiming import bench_claim
 from .counts import bench_counts
 from .durability import bench_durability
 from .growth import bench_growth
@@ -52,7 +51,6 @@ DOCUMENTED: dict[str, Section] = {
 }
 SECTIONS: dict[str, Section] = DOCUMENTED | {
     "batch": bench_batch,
-    "claim": bench_claim,
     "latency": bench_latency,
     "resume": bench_resume,
     "stop": bench_stop,

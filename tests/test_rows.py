@@ -1,5 +1,4 @@
-"""Our claim of a thread's next run, and our recovery of an executor's rows, write what DBOS's
-own write."""
+"""What we write into DBOS's rows ourselves is what DBOS would write."""
 
 from __future__ import annotations
 
@@ -13,7 +12,6 @@ SETUP = """
 import json, os, sys
 import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID
-from runctl.supervisor.queue.claim_sql import HeadClaim
 from runctl.supervisor.queue.dbos_internals import System
 from runctl.supervisor.queue.recovery import put_back, read_tokens, reenqueue
 
@@ -44,20 +42,6 @@ def row(run):
 def theirs():
     return system.claim_heads(queue, "e", "v", 10, "token")
 
-"""
-
-CLAIM = """
-heads = HeadClaim(system, "q", "e", "v")
-enqueue("a", "a2", 2)
-enqueue("a", "a1", 1)
-found = {"theirs": theirs(), "none": heads.claim("b", "token"), "busy": heads.claim("a", "token")}
-found["before"] = row("a2")
-enqueue("b", "b2", 2)
-enqueue("b", "b1", 1)
-found["ours"] = heads.claim("b", "token")
-found["again"] = heads.claim("b", "token")
-found["theirs after ours"] = theirs()
-found["rows"] = [row("a1"), row("b1")]
 """
 
 RECOVERY = """
@@ -210,23 +194,6 @@ def run(tmp_path: Path, program: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(file.read_text())
     return found
-
-
-def test_a_claim_writes_what_dbos_writes(tmp_path: Path) -> None:
-    found = run(tmp_path, CLAIM)
-    assert found["theirs"] == ["a1"], "the lowest priority first"
-    assert found["none"] is None, "nothing is queued there"
-    assert found["busy"] is None, "one at a time"
-    assert found["ours"] == "b1"
-    assert found["again"] is None
-    assert found["theirs after ours"] == [], "DBOS sees that both partitions are busy"
-    theirs, ours = found["rows"]
-    assert ours["status"] == "PENDING" != found["before"]["status"]
-    differ = {name for name in theirs if theirs[name] != ours[name]}
-    enqueued = {"workflow_uuid", "queue_partition_key", "priority", "creator_xid"}
-    assert differ <= enqueued | TIMES
-    assert set(theirs) == set(ours)
-    assert all((theirs[name] is None) == (ours[name] is None) for name in TIMES)
 
 
 def test_dbos_recovers_nothing_by_itself(tmp_path: Path) -> None:

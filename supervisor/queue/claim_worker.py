@@ -14,13 +14,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from .claim_sql import HeadClaim
 from .dbos_internals import System
 from .retries import SAY_AGAIN, reason
 
@@ -28,8 +26,6 @@ log = logging.getLogger("runctld.claims")
 
 #: Without an event, seconds: what others have queued is seen at the latest then.
 POLL = 1.0
-#: So many partitions are looked at by themselves, more all at once.
-MOST_APART = 4
 #: After executors were in each other's way, seconds at most.
 CONFLICT = 0.1
 #: A claim whose answer was lost may be committed this long after, seconds.
@@ -69,7 +65,7 @@ class Worker:
         self._queue = queue
         self._executor = executor
         self._version = version
-        self._bell: SimpleQueue[str | None] = SimpleQueue()
+        self._bell = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"claims {queue.name}", daemon=True)
         #: Claimed, but not yet read: workflow id -> the claim's token. Its rows are ours
@@ -83,11 +79,6 @@ class Worker:
         self._asked: str | None = None
         #: Tokens of claims without an answer, and when it is too late for them.
         self._unanswered: dict[str, float] = {}
-        self._head_claim: HeadClaim | None = None
-        if queue.partitioned and system.engine.dialect.name == "sqlite":
-            self._head_claim = HeadClaim(system, queue.name, executor, version)
-        #: All places were taken: whoever waits for one is not known by name.
-        self._full = True
         #: Started, and not executed yet.
         self._started: set[str] = set()
         #: workflow id -> (which dispatch of it this is, Unix seconds of the submit), of what
@@ -105,9 +96,9 @@ class Worker:
         self._thread.start()
         self.kick()
 
-    def kick(self, key: str | None = None) -> None:
-        """Look for work now, if ``key`` is given in this partition. From any thread."""
-        self._bell.put(key)
+    def kick(self) -> None:
+        """Look for work now. From any thread."""
+        self._bell.set()
 
     def stop(self) -> None:
         """Claim no more. From any thread; ``join`` waits for the claim that is under way."""
@@ -121,10 +112,10 @@ class Worker:
         """It is executed from now on."""
         self._started.discard(workflow)
 
-    def note_ended(self, workflow: str, partition: str | None) -> None:
-        """Its row has its outcome, and its ``partition`` is free. From any thread."""
+    def note_ended(self, workflow: str) -> None:
+        """Its row has its outcome, and its place is free. From any thread."""
         self.claimed.pop(workflow, None)
-        self.kick(partition)
+        self.kick()
 
     def knows(self, workflow: str, token: str | None) -> bool:
         """Whether it is on its way from its claim to its execution. From any thread."""
@@ -141,19 +132,19 @@ class Worker:
     def _run(self) -> None:
         wait, again = POLL, False
         while True:
-            keys = self._wait_for_kicks(wait)
+            self._bell.wait(wait)
+            rung = again or self._bell.is_set()
+            self._bell.clear()
             if self._stopping:
                 return
-            if again:
-                keys.add(None)
             wait, again = POLL, not self._lease_held()
             if again:
                 continue
             try:
                 if self._back:
                     self._put_back()
-                if keys or self._found or self._unanswered or self._is_any_queued():
-                    again = self._claim(keys)
+                if rung or self._found or self._unanswered or self._is_any_queued():
+                    again = self._claim()
                     wait = random.uniform(0, CONFLICT) if again else POLL
             except Exception as error:
                 if isinstance(error, sa.exc.DBAPIError) and _is_conflict(error):
@@ -161,21 +152,12 @@ class Worker:
                 elif not self._stopping:
                     log.warning("queued runs cannot be claimed: %s", reason(error))
 
-    def _wait_for_kicks(self, seconds: float) -> set[str | None]:
-        """What there is to look at."""
-        keys: set[str | None] = set()
-        with contextlib.suppress(Empty):
-            keys.add(self._bell.get(timeout=seconds))
-            while True:
-                keys.add(self._bell.get_nowait())
-        return keys
-
     def _is_any_queued(self) -> bool:
         """A claim costs twenty times as much."""
         with self._system.engine.connect() as c:
             return c.execute(self._any_queued).first() is not None
 
-    def _claim(self, keys: set[str | None]) -> bool:
+    def _claim(self) -> bool:
         """Whether to look again soon."""
         queue = self._queue
         self._find_lost()
@@ -183,28 +165,15 @@ class Worker:
         starting = len(self._started) + len(self._found)
         busy = self._system.count_executed(queue.name) + starting
         free = queue.most - busy
-        head_claim = self._head_claim
-        if free <= 0:
-            self._full = True
-        elif (
-            head_claim is not None
-            and not self._full
-            and None not in keys
-            and 0 < len(keys) <= min(free, MOST_APART)
-        ):
-            for key in keys:
-                with self._open_claim() as token:
-                    if (found := head_claim.claim(str(key), token)) is not None:
-                        self._found[found] = token
-        else:
-            self._full = self._claim_anywhere(free, busy) >= free
+        if free > 0:
+            self._claim_up_to(free, busy)
         again = bool(self._found) and self._give_back()
         if self._found:
             self._begin()
         return again
 
-    def _claim_anywhere(self, free: int, busy: int) -> int:
-        """Claim as many as there are, in all partitions; how many."""
+    def _claim_up_to(self, free: int, busy: int) -> None:
+        """As many as there are and as are ``free`` beside the ``busy`` ones."""
         claimant = self._queue.handle, self._executor, self._version
         with self._open_claim() as token:
             if self._queue.partitioned:
@@ -212,7 +181,6 @@ class Worker:
             else:
                 found = self._system.claim_queued(*claimant, busy, token)
             self._found |= dict.fromkeys(found, token)
-        return len(found)
 
     @contextlib.contextmanager
     def _open_claim(self) -> Iterator[str]:
@@ -249,8 +217,9 @@ class Worker:
     def _give_back(self) -> bool:
         """Two executors that claim at once may each find a head on one thread: a run that goes
         before has been stored between their looks. Each looks again after its claim is stored,
-        so that one of them, or both, see the other and put their own back."""
-        if self._head_claim is not None or not self._queue.partitioned:
+        so that one of them, or both, see the other and put their own back. (SQLite has one
+        writer at a time: between a look and its claim nobody claims.)"""
+        if not self._queue.partitioned or self._system.engine.dialect.name == "sqlite":
             return False
         t, other = self._table, self._table.alias()
         beside = sa.select(sa.literal(1)).where(

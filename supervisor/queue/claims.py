@@ -71,17 +71,17 @@ class Claims:
         for worker in self._workers.values():
             await trio.to_thread.run_sync(worker.join, LAST_CLAIM)
 
-    def kick(self, thread: str | None = None) -> None:
-        """Look for runs now, on ``thread`` or on all."""
-        self._workers[QUEUE].kick(thread)
+    def kick(self) -> None:
+        """Look for runs now."""
+        self._workers[QUEUE].kick()
 
     def kick_hooks(self) -> None:
         if (worker := self._workers.get(HOOKS_QUEUE)) is not None:
             worker.kick()
 
-    def kick_all(self, thread: str | None = None) -> None:
-        self.kick(thread)
-        self.kick_hooks()
+    def kick_all(self) -> None:
+        for worker in self._workers.values():
+            worker.kick()
 
     def set_most(self, most: int) -> None:
         """So many runs at once from now on; what runs already goes on."""

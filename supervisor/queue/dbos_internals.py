@@ -189,8 +189,8 @@ class Listener(Protocol):
     def note_begun(self, workflow: str) -> None:
         """It is executed from now on."""
 
-    def note_ended(self, workflow: str, partition: str | None) -> None:
-        """Its row has its outcome, and the partition is free."""
+    def note_ended(self, workflow: str) -> None:
+        """Its row has its outcome, and its place is free."""
 
 
 class System:
@@ -309,8 +309,7 @@ def _executed_type() -> type[Any]:
 
         def _remove(self, key: str, bucket: tuple[str, str | None] | None) -> None:
             super()._remove(key, bucket)
-            name, partition = bucket or ("", None)
-            if listener := self._listeners.get(name):
-                listener.note_ended(key, partition)
+            if listener := self._listeners.get(bucket[0] if bucket else ""):
+                listener.note_ended(key)
 
     return Executed

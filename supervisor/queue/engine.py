@@ -282,12 +282,12 @@ class Durable:
         async with self._submits.hold(spec.thread):
             place = await self.rows.next_place(spec.thread, self._max_queued_per_thread)
             await aio(self._enqueue)(spec, place)
-        self.kick(spec.thread)
+        self.kick()
 
-    def kick(self, thread: str | None = None) -> None:
-        """Look for work now, on ``thread`` or on all."""
+    def kick(self) -> None:
+        """Look for work now."""
         if self._claims is not None:
-            self._claims.kick(thread)
+            self._claims.kick()
 
     def list_unfinished(self) -> list[Waiting]:
         """The runs that have ended, or that nothing executes, while their rows say that they

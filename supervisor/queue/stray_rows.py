@@ -27,14 +27,14 @@ LOOK = 5.0
 
 class Strays:
     """``knows`` says of a workflow's id and its claim's token whether it is on its way here;
-    ``kick`` has what was put back on a thread looked at; unless ``lease_held``, the database is
+    ``kick`` has what was put back looked at; unless ``lease_held``, the database is
     away."""
 
     def __init__(
         self,
         rows: AttemptRows,
         knows: Callable[[Held], bool],
-        kick: Callable[[str | None], None],
+        kick: Callable[[], None],
         lease_held: Callable[[], bool],
     ) -> None:
         self._rows = rows
@@ -61,7 +61,7 @@ class Strays:
 
     async def _put_back_strays(self) -> None:
         if await self._rows.adopt_resumed():
-            self._kick(None)
+            self._kick()
         before = self.seen
         self.seen = frozenset(x for x in await self._rows.list_held() if not self._knows(x))
         again = self.seen & before
@@ -73,5 +73,5 @@ class Strays:
                 " in its queue",
                 held.workflow,
             )
-            self._kick(held.thread)
+        self._kick()
         self.seen -= again
