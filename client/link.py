@@ -176,6 +176,7 @@ class Link:
                 await asyncio.wait_for(self.nc.close(), 0.5)
         finally:
             abandon(self.nc)
+            await asyncio.sleep(0)  # then its socket is closed
 
 
 def _find_server(config: Config) -> tuple[Nats, dict[str, Any]]:

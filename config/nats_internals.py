@@ -44,6 +44,7 @@ PRIVATE = PrivateNames(
         "nats.aio.subscription": ("Subscription._wait_for_msgs_task",),
         "nats.aio.transport": (
             "TcpTransport._bare_io_reader",
+            "TcpTransport._bare_io_writer",
             "TcpTransport._io_reader",
             "TcpTransport._io_writer",
             "TcpTransport.close()",
@@ -108,7 +109,7 @@ class SturdyClient(Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         if self._transport is not None:  # of an attempt that failed: it is only forgotten
-            self._transport.close()  # type: ignore[no-untyped-call]
+            _cut(self._transport)
         await super()._connect_to_server(s)
 
     async def _process_err(self, err_msg: str) -> None:
@@ -241,11 +242,23 @@ def publish_now(
     return False
 
 
+def _cut(transport: Any) -> None:
+    """Close its socket at the loop's next turn. A server that does not answer would have TLS
+    keep it open for half a minute."""
+    if not isinstance(transport, TcpTransport):
+        transport.close()
+        return
+    for writer in (transport._io_writer, transport._bare_io_writer):
+        if writer is not None:
+            writer.transport.abort()
+
+
 def abandon(client: Client) -> None:
-    """Close its socket and end its tasks. nats-py's ``close`` leaves both as they are when
-    it is cut short, as by a server that is stopped; after a whole one there is nothing left."""
+    """Close its socket and end its tasks, at the loop's next turn. nats-py's ``close`` leaves
+    both as they are when it is cut short, as by a server that is stopped; after a whole one
+    there is nothing left."""
     if transport := client._transport:
-        transport.close()  # type: ignore[no-untyped-call]
+        _cut(transport)
     tasks = [client._reading_task, client._ping_interval_task, client._flusher_task]
     tasks += [sub._wait_for_msgs_task for sub in client._subs.values()]
     for task in tasks:

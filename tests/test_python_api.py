@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box
+from conftest import DEADLINE, Box, children
 from natsserver import Node
 from runctl import client as api
 from runctl.client import (
@@ -259,6 +260,48 @@ def test_a_slow_reader_has_the_server_keep_the_rest(
     data, most = asyncio.run(main())
     assert data == b"0123456789" * (size // 10)
     assert most < 1_500_000, "it did not all come at once"
+
+
+#: Asks, has the server stopped, and leaves: by itself, while it asks, while it attaches.
+LEAVING = """
+import asyncio, os, signal, sys
+from runctl.client import connect
+config, server, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+async def use():
+    async with connect(config) as client:
+        await client.list()
+        os.kill(server, signal.SIGSTOP)
+        if how == "asks":
+            await client.list()
+        elif how == "attaches":
+            async for _ in client.attach("t"): pass
+        elif how == "connects":
+            async with connect(config) as other:
+                await other.list()
+async def main():
+    try:
+        async with asyncio.timeout(None if how == "leaves" else 1):
+            await use()
+    except TimeoutError:
+        pass
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("how", ["leaves", "asks", "attaches", "connects"])
+def test_no_socket_is_left_open_of_a_server_that_does_not_answer(box: Box, how: str) -> None:
+    box.submit("t", "sleep", "60")
+    (server,) = children(box.pid, "nats-server")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-c", LEAVING, str(box.config), str(server), how],
+            capture_output=True,
+            timeout=DEADLINE,
+            check=True,
+        )
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert done.stderr.decode() == ""
 
 
 @pytest.mark.short
