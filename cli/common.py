@@ -18,6 +18,9 @@ from .interrupts import interrupt
 
 T = TypeVar("T")
 
+#: For a daemon that restarts, by default, seconds.
+WAIT = 5.0
+
 OK = 0
 FAILED = 1
 USAGE = 2
@@ -47,6 +50,8 @@ class App:
     def __init__(self) -> None:
         self.config_file: Path | None = None
         self.json = False
+        #: So long a verb waits for a daemon that restarts, seconds.
+        self.wait = WAIT
 
     @cached_property
     def config(self) -> Config:
@@ -63,6 +68,11 @@ def _json_given(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.ensure_object(App).json = True
 
 
+def _wait_given(ctx: click.Context, _: click.Parameter, value: float | None) -> None:
+    if value is not None:
+        ctx.ensure_object(App).wait = value
+
+
 class Verb(click.Command):
     """A command that takes ``--json`` as well, so that it works on either side of the verb."""
 
@@ -75,6 +85,23 @@ class Verb(click.Command):
                 expose_value=False,
                 callback=_json_given,
                 help="Print JSON.",
+            )
+        )
+
+
+class DaemonVerb(Verb):
+    """A command that needs a daemon, and is told how long it waits for one that restarts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--wait"],
+                type=Duration(),
+                metavar="D",
+                expose_value=False,
+                callback=_wait_given,
+                help="Wait at most D for a daemon that restarts; 0: do not wait.  [default: 5s]",
             )
         )
 

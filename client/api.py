@@ -14,8 +14,9 @@ from ..config.schema import Config
 from ..protocol import messages
 from ..protocol.errors import BadRequest, Unavailable
 from ..protocol.model import Run, ThreadRow, check_run_id, check_thread
-from .link import SharedLink
-from .requests import ask
+from .link import Link
+from .patience import WAIT, Patience
+from .shared_link import SharedLink
 
 if TYPE_CHECKING:
     from .attachment import RunEvents
@@ -51,10 +52,11 @@ class Client:
     to do.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, patience: Patience | None = None) -> None:
+        """``patience``: with a daemon that restarts; None: as much as ``connect`` has."""
         self._config = config
         self._attached: list[RunEvents] = []
-        self.links = SharedLink(config)
+        self.links = SharedLink(config, patience or Patience(config, WAIT))
 
     async def __aenter__(self) -> Client:
         return self
@@ -66,6 +68,10 @@ class Client:
                 await events.aclose()
         finally:
             await self.links.close()
+
+    async def reach(self) -> None:
+        """Connect now. Raises Unavailable."""
+        await self.links.use(_see)
 
     async def submit(
         self,
@@ -93,7 +99,7 @@ class Client:
             check_run_id(run)
         directory = find_directory() if cwd is None else os.path.abspath(cwd)
         request = messages.Submit(thread, runner, run, prompt, [*argv], directory)
-        return await ask(await self.links.dial(), request, messages.Submitted)
+        return await self.links.ask(request, messages.Submitted)
 
     @overload
     async def list(
@@ -134,7 +140,7 @@ class Client:
         after: int | None = 0
         while after is not None and (limit is None or len(rows) < limit):
             request = messages.List(thread, status, _count_missing(limit, rows), after)
-            page = await ask(await self.links.dial(), request, expect)
+            page = await self.links.ask(request, expect)
             rows += rows_of(page)
             silent += page.silent
             after = page.next
@@ -145,11 +151,10 @@ class Client:
         from .suggestions import find_run
 
         try:
-            link = await self.links.dial()
+            return await self.links.use(lambda link: find_run(link, run, verb))
         except Unavailable:
             check_run_id(run)  # nobody answers, and nothing can have that name
             raise
-        return await find_run(link, run, verb)
 
     async def show(self, run: str) -> messages.RunDetails:
         """Where ``run`` stands (``.run``, a ``Run``), and what was submitted. The beginning of
@@ -185,7 +190,7 @@ class Client:
         if run is not None:
             check_run_id(run)
         request = messages.Abort(thread, run, queued)
-        return (await ask(await self.links.dial(), request, messages.Aborted)).runs
+        return (await self.links.ask(request, messages.Aborted)).runs
 
     async def retry(self, run: str) -> messages.Submitted:
         """Queue the work of ``run``, which failed, was aborted or is dead, again as a new run
@@ -194,7 +199,7 @@ class Client:
         Raises: BadRequest; NotFound; Refused, it did not end so; QueueFull.
         """
         name = (await self.find_run(run, "retry")).run.run
-        return await ask(await self.links.dial(), messages.Retry(name), messages.Submitted)
+        return await self.links.ask(messages.Retry(name), messages.Submitted)
 
     def attach(self, thread: str, run: str | None = None) -> RunEvents:
         """The events of the thread's current or latest run, or of ``run``, from its first
@@ -213,9 +218,13 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def connect(config: Config | Path | str | None = None) -> AsyncIterator[Client]:
+async def connect(
+    config: Config | Path | str | None = None, *, wait: float = WAIT
+) -> AsyncIterator[Client]:
     """A ``Client`` that is connected to NATS, for the block. ``config``: the daemon's
-    configuration file; None to look where ``runctl`` looks for it.
+    configuration file; None to look where ``runctl`` looks for it. ``wait``: so long every
+    method waits for a daemon that restarts, seconds; 0 for not at all. One that was stopped in
+    order, or never ran, is not waited for.
 
     Raises: ConfigError, the configuration is missing or wrong; Unavailable, NATS cannot be
     reached, or no daemon has run; Denied.
@@ -224,9 +233,13 @@ async def connect(config: Config | Path | str | None = None) -> AsyncIterator[Cl
         from ..config.load import load
 
         config = load(None if config is None else Path(config), client=True)
-    async with Client(config) as client:
-        await client.links.dial()
+    async with Client(config, Patience(config, wait)) as client:
+        await client.reach()
         yield client
+
+
+async def _see(_: Link) -> None:
+    """That there is one is enough."""
 
 
 def find_directory() -> str:

@@ -13,9 +13,10 @@ from ..protocol import subjects
 from ..protocol.model import check_run_id, check_thread
 from .consumer import Watcher
 from .events import CaughtUp, Chunk, Connection, End, Event, Gap, Lost, Malformed, Reset
-from .link import Link, SharedLink
+from .link import Link
 from .locate import Target, locate
 from .run_end import make_end, push_lost_end, wait_until_recorded
+from .shared_link import SharedLink
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class RunEvents:
         return event
 
     async def _open(self) -> Attachment:
-        target = await locate(await self._links.dial(), self._thread, self._name)
+        target = await locate(self._links, self._thread, self._name)
         attachment = Attachment(self._config, self._links.dial, target, shared=True)
         return await attachment.__aenter__()
 

@@ -20,7 +20,7 @@ from ..protocol import records, subjects
 from ..protocol.errors import Unavailable
 from .delivery import make_consumer_config, read_delivery, read_unix_ns
 from .events import CaughtUp, Connection, Event, Malformed, Progress
-from .link import API_TIMEOUT, Link, LinkLost, NotReady
+from .link import API_TIMEOUT, Away, Link, LinkLost, NotReady
 from .run_state import RunState
 
 if TYPE_CHECKING:
@@ -158,15 +158,21 @@ class Watcher:
 
     async def _watch(self) -> None:
         delay = BACKOFF[0]
+        now = asyncio.get_running_loop().time
+        began = now()
+        connected = False
         while True:
             try:
                 if self._link is None:
                     self._link = await self._dial()
+                connected = True
                 delay = BACKOFF[0]
                 await self._consume(self._link)
-            except Unavailable:
+            except Unavailable as error:
                 # What was delivered before the server told of it counts as a beginning.
-                if not self._started and not self._last:
+                begun = self._started or self._last
+                broke = connected and isinstance(error, Away | LinkLost)
+                if not begun and not (broke and now() < began + START_TIMEOUT):
                     raise
             self._report_down()
             if self._link is not None:

@@ -51,7 +51,11 @@ def _make_denied(subject: str) -> Denied:
     )
 
 
-class Impostor(Unavailable):
+class Away(Unavailable):
+    """Nobody serves for the moment, and nothing was sent: a daemon that restarts would."""
+
+
+class Impostor(Away):
     """Somebody else answers where the embedded server was. It was told nothing."""
 
 
@@ -199,7 +203,7 @@ def _read_endpoint(config: Config) -> Nats:
             connection.pin_certificate(nats.certificate)
     except FileNotFoundError:
         file = config.source or "FILE"
-        raise Unavailable(
+        raise Away(
             f"no runctld has run with state directory {config.state_dir};"
             f" start it with: runctld --config {file}"
         ) from None
@@ -281,7 +285,7 @@ async def _dial(config: Config, nats: Nats, options: dict[str, Any]) -> Link:
 def _make_unavailable(config: Config, nats: Nats, cause: Exception) -> Unavailable:
     refused = connection.explain_refusal(nats, cause)
     if refused is None:
-        return Unavailable(_explain(config, nats, cause))
+        return Away(_explain(config, nats, cause))
     return Impostor(refused) if connection.is_other_server(nats, cause) else Unavailable(refused)
 
 
@@ -305,23 +309,3 @@ def _explain(config: Config, nats: Nats, cause: Exception) -> str:
         file = f" --config {config.source}" if config.source else ""
         return f"runctld is not running ({text}); start it with: runctld{file}"
     return f"NATS cannot be reached ({text}); check nats.url"
-
-
-class SharedLink:
-    """A connection that is made when it is needed first, and anew when it broke."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._lock = asyncio.Lock()
-        self._link: Link | None = None
-
-    async def dial(self) -> Link:
-        """Raises Unavailable."""
-        async with self._lock:
-            if self._link is None or self._link.closed.is_set():
-                self._link = await dial(self._config)
-            return self._link
-
-    async def close(self) -> None:
-        if self._link is not None:
-            await self._link.close()

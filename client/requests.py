@@ -10,7 +10,7 @@ from ..config.schema import Config
 from ..protocol import messages, subjects
 from ..protocol.errors import BadRequest, Busy, NotFound, RequestError, Unavailable
 from .hedged_request import first_answer
-from .link import Link, LinkLost, dial
+from .link import Away, Link, LinkLost, dial
 
 R = TypeVar("R", bound=messages.Reply)
 
@@ -20,13 +20,9 @@ ABORT_TIMEOUT = 120.0
 #: A daemon that is busy is asked again for so long, with pauses that double, seconds.
 BUSY_PATIENCE = 5.0
 BUSY_PAUSE, BUSY_LONGEST = 0.1, 1.0
-#: For so long a request that nobody hears is sent again, seconds. Where the embedded server
-#: runs there is a daemon, which starts, or connects to a server that was just replaced; in a
-#: cluster the servers do not know of each other's listeners at once.
-EMBEDDED_PATIENCE, CLUSTER_PATIENCE = 2.0, 1.0
 
 
-class NobodyAnswers(Unavailable):
+class NobodyAnswers(Away):
     """NATS does, and nobody hears the request there: it has no effect."""
 
 
@@ -55,10 +51,6 @@ async def ask(
             return await _ask(link, request, expect, executor, hint, timeout)
         except Busy:
             if now() + pause > began + patience:
-                raise
-        except NobodyAnswers:
-            most = EMBEDDED_PATIENCE if link.config.nats.embedded else CLUSTER_PATIENCE
-            if now() + pause > began + most:
                 raise
         await asyncio.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, BUSY_LONGEST)

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from runctl.client.link import Link, NotReady, SharedLink
+from runctl.client.link import Link, NotReady
 from runctl.client.requests import ask
+from runctl.client.shared_link import SharedLink
 from runctl.config.load import load
 from runctl.protocol import messages, records, subjects
 from runctl.protocol.errors import Unavailable

@@ -1,4 +1,5 @@
-"""Where the embedded server is, and how clients of its user know it."""
+"""What the state directory tells clients of its user: whether a daemon is to be expected, and where
+its embedded server is."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ from ..config.schema import Login, Nats
 
 #: Path of the ``Endpoint`` file below the state directory.
 ENDPOINT_FILE = "nats/client.json"
+#: Likewise of the daemon's lock. It holds a line while a daemon has it, and after one that did
+#: not stop in order.
+LOCK_FILE = "lock"
 
 
 class Endpoint(msgspec.Struct, frozen=True):

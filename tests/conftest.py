@@ -17,6 +17,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from proc import alive
 from warm import Forked, Warm
 
 #: How much longer things may take when other tests run beside this one.
@@ -49,27 +50,6 @@ def wait_until(what: Callable[[], Any], why: str, deadline: float = 60.0) -> Any
         # At least as long as it took: what is waited for needs the processor as well.
         time.sleep(max(0.02, now - began))
     raise AssertionError(f"timed out: {why}")
-
-
-def alive(pid: int) -> bool:
-    """Whether ``pid`` is a process that is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def children(pid: int, name: str) -> list[int]:
-    """Descendants of ``pid`` whose executable is called ``name``."""
-    found, todo = [], [pid]
-    while todo:
-        parent = todo.pop()
-        for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
-            for child in map(int, tasks.read_text().split()):
-                todo.append(child)
-                if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                    found.append(child)
-    return found
 
 
 Daemon = subprocess.Popen[bytes] | Forked

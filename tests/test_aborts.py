@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 
-from conftest import DEADLINE, Box, alive, wait_until
+from conftest import DEADLINE, Box, wait_until
+from proc import alive
 from runctl.protocol import messages
 
 #: Says that it hears TERM, and goes on.

@@ -16,7 +16,7 @@ import pytest
 from conftest import DEADLINE, Box, wait_until
 from runctl.cli.commands import batch
 from runctl.cli.common import run
-from runctl.client.link import dial
+from runctl.client.shared_link import SharedLink
 from runctl.config.load import load
 from test_json import check
 
@@ -242,11 +242,11 @@ def test_what_was_read_is_answered_when_no_more_can_be(
     config = load(box.config)
 
     async def main() -> None:
-        link = await dial(config)
+        links = SharedLink(config)
         try:
-            await batch.Batch(link, runner="shell", cwd="/", ordered=True).submit(ours)
+            await batch.Batch(links, runner="shell", cwd="/", ordered=True).submit(ours)
         finally:
-            await link.close()
+            await links.close()
 
     try:
         with pytest.raises(OSError, match="Input/output"):

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, alive, children, daemon_with, wait_until
+from conftest import DEADLINE, Box, daemon_with, wait_until
 from pgserver import free_port
+from proc import alive, children, find_keeper
 from runctl.protocol import messages
 from test_metrics import get
 
@@ -52,15 +52,6 @@ for pid in sys.argv[1:]:
 """
 
 
-def keeper_of(box: Box) -> int:
-    found = children(box.pid, Path(sys.executable).resolve().name)
-    found += children(box.pid, Path(sys.executable).name) + children(box.pid, "python")
-    for pid in found:
-        if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
-    raise AssertionError("no keeper")
-
-
 def test_a_run_cannot_look_into_daemon_keeper_and_clients(stopped_box: Box) -> None:
     box = stopped_box
     box.prefix = [sys.executable, "-c", UNPRIVILEGED]
@@ -72,7 +63,7 @@ def test_a_run_cannot_look_into_daemon_keeper_and_clients(stopped_box: Box) -> N
     watcher = box.popen("attach", "other", through=box.prefix)
     assert watcher.stdout is not None
     watcher.stdout.readline()
-    closed = [box.pid, keeper_of(box), watcher.pid]
+    closed = [box.pid, find_keeper(box.pid), watcher.pid]
     run = box.submit("t", sys.executable, "-c", LOOK, *map(str, [*closed, victim]))
     box.runctl("wait", run)
     found = [line.split() for line in box.runctl("attach", "t", "--no-follow").splitlines()]
@@ -103,7 +94,7 @@ def test_a_keeper_that_is_stopped_ends_the_daemon_and_all_it_runs(box: Box) -> N
         return [int(pid) for pid in found] if len(found) == 2 else []
 
     tree = wait_until(pids, "both run")
-    keeper = keeper_of(box)
+    keeper = find_keeper(box.pid)
     os.kill(keeper, signal.SIGSTOP)
     aborted = box.popen("abort", "t")
     assert box.daemon is not None
@@ -122,7 +113,7 @@ def test_a_silent_keeper_is_told_of_meanwhile(stopped_box: Box) -> None:
     box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
     box.prefix = daemon_with("processes.keeper_client.SILENCE", 600.0)
     box.start()
-    keeper = keeper_of(box)
+    keeper = find_keeper(box.pid)
 
     def healthy() -> bool:
         return get(port, "/healthz") == (200, "ready\n")

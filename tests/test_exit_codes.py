@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 from conftest import DEADLINE, Box, wait_until
+from proc import open_files
 
 pytestmark = pytest.mark.long
 #: How a run ends: its exit code as docs/scripting.md has it, its status.
@@ -136,10 +136,4 @@ def test_ctrl_c_and_timeout(box: Box) -> None:
 
 
 def connected(pid: int) -> bool:
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
-                return True
-        except OSError:
-            pass
-    return False
+    return any(name.startswith("socket:") for name in open_files(pid).values())

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import DEADLINE, Box, Watch, alive, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
+from proc import alive
 from runctl.cli.display.json_output import JsonOutput
 from runctl.cli.following.follow import Options, follow
 from runctl.client.link import Link, LinkLost, dial

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from conftest import DEADLINE, Box, alive, wait_until
+from conftest import DEADLINE, Box, wait_until
 from hanging import dead_directory, hanging_command
 from msgspec.structs import replace
+from proc import alive, read_proc
 from runctl.config.schema import ChatRunner, CommandRunner
 from runctl.protocol.errors import RunFailed
 from runctl.protocol.model import RunSpec, Status
@@ -61,7 +62,7 @@ async def _hung(keeper: keeper_client.Keeper, known: keeper_client.Process) -> i
 def _hangs(pid: int) -> bool:
     """Whether it waits for the file system that never answers, or behind one that does, or for
     the lease."""
-    where = Path(f"/proc/{pid}/wchan").read_text()
+    where = read_proc(pid, "wchan").decode()
     return any(name in where for name in ("request_wait_answer", "d_alloc_parallel", "break_lease"))
 
 

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Box, alive, wait_until
+from conftest import Box, wait_until
 from hanging import OWN_MOUNTS, hanging_environment
+from proc import alive
 from runctl.supervisor.processes import environments
 from runctl.supervisor.processes.environments import Environments
 from runctl.supervisor.processes.keeper_client import Keeper

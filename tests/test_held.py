@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, alive, wait_until
+from conftest import DEADLINE, Box, wait_until
+from proc import alive
 from runctl.supervisor.processes.environments import read_environment
 from runctl.supervisor.processes.proctable import scan
 

@@ -19,8 +19,9 @@ from typing import Any, cast
 import pytest
 import referencing
 import trio
-from conftest import DEADLINE, Box, alive, wait_until
+from conftest import DEADLINE, Box, wait_until
 from jsonschema import Draft202012Validator
+from proc import alive
 from runctl.config.schema import Config
 from runctl.protocol.errors import RunFailed
 from runctl.supervisor.host import http_trust

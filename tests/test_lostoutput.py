@@ -18,9 +18,10 @@ from typing import Any
 
 import nats
 import pytest
-from conftest import Box, Watch, children, wait_until
+from conftest import Box, Watch, wait_until
 from natsserver import Node, connected
 from pgserver import free_port
+from proc import children
 from runctl.client import consumer
 from runctl.client.events import Event
 from runctl.protocol import records, subjects

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Box, children, daemon_with, wait_until
+from conftest import DEADLINE, Box, daemon_with, wait_until
+from proc import children
 from runctl.config.load import load
 from runctl.config.schema import ConfigError
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, alive, wait_until
+from conftest import DEADLINE, Box, wait_until
 from house import Bus
+from proc import alive, read_proc
 from runctl.supervisor.processes.proctable import scan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreaper and /proc")
@@ -95,7 +96,7 @@ def forest(
     servers = [
         pid
         for pid, row in rows.items()
-        if row.parent == keeper and b"nats-server" in _read_command(pid)
+        if row.parent == keeper and b"nats-server" in read_proc(pid, "cmdline")
     ]
     assert len(servers) == 1
     pids = [*_pids(folder), *servers]
@@ -104,14 +105,6 @@ def forest(
     finally:
         for pid in filter(alive, pids):
             os.kill(pid, signal.SIGKILL)
-
-
-def _read_command(pid: int) -> bytes:
-    """Empty for one that has ended, as a child that read environments."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
 
 
 def _gone(pids: list[int], what: str) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from conftest import Box, Watch, alive, running_box
+from conftest import Box, Watch, running_box
+from proc import alive
 from runctl.protocol.records import StreamName
 from runctl.supervisor.execution.runners.flow import STEP, Flow, pipe_source
 

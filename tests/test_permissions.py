@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, children
+from conftest import DEADLINE, Box
+from proc import children
 from runctl.protocol.errors import ConfigError
 from runctl.supervisor.host.private_files import prepare_state_dir
 

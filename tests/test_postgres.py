@@ -18,9 +18,10 @@ import asyncpg
 import pytest
 import trio
 import trio_asyncio
-from conftest import DEADLINE, Box, Watch, alive, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from house import NOTE, House, assert_no_overlap, ended, journal
 from pgserver import Postgres, TlsFront, free_port
+from proc import alive
 from runctl.config.schema import Config, ConfigError, Database
 from runctl.protocol import messages
 from runctl.supervisor.cluster import database_lease, members

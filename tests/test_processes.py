@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from conftest import SLACK, alive, wait_until
+from conftest import SLACK, wait_until
+from proc import alive
 from runctl.protocol.errors import RunFailed, Unavailable
 from runctl.supervisor.processes.environments import Answer, read_environment
 from runctl.supervisor.processes.keeper_client import Keeper, KeeperLost, Process

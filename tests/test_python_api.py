@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, children
+from conftest import DEADLINE, Box
 from natsserver import Node
+from proc import children
 from runctl import client as api
 from runctl.client import (
     BadRequest,
@@ -294,7 +295,16 @@ def test_no_socket_is_left_open_of_a_server_that_does_not_answer(box: Box, how: 
     (server,) = children(box.pid, "nats-server")
     try:
         done = subprocess.run(
-            [sys.executable, "-X", "dev", "-c", LEAVING, str(box.config), str(server), how],
+            [
+                sys.executable,
+                "-W",
+                "always::ResourceWarning",
+                "-c",
+                LEAVING,
+                str(box.config),
+                str(server),
+                how,
+            ],
             capture_output=True,
             timeout=DEADLINE,
             check=True,

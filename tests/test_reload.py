@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import SLACK, Box, Watch, children, wait_until
+from conftest import SLACK, Box, Watch, wait_until
 from msgspec.structs import replace
+from proc import find_keeper, read_proc
 from runctl.config.schema import Config, Database, Nats, Queue, Stream
 from runctl.config.secrets import Masker
 from runctl.supervisor.execution.settings import Settings
@@ -162,11 +162,7 @@ def test_the_secrets_of_both_configurations_are_masked(
     assert OLD not in log
     assert NEW not in log
     assert _text(box, box.submit("t", "sh", "-c", "echo =$LATER_TOKEN=")) == "==\n"
-    (keeper,) = [
-        Path(f"/proc/{pid}/environ").read_bytes()
-        for pid in children(box.pid, "python") + children(box.pid, Path(sys.executable).name)
-        if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ][:1]
+    keeper = read_proc(find_keeper(box.pid), "environ")
     assert b"RUNCTL_KEEPER=" in keeper
     assert NEW.encode() not in keeper
 

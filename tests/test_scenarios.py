@@ -18,8 +18,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, Watch, alive, children, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import connected
+from proc import alive, children
 from runctl.protocol import messages
 from runctl.protocol.model import Status
 from test_chat import Scripted, delta, serving

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Box, Daemon, children, wait_until
+from conftest import DEADLINE, Box, Daemon, wait_until
 from pgserver import free_port
+from proc import children, read_proc
 from runctl.config.describe import describe
 from runctl.config.load import load
 from runctl.config.schema import FileError
@@ -163,7 +164,7 @@ def test_no_process_below_shows_a_secret(served: Loud) -> None:
     assert len(below) >= 2, "the keeper, and the command"
     for pid in below:
         for what in ("cmdline", "environ"):
-            text = Path(f"/proc/{pid}/{what}").read_bytes().decode(errors="replace")
+            text = read_proc(pid, what).decode(errors="replace")
             clean(text, f"{what} of {pid}")
     clean(Path(f"/proc/{daemon}/cmdline").read_text(), "the daemon's command line")
     served.runctl("abort", "s")
@@ -258,7 +259,7 @@ def test_the_embedded_servers_credential_is_in_its_two_files_only(loud: Loud) ->
     assert password not in said
     for pid in children(loud.pid, "nats-server"):
         for what in ("cmdline", "environ"):
-            assert password.encode() not in Path(f"/proc/{pid}/{what}").read_bytes()
+            assert password.encode() not in read_proc(pid, what)
 
 
 # ---- parts -----------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ from typing import Any
 
 import nats
 import pytest
-from conftest import Box, Watch, children, wait_until
+from conftest import Box, Watch, wait_until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from natsserver import embedded
+from proc import children
 from runctl.cli.health import local_checks, remote_checks
 from runctl.client.link import Impostor, dial
 from runctl.config import connection

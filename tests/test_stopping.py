@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, Watch, alive, children, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from house import Bus
+from proc import alive, children, direct_children, open_files, read_proc
 from runctl.protocol import messages
 
 DEAF = 'trap "" TERM INT HUP; echo $$ > "$1/$RUNCTL_ATTEMPT-$$"; while :; do sleep 600; done'
@@ -78,17 +79,13 @@ def test_many_trees_that_ignore_term(stopped_box: Box, tmp_path: Path) -> None:
 
 def _hears(pid: int, number: int) -> bool:
     """Whether it has a handler for the signal by now."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    (line,) = (x for x in status.splitlines() if x.startswith("SigCgt:"))
-    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    status = read_proc(pid, "status").decode()
+    caught = [int(x.split()[1], 16) for x in status.splitlines() if x.startswith("SigCgt:")]
+    return any(mask >> (number - 1) & 1 for mask in caught)
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    found = Path(f"/proc/{pid}/fd").iterdir()
-    return any(os.path.realpath(fd) == str(path) for fd in found)
+    return str(path.resolve()) in open_files(pid).values()
 
 
 @pytest.fixture
@@ -174,15 +171,14 @@ def test_as_process_1(stopped_box: Box) -> None:
         outer = box.start(ready=False)
 
         def inner(pid: int = outer.pid) -> int:
-            found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            return int(found[0]) if found else 0
+            return next(iter(direct_children(pid)), 0)
 
         pid = wait_until(inner, "the daemon is there")
         wait_until(lambda pid=pid: _hears(pid, signal.SIGTERM), "it hears")
         os.kill(pid, signal.SIGTERM)
         assert outer.wait(DEADLINE) == 0
     daemon = box.start()
-    (pid,) = map(int, Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split())
+    (pid,) = direct_children(daemon.pid)
     run = box.submit("t", "sleep", "600")
     wait_until(lambda: box.show(run)["status"] == "running", "it runs")
     os.kill(pid, signal.SIGTERM)

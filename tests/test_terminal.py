@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Box, children, wait_until
+from conftest import DEADLINE, Box, wait_until
+from proc import children
 from runctl.cli.display.lines import LineMaker, Style
 from runctl.cli.display.replay_filter import ReplayFilter, Restart
 from runctl.client.events import Chunk, End, Gap, Reset

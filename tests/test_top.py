@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from conftest import DEADLINE, Box, alive, wait_until
+from conftest import DEADLINE, Box, wait_until
+from proc import alive
 from terminal import Terminal
 
 # Prints a chunk each 50 ms until it may end.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Box, wait_until
 from natsserver import Node
+from proc import read_proc
 from rich.cells import set_cell_size
 from runctl.cli.top.board import Board, Line, Meter
 from runctl.cli.top.key_decoder import Keys
@@ -161,9 +162,7 @@ def fits(terminal: Terminal, columns: int, lines: int) -> bool:
 def test_stopped_and_continued(box: Box) -> None:
     terminal = started(box, hold=True)
     terminal.send("\x1a")
-    wait_until(
-        lambda: Path(f"/proc/{terminal.process.pid}/stat").read_text().split()[2] == "T", "stopped"
-    )
+    wait_until(lambda: read_proc(terminal.process.pid, "stat").split()[2] == b"T", "stopped")
     assert terminal.attributes() == terminal.before
     terminal.process.send_signal(signal.SIGCONT)
     wait_until(lambda: terminal.attributes() != terminal.before, "on again")

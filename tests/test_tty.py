@@ -11,13 +11,13 @@ import signal
 import struct
 import sys
 import termios
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from conftest import DEADLINE, Box, alive, children, wait_until
+from conftest import DEADLINE, Box, wait_until
+from proc import alive, children, find_keeper, open_files
 from runctl.cli.display.terminal_state import MAX_HELD, Screen, plain
 from runctl.client.consumer import Watcher
 from runctl.client.events import Chunk, End
@@ -207,21 +207,10 @@ def test_children_left_behind_end_with_the_run(tty_box: Box) -> None:
 def test_no_descriptor_is_left(tty_box: Box) -> None:
     assert tty_box.daemon is not None
     daemon = tty_box.daemon.pid
-    parent = next(
-        int(pid)
-        for tasks in Path(f"/proc/{daemon}/task").glob("*/children")
-        for pid in tasks.read_text().split()
-        if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    parent = find_keeper(daemon)
 
     def terminals() -> list[str]:
-        links = []
-        for pid in (daemon, parent):
-            for fd in Path(f"/proc/{pid}/fd").iterdir():
-                try:
-                    links.append(os.readlink(fd))
-                except FileNotFoundError:
-                    continue
+        links = [*open_files(daemon).values(), *open_files(parent).values()]
         return [link for link in links if "/pt" in link or link.startswith("pipe:")]
 
     submit_all(tty_box, [["true"]])

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, alive, wait_until
+from conftest import DEADLINE, Box, wait_until
+from proc import alive
 from runctl.config.load import load
 from runctl.config.schema import CommandRunner, ConfigError
 from runctl.protocol import messages

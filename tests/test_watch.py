@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from conftest import SLACK
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from pgserver import free_port
+from proc import open_files
 from runctl.client import consumer
 from runctl.client.events import (
     CaughtUp,
@@ -34,10 +34,11 @@ from runctl.client.events import (
     Reset,
 )
 from runctl.client.link import Link, dial
-from runctl.client.requests import ask
+from runctl.client.patience import Patience
+from runctl.client.shared_link import SharedLink
 from runctl.config.schema import Config
 from runctl.protocol import messages, records, subjects
-from runctl.protocol.endpoint import ENDPOINT_FILE, Endpoint
+from runctl.protocol.endpoint import ENDPOINT_FILE, LOCK_FILE, Endpoint
 from runctl.protocol.errors import Unavailable
 from runctl.protocol.model import Outcome, Status
 from runctl.supervisor.messaging.embedded_server import find_server_binary
@@ -538,23 +539,21 @@ def test_a_close_that_is_cancelled_leaves_neither_socket_nor_task(server: Server
 
 def _sockets() -> int:
     """That this process has open."""
-    links = []
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own
-            links.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return sum(link.startswith("socket:") for link in links)
+    return sum(name.startswith("socket:") for name in open_files(os.getpid()).values())
 
 
 # ---- requests ------------------------------------------------------------------------------
 
 
 def test_a_daemon_that_is_about_to_answer_is_waited_for(server: Server) -> None:
-    """Where the embedded server runs there is one, which connects to it or starts."""
+    """It connects to its server, or starts."""
+    (server.config.state_dir / LOCK_FILE).write_text("executor 'e', pid 1\n")
 
     async def main() -> None:
-        link, daemon = await dial(server.config), await dial(server.config)
+        links = SharedLink(server.config, Patience(server.config, 3600))
+        link, daemon = await links.dial(), await dial(server.config)
         try:
-            asked = asyncio.create_task(ask(link, messages.List(), messages.Threads))
+            asked = asyncio.create_task(links.ask(messages.List(), messages.Threads))
             refused = asyncio.Event()
             request = link.request
 
@@ -574,7 +573,7 @@ def test_a_daemon_that_is_about_to_answer_is_waited_for(server: Server) -> None:
             await daemon.nc.subscribe(subjects.control_subject("list"), cb=answer)
             assert await asked == messages.Threads([])
         finally:
-            await link.close()
+            await links.close()
             await daemon.close()
 
     asyncio.run(main())

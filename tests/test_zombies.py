@@ -22,9 +22,10 @@ from typing import Any
 import nats
 import pytest
 import trio
-from conftest import DEADLINE, Box, Daemon, Watch, alive, wait_until
+from conftest import DEADLINE, Box, Daemon, Watch, wait_until
 from house import House
 from nats.errors import NoRespondersError
+from proc import alive, open_files, read_proc
 from runctl.client.link import Link, LinkLost, dial
 from runctl.config.load import load
 from runctl.protocol import messages, subjects
@@ -206,9 +207,9 @@ def _unlock(pid: int, path: Path) -> None:
     copy of its descriptor."""
     libc = ctypes.CDLL(None, use_errno=True)
     pidfd = os.pidfd_open(pid)
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        if os.path.realpath(f"/proc/{pid}/fd/{fd}") == str(path):
-            ours = libc.syscall(438, pidfd, int(fd), 0)  # pidfd_getfd
+    for fd, name in open_files(pid).items():
+        if name == str(path.resolve()):
+            ours = libc.syscall(438, pidfd, fd, 0)  # pidfd_getfd
             if ours < 0:
                 pytest.skip(f"pidfd_getfd: {os.strerror(ctypes.get_errno())}")
             fcntl.flock(ours, fcntl.LOCK_UN)
@@ -404,7 +405,7 @@ async def test_what_is_a_successors_is_not_swept(tmp_path: Path) -> None:
 
 
 def _is_keeper(pid: int) -> bool:
-    return b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"keeper.py" in read_proc(pid, "cmdline")
 
 
 # ---- PostgreSQL ------------------------------------------------------------------------

@@ -9,19 +9,19 @@ from typing import NoReturn
 
 import click
 
-from ...client import Client
 from ...client.requests import ask_once
 from ...protocol import messages
 from ...protocol.errors import RunctlError
 from ...protocol.model import check_run_id, check_thread
-from ..common import App, Verb, pass_app, run
+from ..common import App, DaemonVerb, pass_app, run
 from ..completion.argument_types import THREAD, RunName
 from ..display import render
+from ..display.patience import make_client
 from ..display.status_line import PATIENCE, StatusLine, progress
 
 
 @click.command(
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="Stop a thread's running run for good.",
     epilog="""\b
 Examples:
@@ -53,7 +53,7 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
     async def main() -> Sequence[str]:
         what = f"runctl: ending the processes of {thread}"
         async with (
-            Client(app.config) as client,
+            make_client(app) as client,
             progress(lambda passed: f"{what}; {render.seconds(passed)}") as line,
         ):
             news = asyncio.create_task(_report_obstacles(app, thread, run_id, line))

@@ -7,19 +7,19 @@ import sys
 
 import click
 
-from ...client import connect
 from ...client.locate import locate
 from ...protocol.model import check_run_id, check_thread
-from ..common import App, Duration, Verb, pass_app, run
+from ..common import App, DaemonVerb, Duration, pass_app, run
 from ..completion.argument_types import RUN, THREAD
 from ..display import render
 from ..display.lines import Style
+from ..display.patience import make_client
 from ..following.follow import Options, Standing
 from ..following.session import follow_one, make_output, run_interruptibly
 
 
 @click.command(
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="Watch a run's output live, from its beginning.",
     epilog="""\b
 Examples:
@@ -125,9 +125,10 @@ def attach(
     standing = Standing()
 
     async def main() -> int:
-        async with connect(app.config) as client:
-            link = await client.links.dial()
-            target = await locate(link, names[0], run_id, follow_thread=options.follow_thread)
+        async with make_client(app) as client:
+            target = await locate(
+                client.links, names[0], run_id, follow_thread=options.follow_thread
+            )
             return await follow_one(app, target, options, output, client.links, timeout, standing)
 
     return run_interruptibly(names, output, lambda: run(main), standing, options)

@@ -13,6 +13,7 @@ import msgspec
 
 from ...client.link import Link
 from ...client.requests import ask
+from ...client.shared_link import SharedLink
 from ...protocol import messages
 from ...protocol.errors import BadRequest, RequestError, Unavailable
 from ...protocol.model import one_line
@@ -65,12 +66,13 @@ _decode = msgspec.json.Decoder(Line).decode
 
 
 class Batch:
-    """``submit`` once. ``ordered``: all requests go to one daemon, which takes them in order;
-    else a thread's next line waits for the answer to the one before it, since several executors
-    may answer."""
+    """Over a connection of ``links``; ``submit`` once. ``ordered``: all requests go to one
+    daemon, which takes them in order; else a thread's next line waits for the answer to the one
+    before it, since several executors may answer."""
 
-    def __init__(self, link: Link, *, runner: str | None, cwd: str, ordered: bool) -> None:
-        self._link = link
+    def __init__(self, links: SharedLink, *, runner: str | None, cwd: str, ordered: bool) -> None:
+        self._links = links
+        self._link: Link
         self._runner = runner
         self._cwd = cwd
         self._ordered = ordered
@@ -89,7 +91,8 @@ class Batch:
 
     async def submit(self, fd: int) -> int:
         """Submit what ``fd`` holds; the exit code. Raises ReaderGone; OSError, when ``fd`` cannot
-        be read to its end, once what was read before is answered."""
+        be read to its end, once what was read before is answered; Unavailable."""
+        self._link = await self._links.use(_itself)
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(self._read(fd, group))
@@ -156,16 +159,22 @@ class Batch:
             os.path.join(self._cwd, line.cwd or ""),
         )
         try:
-            # What was sent behind it may be queued already: its thread's order counts for more.
-            patience = 0.0 if self._ordered else None
-            return await ask(
-                self._link, request, messages.Submitted, timeout=TIMEOUT, patience=patience
-            )
+            if self._first is asyncio.current_task():  # nothing was sent behind it yet
+                return await self._links.use(
+                    lambda link: self._submit(link, request), repeatable=False
+                )
+            return await self._submit(self._link, request)
         except RequestError as error:
             return error
         except Unavailable as error:
             self._lost = self._lost or error
             return error
+
+    async def _submit(self, link: Link, request: messages.Submit) -> messages.Submitted:
+        self._link = link
+        # What was sent behind it may be queued already: its thread's order counts for more.
+        patience = 0.0 if self._ordered else None
+        return await ask(link, request, messages.Submitted, timeout=TIMEOUT, patience=patience)
 
     async def _answer(self, reader: asyncio.Task[None]) -> None:
         """Print the answers, in order."""
@@ -269,6 +278,10 @@ def _parsed(data: bytes | None, most: int) -> Line:
         return _decode(data.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
         raise BadRequest(f"not a run to submit: {one_line(str(error))}") from None
+
+
+async def _itself(link: Link) -> Link:
+    return link
 
 
 async def _refused(error: RequestError) -> Answer:

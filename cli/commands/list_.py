@@ -7,13 +7,13 @@ from typing import cast
 
 import click
 
-from ...client import connect
 from ...client.api import Listing
 from ...protocol import messages
 from ...protocol.model import Run, Status, ThreadRow, check_thread
-from ..common import STATUSES, App, Verb, pass_app, run
+from ..common import STATUSES, App, DaemonVerb, pass_app, run
 from ..completion.argument_types import THREAD
 from ..display import render
+from ..display.patience import make_client
 
 #: How much of a run's output is stored, in words.
 OUTPUT = {"stored": "stored", "partial": "partial", "none": "-"}
@@ -21,7 +21,7 @@ OUTPUT = {"stored": "stored", "partial": "partial", "none": "-"}
 
 @click.command(
     "list",
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="List threads, or a thread's runs.",
     epilog="""\b
 Examples:
@@ -50,7 +50,7 @@ def list_(app: App, thread: str | None, status: str | None, limit: int | None) -
         check_thread(thread)
 
     async def main() -> Listing[ThreadRow] | Listing[messages.RunRow]:
-        async with connect(app.config) as client:
+        async with make_client(app) as client:
             if thread is None:
                 return await client.list(status=status, limit=limit)
             return await client.list(thread, status=status, limit=limit)

@@ -6,15 +6,14 @@ import sys
 
 import click
 
-from ...client.link import Link, dial
-from ...client.requests import ask
-from ...config.schema import Config
+from ...client.shared_link import SharedLink
 from ...protocol import messages
 from ...protocol.errors import RequestError, Unavailable
 from ...protocol.model import check_thread
-from ..common import FAILED, App, Duration, Verb, pass_app, run
+from ..common import FAILED, App, DaemonVerb, Duration, pass_app, run
 from ..completion.argument_types import THREAD
 from ..display import render
+from ..display.patience import make_client
 from ..display.status_line import progress
 
 #: A purge of many threads goes in so many steps, at least.
@@ -22,7 +21,7 @@ STEPS = 50
 
 
 @click.command(
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="Delete the stored output of threads.",
     epilog="""\b
 Examples:
@@ -60,7 +59,7 @@ def purge(
             render.note("nothing was purged")
             return FAILED
     names = list(dict.fromkeys(threads))
-    done = run(lambda: _purge(app.config, names, older_than, force))
+    done = run(lambda: _purge(app, names, older_than, force))
     if app.json:
         render.out_json({"runs": done})
     else:
@@ -68,31 +67,30 @@ def purge(
     return None
 
 
-async def _purge(config: Config, threads: list[str], older_than: float | None, force: bool) -> int:
+async def _purge(app: App, threads: list[str], older_than: float | None, force: bool) -> int:
     """How many runs' output was deleted: of all threads, or of none if one is refused."""
     done = runs = 0
     size = max(1, len(threads) // STEPS)
-    link = await dial(config)
-    try:
-        async with progress(lambda _: f"runctl: purging: {done} of {len(threads)} threads"):
-            if len(threads) > 1:
-                await ask(
-                    link, messages.Purge(threads, older_than, force, check=True), messages.Purged
-                )
-            while done < len(threads):
-                batch = threads[done : done + size]
-                runs += await _purge_batch(
-                    link, messages.Purge(batch, older_than, force), done, threads
-                )
-                done += len(batch)
-    finally:
-        await link.close()
+    async with (
+        progress(lambda _: f"runctl: purging: {done} of {len(threads)} threads") as line,
+        make_client(app, line) as client,
+    ):
+        if len(threads) > 1:
+            check = messages.Purge(threads, older_than, force, check=True)
+            await client.links.ask(check, messages.Purged)
+        while done < len(threads):
+            batch = threads[done : done + size]
+            request = messages.Purge(batch, older_than, force)
+            runs += await _purge_batch(client.links, request, done, threads)
+            done += len(batch)
     return runs
 
 
-async def _purge_batch(link: Link, request: messages.Purge, done: int, threads: list[str]) -> int:
+async def _purge_batch(
+    links: SharedLink, request: messages.Purge, done: int, threads: list[str]
+) -> int:
     try:
-        return (await ask(link, request, messages.Purged)).runs
+        return (await links.ask(request, messages.Purged)).runs
     except (RequestError, Unavailable) as error:
         if not done:
             raise

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
-from ...client import Client
 from ...protocol import messages
-from ..common import App, Verb, pass_app, run
+from ..common import App, DaemonVerb, pass_app, run
 from ..completion.argument_types import RunName
 from ..display import render
+from ..display.patience import make_client
 
 
 @click.command(
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="Run a failed, aborted or dead run again.",
     epilog="""\b
 Examples:
@@ -25,7 +25,7 @@ def retry(app: App, run_id: str) -> None:
     """Submit the work of RUN again, as a new run of its thread, and print the new run's id."""
 
     async def main() -> messages.Submitted:
-        async with Client(app.config) as client:
+        async with make_client(app) as client:
             return await client.retry(run_id)
 
     done = run(main)

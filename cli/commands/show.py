@@ -6,11 +6,11 @@ import shlex
 
 import click
 
-from ...client import Client
 from ...protocol import messages
-from ..common import App, Verb, pass_app, run
+from ..common import App, DaemonVerb, pass_app, run
 from ..completion.argument_types import RUN
 from ..display import render
+from ..display.patience import make_client
 
 _OUTPUT = {
     "stored": "stored",
@@ -20,7 +20,7 @@ _OUTPUT = {
 
 
 @click.command(
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="Show one run's details.",
     epilog="""\b
 Examples:
@@ -34,7 +34,7 @@ def show(app: App, run_id: str) -> None:
     enough."""
 
     async def main() -> messages.RunDetails:
-        async with Client(app.config) as client:
+        async with make_client(app) as client:
             return await client.show(run_id)
 
     details = run(main)

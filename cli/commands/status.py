@@ -5,15 +5,15 @@ from __future__ import annotations
 import click
 import msgspec
 
-from ...client.requests import ask_once
 from ...protocol import __version__, messages
-from ..common import App, Verb, pass_app, run
+from ..common import App, DaemonVerb, pass_app, run
 from ..display import render
+from ..display.patience import make_client
 from ..health import probe
 
 
 @click.command(
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="Show the daemon's state.",
     epilog="""\b
 Examples:
@@ -38,7 +38,12 @@ def status(app: App, kind: str | None) -> None:
         said = run(lambda: probe.probe(app.config, live=kind == "live"))
         render.out_json({"probe": kind, "said": said}) if app.json else render.out(said)
         return
-    found = run(lambda: ask_once(app.config, messages.StatusRequest(), messages.DaemonStatus))
+
+    async def main() -> messages.DaemonStatus:
+        async with make_client(app) as client:
+            return await client.links.ask(messages.StatusRequest(), messages.DaemonStatus)
+
+    found = run(main)
     if app.json:
         value = msgspec.to_builtins(found)
         del value["reply"]

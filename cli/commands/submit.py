@@ -7,15 +7,14 @@ import sys
 
 import click
 
-from ...client import connect
 from ...client.api import find_directory
-from ...client.link import dial
 from ...client.locate import locate_submitted
 from ...protocol.errors import BadRequest
 from ...protocol.model import MAX_PROMPT_BYTES, Status, check_run_id, check_thread
-from ..common import App, Duration, Verb, pass_app, run
+from ..common import App, DaemonVerb, Duration, pass_app, run
 from ..completion.argument_types import RUNNER, THREAD, WORK
 from ..display import render
+from ..display.patience import make_client
 from ..following.follow import Options, Standing
 from ..following.session import follow_one, make_output, run_interruptibly
 from .unread_input import unread_input
@@ -23,7 +22,7 @@ from .unread_input import unread_input
 _ARGV = "runctl.argv"
 
 
-class SubmitVerb(Verb):
+class SubmitVerb(DaemonVerb):
     """Keeps what follows ``--`` apart: click itself forgets where the ``--`` was."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -139,7 +138,8 @@ def submit(
     standing = Standing()
 
     async def main() -> int | None:
-        async with connect(app.config) as client:
+        async with make_client(app) as client:
+            await client.reach()
             if not piped and unread_input() == "ours":
                 raise BadRequest(f"stdin holds data, which is not passed on: {_advice(argv)}")
             done = await client.submit(
@@ -154,7 +154,7 @@ def submit(
             if not app.json:
                 render.note(f"run {done.run}")
             standing.run, standing.queued = done.run, done.status is Status.QUEUED
-            target = await locate_submitted(await client.links.dial(), done)
+            target = await locate_submitted(client.links, done)
             return await follow_one(app, target, Options(), output, client.links, timeout, standing)
 
     if attach:
@@ -173,13 +173,10 @@ def _submit_batch(app: App, file: str, runner: str | None) -> int:
         raise BadRequest(f"--batch {file}: {error.strerror}; name a file, or -") from None
 
     async def main() -> int:
-        link = await dial(app.config)
-        try:
+        async with make_client(app) as client:
             # The embedded nats-server has one daemon.
-            batch = Batch(link, runner=runner, cwd=cwd, ordered=app.config.nats.embedded)
-            return await batch.submit(fd)
-        finally:
-            await link.close()
+            ordered = app.config.nats.embedded
+            return await Batch(client.links, runner=runner, cwd=cwd, ordered=ordered).submit(fd)
 
     return run(main)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from ...client import Client
 from ...client.attachment import RunEvent
 from ...client.events import Connection, Event, Reset
 from ...client.locate import find_predecessor
@@ -15,21 +14,22 @@ from ..common import (
     FAILED,
     STATUS_EXIT,
     App,
+    DaemonVerb,
     Duration,
     ReaderGone,
-    Verb,
     WriteFailed,
     pass_app,
     run,
 )
 from ..completion.argument_types import RUN
 from ..display import render
+from ..display.patience import make_client
 from ..display.status_line import progress
 from ..following.follow import Standing
 
 
 @click.command(
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="Block until a run ends; exit with its code.",
     epilog="""\b
 Examples:
@@ -81,7 +81,7 @@ def wait(app: App, run_id: str, timeout: float | None) -> int:
 async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
     """The run that ``standing`` names, once it has ended. Raises TimeoutError: it has not within
     ``timeout`` seconds from the first answer on, which says where it stands."""
-    async with Client(app.config) as client:
+    async with make_client(app) as client:
         found = (await client.find_run(standing.run, "wait")).run
         if found.status.terminal:
             return found
@@ -89,7 +89,7 @@ async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
         standing.queued = found.status is Status.QUEUED
         state = found.status.value
         if standing.queued:
-            behind = await find_predecessor(await client.links.dial(), name, found.thread)
+            behind = await find_predecessor(client.links, name, found.thread)
             if behind is not None and behind.run != name:
                 state = f"queued behind run {behind.run}"
 

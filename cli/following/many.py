@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 from ...client import consumer
 from ...client.events import Progress
-from ...client.link import Link, NotReady, SharedLink
+from ...client.link import Link, NotReady
 from ...client.locate import Target, locate
 from ...client.requests import ask
+from ...client.shared_link import SharedLink
 from ...protocol import messages, subjects
 from ...protocol.errors import Unavailable
 from ...protocol.model import untoken
@@ -20,6 +21,7 @@ from ..display.json_output import JsonOutput
 from ..display.lines import Style
 from ..display.open_lines import OpenLines
 from ..display.output import Label, Output
+from ..display.patience import make_patience
 from ..display.status_line import StatusLine
 from ..display.text_output import HumanOutput
 from .follow import Options, Standing, follow
@@ -48,18 +50,18 @@ class Many:
         self._outputs: dict[str, Output] = {}
         self._codes: list[int] = []
         self._width = 0
-        self._connection = SharedLink(app.config)
+        self._connection = SharedLink(app.config, make_patience(app, self._line))
 
     async def attach(self, threads: list[str] | None) -> int:
         """Of ``threads``, or of those that are running; the exit code. Raises NotFound,
         before anything is shown, when one of them is unknown."""
         try:
-            link = await self._connection.dial()
+            links = self._connection
             newcomers = threads is None and self._options.follow_thread
-            since = await _last_sequence(link) if newcomers else 0
-            names = await _list_running(link) if threads is None else threads
+            since = await links.use(_last_sequence) if newcomers else 0
+            names = await links.use(_list_running) if threads is None else threads
             targets = [
-                await locate(link, name, None, follow_thread=self._options.follow_thread)
+                await locate(links, name, None, follow_thread=self._options.follow_thread)
                 for name in names
             ]
             widths = [render.width(render.cut(render.printable(n), WIDEST)) for n in names]

@@ -6,8 +6,8 @@ import asyncio
 import shlex
 from collections.abc import Callable, Sequence
 
-from ...client.link import SharedLink
 from ...client.locate import Target
+from ...client.shared_link import SharedLink
 from ..common import DETACHED, FAILED, App
 from ..display.json_output import JsonOutput
 from ..display.lines import Style

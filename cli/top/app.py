@@ -13,8 +13,10 @@ from typing import Any
 
 import click
 
-from ..common import DETACHED, OK, App, Verb, innermost, pass_app, run
+from ...client.shared_link import SharedLink
+from ..common import DETACHED, OK, App, DaemonVerb, innermost, pass_app, run
 from ..display import render
+from ..display.patience import make_patience
 from .board import Board
 from .feed import PAGE, Feed
 from .key_decoder import Keys
@@ -30,7 +32,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.
 
 
 @click.command(
-    cls=Verb,
+    cls=DaemonVerb,
     short_help="Watch all threads live; attach, abort and purge by key.",
     epilog="""\b
 Examples:
@@ -71,7 +73,8 @@ class Top:
         self._screen = Screen()
         self._board = Board()
         self._dirty = asyncio.Event()
-        self._feed = Feed(app.config, self._board, self._wanted, self._dirty.set)
+        links = SharedLink(app.config, make_patience(app))
+        self._feed = Feed(links, self._board, self._wanted, self._dirty.set)
         self._keys = Keys()
         self._map = KeyMap(
             self._board,

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from ...client import consumer
 from ...client.events import CaughtUp, Connection, Event, Progress
-from ...client.link import Link, LinkLost, dial
+from ...client.link import Link, LinkLost
 from ...client.requests import ask
-from ...config.schema import Config
+from ...client.shared_link import SharedLink
 from ...protocol import messages, subjects
 from ...protocol.errors import Denied, RequestError, Unavailable
 from ...protocol.model import ThreadRow
@@ -31,17 +31,18 @@ PING_SUBJECT = subjects.control_subject("here")
 
 
 class Feed:
-    """``await start()``, then ``run()`` until cancelled. ``wanted``: how many threads fill
-    the screen. ``changed`` is called when there is something new to show."""
+    """``await start()``, then ``run()`` until cancelled; ``links`` is closed then. ``wanted``:
+    how many threads fill the screen. ``changed`` is called when there is something new to
+    show."""
 
     def __init__(
         self,
-        config: Config,
+        links: SharedLink,
         board: Board,
         wanted: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
-        self._config = config
+        self._links = links
         self._board = board
         self._wanted = wanted
         self._changed = changed
@@ -56,29 +57,33 @@ class Feed:
 
     async def start(self) -> None:
         """Connect, and list once. Raises Unavailable, RequestError."""
-        self._link = await dial(self._config)
         try:
-            await self._subscribe(self._link)
-            await self._list(self._link)
+            self._link = await self._links.use(self._begin)
         except BaseException:
-            await self._link.close()
+            await self._links.close()
             raise
         self._online.set()
 
+    async def _begin(self, link: Link) -> Link:
+        await self._subscribe(link)
+        await self._list(link)
+        return link
+
     async def run(self) -> None:
         subject = f"{subjects.SUBJECT_PREFIX}.*.*"
-        async with (
-            consumer.Watcher(
-                lambda: dial(self._config), subject, link=self._link, summaries=True
-            ) as watcher,
-            asyncio.TaskGroup() as tasks,
-        ):
-            tasks.create_task(self._keep_listed())
-            tasks.create_task(self._keep_pinging())
-            async for events in watcher:
-                for event in events:
-                    await self._take(event, watcher)
-                self._changed()
+        watcher = consumer.Watcher(
+            self._links.dial, subject, link=self._link, shared=True, summaries=True
+        )
+        try:
+            async with watcher, asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_listed())
+                tasks.create_task(self._keep_pinging())
+                async for events in watcher:
+                    for event in events:
+                        await self._take(event, watcher)
+                    self._changed()
+        finally:
+            await self._links.close()
 
     async def ask(self, request: messages.Request, expect: type[R]) -> R:
         """The daemon's answer. Raises as ``client.ask`` does."""

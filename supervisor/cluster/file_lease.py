@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...config.schema import MAX_ID_BYTES, Config, ConfigError
+from ...protocol.endpoint import LOCK_FILE
 from ...protocol.errors import LeaseHeld, LeaseLost
 from ..host.private_files import write_private
 
@@ -92,8 +93,9 @@ class FileLease:
 
 @contextmanager
 def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
-    """Hold the state directory's lock. Raises LeaseHeld, naming the holder."""
-    path = state_dir / "lock"
+    """Hold the state directory's lock. Who leaves without an error stops in order: clients do
+    not wait for the next one. Raises LeaseHeld, naming the holder."""
+    path = state_dir / LOCK_FILE
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -113,6 +115,7 @@ def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"executor {executor!r}, pid {os.getpid()}\n".encode(), 0)
             yield lease
+            os.ftruncate(fd, 0)
             return
         finally:
             os.close(fd)

@@ -1,0 +1,60 @@
+"""One connection for all that a client does, which is made anew when it broke."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from ..config.schema import Config
+from ..protocol import messages
+from .link import Away, Link, LinkLost, dial
+from .patience import Patience
+from .requests import ask
+
+T = TypeVar("T")
+R = TypeVar("R", bound=messages.Reply)
+
+
+class SharedLink:
+    """Made when it is needed first. ``patience``: with a daemon that restarts; None: nobody
+    waits for one."""
+
+    def __init__(self, config: Config, patience: Patience | None = None) -> None:
+        self._config = config
+        self._patience = patience or Patience(config, 0)
+        self._lock = asyncio.Lock()
+        self._link: Link | None = None
+
+    async def dial(self) -> Link:
+        """Now, or never. Raises Unavailable."""
+        async with self._lock:
+            if self._link is None or self._link.closed.is_set():
+                self._link = await dial(self._config)
+            return self._link
+
+    async def use(self, work: Callable[[Link], Awaitable[T]], *, repeatable: bool = True) -> T:
+        """``work`` over the connection; with patience again where nobody was there to hear its
+        request, and, if it is ``repeatable``, where the connection broke before the answer.
+        Raises Unavailable, and what ``work`` raises."""
+        while True:
+            try:
+                done = await work(await self.dial())
+            except Away as error:
+                await self._patience.wait(error)
+            except LinkLost as error:
+                if not repeatable:
+                    raise
+                await self._patience.wait(error)
+            else:
+                self._patience.end()
+                return done
+
+    async def ask(self, request: messages.Request, expect: type[R]) -> R:
+        """The daemon's answer. Raises as ``requests.ask`` does."""
+        reads = messages.verb_of(request) in messages.READING
+        return await self.use(lambda link: ask(link, request, expect), repeatable=reads)
+
+    async def close(self) -> None:
+        if self._link is not None:
+            await self._link.close()

@@ -1,0 +1,134 @@
+"""Commands that come while the daemon restarts: each waits for it, and is answered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import DEADLINE, Box, wait_until
+from house import House
+from pgserver import Postgres
+from proc import children
+from terminal import Terminal
+
+#: So patient that a test that waited for nobody would not end in time.
+FOR_EVER = ["--wait", "1h"]
+WAITING = "waiting for runctld to come back"
+
+
+def ends(client: subprocess.Popen[bytes]) -> tuple[int, str]:
+    out, err = client.communicate(timeout=DEADLINE)
+    return client.returncode, (out + err).decode()
+
+
+def test_each_verb_that_comes_while_the_daemon_restarts(box: Box) -> None:
+    done = box.submit("done", "echo", "hello")
+    box.runctl("wait", done)
+    failed = box.submit("failed", "false")
+    box.runctl("wait", failed, code=1)
+    box.runctl("wait", box.submit("old", "true"))
+    box.submit("busy", "sleep", "600", run="busy")
+    wait_until(lambda: box.show("busy")["status"] == "running", "it runs")
+    box.submit("busy", "true", run="next")
+    asked = {
+        "list": 0,
+        "list busy": 0,
+        "list --status running": 0,
+        f"show {done}": 0,
+        f"show {done[:-1]}": 0,
+        "status": 0,
+        f"wait {done}": 0,
+        f"retry {failed}": 0,
+        "submit new -- true": 0,
+        "submit seen -a -- echo hello": 0,
+        "attach done": 0,
+        "attach done failed": 1,
+        "attach --all --no-follow": 0,
+        "abort busy --run next": 0,
+        "purge old --yes": 0,
+        "show nothing-like-this": 3,
+        "list nothing-like-this": 3,
+    }
+    box.kill()
+    clients = {line: box.popen(*line.split(), *FOR_EVER) for line in asked if " -- " not in line}
+    for line in asked:
+        if " -- " in line:
+            before, command = line.split(" -- ")
+            clients[line] = box.popen(*before.split(), *FOR_EVER, "--", *command.split())
+    batch = box.popen("submit", "--batch", "-", *FOR_EVER, stdin=subprocess.PIPE)
+    assert batch.stdin is not None
+    batch.stdin.write(b'{"thread": "batch", "argv": ["true"]}\n')
+    batch.stdin.close()
+    batch.stdin = None
+    for client in (*clients.values(), batch):
+        assert client.poll() is None, ends(client)
+    box.start()
+    found = {line: ends(client) for line, client in clients.items()}
+    assert {line: code for line, (code, _) in found.items()} == asked, found
+    assert "hello" in found["submit seen -a -- echo hello"][1]
+    code, said = ends(batch)
+    assert (code, '"thread":"batch"' in said) == (0, True), said
+
+
+@pytest.mark.parametrize("how", ["stopped in order", "never ran"])
+def test_a_daemon_that_is_not_to_come_is_reported_at_once(stopped_box: Box, how: str) -> None:
+    if how == "stopped in order":
+        stopped_box.start()
+        assert stopped_box.term() == 0
+    said = "no runctld has run" if how == "never ran" else "runctld is not running"
+    for verb in ("list", "status"):
+        stopped_box.runctl(verb, *FOR_EVER, code=4)
+        assert said in stopped_box.stderr
+
+
+def test_how_long_a_command_waits(box: Box) -> None:
+    box.kill()
+    for wait in ("0", "0.3s", "300ms"):
+        box.runctl("list", "--wait", wait, code=4)
+        assert "runctld is not running" in box.stderr
+    box.runctl("list", "--wait", "soon", code=2)
+    assert "--wait" in box.stderr
+
+
+def test_a_nats_server_that_is_replaced(box: Box) -> None:
+    """The daemon is there all the time."""
+    for _ in range(3):
+        (server,) = wait_until(lambda: children(box.pid, "nats-server"), "it runs")
+        os.kill(server, signal.SIGKILL)
+        box.runctl("list", *FOR_EVER)
+
+
+def test_whoever_waits_is_told_so(box: Box) -> None:
+    box.kill()
+    terminal = Terminal(box, "list", *FOR_EVER)
+    terminal.until(WAITING)
+    box.start()
+    assert terminal.wait() == 0
+    assert terminal.text() == "runctl: no threads yet; start one: runctl submit THREAD -- COMMAND"
+
+
+@pytest.fixture
+def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[House]:
+    made = House(tmp_path, postgres, nats_server)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_an_executor_that_restarts_while_its_nats_goes_on(house: House) -> None:
+    box = house.box("a")
+    box.kill()
+    client = box.popen("list", *FOR_EVER)
+    box.runctl("list", "--wait", "0", code=4)
+    assert "no daemon answers" in box.stderr
+    assert client.poll() is None
+    box.start()
+    assert ends(client)[0] == 0
+    assert box.term() == 0
+    box.runctl("list", *FOR_EVER, code=4)
+    assert "no daemon answers" in box.stderr
