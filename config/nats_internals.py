@@ -109,7 +109,7 @@ class SturdyClient(Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         if self._transport is not None:  # of an attempt that failed: it is only forgotten
-            _cut(self._transport)
+            cut_transport(self._transport)
         await super()._connect_to_server(s)
 
     async def _process_err(self, err_msg: str) -> None:
@@ -242,7 +242,7 @@ def publish_now(
     return False
 
 
-def _cut(transport: Any) -> None:
+def cut_transport(transport: Any) -> None:
     """Close its socket at the loop's next turn. A server that does not answer would have TLS
     keep it open for half a minute."""
     if not isinstance(transport, TcpTransport):
@@ -258,7 +258,7 @@ def abandon(client: Client) -> None:
     both as they are when it is cut short, as by a server that is stopped; after a whole one
     there is nothing left."""
     if transport := client._transport:
-        _cut(transport)
+        cut_transport(transport)
     tasks = [client._reading_task, client._ping_interval_task, client._flusher_task]
     tasks += [sub._wait_for_msgs_task for sub in client._subs.values()]
     for task in tasks:

@@ -113,16 +113,17 @@ class Connection:
                 connected = True
             except Exception as error:
                 self._note(error)
-        if connected:
-            from ...config.nats_internals import keep_reconnecting
+        from ...config.nats_internals import abandon, keep_reconnecting
 
+        if connected:
             keep_reconnecting(client)
             self.client = client
-        elif self._fatal is not None:
+            return True
+        abandon(client)  # nats-py leaves its socket open
+        if self._fatal is not None:
             raise self._fatal
-        else:
-            log.debug("connect: %r", self._problems)
-        return connected
+        log.debug("connect: %r", self._problems)
+        return False
 
     def _describe_problem(self) -> str:
         first = self._problems[0]
