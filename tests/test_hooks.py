@@ -92,7 +92,7 @@ class Posting(Box):
     port = 0
 
     def meter(self, name: str) -> int:
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
         try:
             link.request("GET", "/metrics")
             lines = link.getresponse().read().decode().splitlines()

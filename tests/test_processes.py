@@ -728,7 +728,7 @@ async def test_a_start_sweeps_what_a_killed_keeper_left(tmp_path: Path) -> None:
         daemon_with_tree(tmp_path, 2, STUBBORN) as (daemon, keeper, pids),
         open_keeper(other, wait=5) as neighbour,
     ):
-        mine = await spawn(neighbour, "sleep", "60")
+        mine = await spawn(neighbour, "sleep", "600")
         daemon.send_signal(signal.SIGSTOP)  # so that it cannot clear up first
         os.kill(keeper, signal.SIGKILL)
         daemon.kill()
