@@ -30,6 +30,8 @@ with warnings.catch_warnings():
 #: was stopped finds its own again; and for each of several test processes its own ones.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 32
 _PORTS = range(15_000 + _WORKER, 31_000, 32)
+#: How long it may take to start or to end, where the machine is busy as well, seconds.
+_PATIENCE = 120
 _turn = itertools.count(random.randrange(len(_PORTS)))
 
 
@@ -82,13 +84,14 @@ class Postgres:
                 cwd="/",
                 user=self._made.system_user,
             )
-        end = time.monotonic() + 30
+        end = time.monotonic() + _PATIENCE
         while True:
             try:
                 self.sql("SELECT 1")
                 return
             except (OSError, asyncpg.PostgresError):
-                assert time.monotonic() < end, (self.path / "log").read_text()
+                lost = self._process.poll() is not None or time.monotonic() > end
+                assert not lost, (self.path / "log").read_text()
                 time.sleep(0.05)
 
     @property
@@ -99,7 +102,7 @@ class Postgres:
         """As a crash: sessions are cut, and so are all locks. SIGINT: in order."""
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(30)
+            self._process.wait(_PATIENCE)
             self._process = None
 
     def close(self) -> None:
@@ -141,7 +144,7 @@ class TlsFront:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(_PATIENCE)
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

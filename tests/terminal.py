@@ -75,20 +75,23 @@ class Terminal:
             with self._lock:
                 self.raw += data
                 self._stream.feed(data)
-        os.close(master)
+        with self._lock:  # nobody writes to whatever has that number next
+            self._master = -1
+            os.close(master)
 
     def text(self) -> str:
         with self._lock:
             return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
 
     def send(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
+        with self._lock:
+            os.write(self._master, keys.encode())
 
     def resize(self, columns: int, lines: int) -> None:
+        size = struct.pack("HHHH", lines, columns, 0, 0)
         with self._lock:
             self.screen.resize(lines, columns)
-        size = struct.pack("HHHH", lines, columns, 0, 0)
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def attributes(self) -> list[Any]:
         """The terminal's modes, as in ``before``."""
@@ -103,5 +106,5 @@ class Terminal:
         if self._slave is not None:
             os.close(self._slave)
             self._slave = None
-        self._reader.join(10)
+        self._reader.join(DEADLINE)
         return code

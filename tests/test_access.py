@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from runctl.config.access import access_problems
 from runctl.config.load import load
 
@@ -225,7 +225,7 @@ def test_each_says_it_and_production_refuses(stopped_box: Box) -> None:
     os.kill(box.pid, signal.SIGHUP)
     wait_until(lambda: f"SIGHUP: nothing is changed: {line}" in box.log.read_text(), "refused")
     box.term()
-    assert box.start(ready=False).wait(60) == 78
+    assert box.start(ready=False).wait(DEADLINE) == 78
     assert box.log.read_text().splitlines()[-1] == f"runctld: {line}"
     assert check(box).returncode == 78
     file.chmod(0o600)

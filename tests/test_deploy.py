@@ -214,7 +214,8 @@ def test_probes_mean_what_they_say(pods: list[Pod], both: tuple[Postgres, NatsSe
     assert second.probe("livenessProbe")[0] == 4
     second.begin()
     wait_until(lambda: second.probe("startupProbe")[0] == 0, "started")
-    assert first.probe("livenessProbe") == (0, "executor runctl-0 is alive, 0 running")
+    alive = (0, "executor runctl-0 is alive, 0 running")
+    wait_until(lambda: first.probe("livenessProbe") == alive, "alive")
     run = first.runctl("submit", "t", "--runner", "worker", "--", "sleep", "600").strip()
     wait_until(lambda: first.show(run)["status"] == "running", "runs")
 
@@ -222,7 +223,7 @@ def test_probes_mean_what_they_say(pods: list[Pod], both: tuple[Postgres, NatsSe
     first.daemon.send_signal(signal.SIGSTOP)
     assert first.probe("readinessProbe")[0] == 4
     assert first.probe("livenessProbe")[0] == 4, "it hangs, and NATS is there"
-    assert second.probe("readinessProbe")[0] == 0
+    wait_until(lambda: second.probe("readinessProbe")[0] == 0, "the other one is ready")
     first.daemon.send_signal(signal.SIGCONT)
     wait_until(lambda: first.probe("readinessProbe")[0] == 0, "ready again")
 

@@ -333,7 +333,7 @@ def test_a_full_disk_loses_nothing(stopped_box: Box, disk: SmallDisk, full: str)
     runs = {f"full-{n}": box.submit_py(f"full-{n}", TALKS, str(go)) for n in range(3)}
     watches = [Watch(box, thread) for thread in runs]
     for watch in watches:
-        watch.wait_chunks(1)
+        wait_until(lambda watch=watch: "\n" in watch.text(), "its first line, whole")
     disk.fill()
     box.runctl("submit", "full-0", "--", "echo", "x" * 90000, code=1)
     assert "disk is full" in box.stderr
@@ -367,11 +367,15 @@ def test_a_start_without_room_is_one_line(stopped_box: Box, disk: SmallDisk) -> 
 
 
 def test_an_abort_does_not_undo_an_end_that_is_not_recorded_yet(box: Box) -> None:
-    run = box.submit_py("late", "print('up', flush=True); import time; time.sleep(1)")
+    go = box.path / "go"
+    code = "import os, sys, time\nprint('up', flush=True)\n"
+    code += "while not os.path.exists(sys.argv[1]): time.sleep(0.02)"
+    run = box.submit_py("late", code, str(go))
     watch = Watch(box, "late")
     watch.wait_chunks(1)
     with sqlite3.connect(box.state / "runctl.sqlite", isolation_level=None) as database:
         database.execute("BEGIN IMMEDIATE")  # the daemon cannot write
+        go.touch()
         assert watch.wait() == 0
         assert box.runctl("abort", "late", "--run", run, code=6) == ""
         assert "ended by itself before it could be aborted" in box.stderr
@@ -398,14 +402,23 @@ def test_following_a_thread_does_not_begin_amid_another_run(
         reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query)
         await link.close()
         target = Target("t", ours, None, int(reply["message"]["seq"]) - 1)
-        deadline = asyncio.get_running_loop().time() + 2
+        deadline = asyncio.get_running_loop().time() + DEADLINE
         options, output = Options(follow_thread=True), JsonOutput()
-        with pytest.raises(TimeoutError):
-            await follow(config, lambda: dial(config), target, options, output, deadline=deadline)
+        following = asyncio.create_task(
+            follow(config, lambda: dial(config), target, options, output, deadline=deadline)
+        )
+        while '"end"' not in seen[-1] and not following.done():
+            await asyncio.sleep(0.05)
+            seen[-1] += capfd.readouterr().out
+        assert not following.done(), "it waits for what comes next on the thread"
+        following.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await following
 
     capfd.readouterr()
+    seen = [""]
     asyncio.run(watch())
-    events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    events = [json.loads(line) for line in (seen[0] + capfd.readouterr().out).splitlines()]
     assert [event["type"] for event in events] == ["reset", "chunk", "end"], events
     assert {event["run"] for event in events} == {ours}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
 import sqlite3
 import ssl
 import sys
@@ -21,6 +20,7 @@ import referencing
 import trio
 from conftest import DEADLINE, Box, wait_until
 from jsonschema import Draft202012Validator
+from pgserver import free_port
 from proc import alive
 from runctl.config.schema import Config
 from runctl.protocol.errors import RunFailed
@@ -92,7 +92,7 @@ class Posting(Box):
     port = 0
 
     def meter(self, name: str) -> int:
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
         try:
             link.request("GET", "/metrics")
             lines = link.getresponse().read().decode().splitlines()
@@ -112,9 +112,7 @@ class Posting(Box):
 def posting(tmp_path_factory: pytest.TempPathFactory, hearer: Hearer) -> Iterator[Posting]:
     """A daemon that posts, and gives up after the third try."""
     box = Posting(tmp_path_factory.mktemp("posting"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        box.port = probe.getsockname()[1]
+    box.port = free_port()  # one that is still free when it starts again
     os.environ["HOOK_TOKEN"] = "sesame-open-now"
     try:
         box.configure(
@@ -186,7 +184,7 @@ def test_a_failing_hook_is_tried_again_and_given_up(posting: Posting, hearer: He
     run = posting.submit("again", "true")
     wait_until(lambda: posting.meter('hooks_total{result="failed"}') == before + 1, "given up")
     assert len(hearer.of(run)) == 3
-    assert posting.json("status")["hooks"]["waiting"] == 0
+    wait_until(lambda: posting.json("status")["hooks"]["waiting"] == 0, "it is recorded")
     lines = [
         line for line in posting.log.read_text().splitlines() if run in line and "hook" in line
     ]
@@ -206,6 +204,7 @@ def test_a_hook_that_hangs_holds_nobody_up(posting: Posting, hearer: Hearer) -> 
     posting.runctl("wait", second)
     assert posting.json("status")["hooks"]["waiting"] >= 1
     hearer.free.set()
+    wait_until(lambda: hearer.of(second), "the second hook as well")
     wait_until(posting.settled, "both are told")
     hearer.free.clear()
 
@@ -277,7 +276,8 @@ def test_a_command(stopped_box: Box, tmp_path: Path) -> None:
     stopped_box.start()
 
     def rows() -> list[Any]:
-        return [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+        lines = told.read_text().rpartition("\n")[0].splitlines() if told.exists() else []
+        return [json.loads(line) for line in lines]
 
     good = stopped_box.submit("thread é", "true")
     stopped_box.runctl("wait", good)
@@ -360,6 +360,15 @@ def test_a_hook_that_cannot_connect_says_why(stopped_box: Box, hearer: Hearer) -
     assert ": TLS failed (" in stopped_box.log.read_text()
 
 
+def _let_go(pipe: Path) -> bool:
+    """Whether somebody waited for a writer, and has had one."""
+    try:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:  # nobody reads yet
+        return False
+    return True
+
+
 async def test_a_post_trusts_what_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,7 +388,7 @@ async def test_a_post_trusts_what_the_environment_says(
         with trio.move_on_after(0.2) as limit:
             await hooks._post(url, b"{}", "r.hook")
         assert limit.cancelled_caught
-        os.close(os.open(slow, os.O_RDWR))
+        wait_until(lambda: _let_go(slow), "its reader is there, and is let go")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
         with trio.fail_after(DEADLINE):
             await hooks._post(url, b'{"run": "r"}', "r.hook")

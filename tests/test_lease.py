@@ -146,7 +146,7 @@ def test_a_paused_daemon_misses_a_restart_of_the_database(
         assert_counted(watch)
         assert box.show(run)["attempt"] == 1
     else:
-        assert box.daemon.wait(60) == 75
+        assert box.daemon.wait(DEADLINE) == 75
         assert "the connection to PostgreSQL broke" in box.log.read_text().splitlines()[-1]
         home.postgres.start()
 
@@ -164,7 +164,7 @@ def test_it_can_be_stopped_in_order_meanwhile(home: House, tmp_path: Path, takeo
     wait_until(lambda: "run succeeded" in box.log.read_text(), "its outcome waits")
     assert box.daemon is not None
     box.daemon.send_signal(signal.SIGTERM)
-    assert box.daemon.wait(45) == 0
+    assert box.daemon.wait(DEADLINE) == 0  # 75, if it had waited for its grace to be over
     assert "Traceback" not in box.log.read_text()
     home.postgres.start()
     box.start()
@@ -224,7 +224,7 @@ def test_a_second_daemon_of_an_id_waits_for_the_first(
             watch.wait_chunks(seen + 3)
             way.heal()
         assert first.daemon is not None
-        assert first.daemon.wait(60) == 75
+        assert first.daemon.wait(DEADLINE) == 75
         said = first.log.read_text().splitlines()[-1]
         assert ("another has taken it" if heals else "broke") in said
         wait_until(lambda: b"ready: " in second.log.read_bytes(), "the second begins")
@@ -259,7 +259,7 @@ def test_an_abort_waits_for_an_owner_that_may_go_on(home: House, tmp_path: Path)
         assert run in b.runctl("abort", "t")
         answered = time.monotonic()
         assert a.daemon is not None
-        assert a.daemon.wait(60) == 75
+        assert a.daemon.wait(DEADLINE) == 75
         assert "NATS does not answer either" in a.log.read_text().splitlines()[-1]
         assert all(float(line[4]) < answered for line in journal(noted)), "it ran on"
         assert b.show(run)["status"] == "aborted"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from house import House
 from pgbouncer import MISSING, Bouncer
 from proxy import Proxy
@@ -57,7 +57,7 @@ def _refused(box: Box) -> str:
     """The one line with which it does not start."""
     box.start(ready=False)
     assert box.daemon is not None
-    assert box.daemon.wait(60) == 78, box.log.read_text()
+    assert box.daemon.wait(DEADLINE) == 78, box.log.read_text()
     (line,) = box.log.read_text().splitlines()
     return line
 

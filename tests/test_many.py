@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, wait_until
+from conftest import DEADLINE, SLACK, Box, wait_until
 from natsserver import Node
 from test_terminal import TALK, Terminal
 
@@ -59,6 +60,12 @@ def test_codes_of_several_runs_and_bad_usage(box: Box) -> None:
     ):
         assert box.runctl("attach", *args, code=2) == ""
         assert box.stderr.count("\n") == 1
+
+    def recorded() -> bool:
+        rows = [box.json("list", thread)[0] for thread in ("good", "bad", "stopped")]
+        return all(row["status"] != "running" for row in rows)
+
+    wait_until(recorded, "the ends that were shown are recorded")
     assert box.runctl("attach", "--all") == ""
     assert box.stderr == "runctl: nothing is running\n"
 
@@ -71,11 +78,14 @@ def test_all_that_runs_and_what_comes(box: Box) -> None:
     file = box.path / "seen"
     with file.open("wb") as out:
         watcher = box.popen("attach", "--all", "-f", "--grep", "line|news|next", stdout=out)
-    both = box.popen("attach", "--all", "--timeout", "20s")
+    kept = box.path / "kept"
+    with kept.open("wb") as out:
+        both = box.popen("attach", "--all", "--timeout", f"{DEADLINE:g}s", stdout=out)
 
     def shows(text: bytes) -> bool:
         return text in file.read_bytes()
 
+    wait_until(lambda: kept.read_bytes().count(b"first line") == 2, "what runs is attached to")
     wait_until(lambda: shows(b"one | first line"), "the first thread")
     wait_until(lambda: shows(b"two | first line"), "the second thread")
     box.submit("three", "echo", "news")
@@ -86,8 +96,8 @@ def test_all_that_runs_and_what_comes(box: Box) -> None:
     seen = file.read_bytes()
     assert seen.count(b"first line") == 2
     assert b"long ago" not in seen
-    whole, _ = both.communicate(timeout=DEADLINE)
-    assert (both.returncode, whole.count(b"half a line, whole now")) == (0, 2)
+    assert both.wait(DEADLINE) == 0
+    assert kept.read_bytes().count(b"half a line, whole now") == 2
     watcher.send_signal(signal.SIGINT)
     _, err = watcher.communicate(timeout=DEADLINE)
     assert watcher.returncode == 130
@@ -134,7 +144,7 @@ def test_a_closed_pipe_ends_it_quietly(box: Box) -> None:
     for args in (("one",), ("one", "two"), ("one", "--json"), ("one", "--timestamps")):
         client = box.popen("attach", *args)
         head = subprocess.run(
-            ["head", "-n", "1"], stdin=client.stdout, capture_output=True, timeout=60
+            ["head", "-n", "1"], stdin=client.stdout, capture_output=True, timeout=DEADLINE
         )
         assert client.stdout is not None
         client.stdout.close()
@@ -170,7 +180,7 @@ def test_a_daemon_that_goes_while_nats_stays_is_missed(apart: Box) -> None:
     terminal.until("half a")
     box.kill()
     terminal.until(f"runctl: executor {executor} is gone; waiting for it to come back")
-    pipe = box.popen("attach", "t", "--timeout", "3s")
+    pipe = box.popen("attach", "t", "--timeout", f"{3 * SLACK}s")
     out, err = pipe.communicate(timeout=DEADLINE)
     assert out == b"first line\nsame again\nhalf a "
     assert b"is gone" not in err, "not said where it cannot be taken back"
@@ -198,12 +208,14 @@ def test_a_wait_says_what_it_waits_for(box: Box) -> None:
 
 def test_an_abort_says_what_it_waits_for(stopped_box: Box) -> None:
     box = stopped_box
-    box.configure("[queue]\nstop_grace = '2500ms'\n")
+    box.configure("[queue]\nstop_grace = '1h'\n")
     box.start()
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
-    run = box.submit("t", sys.executable, "-c", code + "; time.sleep(600)")
-    wait_until(lambda: box.runctl("attach", "t", "--no-follow") == "1\n", "it has begun")
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN)"
+    code += "; print(os.getpid(), flush=True); time.sleep(600)"
+    run = box.submit("t", sys.executable, "-c", code)
+    pid = int(wait_until(lambda: box.runctl("attach", "t", "--no-follow"), "it has begun"))
     terminal = Terminal(box, "abort", "t")
     terminal.until("runctl: ending the processes of t")
+    os.kill(pid, signal.SIGKILL)
     assert terminal.wait() == 0
     assert terminal.text() == f"aborted {run}"

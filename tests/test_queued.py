@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import DEADLINE, Box, wait_until
+from conftest import DEADLINE, SLACK, Box, wait_until
 from terminal import Terminal
 
 AHEAD = "run second waits behind run first of its thread, which is running"
@@ -69,7 +69,7 @@ def test_what_has_not_begun_does_not_go_on(busy: Box) -> None:
     for which in ((), ("--run", "third")):
         busy.runctl("attach", "u", *which, "--no-follow")
         assert busy.stderr == f"runctl: no output yet: {room}\n"
-    busy.runctl("attach", "t", "u", "--timeout", "3s", code=1)
+    busy.runctl("attach", "t", "u", "--timeout", f"{3 * SLACK}s", code=1)
     assert busy.stderr.splitlines()[-2:] == [
         f"u | runctl: {room}",
         "runctl: not all runs have ended yet; those that have begun go on",
@@ -116,7 +116,8 @@ sys.exit(main())
 
 def test_nothing_is_said_of_a_run_that_begins_soon(busy: Box) -> None:
     """Nothing but the executor's room is before it."""
-    busy.submit("u", "sh", "-c", "echo three; sleep 0.5", run="third")
+    code = "echo three; until [ -e last ]; do sleep 0.02; done"
+    busy.submit("u", "sh", "-c", code, run="third")
     said = busy.path / "said"
     argv = [sys.executable, "-c", PATIENT, "-c", str(busy.config), "attach", "u"]
     with said.open("wb") as err:
@@ -125,6 +126,8 @@ def test_nothing_is_said_of_a_run_that_begins_soon(busy: Box) -> None:
     wait_until(lambda: said.read_text().count("patience\n"), "it waits")
     for file in ("go", "over"):
         (busy.path / file).touch()
+    wait_until(lambda: "no patience\n" in said.read_text(), "it has begun")
+    (busy.path / "last").touch()
     out, _ = client.communicate(timeout=DEADLINE)
     lines = said.read_text().splitlines()
     assert (client.returncode, out) == (0, b"three\n")

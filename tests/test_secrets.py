@@ -5,6 +5,7 @@ Each secret is a canary: a text that is nowhere else, and that is looked for eve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
-from conftest import DEADLINE, Box, Daemon, wait_until
+from conftest import DEADLINE, Box, Daemon, Watch, wait_until
 from pgserver import free_port
 from proc import children, read_proc
 from runctl.config.describe import describe
@@ -30,13 +32,22 @@ DB, NATS, TOKEN, API, FILE_KEY, ENV, BASE, CONTEXT = (
     f"canary-{name}-7b1f" for name in ("db", "nats", "token", "api", "file", "env", "base", "ctx")
 )
 CANARIES = (DB, NATS, TOKEN, API, FILE_KEY, ENV, BASE, CONTEXT, "canary")
-SLEEP = "import time; time.sleep(600)"
+SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 
 
 def clean(text: str, what: str) -> None:
     for canary in CANARIES:
         at = text.find(canary)
         assert at < 0, f"{what} shows {canary}: {text[max(0, at - 200) : at + 100]}"
+
+
+def files_below(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Each file and what it holds; without those that are removed meanwhile."""
+    for path, _, names in os.walk(folder):
+        for file in (Path(path) / name for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if file.is_file():
+                    yield file, file.read_bytes()
 
 
 class Loud(Box):
@@ -90,7 +101,17 @@ def database(postgres: Any) -> Iterator[str]:
     postgres.sql(f"CREATE ROLE canary_user LOGIN PASSWORD '{DB}'")
     postgres.sql(f"GRANT ALL ON DATABASE {name} TO canary_user")
     postgres.sql("SELECT pg_reload_conf()")
-    yield f"127.0.0.1:{postgres.port}/{name}"
+    place = f"127.0.0.1:{postgres.port}/{name}"
+
+    def wanted() -> bool:
+        try:
+            postgres.sql("SELECT 1", url=f"postgresql://canary_user:wrong@{place}")
+        except asyncpg.InvalidPasswordError:
+            return True
+        return False  # what it had before lets everybody in
+
+    wait_until(wanted, "the password is asked for")
+    yield place
     hba.write_text(before)
     postgres.sql("SELECT pg_reload_conf()")
 
@@ -157,8 +178,8 @@ def test_a_runner_gets_what_it_asks_for(served: Loud) -> None:
 
 
 def test_no_process_below_shows_a_secret(served: Loud) -> None:
-    run = served.submit_py("s", SLEEP)
-    wait_until(lambda: served.show(run)["status"] == "running", "it runs")
+    served.submit_py("s", SLEEP)
+    Watch(served, "s").wait_chunks(1)  # before, it may be between its fork and its exec
     daemon = served.pid
     below = children(daemon, Path(sys.executable).name)
     assert len(below) >= 2, "the keeper, and the command"
@@ -197,9 +218,8 @@ def test_neither_log_nor_answers_nor_files_show_a_secret(served: Loud) -> None:
         " NATS_PASSWORD, PGPASSWORD\n" in checked.stdout
     )
     clean(box.text(), "the log")
-    for file in box.state.rglob("*"):
-        if file.is_file():
-            clean(file.read_bytes().decode(errors="replace"), str(file))
+    for file, held in files_below(box.state):
+        clean(held.decode(errors="replace"), str(file))
 
 
 @pytest.mark.parametrize(
@@ -249,11 +269,7 @@ def test_the_embedded_servers_credential_is_in_its_two_files_only(loud: Loud) ->
     loud.start()
     loud.runctl("wait", loud.submit("t", "env"))
     password = json.loads((loud.state / "nats/client.json").read_text())["password"]
-    holders = {
-        file.name
-        for file in loud.state.rglob("*")
-        if file.is_file() and password.encode() in file.read_bytes()
-    }
+    holders = {file.name for file, held in files_below(loud.state) if password.encode() in held}
     assert holders == {"client.json", "server.conf"}
     said = loud.text() + loud.runctl("status", "--json") + loud.runctl("attach", "t", "--no-follow")
     assert password not in said

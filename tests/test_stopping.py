@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import shlex
 import shutil
 import signal
 import socket
@@ -194,7 +195,11 @@ def _on_terminal(box: Box, *command: str) -> tuple[int, int]:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.execvp(argv[0], argv)
-    wait_until(lambda: box.log.exists() and "ready: " in box.log.read_text(), "ready")
+    try:
+        wait_until(lambda: box.log.exists() and "ready: " in box.log.read_text(), "ready")
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
     return pid, terminal
 
 
@@ -259,7 +264,8 @@ def test_handlers_may_clean_up(box: Box, tmp_path: Path) -> None:
         (tmp_path / thread).mkdir()
         argv = _tidy(tmp_path / thread, "command")
         if thread == "end":  # its main process leaves it behind
-            argv = ["sh", "-c", '"$@" & sleep 1; exit 3', "sh", *argv]
+            ready = f"until [ -s {shlex.quote(argv[-1])} ]; do sleep 0.05; done"
+            argv = ["sh", "-c", f'"$@" & {ready}; exit 3', "sh", *argv]
         box.submit(thread, *argv)
         watch = Watch(box, thread)
         wait_until(lambda watch=watch: "up" in watch.text(), "it runs")
