@@ -225,8 +225,10 @@ class Bus:
         return data
 
     def close(self) -> None:
-        self._do(self._nc.close())
-        self._end_loop()
+        try:
+            self._do(self._nc.close())
+        finally:
+            self._end_loop()
 
     def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -647,7 +647,9 @@ def test_a_flood_of_lists_keeps_nobody_from_the_executor(permitted: Permitted) -
                 (messages.Submit("u", argv=["true"]), messages.Submitted),
                 (messages.Abort("t"), messages.Aborted),
             ]
-            found = [await ask(alice, request, expect) for request, expect in kinds]
+            found = [
+                await ask(alice, request, expect, timeout=DEADLINE) for request, expect in kinds
+            ]
             served = sum(b'"threads"' in answer for answer in answers)
             await all_there.wait()
             return found, served
