@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,16 @@ class Box:
     def show(self, run: str) -> Any:
         return self.json("show", run)
 
+    def ended(self, run: str) -> Any:
+        """``show``, once the run's end is recorded, which follows its end in the stream: whoever
+        attaches does not wait for long."""
+
+        def known() -> Any:
+            shown = self.show(run)
+            return None if shown["status"] in ("queued", "running") else shown
+
+        return wait_until(known, f"the end of {run} is recorded")
+
     def submit(self, thread: str, *argv: str, run: str | None = None) -> str:
         extra = ("--id", run) if run else ()
         return self.runctl("submit", thread, *extra, "--", *argv).strip()
@@ -257,7 +267,8 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     while (left := left_over(base)) and time.monotonic() < end:
         time.sleep(0.1)
     for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert not left, "these were left running:\n" + "\n".join(left.values())
 
 
@@ -360,13 +371,22 @@ class Watch:
     def __init__(self, box: Box, *args: str) -> None:
         self.process = box.popen("attach", *args, "--json")
         self.events: list[dict[str, Any]] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        #: What it wrote of a line that has no end.
+        self.rest = b""
+        assert self.process.stdout is not None
+        # Ours alone: the box's end would take some of it, and close it amid a read.
+        fd = os.dup(self.process.stdout.fileno())
+        self.process.stdout.close()
+        self._reader = threading.Thread(target=self._read, args=[fd], daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.events.append(json.loads(line))
+    def _read(self, fd: int) -> None:
+        with open(fd, "rb") as pipe:
+            for line in pipe:
+                if line.endswith(b"\n"):
+                    self.events.append(json.loads(line))
+                else:  # it was killed amid a line
+                    self.rest = line
 
     def chunks(self) -> list[dict[str, Any]]:
         return [e for e in list(self.events) if e["type"] == "chunk"]
@@ -385,7 +405,8 @@ class Watch:
 
     def wait(self) -> int:
         code = self.process.wait(DEADLINE)
-        self._reader.join(10)
+        self._reader.join(DEADLINE)
+        assert not self.rest or code < 0, self.rest
         return code
 
 

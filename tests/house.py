@@ -137,7 +137,11 @@ class Bus:
         self._loop = asyncio.SelectorEventLoop()  # whatever policy trio-asyncio has set
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._nc: Any = self._do(self._connect(servers))
+        try:
+            self._nc: Any = self._do(self._connect(servers))
+        except BaseException:
+            self._end_loop()
+            raise
         self._js = self._nc.jetstream(timeout=2)
 
     async def _connect(self, servers: str | Path) -> Any:
@@ -215,12 +219,18 @@ class Bus:
             found.append(records.decode_record(raw.data))
             sequence = (raw.seq or 0) + 1
 
-    def call(self, subject: str, payload: bytes = b"") -> bytes:
-        data: bytes = self._do(self._nc.request(subject, payload, 2)).data
+    def call(self, subject: str, payload: bytes = b"", limit: float = 2) -> bytes:
+        """The answer, within ``limit`` seconds."""
+        data: bytes = self._do(self._nc.request(subject, payload, limit)).data
         return data
 
     def close(self) -> None:
-        self._do(self._nc.close())
+        try:
+            self._do(self._nc.close())
+        finally:
+            self._end_loop()
+
+    def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

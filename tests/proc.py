@@ -30,6 +30,14 @@ def open_files(pid: int) -> dict[int, str]:
     return found
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether no thread of ``pid`` runs, some time after a SIGSTOP."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        stats = [read_proc(pid, f"task/{x}/stat") for x in os.listdir(f"/proc/{pid}/task")]
+        return all(stat.rpartition(b")")[2].split()[:1] in ([], [b"T"]) for stat in stats)
+    return False
+
+
 def direct_children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import DEADLINE
 from runctl.config import connection, files
 from runctl.config.files import read_bounded
 from runctl.config.schema import Nats
@@ -123,7 +124,7 @@ def test_an_answer_is_not_read_whole(reader: str, body: str) -> None:
             [sys.executable, "-c", reader, server.url],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=DEADLINE,
             preexec_fn=_little_memory,
         )
         assert done.returncode == 0, done.stderr
@@ -153,7 +154,9 @@ def nats_that_says(
                 link.sendall(f"INFO {info}\r\n".encode())
                 heard = b""
                 while b"PING\r\n" not in heard:
-                    heard += link.recv(4096)
+                    if not (data := link.recv(4096)):
+                        return
+                    heard += data
                 link.sendall(b"PONG\r\n" + after)
                 while True:
                     sent[0] += link.send(words())
@@ -162,7 +165,7 @@ def nats_that_says(
         thread.start()
         yield f"nats://127.0.0.1:{listener.getsockname()[1]}", sent
         listener.close()
-        thread.join(30)
+        thread.join(DEADLINE)
         assert not thread.is_alive()
 
 
@@ -178,7 +181,7 @@ def test_nats_does_not_send_without_an_end(after: bytes) -> None:
             closed.set()
 
         await client.connect(url, allow_reconnect=False, closed_cb=on_closed)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             await closed.wait()
 
     with nats_that_says(lambda: b"A" * 65536, after) as (url, sent):
@@ -200,7 +203,7 @@ def test_errors_of_nats_are_short() -> None:
             heard.set()
 
         await client.connect(url, allow_reconnect=False, error_cb=on_error)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             await heard.wait()
         await client.close()
 
@@ -235,7 +238,7 @@ def test_a_file_without_an_end(tmp_path: Path, text: str) -> None:
         [sys.executable, "-m", *command],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         preexec_fn=_little_memory,
     )
     assert done.returncode not in (0, 1), done.stderr
@@ -256,11 +259,11 @@ def test_a_pipe_is_read_as_far_as_somebody_writes(
     os.write(writer, b"some")
     with pytest.raises(OSError, match="it is a pipe that has not ended within"):
         read_bounded(pipe, 100)  # nor does this one end
+    monkeypatch.setattr(files, "PIPE", 60.0)
     os.write(writer, b"x" * 101)
     with pytest.raises(OSError, match="it holds more than"):
         read_bounded(pipe, 100)
     os.close(writer)
-    monkeypatch.setattr(files, "PIPE", 60.0)
     with subprocess.Popen(
         ["sh", "-c", "printf a; sleep 0.1; printf b"], stdout=subprocess.PIPE
     ) as p:

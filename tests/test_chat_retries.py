@@ -4,7 +4,6 @@ when its context is full. Real loopback servers."""
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +14,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from dbos._schemas.system_database import SCHEMA_PLACEHOLDER, SystemSchema
+from pgserver import free_port
 from runctl.config.schema import ChatRunner
 from runctl.protocol import messages
 from runctl.protocol.errors import RunFailed
@@ -47,7 +47,7 @@ async def talk(
         seen.append((stream, data.decode()))
         await trio.lowlevel.checkpoint()
 
-    with trio.fail_after(60):
+    with trio.fail_after(DEADLINE):
         return await Chat(runner).run(spec, 1, emit, history), seen
 
 
@@ -156,9 +156,7 @@ async def test_what_stays_is_not_tried_again(name: str) -> None:
 
 
 async def test_a_server_that_is_not_there_yet() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     began = trio.Event()
     seen: list[tuple[str, bytes]] = []
 
@@ -170,10 +168,10 @@ async def test_a_server_that_is_not_there_yet() -> None:
     ended = trio.Event()
 
     async def run() -> None:
-        found.append(await Chat(config(port, retry=60.0)).run(SPEC, 1, emit, ()))
+        found.append(await Chat(config(port, retry=3600.0)).run(SPEC, 1, emit, ()))
         ended.set()
 
-    with trio.fail_after(60):
+    with trio.fail_after(DEADLINE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)
             await began.wait()
@@ -184,12 +182,15 @@ async def test_a_server_that_is_not_there_yet() -> None:
 
 
 async def test_the_bound_holds_and_says_how_often() -> None:
-    said = r"Loading model \(tried \d+ times, within 0.1 s\)"
-    with (
-        serving(error(503, "Loading model")) as server,
-        pytest.raises(RunFailed, match=said),
-    ):
-        await talk(config(server, retry=0.1))
+    for most in (0.1, 1.0, 10.0):  # on a busy machine each request takes a while
+        said = rf"Loading model \(tried \d+ times, within {most:g} s\)"
+        with (
+            serving(error(503, "Loading model")) as server,
+            pytest.raises(RunFailed, match=said),
+        ):
+            await talk(config(server, retry=most))
+        if len(server.requests) > 1:
+            break
     assert len(server.requests) > 1
 
 
@@ -224,7 +225,7 @@ async def test_an_abort_during_the_wait_works_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(retries, "FIRST", 3600.0)
     monkeypatch.setattr(retries, "LONGEST", 3600.0)
     with serving(error(503, "Loading model")) as server:
-        with trio.fail_after(60):
+        with trio.fail_after(DEADLINE):
             async with trio.open_nursery() as nursery:
 
                 async def emit(stream: str, data: bytes) -> None:
@@ -391,6 +392,8 @@ def test_a_note_is_shown_to_whoever_watches_waits_or_asks(stopped_box: Box) -> N
     with chatting(box, answer):
         assert box.runctl("submit", "talk", "-a", "--runner", "c", "one") == "Hello"
         said = box.stderr
+        (row,) = box.json("list", "talk")
+        box.ended(row["run"])
         (row,) = box.json("list", "talk")
         assert f"runctl: run {row['run']}: {note}\n" in said
         assert row["note"] == note

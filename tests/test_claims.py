@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import DEADLINE, wait_until
 from house import NOTE, House, assert_no_overlap, journal
 from pgserver import Postgres
 
@@ -170,7 +170,7 @@ class Cutter:
         async def run() -> Any:
             return await work
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(DEADLINE)
 
     async def _session(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         server, on = await asyncio.open_connection("127.0.0.1", self._target)

@@ -44,7 +44,8 @@ def ask(box: Box, request: messages.Request, verb: str = "") -> messages.Reply:
         link = await dial(load(box.config, client=True))
         try:
             subject = subjects.control_subject(verb or messages.verb_of(request))
-            return messages.decode_reply(await link.request(subject, messages.encode(request), 20))
+            answer = await link.request(subject, messages.encode(request), DEADLINE)
+            return messages.decode_reply(answer)
         finally:
             await link.close()
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import nats
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from natsserver import Node, connected
 from pgserver import free_port
-from proc import children
+from proc import children, is_stopped
 from runctl.client import consumer
 from runctl.client.events import Event
 from runctl.protocol import records, subjects
@@ -77,7 +77,7 @@ def api(where: str | Path, operation: str, body: dict[str, Any] | None = None, *
             client = await nats.connect(where, **login)
         try:
             data = json.dumps(body or {}).encode()
-            return json.loads((await client.request(f"$JS.API.{operation}", data, 5)).data)
+            return json.loads((await client.request(f"$JS.API.{operation}", data, 60)).data)
         finally:
             await client.close()
 
@@ -126,8 +126,13 @@ def replace(node: Node) -> None:
     config = api(node.url, f"STREAM.INFO.{subjects.STREAM}")["config"]
     config.pop("first_seq", None)
     delete(node)
-    reply = api(node.url, f"STREAM.CREATE.{subjects.STREAM}", config)
-    assert "error" not in reply or reply["error"]["err_code"] == 10058, reply
+
+    def there() -> bool:
+        """Unless the old one's files are just being removed. 10058: the daemon was faster."""
+        reply = api(node.url, f"STREAM.CREATE.{subjects.STREAM}", config)
+        return "error" not in reply or reply["error"]["err_code"] == 10058
+
+    wait_until(there, "there is another one")
 
 
 @pytest.mark.parametrize("lose", [delete, wipe, replace])
@@ -142,7 +147,7 @@ def test_live_runs_go_on_in_another_stream(
     short.say(2)
     for watcher, counter in zip(early, (loud, silent, short), strict=True):
         wait_until(lambda w=watcher, c=counter: numbers(w) == c.numbers(), "all is seen")
-    before = made(node.url)
+    before = wait_until(lambda: made(node.url), "the stream is there")
     lose(node)
     short.end()
     wait_until(lambda: made(node.url) not in (None, before), "there is another one")
@@ -178,7 +183,7 @@ def test_what_is_not_kept_is_a_gap_that_is_told(outside: Box, node: Node) -> Non
     for _ in range(40):
         counter.say(100)
         wait_until(lambda: len(numbers(early)) == counter.said, "all is seen")
-    before = made(node.url)
+    before = wait_until(lambda: made(node.url), "the stream is there")
     delete(node)
     wait_until(lambda: made(node.url) not in (None, before), "it is made again")
     late = Watch(box, "t")
@@ -206,7 +211,7 @@ def test_an_end_that_was_lost_before_it_was_seen_is_told(outside: Box, node: Nod
     try:
         counter.end()
         box.runctl("wait", counter.run)
-        before = made(node.url)
+        before = wait_until(lambda: made(node.url), "the stream is there")
         delete(node)
         wait_until(lambda: made(node.url) not in (None, before), "it is made again")
     finally:
@@ -220,9 +225,10 @@ def test_an_embedded_server_whose_store_is_removed_while_it_is_down(box: Box) ->
     early = Watch(box, "t")
     counter.say(5)
     wait_until(lambda: numbers(early) == counter.numbers(), "all is seen")
-    before = made(box.state)
+    before = wait_until(lambda: made(box.state), "the stream is there")
     (server,) = children(box.pid, "nats-server")
     os.kill(server, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(server), "it writes no more")
     shutil.rmtree(box.state / "nats" / "store")
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: made(box.state) not in (None, before), "there is another")
@@ -276,7 +282,7 @@ CONFIG: dict[str, Any] = {
 def health(box: Box) -> int:
     listen = box.config.read_text().rpartition('listen = "')[2].partition('"')[0]
     try:
-        return int(urllib.request.urlopen(f"http://{listen}/healthz", timeout=10).status)
+        return int(urllib.request.urlopen(f"http://{listen}/healthz", timeout=DEADLINE).status)
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -366,8 +372,13 @@ def test_an_abort_is_answered_in_a_sealed_stream(outside: Box, node: Node) -> No
     counter.say(3)
     box.runctl("abort", "t")
     assert box.show(counter.run)["status"] == "aborted"
+
+    def probed() -> bool:
+        box.runctl("status", "--probe", "ready", code=None)
+        return "sealed = true" in box.stderr
+
+    wait_until(probed, "it is known")
     box.runctl("status", "--probe", "ready", code=4)
-    assert "sealed = true" in box.stderr
     out = box.runctl("doctor", code=1)
     assert "all stored output with it" in out
 

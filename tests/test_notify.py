@@ -58,7 +58,7 @@ def test_the_life_of_a_daemon(stopped_box: Box, manager: Manager, monkeypatch: p
     wait_until(lambda: manager.count("STATUS=0 running, 0 queued"), "the first status")
     firsts = [message[0].partition("=")[0] for message in manager.heard]
     assert "EXTEND_TIMEOUT_USEC" in firsts[: firsts.index("READY")], "it asks while it starts"
-    run = box.submit("t", "sh", "-c", "env; sleep 600")
+    run = box.submit("t", "sh", "-c", "env; echo over; sleep 600")
     wait_until(lambda: manager.count("STATUS=1 running, 0 queued"), "the run is counted")
     beats = manager.count("WATCHDOG=1")
     wait_until(lambda: manager.count("WATCHDOG=1") >= beats + 3, "the watchdog is fed")
@@ -68,14 +68,21 @@ def test_the_life_of_a_daemon(stopped_box: Box, manager: Manager, monkeypatch: p
     at = next(i for i, m in enumerate(manager.heard) if m[0] == "RELOADING=1")
     assert manager.heard[at][1].startswith("MONOTONIC_USEC=")
 
-    reply = box.runctl("attach", "t", "--run", run, "--no-follow")
+    def said() -> str:
+        return box.runctl("attach", "t", "--run", run, "--no-follow")
+
+    wait_until(lambda: said().endswith("over\n"), "all of its environment is there")
+    reply = said()
     assert "RUNCTL_RUN" in reply
     assert "NOTIFY_SOCKET" not in reply
     assert "WATCHDOG" not in reply
     assert box.term() == 0
     wait_until(lambda: manager.count("STOPPING=1"), "it says that it stops")
     at = next(i for i, m in enumerate(manager.heard) if m[0] == "STOPPING=1")
-    assert any(m[0].startswith("EXTEND_TIMEOUT_USEC=") for m in manager.heard[at:])
+    wait_until(
+        lambda: any(m[0].startswith("EXTEND_TIMEOUT_USEC=") for m in manager.heard[at:]),
+        "it asks for time",
+    )
 
 
 @pytest.mark.short

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,8 @@ def forest(
         yield box, keeper, pids
     finally:
         for pid in filter(alive, pids):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _gone(pids: list[int], what: str) -> None:
@@ -150,8 +152,8 @@ def test_both_are_killed(forest: tuple[Box, int, list[int]], tmp_path: Path) -> 
 def test_a_stopped_keeper_is_waited_for(stopped_box: Box, tmp_path: Path) -> None:
     """It has a lock on everything; the next daemon says what it waits for, and ends."""
     box = stopped_box
-    box.configure('start_timeout = "1s"\n')
     box.start()
+    box.configure('start_timeout = "1s"\n')  # of the next one
     assert box.daemon is not None
     (keeper,) = (pid for pid, row in scan().items() if row.parent == box.daemon.pid)
     os.kill(keeper, signal.SIGSTOP)
@@ -161,11 +163,12 @@ def test_a_stopped_keeper_is_waited_for(stopped_box: Box, tmp_path: Path) -> Non
             [sys.executable, "-m", "runctl.supervisor.main", "-c", str(box.config)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=DEADLINE,
         )
         assert done.returncode == 69
         assert "still alive after 1 s" in done.stderr
     finally:
         os.kill(keeper, signal.SIGCONT)
     wait_until(lambda: not alive(keeper), "the keeper has ended")
+    box.configure("")
     box.start()

@@ -33,7 +33,6 @@ from users import (
 pytestmark = needs_root
 
 RUNNERS = f"""
-start_timeout = "10s"
 [queue]
 stop_grace = "300ms"
 [runners.agent]
@@ -177,7 +176,8 @@ sleep 600; sleep 600
 
 def deaf(box: Box, thread: str, runner: str = "agent") -> str:
     run = box.runctl("submit", thread, "--runner", runner, "--", "sh", "-c", DEAF).strip()
-    wait_until(lambda: "up" in box.runctl("attach", thread, "--no-follow"), "it is there")
+    seen = ("attach", thread, "--no-follow")
+    wait_until(lambda: "up" in box.runctl(*seen, code=None), "it is there")
     wait_until(lambda: len(of_user(AGENT, box)) >= 5, "all of it is there")
     return run
 
@@ -207,7 +207,8 @@ def test_what_outlives_daemon_and_keeper_is_ended_by_the_next_start(box: Box) ->
     """Its root dies with the keeper, though it is another user's; the rest has its mark."""
     deaf(box, "both")
     keeper = next(p for p, row in scan().items() if row.parent == box.pid)
-    root = next(p for p in of_user(AGENT, box) if scan()[p].parent == keeper)
+    rows = scan()
+    root = next(p for p in of_user(AGENT, box) if p in rows and rows[p].parent == keeper)
     daemon = box.daemon
     assert daemon is not None
     daemon.send_signal(signal.SIGSTOP)  # or it would do the keeper's work

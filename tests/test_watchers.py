@@ -168,8 +168,9 @@ class Attached:
         self.raw = b""
         self.hurry = threading.Event()
         assert self.process.stdout is not None
-        # Ours: a test that fails closes the other one.
+        # Ours alone: the end of a test that fails would read from it, and close it.
         self._fd = os.dup(self.process.stdout.fileno())
+        self.process.stdout.close()
         if slow:
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, 4096)
         else:

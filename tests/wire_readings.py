@@ -27,11 +27,18 @@ def take_request(connection: socket.socket) -> None:
     """Read one HTTP request that has a Content-Length, to its end."""
     data = b""
     while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
+        data += receive(connection)
     head, _, body = data.partition(b"\r\n\r\n")
     length = int(head.lower().partition(b"content-length:")[2].split()[0])
     while len(body) < length:
-        body += connection.recv(65536)
+        body += receive(connection)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Some bytes. Raises ConnectionError when there will be none."""
+    if not (data := connection.recv(65536)):
+        raise ConnectionError("the client has gone")
+    return data
 
 
 @contextmanager
@@ -42,12 +49,11 @@ def playing(*answer: bytes) -> Iterator[int]:
 
         def serve() -> None:
             connection, _ = listener.accept()
-            with connection:
+            with connection, suppress(ConnectionError):  # who has seen enough goes
                 take_request(connection)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                with suppress(ConnectionError):  # who has seen enough goes
-                    for piece in answer:
-                        connection.sendall(piece)
+                for piece in answer:
+                    connection.sendall(piece)
 
         thread = threading.Thread(target=serve)
         thread.start()
