@@ -360,13 +360,17 @@ class Watch:
     def __init__(self, box: Box, *args: str) -> None:
         self.process = box.popen("attach", *args, "--json")
         self.events: list[dict[str, Any]] = []
+        # The reader's alone: ``Box.close`` would read from it, too, and close it.
+        self._stdout, self.process.stdout = self.process.stdout, None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.events.append(json.loads(line))
+        assert self._stdout is not None
+        with self._stdout:
+            for line in self._stdout:
+                if line.endswith(b"\n"):  # else it is the last one of a client that was killed
+                    self.events.append(json.loads(line))
 
     def chunks(self) -> list[dict[str, Any]]:
         return [e for e in list(self.events) if e["type"] == "chunk"]
@@ -385,7 +389,7 @@ class Watch:
 
     def wait(self) -> int:
         code = self.process.wait(DEADLINE)
-        self._reader.join(10)
+        self._reader.join(DEADLINE)
         return code
 
 
