@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, wait_until
+from proc import direct_children, read_proc
 
 ROOT = Path(__file__).parent.parent
 SYSTEMD = Path("/lib/systemd/systemd")
@@ -150,7 +151,11 @@ class Machine:
             stderr=subprocess.STDOUT,
         )
         self.init = 0
-        self._up()
+        try:
+            self._up()
+        except BaseException:
+            self.close()
+            raise
 
     @staticmethod
     def _needed() -> list[str]:
@@ -165,11 +170,11 @@ class Machine:
             if self._outer.poll() is not None:
                 assert self._outer.stdout is not None
                 raise AssertionError(self._outer.stdout.read().decode())
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            children = direct_children(pid)
             if not children:
                 return False
-            self.init = int(children[0])
-            if Path(f"/proc/{self.init}/comm").read_text().strip() != "systemd":
+            self.init = children[0]
+            if read_proc(self.init, "comm").strip() != b"systemd":
                 return False
             found = self.call("systemctl", "is-active", "testing.target", check=False)
             return found.strip() == "active"

@@ -73,7 +73,14 @@ class Node:
                 stdin=subprocess.DEVNULL,
             )
         if ready:
-            wait_until(lambda: b"Server is ready" in self._log.read_bytes()[offset:], "NATS is up")
+            process = self._process
+
+            def is_ready() -> bool:
+                said = self._log.read_bytes()[offset:]
+                assert process.poll() is None, said.decode()
+                return b"Server is ready" in said
+
+            wait_until(is_ready, "NATS is up")
 
     @property
     def pid(self) -> int | None:
@@ -116,8 +123,18 @@ class Cluster:
 
     def leader(self, bus: Any) -> Node:
         """The node that leads our stream."""
-        name = self._info(bus)["cluster"]["leader"]
-        return next(node for node in self.nodes if node.name == name)
+
+        def leader() -> Node | None:
+            try:
+                name = self._info(bus)["cluster"]["leader"]
+            except Exception:  # there is none for the moment, or it does not answer yet
+                time.sleep(0.1)
+                return None
+            return next((node for node in self.nodes if node.name == name), None)
+
+        found = wait_until(leader, "our stream has a leader")
+        assert isinstance(found, Node)
+        return found
 
     def wait_whole(self, bus: Any) -> None:
         """Until all replicas of our stream are there and current."""

@@ -8,6 +8,8 @@ import struct
 import threading
 from collections.abc import Callable
 
+from conftest import DEADLINE
+
 
 class Proxy:
     """Listens on ``port`` and passes on to ``target``, a port of 127.0.0.1."""
@@ -78,7 +80,7 @@ class Proxy:
     def close(self) -> None:
         self._do(self._server.close)
         self.forget()
-        asyncio.run_coroutine_threadsafe(self._quit(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._quit(), self._loop).result(DEADLINE)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -96,7 +98,7 @@ class Proxy:
                 done = await done
             return done if isinstance(done, int) else 0
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(DEADLINE)
 
     async def _serve(self) -> int:
         self._flow = asyncio.Event()

@@ -239,14 +239,22 @@ class Cluster:
 
     def leader(self) -> int:
         """The number of the server that leads the stream RUNCTL."""
-        for n, process in enumerate(self._processes):
-            if process is None:
-                continue
-            for account in self.get(n, "jsz?streams=1&accounts=1")["account_details"]:
-                for stream in account.get("stream_detail", []):
-                    if stream["name"] == "RUNCTL":
-                        return int(stream["cluster"]["leader"].removeprefix("n"))
-        raise AssertionError("no stream RUNCTL")
+
+        def leader() -> str:
+            for n, process in enumerate(self._processes):
+                if process is None:
+                    continue
+                try:
+                    details = self.get(n, "jsz?streams=1&accounts=1").get("account_details", [])
+                except OSError:  # one that starts, or is stopped
+                    continue
+                for account in details:
+                    for stream in account.get("stream_detail", []):
+                        if stream["name"] == "RUNCTL":
+                            return str(stream["cluster"].get("leader", ""))
+            return ""
+
+        return int(wait_until(leader, "the stream RUNCTL has a leader").removeprefix("n"))
 
     def get(self, n: int, what: str) -> Any:
         """What the monitoring of server ``n`` says of ``what``."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, running_box, wait_until
+from conftest import DEADLINE, SLACK, running_box, wait_until
 from runctl.cli.commands.mock_endpoint import MockServer
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,9 @@ class Block:
 
 
 def _fenced(page: Path) -> list[Block]:
-    found = re.findall(r"(?ms)^( *)```(\w*)\n(.*?)^ *```$", page.read_text())
+    # What is aborted in its middle: on a busy machine each command takes a second or two.
+    text = page.read_text().replace("-- sleep 5)", f"-- sleep {5 * SLACK})")
+    found = re.findall(r"(?ms)^( *)```(\w*)\n(.*?)^ *```$", text)
     return [
         Block(page.name, language, re.sub(rf"(?m)^{indent}", "", text))
         for indent, language, text in found
@@ -258,6 +260,7 @@ def _masked(text: str) -> str:
         # A run begins at once, or a moment later on a busy machine.
         (r'"status":"(queued|running)"', '"status":"queued"'),
         (r"has not begun yet; it stays queued", "has not ended yet; it goes on"),
+        (r"(?m)^runctl: run \S+ is queued; it begins when an executor has room\n", ""),
         (r"(?m)[ \t]+$", ""),
         (r"[ \t]+", " "),
     ):
@@ -388,5 +391,5 @@ def test_the_first_run_is_pasted_into_a_shell(tmp_path: Path) -> None:
     assert re.search(r"(?m)^hello +idle +\w{26} +1 +shell", text), text
     steps = "".join(f"step {n} of 5\n" for n in range(1, 6))
     assert text.count(steps) == 1, text
-    assert text.count("step 1 of 5\n") == 1, text
-    assert "attempt 2 starts over" in text, text
+    # Whoever attaches before the second attempt has begun is shown what the first one has said.
+    assert text.partition("attempt 2 starts over")[2].count("step 1 of 5\n") == 1, text

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import Box, running_box, wait_until
 from jsonschema import Draft202012Validator
-from pgserver import Postgres
+from pgserver import Postgres, free_port
 from runctl.cli.health import local_checks, process_limits, remote_checks
 from runctl.config.load import load
 from runctl.protocol.endpoint import ENDPOINT_FILE
@@ -79,7 +79,12 @@ def test_a_daemon_that_hangs(well: Box) -> None:
         os.kill(well.daemon.pid, signal.SIGCONT)
     assert state == "fail"
     assert f"pid {well.daemon.pid} holds the lock" in said
-    wait_until(lambda: looked(well)["daemon"][0] == "ok", "it answers again")
+
+    def answers() -> bool:
+        findings = json.loads(well.runctl("doctor", "--json", code=None))["findings"]
+        return [x["state"] for x in findings if x["check"] == "daemon"] == ["ok"]
+
+    wait_until(answers, "it answers again")
 
 
 def test_a_daemon_that_is_down(stopped_box: Box) -> None:
@@ -98,9 +103,9 @@ def test_a_daemon_that_is_down(stopped_box: Box) -> None:
 
 def test_a_taken_port_and_a_missing_tool(stopped_box: Box) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        port = free_port()  # which nobody is given when it is free again
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         stopped_box.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
         assert looked(stopped_box, 1)["metrics port"][0] == "fail"
     assert looked(stopped_box)["metrics port"][0] == "ok"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Box, wait_until
 from hanging import OWN_MOUNTS, hanging_environment
-from proc import alive
+from proc import alive, find_keeper
 from runctl.supervisor.processes import environments
 from runctl.supervisor.processes.environments import Environments
 from runctl.supervisor.processes.keeper_client import Keeper
@@ -61,7 +61,7 @@ def apart(stopped_box: Box) -> Box:
 @pytest.mark.long  # an end waits for an answer, and a process is not asked all the time
 def test_other_runs_end_and_start_meanwhile(apart: Box, tmp_path: Path) -> None:
     box = apart
-    (keeper,) = (x for x, row in scan().items() if row.parent == box.pid)
+    keeper = find_keeper(box.pid)
     log = tmp_path / "pids"
     box.submit("t", "env", f"KEEPER={keeper}", *PYTHON, NOTE + LOOSE, str(log))
     wait_until(lambda: len(pids_in(log)) == 2, "both are there")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from runctl.cli.commands import managed_files
 from runctl.config.schema import Config
 from runctl.supervisor.cluster.file_lease import executor_id
@@ -79,7 +79,7 @@ def test_the_end_of_an_abort_that_was_cut_under_an_earlier_id(stopped_box: Box) 
     abort = box.popen("abort", "t")
     wait_until(lambda: box.show(run)["status"] == "aborted", "its row says so")
     box.kill()
-    abort.wait()
+    abort.communicate(timeout=DEADLINE)
     (box.state / "executor-id").unlink()
     box.start()
     watch = Watch(box, "t", "--run", run)

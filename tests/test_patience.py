@@ -12,7 +12,7 @@ import pytest
 from conftest import DEADLINE, Box, wait_until
 from house import House
 from pgserver import Postgres
-from proc import children
+from proc import alive, children
 from terminal import Terminal
 
 #: So patient that a test that waited for nobody would not end in time.
@@ -86,7 +86,9 @@ def test_a_daemon_that_is_not_to_come_is_reported_at_once(stopped_box: Box, how:
 
 
 def test_how_long_a_command_waits(box: Box) -> None:
+    (server,) = children(box.pid, "nats-server")
     box.kill()
+    wait_until(lambda: not alive(server), "its server has gone with it")
     for wait in ("0", "0.3s", "300ms"):
         box.runctl("list", "--wait", wait, code=4)
         assert "runctld is not running" in box.stderr
@@ -97,7 +99,9 @@ def test_how_long_a_command_waits(box: Box) -> None:
 def test_a_nats_server_that_is_replaced(box: Box) -> None:
     """The daemon is there all the time."""
     for _ in range(3):
-        (server,) = wait_until(lambda: children(box.pid, "nats-server"), "it runs")
+        (server,) = wait_until(
+            lambda: [x for x in children(box.pid, "nats-server") if alive(x)], "it runs"
+        )
         os.kill(server, signal.SIGKILL)
         box.runctl("list", *FOR_EVER)
 
@@ -123,9 +127,15 @@ def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[Hous
 def test_an_executor_that_restarts_while_its_nats_goes_on(house: House) -> None:
     box = house.box("a")
     box.kill()
+
+    def is_gone() -> bool:
+        """NATS knows, too: until then a request is lost on its way to the daemon."""
+        box.runctl("list", "--wait", "0", code=4)
+        return "no daemon answers" in box.stderr
+
+    wait_until(is_gone, "nobody answers")
     client = box.popen("list", *FOR_EVER)
-    box.runctl("list", "--wait", "0", code=4)
-    assert "no daemon answers" in box.stderr
+    assert is_gone()
     assert client.poll() is None
     box.start()
     assert ends(client)[0] == 0

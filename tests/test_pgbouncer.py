@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from house import House
 from pgbouncer import MISSING, Bouncer
 from test_lease import WORK, assert_counted
@@ -33,7 +33,7 @@ def bouncer(house: House) -> Iterator[Make]:
 
 def _line(box: Box, code: int) -> str:
     assert box.daemon is not None
-    assert box.daemon.wait(60) == code, box.log.read_text()
+    assert box.daemon.wait(DEADLINE) == code, box.log.read_text()
     (line,) = box.log.read_text().splitlines()
     return line
 
@@ -56,8 +56,11 @@ def _assert_works(house: House, boxes: list[Box], tmp_path: Path) -> None:
         assert boxes[1].runctl("wait", done).strip() == "succeeded"
     for n in range(10):  # prepared statements are made at the fifth
         assert boxes[n % 2].runctl("wait", boxes[n % 2].submit(f"t{n}", "true")).strip()
-    states = {x["executor_id"]: x["state"] for x in boxes[0].json("status")["executors"]}
-    assert states == {"a": "up", "b": "up"}
+
+    def states() -> dict[str, str]:
+        return {x["executor_id"]: x["state"] for x in boxes[0].json("status")["executors"]}
+
+    wait_until(lambda: states() == {"a": "up", "b": "up"}, "both answer")
     second = house.box("a", start=False)
     text = boxes[0].config.read_text()
     second.config.write_text(text.replace(str(boxes[0].state), f"{tmp_path}/x"))

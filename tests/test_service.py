@@ -36,7 +36,7 @@ def runctl(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         env=os.environ | (env or {}),
     )
     assert done.returncode == code, done

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from natsserver import connected
 from runctl.cli.display.tail import Tail
 from runctl.client.events import Chunk
+from runctl.protocol import subjects
 from test_terminal import Terminal
 
 
@@ -60,6 +64,20 @@ print("and the end", flush=True)
 """
 
 
+def _watchers(box: Box) -> int:
+    """The JetStream consumers of the stream."""
+
+    async def count() -> int:
+        client = await connected(box.state)
+        try:
+            js = client.jetstream(timeout=DEADLINE)
+            return len(await js.consumers_info(subjects.STREAM))
+        finally:
+            await client.close()
+
+    return asyncio.run(count())
+
+
 @pytest.mark.parametrize("only", ["--tail", "--since"])
 def test_a_recovery_does_not_bring_back_what_was_left_out(box: Box, only: str) -> None:
     box.submit_py("t", SLOW, str(box.path))
@@ -71,7 +89,10 @@ def test_a_recovery_does_not_bring_back_what_was_left_out(box: Box, only: str) -
     else:
         recent = ("attach", "t", "--since", "1s")
         wait_until(lambda: box.runctl(*recent, "--no-follow") == "", "the line has become old")
+        before = _watchers(box)
         terminal = Terminal(box, *recent)
+        # By then it knows since when, however long its start takes.
+        wait_until(lambda: _watchers(box) > before, "it watches")
         (box.path / "more").touch()
     wait_until(lambda: terminal.text() == "new part", "only the new part")
     box.kill()

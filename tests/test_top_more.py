@@ -90,10 +90,11 @@ def test_what_was_there_before_is_shown_with_its_chunks(box: Box) -> None:
     terminal = started(box)
     until_chunks(terminal, box, "live", 5)
     until_chunks(terminal, box, "old", 3)
-    assert row(terminal, "old")[1] == "succeeded"
-    assert row(terminal, "old")[6] == "-"
-    lines = terminal.text().splitlines()
-    assert lines[2].startswith("> live"), "live threads come first"
+    wait_until(lambda: row(terminal, "old")[1:7:5] == ["succeeded", "-"], "its whole line")
+    wait_until(
+        lambda: "".join(terminal.text().splitlines()[2:3]).startswith("> live"),
+        "live threads come first",
+    )
     quit(terminal)
 
 
@@ -107,10 +108,10 @@ def test_killed_daemon_behind_a_nats_of_its_own(stopped_box: Box, tmp_path: Path
         box.start()
         submit(box, "a")
         terminal = started(box)
-        wait_until(lambda: row(terminal, "a"), "a is there")
+        wait_until(lambda: row(terminal, "a")[1:2] == ["running"], "a is there, and runs")
         box.kill()
         terminal.until("runctld is not running")
-        assert row(terminal, "a")[1] == "running"
+        wait_until(lambda: row(terminal, "a")[1:2] == ["running"], "the last picture stays")
         box.start()
         wait_until(lambda: row(terminal, "a")[3:4] == ["2"], "attempt 2")
         wait_until(lambda: "not running" not in terminal.text(), "the line is taken back")
@@ -133,7 +134,7 @@ def test_the_screen_holds_at_any_size(box: Box) -> None:
     terminal.until("3 running   0 queued")
     terminal.until("1-20 of 25")
     terminal.until("[red]plain")
-    assert "顧客サポート-" in terminal.text().replace(" ", "")
+    wait_until(lambda: "顧客サポート-" in terminal.text().replace(" ", ""), "the wide one")
     wait_until(lambda: fits(terminal, 80, 24), "fits")
     terminal.send("\x1b[F")
     terminal.until("6-25 of 25")
@@ -141,7 +142,7 @@ def test_the_screen_holds_at_any_size(box: Box) -> None:
         terminal.resize(columns, lines)
         wait_until(lambda c=columns, n=lines: fits(terminal, c, n), f"fits {columns}x{lines}")
     terminal.until("EXECUTOR")
-    assert WIDE[:19] in terminal.text()
+    terminal.until(WIDE[:19])
     quit(terminal)
 
 
@@ -191,7 +192,8 @@ def test_list_by_status_finds_live_threads_only(box: Box) -> None:
     box.submit("both", "true", run="c2")
     box.submit("both", "true", run="c3")
     box.runctl("abort", "both", "--run", "c3")
-    wait_until(lambda: box.show("c1")["status"] == "running", "c1 runs")
+    for run in ("b1", "c1"):
+        wait_until(lambda r=run: box.show(r)["status"] == "running", f"{run} runs")
 
     def listed(status: str) -> set[tuple[str, str, str, int]]:
         rows = box.json("list", "--status", status)
@@ -201,8 +203,8 @@ def test_list_by_status_finds_live_threads_only(box: Box) -> None:
     assert {x[0] for x in listed("idle")} == {"idle1", "idle2"}
     assert listed("queued") == {("both", "running", "c1", 1)}, "those on which a run waits"
     terminal = started(box)
-    wait_until(lambda: row(terminal, "both"), "both is there")
-    assert row(terminal, "both")[2] == "c1", "the running one, not the latest"
+    shown = wait_until(lambda: (found := row(terminal, "both"))[3:] and found, "both is there")
+    assert shown[2] == "c1", "the running one, not the latest"
     quit(terminal)
 
 

@@ -22,6 +22,7 @@ from nats.errors import NoRespondersError
 from pgserver import free_port
 from proc import open_files
 from runctl.client import consumer
+from runctl.client import link as link_module
 from runctl.client.events import (
     CaughtUp,
     Chunk,
@@ -105,12 +106,33 @@ def server(tmp_path: Path) -> Iterator[Server]:
         server.kill()
 
 
+async def reach(server: Server) -> Link:
+    """A connection to a server that has just been started: ``dial`` gives it a few seconds."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        try:
+            return await dial(server.config)
+        except Unavailable:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each event is compared: a server that is slow, since the machine is busy, is not
+    taken for one that hangs, which would be told, and made up for."""
+    monkeypatch.setattr(consumer, "MISSED", 20 * SLACK)
+    for module in (consumer, link_module):
+        monkeypatch.setattr(module, "API_TIMEOUT", 10.0 * SLACK)
+
+
 class Writer:
     """Writes records as the daemon does: resets roll the subject up."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.js = link.nc.jetstream(timeout=5)
+        self.js = link.nc.jetstream(timeout=DEADLINE)
 
     async def open(self) -> None:
         from nats.js.api import StreamConfig
@@ -180,7 +202,7 @@ class Seen:
 
 def play(server: Server, body: Callable[[Writer], Awaitable[None]]) -> None:
     async def main() -> None:
-        link = await dial(server.config)
+        link = await reach(server)
         try:
             writer = Writer(link)
             await writer.open()
@@ -191,6 +213,7 @@ def play(server: Server, body: Callable[[Writer], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_late_watcher_sees_the_run_from_its_first_chunk(server: Server) -> None:
     async def body(w: Writer) -> None:
         await w.reset(1)
@@ -308,6 +331,7 @@ def test_wildcard_keeps_runs_apart_and_last_only_sees_the_end(server: Server) ->
     play(server, body)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> None:
     def says(run: str, *fields: Any) -> Progress:
         return Progress(run, records.Summary(*fields), subjects.out_subject("t", run))
@@ -337,8 +361,8 @@ def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> No
             server.kill()
             await seen.until(lambda: Connection(False) in seen.events)
             server.start()
-            w.link = await dial(server.config)
-            w.js = w.link.nc.jetstream(timeout=5)
+            w.link = await reach(server)
+            w.js = w.link.nc.jetstream(timeout=DEADLINE)
             await seen.until(lambda: Connection(True) in seen.events)
             await w.end(2, 2, "r2")
             await seen.until(lambda: says("r2", "end", 2, 2, "succeeded") in seen.events)
@@ -353,6 +377,7 @@ def test_summaries_say_where_runs_stand_and_how_they_go_on(server: Server) -> No
     play(server, body)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> None:
     async def body(w: Writer) -> None:
         async with Seen(server) as seen:
@@ -366,8 +391,8 @@ def test_server_killed_mid_watch_loses_and_repeats_nothing(server: Server) -> No
                 server.kill()
                 await seen.until(lambda turn=turn: len(seen.of(Connection)) == 2 * turn + 1)
                 server.start()
-                w.link = await dial(server.config)
-                w.js = w.link.nc.jetstream(timeout=5)
+                w.link = await reach(server)
+                w.js = w.link.nc.jetstream(timeout=DEADLINE)
                 async with asyncio.timeout(DEADLINE):
                     while True:  # JetStream is not ready as soon as the port is
                         try:
@@ -411,8 +436,10 @@ def test_twenty_thousand_chunks_arrive_and_leave_no_consumer(server: Server) -> 
         await w.reset(1)
         for i in range(1, count + 1):  # the worst case: a record for each chunk
             record = records.Chunks(1, i, 0.0, [records.Chunk("stdout", b"%d\n" % i)])
-            await w.link.nc.publish(SUBJECT, records.encode_record(record))
-        await w.link.nc.flush()
+            if i % 1000 == 0:  # the server drops what is too far ahead of its disk
+                await w.put(record)
+            else:
+                await w.link.nc.publish(SUBJECT, records.encode_record(record))
         await w.end(1, count)
         async with Seen(server) as seen:
             await seen.until(lambda: bool(seen.of(End)))
@@ -485,6 +512,15 @@ def runctl(server: Server, *args: str, code: int) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+def _until_timeout(server: Server, wanted: str, *args: str) -> tuple[str, str]:
+    """With a time-out that is long enough to show ``wanted``, on a busy machine too."""
+    for timeout in ("500ms", "5s", "30s"):
+        found = runctl(server, *args, "--timeout", timeout, code=1)
+        if found[0] == wanted:
+            break
+    return found
+
+
 def test_attach_works_while_the_daemon_is_down(server: Server) -> None:
     async def body(w: Writer) -> None:
         await w.reset(1, "r1")
@@ -501,10 +537,10 @@ def test_attach_works_while_the_daemon_is_down(server: Server) -> None:
     assert out == "b\nc\n"
     out, _ = runctl(server, "attach", "t", "--run", "r1", "--json", code=0)
     assert [json.loads(line)["type"] for line in out.splitlines()] == ["reset", "chunk", "end"]
-    out, err = runctl(server, "attach", "t", "--timeout", "500ms", code=1)
+    out, err = _until_timeout(server, "a\nb\nc\n", "attach", "t")
     assert out == "a\nb\nc\n"
     assert "has not ended" in err
-    out, err = runctl(server, "attach", "t", "--run", "r1", "-f", "--timeout", "500ms", code=1)
+    out, err = _until_timeout(server, "first\na\nb\nc\n", "attach", "t", "--run", "r1", "-f")
     assert out == "first\na\nb\nc\n"
     assert err.startswith("── runctl: run r1 ──\n── runctl: run r2 ──\n")
     out, err = runctl(server, "attach", "other", code=3)
@@ -565,13 +601,15 @@ def test_a_daemon_that_is_about_to_answer_is_waited_for(server: Server) -> None:
                     raise
 
             link.request = watched  # type: ignore[method-assign]
-            await refused.wait()
+            async with asyncio.timeout(DEADLINE):
+                await refused.wait()
 
             async def answer(msg: Msg) -> None:
                 await msg.respond(messages.encode(messages.Threads([])))
 
             await daemon.nc.subscribe(subjects.control_subject("list"), cb=answer)
-            assert await asked == messages.Threads([])
+            async with asyncio.timeout(DEADLINE):
+                assert await asked == messages.Threads([])
         finally:
             await links.close()
             await daemon.close()

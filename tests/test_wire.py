@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from conftest import DEADLINE
 from runctl.config.schema import ChatRunner
 from runctl.protocol.errors import RunFailed
 from runctl.protocol.model import RunSpec, Status
@@ -36,9 +37,9 @@ async def read(*answer: bytes) -> dict[str, Any]:
         seen.append(data)
         await trio.lowlevel.checkpoint()
 
-    with playing(*answer) as port, trio.fail_after(30):
+    with playing(*answer) as port, trio.fail_after(2 * DEADLINE):
         url = f"http://127.0.0.1:{port}/v1"
-        runner = ChatRunner("chat", base_url=url, model="m", timeout=20.0, retry=0.0)
+        runner = ChatRunner("chat", base_url=url, model="m", timeout=DEADLINE, retry=0.0)
         try:
             outcome = await Chat(runner).run(SPEC, 1, emit, ())
         except RunFailed as error:
