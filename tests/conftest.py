@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import hypothesis
 import pytest
@@ -360,13 +360,19 @@ class Watch:
     def __init__(self, box: Box, *args: str) -> None:
         self.process = box.popen("attach", *args, "--json")
         self.events: list[dict[str, Any]] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        pipe = self.process.stdout
+        assert pipe is not None
+        # The reader has its own descriptor: Box.close() would read from that one, and close it.
+        own = open(os.dup(pipe.fileno()), "rb")  # noqa: SIM115 (the reader closes it)
+        pipe.close()
+        self._reader = threading.Thread(target=self._read, args=(own,), daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.events.append(json.loads(line))
+    def _read(self, pipe: BinaryIO) -> None:
+        with pipe:
+            for line in pipe:
+                if line.endswith(b"\n"):  # else it was killed in the middle of it
+                    self.events.append(json.loads(line))
 
     def chunks(self) -> list[dict[str, Any]]:
         return [e for e in list(self.events) if e["type"] == "chunk"]
@@ -385,7 +391,7 @@ class Watch:
 
     def wait(self) -> int:
         code = self.process.wait(DEADLINE)
-        self._reader.join(10)
+        self._reader.join(DEADLINE)
         return code
 
 
