@@ -178,9 +178,7 @@ def test_abort_ends_what_left_parent_session_and_environment(service: Service):
     assert run in group.name
     inside = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
     assert len(inside) == 2
-    (hidden,) = [
-        p for p in inside if read_proc(p, "cmdline").endswith(b"\0ESCAPED\0")
-    ]
+    (hidden,) = [p for p in inside if read_proc(p, "cmdline").endswith(b"\0ESCAPED\0")]
     service.runctl("abort", "escaped", "--run", run)
     assert not alive(hidden)
     wait_until(lambda: not group.exists(), "the run's cgroup is gone")

@@ -24,6 +24,13 @@ def unix(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
+def end(box: Box, run: str, code: int = 0) -> Any:
+    """The run as it is shown once its end, with this exit code of ``wait``, is recorded."""
+    box.runctl("wait", run, code=code)
+    wait_until(lambda: box.show(run)["ended_at"], "its end is recorded")
+    return box.show(run)
+
+
 def times(box: Box, run: str) -> tuple[Any, ...]:
     row = box.show(run)
     return tuple(row[name] and unix(row[name]) for name in TIMES)
@@ -36,7 +43,7 @@ def test_a_short_run_has_its_own_times(box: Box) -> None:
     found = []
     for i in range(3):
         run = box.submit_py("t", code, run=f"r{i}")
-        box.runctl("wait", run)
+        end(box, run)
         first, last = map(float, box.runctl("attach", "t", "--run", run).split())
         created, started, ended = times(box, run)
         assert asked - MS <= created <= started <= first
@@ -95,8 +102,7 @@ def change(box: Box, *statements: str) -> None:
 def test_an_end_that_is_adopted_keeps_its_times(box: Box) -> None:
     """The daemon was killed between the end of the stream and the outcome of the row."""
     box.submit("t", "sh", "-c", "sleep 0.1; exit 3", run="r")
-    box.runctl("wait", "r", code=1)
-    before = box.show("r")
+    before = end(box, "r", 1)
     box.term()
     change(
         box,
@@ -104,8 +110,7 @@ def test_an_end_that_is_adopted_keeps_its_times(box: Box) -> None:
         "DELETE FROM workflow_output",
     )
     box.start()
-    box.runctl("wait", "r", code=1)
-    after = box.show("r")
+    after = end(box, "r", 1)
     assert after["attempt"] == before["attempt"] + 1
     for name in (*TIMES, "exit_code", "error"):
         assert after[name] == before[name], name
@@ -113,10 +118,9 @@ def test_an_end_that_is_adopted_keeps_its_times(box: Box) -> None:
 
 def test_times_of_an_older_version_are_shown_without_decimals(box: Box) -> None:
     for run in ("new", "old"):
-        box.runctl("wait", box.submit(run, "true", run=run))
+        end(box, box.submit(run, "true", run=run))
     made = box.submit("made", "true")
-    box.runctl("wait", made)
-    created = box.show(made)["created_at"]
+    created = end(box, made)["created_at"]
     box.term()
     second = (int(time.time()) - 3600) * 1000
     change(
