@@ -19,6 +19,14 @@ MS = 0.001
 TIMES = ("created_at", "started_at", "ended_at")
 
 
+@pytest.fixture
+def patient(stopped_box: Box) -> Box:
+    """What is aborted is not killed within a test."""
+    stopped_box.configure('[queue]\nstop_grace = "60s"\n')
+    stopped_box.start()
+    return stopped_box
+
+
 def unix(stamp: str) -> float:
     assert STAMP.fullmatch(stamp)
     return datetime.fromisoformat(stamp).timestamp()
@@ -55,7 +63,8 @@ def test_a_short_run_has_its_own_times(box: Box) -> None:
     assert any(moment % 1 for moment in found)
 
 
-def test_an_aborted_run_began_and_ended(box: Box) -> None:
+def test_an_aborted_run_began_and_ended(patient: Box) -> None:
+    box = patient
     trap = "trap 'sleep 0.4; date +%s.%N > gone; exit' TERM; date +%s.%N; "
     trap += "while :; do sleep 0.05; done"
     box.submit("t", "sh", "-c", trap, run="running")
@@ -78,7 +87,8 @@ def test_an_aborted_run_began_and_ended(box: Box) -> None:
     assert [box.show(run) for run in ("running", "waiting")] == before
 
 
-def test_an_abort_that_a_crash_cut_keeps_its_times(box: Box) -> None:
+def test_an_abort_that_a_crash_cut_keeps_its_times(patient: Box) -> None:
+    box = patient
     box.submit("t", "sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done", run="cut")
     wait_until(lambda: box.runctl("attach", "t", "--no-follow"), "it runs")
     aborting = box.popen("abort", "t")
