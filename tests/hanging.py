@@ -46,13 +46,15 @@ while True:
         major, minor, readahead = struct.unpack_from("=III", request, 40)
         body = struct.pack("=IIIIHHI", major, minor, readahead, 0, 12, 9, 1 << 17).ljust(64, b"\\0")
         os.write(device, struct.pack("=IiQ", 16 + len(body), 0, unique) + body)
+    else:
+        open(sys.argv[1] + ".taken", "w").close()
 """
 
 
 @contextlib.contextmanager
 def dead_directory(path: Path) -> Iterator[str]:
     """A directory in a file system that takes a request and never answers: whoever enters it
-    hangs where KILL does not reach, until the end of this."""
+    hangs where KILL does not reach, until the end of this, once the request is ``taken``."""
     path.mkdir()
     server = subprocess.Popen([sys.executable, "-c", _SERVER, str(path)], stdout=subprocess.PIPE)
     assert server.stdout is not None
@@ -66,6 +68,11 @@ def dead_directory(path: Path) -> Iterator[str]:
     finally:
         server.kill()  # whoever hangs there gets an error
         server.communicate()
+
+
+def taken(inside: str) -> bool:
+    """Whether a request for what is in a dead directory was. Before that KILL ends who waits."""
+    return Path(f"{Path(inside).parent}.taken").exists()
 
 
 _UNSHARE = """

@@ -120,7 +120,8 @@ def test_hundreds_of_lines_keep_their_order_and_may_be_submitted_again(box: Box)
     file.write_bytes(written(*rows))
     out = (box.path / "answers").open("wb")
     client = box.popen("submit", "--batch", str(file), stdout=out)
-    wait_until(lambda: (box.path / "answers").read_bytes().count(b"\n") > 200, "some are answered")
+    # Early: all of them must not be answered before the kill, however late that comes.
+    wait_until(lambda: (box.path / "answers").read_bytes().count(b"\n") > 70, "some are answered")
     box.kill()
     assert client.wait(DEADLINE) == 4
     out.close()
@@ -210,7 +211,7 @@ def test_lines_of_any_size_in_any_pieces(tmp_path: Path, kind: str) -> None:
             left = left[size:]
         os.close(theirs)
 
-    feeding = threading.Thread(target=feed)
+    feeding = threading.Thread(target=feed, daemon=True)  # which blocks when the reader fails
     feeding.start()
     assert read(ours) == wanted
     feeding.join()

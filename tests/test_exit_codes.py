@@ -99,7 +99,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Box, dict[
 def test_all_ways_agree(ended: tuple[Box, dict[str, dict]], run: str) -> None:
     box, seen = ended
     code, status = ENDINGS[run]
-    assert box.show(run)["status"] == status
+    wait_until(lambda: box.show(run)["status"] == status, f"it is recorded as {status}")
     assert set(seen[run].values()) == {code}, ("live", seen[run])
     after = codes(watchers(box, run))
     assert set(after.values()) == {code}, ("afterwards", after)
@@ -110,6 +110,7 @@ def test_all_ways_agree(ended: tuple[Box, dict[str, dict]], run: str) -> None:
 
 def test_ctrl_c_and_timeout(box: Box) -> None:
     box.submit("t", "sleep", "600", run="long")
+    wait_until(lambda: box.show("long")["status"] == "running", "it goes on, when left")
     args = {
         "wait": ("wait", "long"),
         "attach": ("attach", "t"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from house import House
 from runctl.protocol import messages
 
@@ -35,7 +35,7 @@ SPOILT = [
 
 
 def change(box: Box, *texts: str, run: str) -> None:
-    with sqlite3.connect(box.state / "runctl.sqlite", timeout=30) as db:
+    with sqlite3.connect(box.state / "runctl.sqlite", timeout=DEADLINE) as db:
         for text in texts:
             db.execute(text, {"run": run})
     db.close()
@@ -64,7 +64,7 @@ def wait_for(box: Box, runs: Collection[str], status: str) -> list[Any]:
 def dbos(box: Box, url: str, *args: str) -> str:
     program = str(Path(sys.executable).parent / "dbos")
     argv = [program, "workflow", *args, "--sys-db-url", url]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=box.path, timeout=120)
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=box.path, timeout=DEADLINE)
     assert done.returncode == 0, (done.stdout, done.stderr)
     return done.stdout
 

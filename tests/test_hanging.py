@@ -13,9 +13,9 @@ import pytest
 import trio
 import trio.testing
 from conftest import DEADLINE, Box, wait_until
-from hanging import dead_directory, hanging_command
+from hanging import dead_directory, hanging_command, taken
 from msgspec.structs import replace
-from proc import alive, read_proc
+from proc import alive, children, find_keeper, read_proc
 from runctl.config.schema import ChatRunner, CommandRunner
 from runctl.protocol.errors import RunFailed
 from runctl.protocol.model import RunSpec, Status
@@ -136,9 +136,10 @@ async def test_a_directory_where_no_signal_reaches(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: spawn(keeper, "true", cwd=cwd))
             hung = await _hung(keeper, first)
-            await until(lambda: _hangs(hung), "it hangs")
+            await until(lambda: _hangs(hung) and taken(cwd), "it hangs")
             nursery.cancel_scope.cancel()
-        assert scan()[hung].state == "D", "KILL does not reach it"
+        # It wakes once, to wait on where KILL does not reach.
+        await until(lambda: scan()[hung].state == "D", "it hangs on")
         why = "anything' cannot be entered: that has hung for 30 s"
         await _until_its_limit(keeper, first, monkeypatch, why, "true", cwd=cwd)
         await first.end(5)
@@ -150,16 +151,16 @@ async def test_a_directory_where_no_signal_reaches(
 async def test_the_end_of_all_does_not_wait_for_it(tmp_path: Path) -> None:
     """Nor does the next start."""
     with dead_directory(tmp_path / "dead") as cwd:
-        with trio.fail_after(60):
+        with trio.fail_after(DEADLINE):
             async with open_keeper(tmp_path, wait=30) as keeper, trio.open_nursery() as nursery:
                 first = await spawn(keeper, "sleep", "60")
                 nursery.start_soon(lambda: spawn(keeper, "true", cwd=cwd))
                 hung = await _hung(keeper, first)
-                await until(lambda: _hangs(hung), "it hangs")
+                await until(lambda: _hangs(hung) and taken(cwd), "it hangs")
                 nursery.cancel_scope.cancel()
         assert not alive(first.pid)
         assert alive(hung)
-        with trio.fail_after(60):
+        with trio.fail_after(DEADLINE):
             async with open_keeper(tmp_path, wait=30) as keeper:
                 assert await (await spawn(keeper, "true")).wait() == 0
         assert alive(hung)
@@ -170,7 +171,8 @@ def test_a_thread_goes_on_after_one_that_hung(box: Box, command: str) -> None:
     hung = box.submit("t", command)
     after = box.submit("t", "true")
     wait_until(lambda: box.show(hung)["status"] == "running", "it is under way")
-    box.submit("other", "sleep", "600")
+    other = box.submit("other", "sleep", "600")
+    wait_until(lambda: box.show(other)["status"] == "running", "the other one runs")
     box.runctl("wait", box.submit("third", "true"))
     box.runctl("abort", "other")
     assert box.show(hung)["status"] == "running"
@@ -181,8 +183,8 @@ def test_a_thread_goes_on_after_one_that_hung(box: Box, command: str) -> None:
 
 def test_all_ends_with_the_daemon(box: Box, command: str) -> None:
     box.submit("t", "sleep", "600")
-    wait_until(lambda: box.json("list")[0]["status"] == "running", "it runs")
-    (keeper,) = _children(box.pid)
+    wait_until(lambda: children(box.pid, "sleep"), "it runs")
+    keeper = find_keeper(box.pid)
     before = _children(keeper)
     box.submit("hung", command)
     wait_until(lambda: len(_children(keeper)) == len(before) + 1, "it is under way")
@@ -201,7 +203,7 @@ async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None
     mark = tmp_path / "touched"
     null = os.open(os.devnull, os.O_RDWR)
     try:
-        ours.settimeout(60)
+        ours.settimeout(DEADLINE)
         for number in range(1, 502):
             argv = ["true"] if number <= 500 else ["touch", str(mark)]
             message = {"op": "spawn", "id": number, "argv": argv, "mark": "x", "env": env}
@@ -211,7 +213,7 @@ async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None
     finally:
         os.close(null)
         ours.close()
-        assert await trio.to_thread.run_sync(popen.wait, 60) == 0
+        assert await trio.to_thread.run_sync(popen.wait, DEADLINE) == 0
 
 
 async def test_a_key_file_on_a_server_that_is_gone(tmp_path: Path) -> None:

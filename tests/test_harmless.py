@@ -278,10 +278,18 @@ def test_a_prompt_and_a_bar_among_others(stage: Stage) -> None:
 
     async def body(w: Writer) -> None:
         await stage.begin(w, "ask", "bar", "wipe")
-        terminal = Terminal(stage.box, "attach", "ask", "bar", "wipe", "--timeout", "60s")
+        terminal = Terminal(stage.box, "attach", "ask", "bar", "wipe", "--timeout", "600s")
 
         async def until(text: str) -> None:
             await asyncio.to_thread(terminal.until, text)
+
+        async def until_lines(*wanted: str) -> None:
+            """The last ones: a terminal shows the first of what was written at once earlier."""
+
+            def shown() -> bool:
+                return terminal.text().splitlines()[-len(wanted) :] == [*wanted]
+
+            await asyncio.to_thread(wait_until, shown, f"{wanted} on the screen")
 
         await stage.say(w, "wipe", b"one\n")
         await until("wipe | one")
@@ -291,21 +299,14 @@ def test_a_prompt_and_a_bar_among_others(stage: Stage) -> None:
         await until("wipe | two")
         await stage.say(w, "bar", b" 10%", b"\r 2", b"0%\x1b[", b"K")
         await until("bar  |  20%")
-        assert terminal.text().splitlines() == [
-            "wipe | one",
-            "wipe | two",
-            "ask  | Password:",
-            "bar  |  20%",
-        ]
+        await until_lines("wipe | one", "wipe | two", "ask  | Password:", "bar  |  20%")
+        assert len(terminal.text().splitlines()) == 4
         await stage.say(w, "bar", b"\r 60%\x1b[K")
         await until("bar  |  60%")
         await stage.say(w, "wipe", b"three\r\n")
         await until("wipe | three")
-        assert terminal.text().splitlines()[2:] == [
-            "wipe | three",
-            "ask  | Password:",
-            "bar  |  60%",
-        ]
+        await until_lines("wipe | two", "wipe | three", "ask  | Password:", "bar  |  60%")
+        assert len(terminal.text().splitlines()) == 5
         await stage.say(w, "ask", b"\nwelcome\n")
         await until("ask  | welcome")  # threads have no order among each other
         await stage.say(w, "bar", b"\r100%\x1b[K\n")

@@ -59,9 +59,9 @@ def bound(request: pytest.FixtureRequest) -> Iterator[Box]:
     box = Box(path)
     box.prefix = [sys.executable, "-c", WITHOUT_CAP_KILL]
     grace = getattr(request, "param", "200ms")
-    box.configure(f'start_timeout = "1s"\n[queue]\nstop_grace = "{grace}"\n')
-    box.start()
+    box.configure(f'[queue]\nstop_grace = "{grace}"\n')
     try:
+        box.start()
         yield box
     finally:
         (path / "go").touch()
@@ -100,7 +100,7 @@ def test_an_abort_says_whom_it_waits_for(bound: Box) -> None:
     assert [x["status"] for x in box.json("list", "t")] == ["queued", "aborted"]
     (thread,) = box.json("list")
     assert (thread["status"], thread["queued"]) == ("queued", 1)
-    assert f"run {run} cannot be ended: {words}" in box.log.read_text()
+    wait_until(lambda: f"run {run} cannot be ended: {words}" in box.log.read_text(), "it is told")
     box.runctl("abort", "t", code=6)
     assert f"run {run} is being aborted already: {words}" in box.stderr
 
@@ -141,7 +141,10 @@ def test_the_daemon_stops_and_the_next_one_waits(bound: Box) -> None:
     assert "the next start waits until these are gone: process " in box.log.read_text()
     assert "of an earlier daemon" not in box.log.read_text()
     assert alive(pid)
+    usual = box.config.read_text()
+    box.config.write_text('start_timeout = "1s"\n' + usual)
     assert box.start(ready=False).wait(DEADLINE) == 69
+    box.config.write_text(usual)
     line = box.log.read_text().splitlines()[-1]
     assert f" alive after 1 s: process {pid} (" in line
     assert line.endswith(
@@ -162,7 +165,7 @@ def test_what_a_killed_daemon_could_not_end_is_waited_for(bound: Box) -> None:
     box = bound
     run, pid = _foreign(box, "t")
     box.kill()
-    box.configure("")  # the usual start_timeout
+    box.configure("")
     waits = f"the start waits for processes of an earlier daemon: process {pid} ("
     box.start(ready=False)
     wait_until(lambda: waits in box.log.read_text(), "it says whom it waits for")

@@ -37,6 +37,7 @@ while [ ! -e "$1" ]; do sleep 0.02; done
 @pytest.fixture
 def keeping(stopped_box: Box) -> Box:
     stopped_box.configure(
+        '[queue]\nstop_grace = "60s"\n'  # all of it hears TERM, and has the time to say so
         '[runners.keep]\nkind = "command"\nleftovers = "keep-until-daemon"\n'
         '[runners.keep-tty]\nkind = "command"\ntty = true\nleftovers = "keep-until-daemon"\n'
     )
@@ -60,7 +61,8 @@ def _start(box: Box, runner: str, name: str, after: str = "") -> tuple[str, int,
     return run, *pids
 
 
-def test_a_server_ends_with_its_run_and_is_named(box: Box) -> None:
+def test_a_server_ends_with_its_run_and_is_named(keeping: Box) -> None:
+    box = keeping
     run, server, background = _start(box, "shell", "t")
     box.runctl("wait", run)
     assert not alive(server)

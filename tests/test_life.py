@@ -34,7 +34,8 @@ class Server:
 
     async def ask(self, operation: str, body: dict[str, Any] | None = None) -> Any:
         data = json.dumps(body or {}).encode()
-        return json.loads((await aio(self._client.request)(f"$JS.API.{operation}", data, 5)).data)
+        ask = aio(self._client.request)
+        return json.loads((await ask(f"$JS.API.{operation}", data, DEADLINE)).data)
 
     async def api(self, operation: str, body: dict[str, Any] | None = None) -> Any:
         reply = await self.ask(f"STREAM.{operation}.{subjects.STREAM}", body)
@@ -72,9 +73,11 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     """JetStream has to tell: nobody looks by himself."""
     monkeypatch.setattr(stream_life, "SLOW", math.inf)
     node = Node(tmp_path)
-    node.start()
-    yield node
-    node.close()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
 
 
 async def until(what: Callable[[], object]) -> None:

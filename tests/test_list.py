@@ -122,7 +122,7 @@ def test_what_it_is_and_why_it_failed_stay_on_a_narrow_terminal(box: Box) -> Non
     thread = "a-thread-with-a-name-that-is-quite-long-" * 2
     box.runctl("wait", box.submit(thread, "make-everything", "all"), code=1)
     box.runctl("wait", box.submit("ok", "true"))
-    error = box.json("list", thread)[0]["error"]
+    error = wait_until(lambda: box.json("list", thread)[0]["error"], "its end is recorded")
     for columns, args in ((80, ("list",)), (60, ("list",)), (80, ("list", thread))):
         terminal = Terminal(box, *args, columns=columns)
         assert terminal.wait() == 0

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, daemon_with, wait_until
+from pgserver import free_port
 from proc import children
 from runctl.config.load import load
 from runctl.config.schema import ConfigError
@@ -24,15 +25,9 @@ from runctl.config.schema import ConfigError
 DOC = Path(__file__).parent.parent / "docs" / "hooks-and-metrics.md"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def get(port: int, path: str, method: str = "GET", shown: str | None = None) -> tuple[int, str]:
     """``shown``: what the header Authorization says."""
-    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
     try:
         link.request(method, path, headers={} if shown is None else {"Authorization": shown})
         answer = link.getresponse()
@@ -115,14 +110,16 @@ class Shown:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     box, port, collector = Box(tmp_path_factory.mktemp("shown")), free_port(), Collector()
     try:
-        os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "200"
+        # Of the exporter, that a collector here is never too slow for.
+        os.environ |= {"OTEL_BSP_SCHEDULE_DELAY": "200", "OTEL_EXPORTER_OTLP_TIMEOUT": "600"}
         box.configure(
             f'[metrics]\nlisten = "127.0.0.1:{port}"\n[traces]\nendpoint = "{collector.url}"\n'
         )
         box.start()
         yield Shown(box, port, collector)
     finally:
-        os.environ.pop("OTEL_BSP_SCHEDULE_DELAY", None)
+        for name in ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_EXPORTER_OTLP_TIMEOUT"):
+            os.environ.pop(name, None)
         box.close()
         collector.close()
 
@@ -146,15 +143,15 @@ def test_runs_are_counted_by_how_they_ended(shown: Shown) -> None:
     wait(box, good)
     wait(box, bad, 1)
     live = box.submit_py("lives", "import time; time.sleep(600)")
-    wait_until(lambda: shown.value('runctl_runs_running{runner="shell"}') == 1, "it runs")
+    wait_until(lambda: box.show(live)["status"] == "running", "it runs")
+    wait_until(lambda: shown.value('runctl_runs_running{runner="shell"}') == 1, "it alone")
     queued = box.submit("lives", "true")
     assert shown.value("runctl_runs_queued") == 1
     box.runctl("abort", "lives", "--queued")
     assert box.show(queued)["status"] == box.show(live)["status"] == "aborted"
-    assert ended("succeeded") - before["succeeded"] == 1
-    assert ended("failed") - before["failed"] == 1
-    wait_until(lambda: ended("aborted") - before["aborted"] == 2, "both aborts are counted")
-    assert shown.value('runctl_runs_running{runner="shell"}') == 0
+    for status, count in (("succeeded", 1), ("failed", 1), ("aborted", 2)):
+        wait_until(lambda s=status, n=count: ended(s) - before[s] == n, f"{status} is counted")
+    wait_until(lambda: shown.value('runctl_runs_running{runner="shell"}') == 0, "none runs")
     assert shown.value("runctl_runs_queued") == 0
     assert shown.value("runctl_output_chunks_total") >= chunks + 1
     assert shown.value("runctl_output_bytes_total") >= size + 5
@@ -182,7 +179,7 @@ def test_health_paths_and_methods(shown: Shown) -> None:
     assert get(shown.port, "/healthz", "HEAD") == (200, "")
     assert get(shown.port, "/nothing")[0] == 404
     assert get(shown.port, "/metrics", "POST")[0] == 405
-    with socket.create_connection(("127.0.0.1", shown.port), timeout=30) as link:
+    with socket.create_connection(("127.0.0.1", shown.port), timeout=DEADLINE) as link:
         link.sendall(b"nonsense\r\n\r\n")
         assert link.recv(100).startswith(b"HTTP/1.1 400")
     assert shown.box.json("status")["metrics"] == f"127.0.0.1:{shown.port}"
@@ -224,7 +221,7 @@ def test_the_oldest_idle_connections_make_room(stopped_box: Box) -> None:
 )
 def test_loopback_is_asked_by_its_own_names(shown: Shown, host: str, status: int) -> None:
     """A page of evil.example may be given this address for its name."""
-    link = http.client.HTTPConnection("127.0.0.1", shown.port, timeout=30)
+    link = http.client.HTTPConnection("127.0.0.1", shown.port, timeout=DEADLINE)
     try:
         link.request("GET", "/healthz", headers={"Host": host})
         assert link.getresponse().status == status
@@ -296,11 +293,11 @@ def test_only_who_shows_the_token_is_answered(stopped_box: Box, tmp_path: Path) 
         for path in ("/metrics", "/healthz", "/nothing"):
             status, text = get(port, path, shown=wrong)
             assert (status, "runctl_" in text, "ready" in text) == (401, False, False), wrong
-    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
     link.request("GET", "/metrics")
     assert link.getresponse().headers["WWW-Authenticate"].startswith("Bearer")
     link.close()
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as twice:
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as twice:
         lines = ["GET /metrics HTTP/1.1", "Host: localhost"]
         lines += ["Authorization: Bearer the-first", "Authorization: Bearer other"]
         twice.sendall("\r\n".join([*lines, "", ""]).encode())

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box
+from conftest import DEADLINE, Box, wait_until
 from natsserver import Node
 from proc import children
 from runctl import client as api
@@ -186,6 +186,7 @@ def test_what_a_program_asks_and_is_refused(box: Box) -> None:
                 await runctl.wait(second.run, timeout=0.05)
             with pytest.raises(Refused):
                 await runctl.retry("first")
+            await asyncio.to_thread(wait_until, lambda: box.show("first")["started_at"], "it runs")
             rows = await runctl.list(status="running")
             assert [(row.thread, row.run.run, row.queued) for row in rows] == [("t", "first", 1)]
             assert (await runctl.show(second.run[:20])).cwd == "/"

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from conftest import DEADLINE
+
 SETUP = """
 import json, os, sys
 import sqlalchemy as sa
@@ -111,7 +113,7 @@ full = dbos._executor_field
 full.shutdown()
 enqueue("a", "a1", 1)
 worker.start()
-deadline = time.monotonic() + 40
+deadline = time.monotonic() + 55
 while not worker._reported and time.monotonic() < deadline:
     time.sleep(0.01)
 # Between two of its tries.
@@ -119,6 +121,9 @@ while (refused := row("a1"))["status"] != "ENQUEUED" and time.monotonic() < dead
     time.sleep(0.01)
 dbos._executor_field = ThreadPoolExecutor(2)
 while (done := row("a1"))["status"] != "SUCCESS" and time.monotonic() < deadline:
+    time.sleep(0.01)
+# DBOS says that it is over behind that.
+while (worker._started or worker.claimed) and time.monotonic() < deadline:
     time.sleep(0.01)
 found = {"refused": refused, "done": done}
 found |= {"coming": list(worker._started), "claimed": worker.claimed}
@@ -190,7 +195,7 @@ def run(tmp_path: Path, program: str) -> dict[str, Any]:
     file = tmp_path / "found.json"
     argv = [sys.executable, "-c", SETUP + program + SAVE]
     argv += [str(tmp_path / "dbos.sqlite"), str(file)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(file.read_text())
     return found

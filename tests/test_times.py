@@ -19,9 +19,24 @@ MS = 0.001
 TIMES = ("created_at", "started_at", "ended_at")
 
 
+@pytest.fixture
+def patient(stopped_box: Box) -> Box:
+    """What is aborted is not killed within a test."""
+    stopped_box.configure('[queue]\nstop_grace = "60s"\n')
+    stopped_box.start()
+    return stopped_box
+
+
 def unix(stamp: str) -> float:
     assert STAMP.fullmatch(stamp)
     return datetime.fromisoformat(stamp).timestamp()
+
+
+def end(box: Box, run: str, code: int = 0) -> Any:
+    """The run as it is shown once its end, with this exit code of ``wait``, is recorded."""
+    box.runctl("wait", run, code=code)
+    wait_until(lambda: box.show(run)["ended_at"], "its end is recorded")
+    return box.show(run)
 
 
 def times(box: Box, run: str) -> tuple[Any, ...]:
@@ -36,7 +51,7 @@ def test_a_short_run_has_its_own_times(box: Box) -> None:
     found = []
     for i in range(3):
         run = box.submit_py("t", code, run=f"r{i}")
-        box.runctl("wait", run)
+        end(box, run)
         first, last = map(float, box.runctl("attach", "t", "--run", run).split())
         created, started, ended = times(box, run)
         assert asked - MS <= created <= started <= first
@@ -48,7 +63,8 @@ def test_a_short_run_has_its_own_times(box: Box) -> None:
     assert any(moment % 1 for moment in found)
 
 
-def test_an_aborted_run_began_and_ended(box: Box) -> None:
+def test_an_aborted_run_began_and_ended(patient: Box) -> None:
+    box = patient
     trap = "trap 'sleep 0.4; date +%s.%N > gone; exit' TERM; date +%s.%N; "
     trap += "while :; do sleep 0.05; done"
     box.submit("t", "sh", "-c", trap, run="running")
@@ -71,7 +87,8 @@ def test_an_aborted_run_began_and_ended(box: Box) -> None:
     assert [box.show(run) for run in ("running", "waiting")] == before
 
 
-def test_an_abort_that_a_crash_cut_keeps_its_times(box: Box) -> None:
+def test_an_abort_that_a_crash_cut_keeps_its_times(patient: Box) -> None:
+    box = patient
     box.submit("t", "sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done", run="cut")
     wait_until(lambda: box.runctl("attach", "t", "--no-follow"), "it runs")
     aborting = box.popen("abort", "t")
@@ -95,8 +112,7 @@ def change(box: Box, *statements: str) -> None:
 def test_an_end_that_is_adopted_keeps_its_times(box: Box) -> None:
     """The daemon was killed between the end of the stream and the outcome of the row."""
     box.submit("t", "sh", "-c", "sleep 0.1; exit 3", run="r")
-    box.runctl("wait", "r", code=1)
-    before = box.show("r")
+    before = end(box, "r", 1)
     box.term()
     change(
         box,
@@ -104,8 +120,7 @@ def test_an_end_that_is_adopted_keeps_its_times(box: Box) -> None:
         "DELETE FROM workflow_output",
     )
     box.start()
-    box.runctl("wait", "r", code=1)
-    after = box.show("r")
+    after = end(box, "r", 1)
     assert after["attempt"] == before["attempt"] + 1
     for name in (*TIMES, "exit_code", "error"):
         assert after[name] == before[name], name
@@ -113,10 +128,9 @@ def test_an_end_that_is_adopted_keeps_its_times(box: Box) -> None:
 
 def test_times_of_an_older_version_are_shown_without_decimals(box: Box) -> None:
     for run in ("new", "old"):
-        box.runctl("wait", box.submit(run, "true", run=run))
+        end(box, box.submit(run, "true", run=run))
     made = box.submit("made", "true")
-    box.runctl("wait", made)
-    created = box.show(made)["created_at"]
+    created = end(box, made)["created_at"]
     box.term()
     second = (int(time.time()) - 3600) * 1000
     change(

@@ -131,6 +131,7 @@ def test_the_state_of_an_earlier_release_is_taken_over(old_box: Box) -> None:
             "aa-third\n",
         ]
         assert old_box.runctl("attach", "line", "--run", "unfinished") == "attempt 2\n"
+        wait_until(lambda: old_box.show("aa-third")["status"] == "succeeded", "it is recorded")
         line = {row["run"]: row for row in old_box.json("list", "line")}
         assert {row["status"] for row in line.values()} == {"succeeded"}
         assert line["unfinished"]["attempt"] == 2
