@@ -198,7 +198,7 @@ def _read_endpoint(config: Config) -> Nats:
     """Where this user's embedded server is, and how to know it. Raises Unavailable."""
     path = config.state_dir / ENDPOINT_FILE
     try:
-        nats = msgspec.json.decode(_read_own_file(path), type=Endpoint).nats()
+        nats = msgspec.json.decode(read_own_file(path), type=Endpoint).nats()
         if nats.certificate:
             connection.pin_certificate(nats.certificate)
     except FileNotFoundError:
@@ -221,7 +221,7 @@ def _read_endpoint(config: Config) -> Nats:
     return nats
 
 
-def _read_own_file(path: Path) -> bytes:
+def read_own_file(path: Path) -> bytes:
     """Its content. Where others may make directories, such as /tmp, one of them could lead
     us to a server of theirs: raises Unavailable. root may use any user's daemon."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

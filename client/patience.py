@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from ..config.files import MOST_SECRET
 from ..config.schema import Config
 from ..protocol.endpoint import LOCK_FILE
+from ..protocol.errors import Unavailable
+from .link import read_own_file
 from .requests import NobodyAnswers
 
 #: How long a verb waits in all, unless it is told otherwise, seconds.
@@ -21,9 +22,8 @@ PAUSE, LONGEST_PAUSE = 0.03, 0.25
 def is_daemon_expected(config: Config) -> bool:
     """Whether a daemon has the state directory, or had it and did not stop in order."""
     try:
-        with (config.state_dir / LOCK_FILE).open("rb") as file:
-            return bool(file.read(MOST_SECRET).strip())
-    except OSError:  # none has run here, or it is another user's
+        return bool(read_own_file(config.state_dir / LOCK_FILE).strip())
+    except (OSError, Unavailable):  # none has run here, or it is another user's
         return False
 
 

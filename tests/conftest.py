@@ -377,7 +377,6 @@ class Watch:
         # Ours alone: the box's end would take some of it, and close it amid a read.
         fd = os.dup(self.process.stdout.fileno())
         self.process.stdout.close()
-        self.process.stdout = None
         self._reader = threading.Thread(target=self._read, args=[fd], daemon=True)
         self._reader.start()
 

@@ -76,3 +76,24 @@ def test_submits_of_a_thread_keep_their_order_and_share_no_place(box: Box) -> No
         begun = [row["run"] for row in box.json("list", thread)]
         assert sorted(sent) == sent
         assert begun == sent[::-1]
+
+
+def test_a_run_that_waits_for_its_replay_is_aborted(stopped_box: Box) -> None:
+    """It was running when its daemon died: nobody has to know that it is queued for the moment."""
+    box = stopped_box
+    box.start()
+    runs = {name: box.submit(name, "sleep", "600") for name in ("a", "b")}
+    for run in runs.values():
+        wait_until(lambda run=run: box.show(run)["status"] == "running", "it runs")
+    box.kill()
+    box.configure("[queue]\nmax_running = 1\n")
+    box.start()
+    first = wait_until(
+        lambda: next((n for n, r in runs.items() if box.show(r)["status"] == "running"), ""),
+        "one is replayed",
+    )
+    (other,) = runs.keys() - {first}
+    assert box.show(runs[other])["status"] == "queued"
+    assert box.runctl("abort", other).strip() == f"aborted {runs[other]}"
+    assert box.show(runs[other])["status"] == "aborted"
+    box.runctl("abort", first)

@@ -396,3 +396,23 @@ def test_a_reset_that_is_written_again_repeats_nothing() -> None:
     state.apply(records.Reset("r", 1, time.time(), "e"), events)
     state.apply(chunks, events)
     assert events == before
+
+
+def test_a_server_that_pauses_under_several_runs_is_not_replaced(box: Box) -> None:
+    """What was under way for all of them is not answered in time: that is one silence."""
+    code = "import time\nfor n in range(100): print(n, flush=True); time.sleep(0.1)"
+    names = [f"t{n}" for n in range(4)]
+    for name in names:
+        box.submit_py(name, code)
+    watches = [Watch(box, name) for name in names]
+    for watch in watches:
+        watch.wait_chunks(1)
+    (server,) = children(box.pid, "nats-server")
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(2.5)  # more than a publish is waited for, less than what counts as dead
+    os.kill(server, signal.SIGCONT)
+    for watch in watches:
+        assert watch.wait() == 0
+        assert watch.text() == "".join(f"{n}\n" for n in range(100))
+    assert children(box.pid, "nats-server") == [server]
+    assert "stores nothing" not in box.log.read_text()

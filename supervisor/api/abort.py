@@ -34,7 +34,8 @@ async def abort(c: Context, r: messages.Abort) -> messages.Reply:
         if not live and not await c.durable.rows.list_runs(thread, limit=1):
             raise NotFound(f"no thread {thread!r}; see: runctl list")
         live = [*map(c.waiting.seen, live)]
-        wanted = [x for x in live if x.status is Status.RUNNING or r.queued]
+        # One that waits for its replay runs, to whoever asks.
+        wanted = [x for x in live if x.status is Status.RUNNING or x.attempt or r.queued]
         if not wanted and (ending := c.waiting.ending(thread)) is not None:
             name = ending.spec.run
             reason = c.waiting.reason(name) or "its processes have their grace"

@@ -95,6 +95,8 @@ class Streams:
         self._wait_lease_valid = wait_lease_valid
         self._replace_server = replace_server
         self._unanswered = 0
+        #: When the last of them was given up.
+        self._silent = 0.0
         self.max_record = MAX_RECORD_BYTES
         self.max_end = 2**62
         self.life = StreamLife(client)
@@ -272,6 +274,7 @@ class Streams:
         self._token += 1
         token = f"{self._token:x}"
         ack = self._waiting[token] = _Ack()
+        began = trio.current_time()
         try:
             self._send(subject, data, f"{self._inbox}.{token}", headers)
             with trio.move_on_after(ACK_TIMEOUT) as limit:
@@ -283,7 +286,10 @@ class Streams:
             reply = json.loads(ack.data)
         except Exception as error:  # connection states; the read-back decides what happened
             log.debug("publish to %s: %r", subject, error)
-            self._unanswered += isinstance(error, TimeoutError) and self._nc.is_connected
+            # Those that were under way together met one silence.
+            if isinstance(error, TimeoutError) and self._nc.is_connected and began >= self._silent:
+                self._unanswered += 1
+                self._silent = trio.current_time()
             return None
         finally:
             self._waiting.pop(token, None)
@@ -312,6 +318,7 @@ class Streams:
             ack.there.set()
 
     async def _on_ack(self, msg: Msg) -> None:
+        self._unanswered = 0  # though it may come too late for whoever waited for it
         ack = self._waiting.pop(msg.subject.rpartition(".")[2], None)
         if ack is not None:
             ack.data = msg.data or b"{}"
