@@ -15,7 +15,7 @@ from .consumer import Watcher
 from .events import CaughtUp, Chunk, Connection, End, Event, Gap, Lost, Malformed, Reset
 from .link import Link
 from .locate import Target, locate
-from .run_end import make_end, push_lost_end, wait_until_recorded
+from .run_end import RECORD_TIMEOUT, make_end, push_lost_end, wait_until_recorded
 from .shared_link import SharedLink
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Attachment:
         that the next request finds the run ended."""
         if self.live:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(RECORD_TIMEOUT):
                     await wait_until_recorded(self._config, self.watcher, self._run)
 
 

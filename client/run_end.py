@@ -12,6 +12,9 @@ from .consumer import Watcher
 from .events import End, Lost
 from .requests import ask, ask_once
 
+#: How long the daemon may take to record an end that is in the stream already, seconds.
+RECORD_TIMEOUT = 5.0
+
 
 async def push_lost_end(config: Config, name: str, watcher: Watcher) -> None:
     """After a reconnection: if the run ended and its end record is gone (retention, a

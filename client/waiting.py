@@ -12,11 +12,8 @@ from ..protocol import subjects
 from ..protocol.model import Run, Status
 from .consumer import Watcher
 from .events import CaughtUp, End, Event
-from .run_end import push_lost_end, wait_until_recorded
+from .run_end import RECORD_TIMEOUT, push_lost_end, wait_until_recorded
 from .shared_link import SharedLink
-
-#: How long the daemon may take to record an end that is in the stream already, seconds.
-RECORD_TIMEOUT = 5.0
 
 
 async def wait_for_end(
