@@ -21,6 +21,9 @@ import trio.testing
 from conftest import SLACK, wait_until
 from proc import alive
 from runctl.protocol.errors import RunFailed, Unavailable
+from runctl.protocol.model import RunSpec
+from runctl.supervisor.execution.registry import Live
+from runctl.supervisor.execution.work import Work
 from runctl.supervisor.processes.environments import Answer, read_environment
 from runctl.supervisor.processes.keeper_client import Keeper, KeeperLost, Process
 from runctl.supervisor.processes.keeper_start import open_keeper
@@ -1024,3 +1027,17 @@ def test_who_became_a_command_is_known_when_all_is_killed() -> None:
         [sys.executable, "-c", DESERTED], stdout=subprocess.PIPE, timeout=DEADLINE
     )
     assert said.stdout == b"[-1, -1, -1]\n"
+
+
+async def test_the_end_of_a_daemon_is_no_failure_of_its_runs(tmp_path: Path) -> None:
+    """Whoever still asks the keeper then learns that it is gone: the run is left to its replay."""
+    async with open_keeper(tmp_path, wait=DEADLINE) as keeper:
+        process = await spawn(keeper, "sleep", "600")
+        assert not keeper.gone
+    assert not keeper.dead.is_set(), "it was let go of"
+    with pytest.raises(KeeperLost):
+        await process.end(0)
+    assert keeper.gone
+    live = Live(RunSpec("r", "t", "shell"), 1)
+    nothing: Any = None
+    assert Work(nothing, nothing, keeper, nothing, nothing, nothing).is_ending(live)

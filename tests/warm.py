@@ -43,16 +43,19 @@ class Forked:
     def __init__(self, line: socket.socket, args: Sequence[str]) -> None:
         self.args = list(args)
         self.returncode: int | None = None
-        self._line = line
+        self._line = -1
         self._lock = threading.Lock()
         self.pid = int.from_bytes(line.recv(4, socket.MSG_WAITALL), "big")
+        # The number alone: a socket that is collected unclosed is a warning, in some order.
+        self._line = line.detach()
 
     def __del__(self) -> None:
-        self._line.close()
+        if self._line >= 0:
+            os.close(self._line)
 
     def fileno(self) -> int:
         """Readable once it has ended."""
-        return self._line.fileno()
+        return self._line
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
@@ -62,7 +65,7 @@ class Forked:
                 raise subprocess.TimeoutExpired(self.args, timeout)
             with self._lock:  # a house's unit and its test may wait for the same daemon
                 if self.returncode is None:
-                    said = self._line.recv(16, socket.MSG_WAITALL)
+                    said = _read_end(self._line)
                     self.returncode = os.waitstatus_to_exitcode(int(said))
         return self.returncode
 
@@ -142,6 +145,13 @@ class Warm:
                 self._process.stdin.close()
                 self._process.wait()
                 self._process = None
+
+
+def _read_end(fd: int) -> bytes:
+    said = b""
+    while data := os.read(fd, 16):
+        said += data
+    return said
 
 
 def _read(texts: dict[int, bytes], process: Forked, limit: float) -> None:

@@ -33,13 +33,15 @@ async def abort(c: Context, r: messages.Abort) -> messages.Reply:
         live = await c.durable.rows.list_live_runs(thread)
         if not live and not await c.durable.rows.list_runs(thread, limit=1):
             raise NotFound(f"no thread {thread!r}; see: runctl list")
+        # Who waits for its replay runs, to whoever asks. (Behind it, some may have been claimed.)
+        replayed = [x for x in live if x.status is Status.QUEUED and x.attempt][:1]
         live = [*map(c.waiting.seen, live)]
-        # One that waits for its replay runs, to whoever asks.
-        wanted = [x for x in live if x.status is Status.RUNNING or x.attempt or r.queued]
+        wanted = [x for x in live if x.status is Status.RUNNING or r.queued]
         if not wanted and (ending := c.waiting.ending(thread)) is not None:
             name = ending.spec.run
             reason = c.waiting.reason(name) or "its processes have their grace"
             raise Refused(f"run {name} is being aborted already: {reason}")
+        wanted = wanted or replayed
         if not wanted:
             what = f"{len(live)} queued; add --queued" if live else "nothing is in flight"
             raise Refused(f"thread {thread!r} has no running run ({what})")

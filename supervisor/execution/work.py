@@ -104,7 +104,7 @@ class Work:
 
     def is_ending(self, live: Live) -> bool:
         """Whether an error may be the daemon's end: then it is left to the replay."""
-        return self._keeper.dead.is_set() or live.stopping
+        return self._keeper.gone or live.stopping
 
     def make_internal_error(self, error: Exception) -> Outcome:
         words = self._hide(f"{type(error).__name__}: {error}")

@@ -185,6 +185,11 @@ class Keeper:
         ours = not os.path.isabs(found) or os.path.realpath(found) == self._state
         return "/" if ours else found
 
+    @property
+    def gone(self) -> bool:
+        """Whether it is dead, or was let go of, as at our end."""
+        return self._gone
+
     def held(self, mark: str) -> str | None:
         """Which processes of the trees with ``mark``, which are being ended, cannot be, and
         why, in words; None when nothing is known to be in the way."""

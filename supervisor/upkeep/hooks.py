@@ -89,7 +89,7 @@ class Hooks:
                 self._scopes.discard(scope)
                 self._changed.set()
                 self._changed = trio.Event()
-        if not done or (failed is not None and (self._stopping or self._keeper.dead.is_set())):
+        if not done or (failed is not None and (self._stopping or self._keeper.gone)):
             await trio.sleep_forever()  # it is told again by the next daemon
         if failed is None:
             self._failing.discard(run)
