@@ -131,6 +131,9 @@ class Proxy:
             await asyncio.gather(there(r, back_w), back)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
+        except RuntimeError as error:  # its end was half closed meanwhile, as a fault
+            if "write_eof" not in str(error):
+                raise
         finally:
             self._pairs.discard(pair)
             pair.reset()
