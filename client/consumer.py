@@ -159,8 +159,7 @@ class Watcher:
     async def _watch(self) -> None:
         delay = BACKOFF[0]
         now = asyncio.get_running_loop().time
-        began = now()
-        connected = False
+        deadline, connected = now() + START_TIMEOUT, False
         while True:
             try:
                 if self._link is None:
@@ -170,9 +169,8 @@ class Watcher:
                 await self._consume(self._link)
             except Unavailable as error:
                 # What was delivered before the server told of it counts as a beginning.
-                begun = self._started or self._last
-                broke = connected and isinstance(error, Away | LinkLost)
-                if not begun and not (broke and now() < began + START_TIMEOUT):
+                begun, away = self._started or self._last, isinstance(error, Away | LinkLost)
+                if not begun and not (connected and away and now() < deadline):
                     raise
             self._report_down()
             if self._link is not None:

@@ -104,7 +104,7 @@ class Keeper:
         self.sock = sock
         self._nursery = nursery
         self._lock = trio.Lock()
-        self._gone = False
+        self.gone = False  # dead, or let go of at our end
         self._next = 0
         self._waiting: dict[int, trio.Event] = {}
         self._replies: dict[int, dict[str, Any]] = {}
@@ -184,11 +184,6 @@ class Keeper:
         found = self.inherited.env.get("HOME", "") if account is None else account.home
         ours = not os.path.isabs(found) or os.path.realpath(found) == self._state
         return "/" if ours else found
-
-    @property
-    def gone(self) -> bool:
-        """Whether it is dead, or was let go of, as at our end."""
-        return self._gone
 
     def held(self, mark: str) -> str | None:
         """Which processes of the trees with ``mark``, which are being ended, cannot be, and
@@ -273,7 +268,7 @@ class Keeper:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             while True:
-                if self._gone:
+                if self.gone:
                     raise KeeperLost(self.stopped)
                 try:
                     sent = await self.sock.sendmsg([data], rights)
@@ -316,12 +311,12 @@ class Keeper:
         """End one that does not answer: whoever may signal it may have stopped it, and with it
         all that is asked of it. What it has spawned ends with it."""
         with scope:
-            while not self._gone:
+            while not self.gone:
                 # Tick by tick: time in which we were stopped ourselves says nothing of it.
                 await trio.sleep(_TICK)
                 if self.silent:
                     self.silent += _TICK
-                if self.silent > SILENCE and not self._gone:
+                if self.silent > SILENCE and not self.gone:
                     self.stopped = (
                         f"the process keeper has not answered for {SILENCE:g} s, as when a run has"
                         " stopped it (SIGSTOP); it is killed with all its processes: start runctld"
@@ -354,7 +349,7 @@ class Keeper:
 
     def mark_lost(self) -> None:
         """Let nobody wait for a keeper that is gone."""
-        self._gone = True
+        self.gone = True
         for event in self._waiting.values():
             event.set()
         for process in self._processes.values():
