@@ -144,9 +144,19 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     mute_libraries()
     old = signal.signal(signal.SIGINT, _interrupt)
     try:
-        return asyncio.run(main())
+        return asyncio.run(_run(main))
     finally:
         signal.signal(signal.SIGINT, old)
+
+
+async def _run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """asyncio itself cancels what is left once, and waits for it for ever."""
+    try:
+        return await main()
+    finally:
+        from ..client.cancellation import end_tasks
+
+        await end_tasks(asyncio.all_tasks() - {asyncio.current_task()})
 
 
 def _interrupt(_: int, __: FrameType | None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from ..config.schema import Config
 from ..protocol import subjects
 from ..protocol.model import check_run_id, check_thread
+from .cancellation import end_tasks
 from .consumer import Watcher
 from .events import CaughtUp, Chunk, Connection, End, Event, Gap, Lost, Malformed, Reset
 from .link import Link
@@ -62,9 +63,11 @@ class Attachment:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        if self._settling is not None:
-            self._settling.cancel()
-        await self.watcher.__aexit__(*error)
+        try:
+            if self._settling is not None:
+                await end_tasks([self._settling])
+        finally:
+            await self.watcher.__aexit__(*error)
 
     def __aiter__(self) -> Attachment:
         return self

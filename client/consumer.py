@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..protocol import records, subjects
 from ..protocol.errors import Unavailable
+from .cancellation import end_tasks
 from .delivery import make_consumer_config, read_delivery, read_unix_ns
 from .events import CaughtUp, Connection, Event, Malformed, Progress
 from .link import API_TIMEOUT, Away, Link, LinkLost, NotReady
@@ -112,13 +113,7 @@ class Watcher:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
-        # Once is not enough: nats-py, and wait_for before Python 3.12, can swallow a
-        # cancellation that meets a connection just being closed.
-        while not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=0.2)
-        if not self._task.cancelled():
-            self._task.exception()
+        await end_tasks([self._task])
         if self._link is not None and not self._shared:
             await self._link.close()
 

@@ -10,6 +10,7 @@ import msgspec
 from ..config.schema import Config
 from ..protocol import subjects
 from ..protocol.model import Run, Status
+from .cancellation import end_tasks
 from .consumer import Watcher
 from .events import CaughtUp, End, Event
 from .run_end import RECORD_TIMEOUT, push_lost_end, wait_until_recorded
@@ -49,7 +50,7 @@ async def wait_for_end(
                         settling = asyncio.create_task(push_lost_end(config, name, watcher))
     finally:
         if settling is not None:
-            settling.cancel()
+            await end_tasks([settling])
     raise AssertionError("a watcher ends only with an error")
 
 

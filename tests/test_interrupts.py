@@ -68,3 +68,31 @@ def test_a_write_amid_another_leaves_that_to_be_interrupted() -> None:
                 interrupt(KeyboardInterrupt())
 
     asyncio.run(main())
+
+
+#: A library's: each of three cancellations meets something that swallows it.
+STUBBORN = """
+import asyncio
+from runctl.cli.common import run
+
+async def stubborn():
+    for _ in range(3):
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+async def main():
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    return 7
+
+print(run(main))
+"""
+
+
+def test_a_task_that_swallows_cancellations_does_not_hold_the_end_up() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUBBORN], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")

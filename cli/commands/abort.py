@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from ...client.cancellation import end_tasks
 from ...client.requests import ask_once
 from ...protocol import messages
 from ...protocol.errors import RunctlError
@@ -60,7 +61,7 @@ def abort(app: App, thread: str, run_id: str | None, queued: bool) -> None:
             try:
                 return await client.abort(thread, run=run_id, queued=queued)
             finally:
-                news.cancel()
+                await end_tasks([news])
 
     done = run(main)
     if app.json:
