@@ -18,9 +18,6 @@ from .interrupts import interrupt
 
 T = TypeVar("T")
 
-#: For a daemon that restarts, by default, seconds.
-WAIT = 5.0
-
 OK = 0
 FAILED = 1
 USAGE = 2
@@ -50,8 +47,8 @@ class App:
     def __init__(self) -> None:
         self.config_file: Path | None = None
         self.json = False
-        #: So long a verb waits for a daemon that restarts, seconds.
-        self.wait = WAIT
+        #: So long a verb waits for a daemon that restarts, seconds; None: as long as usual.
+        self.wait: float | None = None
 
     @cached_property
     def config(self) -> Config:

@@ -14,7 +14,6 @@ from ..config.schema import Config
 from ..protocol import messages
 from ..protocol.errors import BadRequest, Unavailable
 from ..protocol.model import Run, ThreadRow, check_run_id, check_thread
-from .link import Link
 from .patience import WAIT, Patience
 from .shared_link import SharedLink
 
@@ -71,7 +70,7 @@ class Client:
 
     async def reach(self) -> None:
         """Connect now. Raises Unavailable."""
-        await self.links.use(_see)
+        await self.links.reach()
 
     async def submit(
         self,
@@ -236,10 +235,6 @@ async def connect(
     async with Client(config, Patience(config, wait)) as client:
         await client.reach()
         yield client
-
-
-async def _see(_: Link) -> None:
-    """That there is one is enough."""
 
 
 def find_directory() -> str:

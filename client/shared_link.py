@@ -33,6 +33,10 @@ class SharedLink:
                 self._link = await dial(self._config)
             return self._link
 
+    async def reach(self) -> Link:
+        """``dial``, with patience."""
+        return await self.use(_give)
+
     async def use(self, work: Callable[[Link], Awaitable[T]], *, repeatable: bool = True) -> T:
         """``work`` over the connection; with patience again where nobody was there to hear its
         request, and, if it is ``repeatable``, where the connection broke before the answer.
@@ -58,3 +62,7 @@ class SharedLink:
     async def close(self) -> None:
         if self._link is not None:
             await self._link.close()
+
+
+async def _give(link: Link) -> Link:
+    return link

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, wait_until
 from house import NOTE, House, assert_no_overlap, journal
-from pgserver import Postgres
 
 pytestmark = pytest.mark.long
 
@@ -76,15 +74,6 @@ CREATE CONSTRAINT TRIGGER meet AFTER INSERT OR UPDATE OF owner_xid ON dbos.workf
 #: Whether the submit of "first" waits for its commit.
 FIRST_WAITS = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = 4711 AND objid = 1"
 ROUNDS, THREADS, MOST_ROUNDS = 12, 2, 200
-
-
-@pytest.fixture
-def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[House]:
-    made = House(tmp_path, postgres, nats_server)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_two_heads_of_one_thread(house: House, tmp_path: Path) -> None:

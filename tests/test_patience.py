@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Box, wait_until
 from house import House
-from pgserver import Postgres
 from proc import alive, children
 from terminal import Terminal
 
@@ -113,15 +110,6 @@ def test_whoever_waits_is_told_so(box: Box) -> None:
     box.start()
     assert terminal.wait() == 0
     assert terminal.text() == "runctl: no threads yet; start one: runctl submit THREAD -- COMMAND"
-
-
-@pytest.fixture
-def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[House]:
-    made = House(tmp_path, postgres, nats_server)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_an_executor_that_restarts_while_its_nats_goes_on(house: House) -> None:

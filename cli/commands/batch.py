@@ -92,7 +92,7 @@ class Batch:
     async def submit(self, fd: int) -> int:
         """Submit what ``fd`` holds; the exit code. Raises ReaderGone; OSError, when ``fd`` cannot
         be read to its end, once what was read before is answered; Unavailable."""
-        self._link = await self._links.use(_itself)
+        self._link = await self._links.reach()
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(self._read(fd, group))
@@ -278,10 +278,6 @@ def _parsed(data: bytes | None, most: int) -> Line:
         return _decode(data.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
         raise BadRequest(f"not a run to submit: {one_line(str(error))}") from None
-
-
-async def _itself(link: Link) -> Link:
-    return link
 
 
 async def _refused(error: RequestError) -> Answer:

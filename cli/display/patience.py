@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...client.api import Client
-from ...client.patience import Patience
+from ...client.patience import WAIT, Patience
 from ..common import App
 from .status_line import StatusLine
 
@@ -15,7 +15,7 @@ def make_patience(app: App, line: StatusLine | None = None) -> Patience:
     def notice(waits: bool) -> None:
         shown.set("daemon", "runctl: waiting for runctld to come back" if waits else None)
 
-    return Patience(app.config, app.wait, notice)
+    return Patience(app.config, WAIT if app.wait is None else app.wait, notice)
 
 
 def make_client(app: App, line: StatusLine | None = None) -> Client:
