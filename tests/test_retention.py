@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 from conftest import DEADLINE, Box, Watch, daemon_with, wait_until
 from natsserver import connected
 from proxy import Proxy
@@ -20,6 +22,7 @@ from runctl.cli.display.output import describe_gap
 from runctl.client.events import Gap
 from runctl.protocol import messages, records, subjects
 from runctl.protocol.model import Run, Status
+from runctl.supervisor.output.backpressure import IN_ADVANCE, Backpressure
 from test_housekeeping import forget
 from test_terminal import Terminal
 
@@ -176,6 +179,25 @@ def test_two_runs_at_full_speed_in_a_full_stream_both_finish(stopped_box: Box) -
     for text in filter(None, texts):
         assert numbers(text) == list(range(numbers(text)[0], 6000))
         assert text.endswith("over\n")
+
+
+async def test_a_need_that_was_met_costs_nothing_more() -> None:
+    """A writer that was refused while room was being made got through with the others, and
+    ended: whoever then made room for it again dropped what it had just written."""
+    room = Backpressure()
+    async with trio.open_nursery() as nursery:
+        for size in (100, 300):
+            nursery.start_soon(room.wait_for_room, size)
+        assert await room.wait_until_wanted() == 300
+        nursery.start_soon(room.wait_for_room, 200)
+        await trio.testing.wait_all_tasks_blocked()
+        room.release_writers()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(room.wait_for_room, 50)
+        assert await room.wait_until_wanted() == 50, "that of those who came later counts"
+        room.release_writers()
+    room.request_room()
+    assert await room.wait_until_wanted() == IN_ADVANCE
 
 
 def test_count_and_older_than(stopped_box: Box) -> None:

@@ -13,30 +13,36 @@ class Backpressure:
     ``release_writers``."""
 
     def __init__(self) -> None:
+        self._ahead = False
+        #: The largest record of those that wait, in bytes.
         self._need = IN_ADVANCE
-        self._wanted = trio.Event()
+        self._asked = trio.Event()
         self._made = trio.Event()
 
     def request_room(self) -> None:
         """The stream fills up: make room before a writer has to wait."""
-        self._wanted.set()
+        self._ahead = True
+        self._asked.set()
 
     async def wait_for_room(self, size: int) -> None:
         """A record of ``size`` bytes was refused: returns when it is worth another try."""
         self._need = max(self._need, size)
-        self._wanted.set()
+        self._asked.set()
         await self._made.wait()
 
     async def wait_until_wanted(self) -> int:
-        """Waits until room is asked for. The largest record that was refused, in bytes;
-        ``IN_ADVANCE`` when none was."""
-        await self._wanted.wait()
-        self._wanted = trio.Event()
-        need, self._need = self._need, IN_ADVANCE
-        return need
+        """Waits until room is asked for. The largest record that waits for it, in bytes;
+        ``IN_ADVANCE`` when none does."""
+        while not self._ahead and self._need == IN_ADVANCE:
+            self._asked = trio.Event()
+            await self._asked.wait()
+        self._ahead = False
+        return self._need
 
     def release_writers(self) -> None:
         """Let all who wait try again. Who was refused while room was being made did not
-        count in it, and asks again if it must."""
+        count in it, and asks again if it must: room for a need that was met meanwhile would
+        cost finished output for nothing, be it that of the very run that had it."""
+        self._need = IN_ADVANCE
         made, self._made = self._made, trio.Event()
         made.set()
