@@ -50,13 +50,14 @@ class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="t"):
 class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
     """Chunks ``seq``, ``seq + 1``, ... of an attempt; ``seq`` starts at 1. ``at``: Unix
     seconds at which the first was read. ``total``: bytes of output that the attempt has
-    written with it; 0 from a writer that does not count."""
+    written with it; 0 from a writer that does not count. ``of``: the same of each stream."""
 
     attempt: int
     seq: int
     at: float
     chunks: list[Chunk]
     total: int = 0
+    of: dict[StreamName, int] = {}
     v: int = VERSION
 
 
@@ -113,7 +114,10 @@ def decode_record(data: bytes) -> Record:
     # Each of these would be taken for the position of a run, or shown.
     if not 0 <= record.attempt <= _MOST or not 0 <= record.at < _LATEST:  # also NaN
         raise ValueError("not a record: its attempt or time is out of range")
-    if isinstance(record, Chunks) and not (1 <= record.seq <= _MOST and 0 <= record.total <= _MOST):
+    if isinstance(record, Chunks) and not (
+        1 <= record.seq <= _MOST
+        and all(0 <= total <= _MOST for total in (record.total, *record.of.values()))
+    ):
         raise ValueError("not a record: the numbers of its chunks are out of range")
     if isinstance(record, End) and not 0 <= record.chunks <= _MOST:
         raise ValueError("not a record: its number of chunks is out of range")

@@ -15,7 +15,7 @@ import trio.testing
 from conftest import Box, Watch, running_box
 from proc import alive
 from runctl.protocol.records import StreamName
-from runctl.supervisor.execution.runners.flow import STEP, Flow, pipe_source
+from runctl.supervisor.execution.runners.flow import STEP, Flow, PipeSource
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="filters are known by /proc")
 
@@ -167,7 +167,7 @@ def test_what_comes_first_is_read_first() -> None:
         async def emit(name: StreamName, data: bytes) -> None:
             got.append((name, data))
 
-        flow = Flow([pipe_source(name, read) for name, (read, _) in pipes.items()], emit)
+        flow = Flow([PipeSource(name, read) for name, (read, _) in pipes.items()], emit)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow.run)
             chance = random.Random(1)
@@ -203,7 +203,7 @@ def test_a_descriptor_that_others_keep_does_not_hold_the_end() -> None:
         async def emit(_: StreamName, data: bytes) -> None:
             got.append(data)
 
-        flow = Flow([pipe_source("stdout", read)], emit)
+        flow = Flow([PipeSource("stdout", read)], emit)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow.run)
             await trio.testing.wait_all_tasks_blocked()

@@ -19,7 +19,7 @@ from ..processes.keeper_client import Keeper
 from ..processes.terminal_size import Window
 from ..queue.engine import Durable
 from .registry import Live
-from .runners.protocol import Runner, Turn
+from .runners.protocol import Runner, Surroundings, Turn
 from .settings import Settings
 
 log = logging.getLogger("runctld")
@@ -78,7 +78,8 @@ class Work:
         with live.working():
             try:
                 history = await self._read_history(spec, runner[0])
-                return await runner[1].run(spec, live.attempt, writer.append, history, live.window)
+                around = Surroundings(live.window, writer.watch_stored)
+                return await runner[1].run(spec, live.attempt, writer.append, history, around)
             except RunFailed as error:
                 return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
             except (Fenced, trio.Cancelled):

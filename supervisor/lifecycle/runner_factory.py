@@ -10,6 +10,7 @@ from ..execution.runners import protocol
 from ..execution.runners.chat import Chat
 from ..execution.runners.command import Command
 from ..processes.keeper_client import Keeper
+from ..processes.memory_files import can_move
 
 log = logging.getLogger("runctld")
 
@@ -17,11 +18,13 @@ log = logging.getLogger("runctld")
 class RunnerFactory:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
+        self._spooled = can_move()
 
     def make(self, runner: Runner, queue: Queue) -> protocol.Runner:
         if isinstance(runner, ChatRunner):
             return Chat(runner)
-        return Command(runner, self._keeper, queue.stop_grace, self._plan_limits(runner))
+        limits = self._plan_limits(runner)
+        return Command(runner, self._keeper, queue.stop_grace, limits, spooled=self._spooled)
 
     def _plan_limits(self, runner: CommandRunner) -> Plan:
         wanted, groups = controllers(runner.limits), self._keeper.cgroups

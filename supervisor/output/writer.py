@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import trio
@@ -54,6 +54,9 @@ class Writer:
         self._kept: ReplayBuffer | None = None
         self._seq = 0
         self._total = 0
+        #: Bytes of each stream that are stored.
+        self._of: dict[StreamName, int] = {}
+        self._notice: Callable[[Mapping[StreamName, int]], None] | None = None
         self._pending: list[Chunk] = []
         self._bytes = 0
         self._read_at = 0.0
@@ -112,6 +115,10 @@ class Writer:
             self._bytes += len(piece)
         self._changed.set()
 
+    def watch_stored(self, notice: Callable[[Mapping[StreamName, int]], None]) -> None:
+        """Have ``notice`` told how many bytes of each stream are stored, whenever some more are."""
+        self._notice = notice
+
     async def pump(self) -> None:
         """Publish what was appended, one record in flight, until closed and empty. Once
         closed it returns as well when the stream takes no records: ``end`` says so."""
@@ -168,8 +175,13 @@ class Writer:
             count += 1
         batch = self._pending[:count]
         total = self._total + size  # counted once it is stored: until then it may be tried again
-        await self._store(Chunks(self._attempt, self._seq + 1, self._read_at, batch, total))
-        self._total = total
+        of = dict(self._of)
+        for chunk in batch:
+            of[chunk.stream] = of.get(chunk.stream, 0) + len(chunk.data)
+        await self._store(Chunks(self._attempt, self._seq + 1, self._read_at, batch, total, of))
+        self._total, self._of = total, of
+        if self._notice is not None:
+            self._notice(of)
         self._streams.meters.stored(count, size)
         del self._pending[:count]
         self._read_at = time.time()

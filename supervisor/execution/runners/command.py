@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import signal
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 import msgspec
@@ -20,15 +17,14 @@ from ....config.schema import CommandRunner
 from ....config.units import readable
 from ....protocol.errors import RunFailed, shortened
 from ....protocol.model import Outcome, RunSpec, Status, one_line
-from ....protocol.records import StreamName
 from ...host.private_files import env_of
 from ...processes.credentials import acting_as
 from ...processes.keeper_client import Keeper, Left
-from ...processes.terminal_size import DEFAULT, Window
-from .filters import Identity, filters_left, identity
-from .flow import Flow, Source, pipe_source
-from .protocol import Emit, Turn
-from .terminal import Terminal, terminal_environment
+from .ends import Ends, open_ends
+from .filters import filters_left
+from .flow import Flow
+from .protocol import ALONE, Emit, Surroundings, Turn, ignore_stored
+from .terminal import terminal_environment
 
 log = logging.getLogger("runctld.command")
 
@@ -47,33 +43,25 @@ _STARVED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Ends:
-    """``given``: the command's three descriptors; ``ours_no_more``: those to close once it
-    has them; ``feed``: where its stdin is written, or -1. ``outputs`` and ``stdin``: what
-    the given ones are, ``stdin`` where it is a pipe of ours."""
-
-    given: tuple[int, int, int]
-    ours_no_more: tuple[int, ...]
-    feed: int
-    sources: list[Source]
-    outputs: frozenset[Identity]
-    stdin: Identity | None
-    terminal: Terminal | None = None
-
-
 class Command:
     """Runs one process tree per run. ``grace``: seconds between TERM and KILL, and the
     longest that what is left behind may still write after the command's own end. ``limits``:
-    how those of ``config`` are kept."""
+    how those of ``config`` are kept. ``spooled``: see ``open_ends``."""
 
     def __init__(
-        self, config: CommandRunner, keeper: Keeper, grace: float, limits: Plan | None = None
+        self,
+        config: CommandRunner,
+        keeper: Keeper,
+        grace: float,
+        limits: Plan | None = None,
+        *,
+        spooled: bool = False,
     ) -> None:
         self._config = config
         self._limits = limits
         self._keeper = keeper
         self._grace = grace
+        self._spooled = spooled
         self._keep = config.leftovers == "keep-until-daemon"
         self._looks = trio.CapacityLimiter(LOOKS)
 
@@ -83,16 +71,18 @@ class Command:
         attempt: int,
         emit: Emit,
         history: Sequence[Turn],
-        window: Window | None = None,
+        around: Surroundings = ALONE,
     ) -> Outcome:
         """Ends with the process's exit code; the whole tree is gone on every way out."""
         argv, prompt = self._argv(spec)
-        async with AsyncExitStack() as stack:
+        with ExitStack() as stack:
             with self._as_its_user():  # or it could not open /dev/stdout, or its terminal
-                ends = self._open(stack, prompt is not None, window)
+                ends = open_ends(stack, self._config, prompt, around.window, spooled=self._spooled)
+            flow = Flow(ends.sources, emit)
+            stack.callback(flow.close)
+            around.watch_stored(ends.note_stored)
+            stack.callback(around.watch_stored, ignore_stored)
             try:
-                flow = Flow(ends.sources, emit)
-                stack.callback(flow.close)
                 process = await self._keeper.spawn(
                     argv,
                     mark=spec.run,
@@ -107,13 +97,8 @@ class Command:
                     account=self._config.account,
                     limits=self._limits,
                 )
-            except BaseException:
-                if ends.feed >= 0:
-                    os.close(ends.feed)
-                raise
             finally:
-                for fd in ends.ours_no_more:
-                    os.close(fd)
+                ends.hand_over()
             # The reader outlives a cancellation, so that what the tree says while it is
             # stopped is kept; after it is gone a second is plenty.
             reading = trio.CancelScope(shield=True)
@@ -122,8 +107,8 @@ class Command:
             read = trio.Event()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_read, flow, reading, read)
-                if ends.feed >= 0:
-                    nursery.start_soon(_feed, ends.feed, prompt or b"", feed)
+                if ends.pipe >= 0:
+                    nursery.start_soon(ends.feed, feed)
                 try:
                     try:
                         status = await process.wait()
@@ -169,7 +154,7 @@ class Command:
         log.warning("%s", note)
         return msgspec.structs.replace(outcome, note=note)
 
-    async def _settle(self, flow: Flow, ends: _Ends, session: int) -> bool:
+    async def _settle(self, flow: Flow, ends: Ends, session: int) -> bool:
         """The command itself has ended. Wait until what it left behind has closed its output,
         or has been quiet for ``QUIET`` and is no filter; whether it was still at it after
         ``grace``. Time in which the stream takes nothing does not count."""
@@ -199,52 +184,9 @@ class Command:
                 return False
         return False
 
-    def _filters_left(self, session: int, ends: _Ends) -> bool:
+    def _filters_left(self, session: int, ends: Ends) -> bool:
         with self._as_its_user():
             return filters_left(session, ends.outputs, ends.stdin)
-
-    def _open(self, stack: AsyncExitStack, feed: bool, window: Window | None) -> _Ends:
-        """What the command reads and writes. What ``stack`` does not close is the caller's."""
-        if not self._config.tty:
-            sources = []
-            given: list[int] = []
-            names: tuple[StreamName, ...] = ("stdout", "stderr")
-            try:
-                for name in names[:1] if self._config.merge_output else names:
-                    read, write = os.pipe()
-                    stack.callback(os.close, read)
-                    given.append(write)
-                    sources.append(pipe_source(name, read))
-                in_r, in_w = os.pipe() if feed else (os.open(os.devnull, os.O_RDONLY), -1)
-            except OSError:
-                for fd in given:
-                    os.close(fd)
-                raise
-            return _Ends(
-                (in_r, given[0], given[-1]),
-                (in_r, *given),
-                in_w,
-                sources,
-                frozenset(map(identity, given)),
-                identity(in_r) if feed else None,
-            )
-        terminal = Terminal(window.size if window else DEFAULT)
-        stack.callback(terminal.close)
-        if window is not None:
-            window.apply = terminal.resize
-            stack.callback(window.close)
-        slave = terminal.slave
-        # A prompt needs an end, which a terminal that nobody types at cannot give.
-        in_r, in_w = os.pipe() if feed else (slave, -1)
-        return _Ends(
-            (in_r, slave, slave),
-            (in_r,) if feed else (),
-            in_w,
-            [terminal.source()],
-            frozenset((identity(slave),)),
-            identity(in_r) if feed else None,
-            terminal,
-        )
 
     def _as_its_user(self) -> AbstractContextManager[None]:
         account = self._config.account
@@ -281,14 +223,6 @@ class Command:
             ours = [part.replace(PROMPT, spec.prompt) for part in ours]
             return [*ours, *spec.argv], None
         return [*ours, *spec.argv], None if spec.prompt is None else spec.prompt.encode()
-
-
-async def _feed(fd: int, data: bytes, scope: trio.CancelScope) -> None:
-    with scope:
-        async with trio.lowlevel.FdStream(fd) as pipe:
-            # Broken: the command did not want to read it.
-            with contextlib.suppress(trio.BrokenResourceError):
-                await pipe.send_all(data)
 
 
 async def _read(flow: Flow, scope: trio.CancelScope, over: trio.Event) -> None:

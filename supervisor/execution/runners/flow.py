@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import selectors
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
 import trio
 
@@ -22,28 +22,38 @@ READ_SIZE = 64 * 1024
 STEP = 4096
 
 
-@dataclass(slots=True)
-class Source:
-    """``read(most)`` gives up to ``most`` bytes of ``fd``, None when there is nothing now,
-    b"" at its end. ``held``: the beginning of a UTF-8 character whose rest is to come."""
+class Source(Protocol):
+    """Output that comes through ``fd``. ``held``: the beginning of a UTF-8 character whose rest is
+    to come. ``waits``: there is something to read, whatever ``fd`` says."""
 
     name: StreamName
     fd: int
-    read: Callable[[int], bytes | None]
-    held: bytes = b""
+    held: bytes
+
+    @property
+    def waits(self) -> bool: ...
+
+    def read(self, most: int) -> bytes | None:
+        """Up to ``most`` bytes; None when there is nothing now, b"" at the end."""
+        ...
 
 
-def pipe_source(name: StreamName, fd: int) -> Source:
-    """``fd``, a pipe's read end, is made non-blocking."""
-    os.set_blocking(fd, False)
+class PipeSource:
+    """Of ``fd``, a pipe's read end, which is made non-blocking."""
 
-    def read(most: int) -> bytes | None:
+    waits = False
+
+    def __init__(self, name: StreamName, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self.name = name
+        self.fd = fd
+        self.held = b""
+
+    def read(self, most: int) -> bytes | None:
         try:
-            return os.read(fd, most)
+            return os.read(self.fd, most)
         except BlockingIOError:
             return None
-
-    return Source(name, fd, read)
 
 
 class Flow:
@@ -52,7 +62,7 @@ class Flow:
 
     Raises OSError, when there is no descriptor left."""
 
-    def __init__(self, sources: list[Source], emit: Emit) -> None:
+    def __init__(self, sources: Sequence[Source], emit: Emit) -> None:
         self.total = 0
         self.emitting = False
         self._emit = emit
@@ -88,7 +98,8 @@ class Flow:
         """Each read is a chunk; returns at the end of all sources, or after ``finish``."""
         while self._open:
             await trio.lowlevel.checkpoint()
-            ready: list[Source] = [key.data for key, _ in self._selector.select(0)]
+            ready: list[Source] = [source for source in self._sources if source.waits]
+            ready = ready or [key.data for key, _ in self._selector.select(0)]
             if ready:
                 size = READ_SIZE if len(ready) == 1 else STEP
                 for source in ready:

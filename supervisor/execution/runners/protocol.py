@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from ...processes.terminal_size import Window
 #: Appends one chunk to the run's stream. Blocking is back-pressure: a runner stops
 #: reading its source until it returns.
 Emit = Callable[[StreamName, bytes], Awaitable[None]]
+NoteStored = Callable[[Mapping[StreamName, int]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,24 @@ class Turn:
 
     prompt: str
     reply: str
+
+
+def ignore_stored(_: Mapping[StreamName, int]) -> None:
+    """Nobody is told how much is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an attempt has besides its output. ``window``: the size of its terminal, if it has one.
+    ``watch_stored`` has somebody told how many bytes of each stream are stored, whenever some
+    more are."""
+
+    window: Window | None = None
+    watch_stored: Callable[[NoteStored], None] = lambda _: None
+
+
+#: Of work that nobody watches.
+ALONE = Surroundings()
 
 
 class Runner(Protocol):
@@ -32,10 +51,9 @@ class Runner(Protocol):
         attempt: int,
         emit: Emit,
         history: Sequence[Turn],
-        window: Window | None = None,
+        around: Surroundings = ALONE,
     ) -> Outcome:
-        """Do the work, in trio. Cancelling ends it, and leaves nothing running. ``window``:
-        the size of its terminal, if it has one.
+        """Do the work, in trio. Cancelling ends it, and leaves nothing running.
 
         Raises: RunFailed (message, exit_code); whatever ``emit`` raises passes through.
         """

@@ -9,6 +9,7 @@ import termios
 from collections.abc import Mapping
 
 from ....protocol.errors import RunFailed
+from ....protocol.records import StreamName
 from ...processes.terminal_size import Size
 from .flow import Source
 
@@ -24,7 +25,7 @@ class Terminal:
 
     def __init__(self, size: Size) -> None:
         try:
-            self._master, self.slave = os.openpty()
+            self.master, self.slave = os.openpty()
         except OSError as error:
             raise RunFailed(
                 f"no terminal for the command: {error.strerror}; raise kernel.pty.max or the"
@@ -32,7 +33,7 @@ class Terminal:
                 126,
             ) from None
         try:
-            os.set_blocking(self._master, False)
+            os.set_blocking(self.master, False)
             _quieten(self.slave)
             self.resize(size)
         except BaseException:
@@ -42,28 +43,12 @@ class Terminal:
     def resize(self, size: Size) -> None:
         """The foreground process group gets SIGWINCH from the kernel, if it changed."""
         fcntl.ioctl(
-            self._master, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0)
+            self.master, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0)
         )
 
     def source(self) -> Source:
         """Its output: stdout and stderr in one. It ends when nobody has ``slave``."""
-        return Source("stdout", self._master, self._read)
-
-    def _read(self, most: int) -> bytes | None:
-        """The kernel hands out 4 KiB at most: take several, for fewer chunks."""
-        parts: list[bytes] = []
-        while most > 0:
-            try:
-                data = os.read(self._master, most)
-            except BlockingIOError:
-                return b"".join(parts) or None
-            except OSError:  # EIO on Linux: nobody has the other end any more
-                break
-            if not data:  # the same elsewhere
-                break
-            parts.append(data)
-            most -= len(data)
-        return b"".join(parts)
+        return TerminalSource(self.master)
 
     def release(self) -> None:
         """The command has ended: only what it left behind has ``slave`` now."""
@@ -73,7 +58,34 @@ class Terminal:
 
     def close(self) -> None:
         self.release()
-        os.close(self._master)
+        os.close(self.master)
+
+
+class TerminalSource:
+    """Of ``fd``, a terminal's master end."""
+
+    name: StreamName = "stdout"
+    waits = False
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.held = b""
+
+    def read(self, most: int) -> bytes | None:
+        """The kernel hands out 4 KiB at most: take several, for fewer chunks."""
+        parts: list[bytes] = []
+        while most > 0:
+            try:
+                data = os.read(self.fd, most)
+            except BlockingIOError:
+                return b"".join(parts) or None
+            except OSError:  # EIO on Linux: nobody has the other end any more
+                break
+            if not data:  # the same elsewhere
+                break
+            parts.append(data)
+            most -= len(data)
+        return b"".join(parts)
 
 
 def _quieten(slave: int) -> None:

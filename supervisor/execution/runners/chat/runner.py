@@ -14,8 +14,7 @@ from .....config.schema import ChatRunner
 from .....protocol.errors import RunFailed
 from .....protocol.model import Outcome, RunSpec, Status
 from ....host.http_trust import tls_context
-from ....processes.terminal_size import Window
-from ..protocol import Emit, Turn
+from ..protocol import ALONE, Emit, Surroundings, Turn
 from . import request
 from .call import Call, Silence
 from .failures import CallFailed
@@ -44,7 +43,7 @@ class Chat:
         attempt: int,
         emit: Emit,
         history: Sequence[Turn],
-        window: Window | None = None,
+        around: Surroundings = ALONE,
     ) -> Outcome:
         """Succeeds with the whole reply once the endpoint says that it is complete."""
         config = self._config
