@@ -217,7 +217,7 @@ class Queue(Section, frozen=True):
     is refused while ``max_queued`` runs wait in the database, runs of ``max_queued_bytes``
     bytes, or ``max_queued_per_thread`` on its thread. Without its lease, while PostgreSQL is
     away, the daemon goes on for ``lease_grace`` seconds: less than its peers wait before a
-    takeover."""
+    takeover. Without a daemon runs go on for ``outlive`` seconds."""
 
     max_running: Annotated[
         int, Whole("Runs at once on this executor.", live=True, least=1, most=1_000_000)
@@ -245,6 +245,10 @@ class Queue(Section, frozen=True):
         int,
         Size("Bytes of the prompts and arguments that wait.", live=True, least=4 * 1024**2),
     ] = 1024**3
+    outlive: Annotated[
+        float,
+        Seconds("How long runs go on without a daemon, to be adopted by the next one; 0 for not."),
+    ] = 0.0
     # Other executors are told of it at the start.
     lease_grace: Annotated[
         float,

@@ -57,7 +57,7 @@ class FileLease:
     """The lock of a state directory, held through ``fd``."""
 
     def __init__(self, fd: int, path: Path, executor: str) -> None:
-        self._fd = fd
+        self.fd = fd
         self._path = path
         self._executor = executor
 
@@ -68,8 +68,8 @@ class FileLease:
         Raises LeaseLost. What cannot be looked at for the moment is not lost."""
         try:
             there = os.stat(self._path)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # changes nothing if it is ours
-            if os.path.samestat(there, os.fstat(self._fd)):
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # changes nothing if it is ours
+            if os.path.samestat(there, os.fstat(self.fd)):
                 return
             how = f"{self._path} is another file now{self._holder()}"
         except BlockingIOError:

@@ -14,8 +14,10 @@ from ..host.logs import about
 from ..output.publisher import Streams
 from ..output.writer import Writer
 from ..queue.engine import Durable
+from .found_runs import FoundRuns
 from .registry import Live, Registry
 from .run_end import Ended
+from .runners.protocol import Remains
 from .thread_order import Order
 from .work import Work
 
@@ -33,15 +35,18 @@ class Attempts:
         streams: Streams,
         durable: Durable,
         work: Work,
+        found: FoundRuns,
         on_end: Sequence[Callable[[Ended], None]],
     ) -> None:
-        """``on_end``: told of each end in turn, before anybody else can know."""
+        """``found``: runs that outlived an earlier daemon. ``on_end``: told of each end in turn,
+        before anybody else can know."""
         self._registry = registry
         self._order = order
         self._streams = streams
         self._durable = durable
         self._executor = executor
         self._work = work
+        self._found = found
         self._on_end = on_end
 
     async def dispatch(self, spec: RunSpec, attempt: int, unreadable: str | None = None) -> Outcome:
@@ -92,20 +97,30 @@ class Attempts:
             tty=live.window is not None,
         )
         opened = False
-        adopted = outcome = None
+        adopted = outcome = remains = None
+        found = self._found.take(spec.run, live.attempt)
         async with trio.open_nursery() as nursery:
             with live.scope:
                 await self._wait_turn(live)
-                adopted = await writer.open()
+                if found is None or found.about is None:
+                    adopted = await writer.open()
+                else:
+                    there = await writer.adopt(found.about.began)
+                    if isinstance(there, Outcome):
+                        adopted = there
+                    else:
+                        remains = Remains(found, there, writer.skip)
                 if adopted is None:
                     opened = True
                     nursery.start_soon(writer.pump)
                     if live.window is not None:
                         nursery.start_soon(live.window.watch)
-                    outcome = await self._work.do(live, writer, runner, unreadable)
+                    outcome = await self._work.do(live, writer, runner, unreadable, remains)
             if live.window is not None:
                 live.window.close()
             writer.close()
+            if found is not None:
+                await self._found.give_up(found)
         if adopted is not None:
             return Ended(spec, live.decide(adopted), written=False, stored=True)
         if outcome is None and not live.aborting:
@@ -134,6 +149,7 @@ class Attempts:
             self._streams.defer_end(writer, decided)
             stored = False
         live.end_written()
+        await self._work.forget(live)
         return stored
 
     async def _end_broken(self, live: Live, error: Exception) -> Ended | None:

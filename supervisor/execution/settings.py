@@ -47,6 +47,10 @@ class Settings:
         made = self._runners.get(name)
         return None if made is None else (self._config.runners[name], made)
 
+    def make_runner(self, runner: Runner) -> protocol.Runner:
+        """One that is not configured."""
+        return self._make(runner, self._config.queue)
+
     def replace(self, config: Config) -> None:
         for name, said, fix in warnings(config, os.geteuid()):
             log.warning("runner %s: %s; %s", name, said, fix)

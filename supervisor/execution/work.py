@@ -19,7 +19,7 @@ from ..processes.keeper_client import Keeper
 from ..processes.terminal_size import Window
 from ..queue.engine import Durable
 from .registry import Live
-from .runners.protocol import Runner, Surroundings, Turn
+from .runners.protocol import Remains, Runner, Surroundings, Turn
 from .settings import Settings
 
 log = logging.getLogger("runctld")
@@ -59,9 +59,13 @@ class Work:
         writer: Writer,
         runner: tuple[RunnerConfig, Runner] | None,
         unreadable: str | None,
+        found: Remains | None = None,
     ) -> Outcome:
-        """Raises Fenced. When the daemon is about to end it neither returns nor raises."""
+        """``found``: its command, when that outlived the daemon that began it. When the daemon is
+        about to end it neither returns nor raises. Raises Fenced."""
         spec, limit = live.spec, self._settings.queue.max_attempts
+        if found is not None:
+            return await self._go_on(live, writer, runner, found)
         if live.attempt > limit:
             return Outcome(
                 Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
@@ -75,10 +79,35 @@ class Work:
             )
         log.info("run started")
         self._meters.dispatched(time.monotonic() - live.began)
+        around = Surroundings(live.window, writer.watch_stored, began=writer.began)
+        return await self._run(live, writer, runner, around)
+
+    async def _go_on(
+        self,
+        live: Live,
+        writer: Writer,
+        runner: tuple[RunnerConfig, Runner] | None,
+        found: Remains,
+    ) -> Outcome:
+        log.info("run goes on")
+        if runner is None or not isinstance(runner[0], CommandRunner):
+            # What it was begun with is not configured any more.
+            config = CommandRunner(live.spec.runner)
+            runner = config, self._settings.make_runner(config)
+        around = Surroundings(live.window, writer.watch_stored, found, writer.began)
+        return await self._run(live, writer, runner, around)
+
+    async def _run(
+        self,
+        live: Live,
+        writer: Writer,
+        runner: tuple[RunnerConfig, Runner],
+        around: Surroundings,
+    ) -> Outcome:
+        spec = live.spec
         with live.working():
             try:
                 history = await self._read_history(spec, runner[0])
-                around = Surroundings(live.window, writer.watch_stored)
                 return await runner[1].run(spec, live.attempt, writer.append, history, around)
             except RunFailed as error:
                 return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
@@ -105,7 +134,11 @@ class Work:
 
     def is_ending(self, live: Live) -> bool:
         """Whether an error may be the daemon's end: then it is left to the replay."""
-        return self._keeper.gone or live.stopping
+        return self._keeper.gone or self._keeper.broken_off or live.stopping
+
+    async def forget(self, live: Live) -> None:
+        """The end of the run is stored: its tree is of no use to another daemon."""
+        await self._keeper.forget_run(live.spec.run)
 
     def make_internal_error(self, error: Exception) -> Outcome:
         words = self._hide(f"{type(error).__name__}: {error}")

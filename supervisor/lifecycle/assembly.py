@@ -29,6 +29,7 @@ from ..cluster.database_lease import PROBE_LIMIT
 from ..cluster.members import TREES_GONE, Members
 from ..execution.aborted_ends import Endings
 from ..execution.attempt import Attempts
+from ..execution.found_runs import FoundRuns
 from ..execution.registry import Registry
 from ..execution.settings import Settings
 from ..execution.thread_order import Order
@@ -182,11 +183,12 @@ async def _launch(core: Core, output: Output, wishes: Wishes, start: trio.Cancel
         output.housekeeping.hear_end,
         lambda end: core.meters.run_ended(end.outcome.status, end.spec.runner),
     ]
+    found = FoundRuns(base.keeper)
     attempts = Attempts(
-        *(base.executor, core.registry, order, output.streams, core.durable, work, on_end)
+        *(base.executor, core.registry, order, output.streams, core.durable, work, found, on_end)
     )
     wishes.keep(start)
-    await core.durable.launch(base.loop, attempts.dispatch, output.hooks)
+    await core.durable.launch(base.loop, attempts.dispatch, output.hooks, found)
 
 
 async def _announce(members: Members, base: Foundation, output: Output) -> None:

@@ -21,7 +21,7 @@ import trio
 from ...config.accounts import check_rights, switched
 from ...config.schema import Config
 from ...config.secrets import Masker
-from ...protocol.errors import Unavailable
+from ...protocol.errors import LeaseLost, Unavailable
 from ..cluster.database_lease import hold_database_lease
 from ..cluster.file_lease import executor_id, hold_file_lease, home_of
 from ..cluster.lease_guard import Fence
@@ -33,6 +33,7 @@ from ..host.systemd_notify import Notifier, open_notifier
 from ..messaging.embedded_server import Broker
 from ..processes import cgroups
 from ..processes.keeper_start import open_keeper
+from ..processes.memory_files import can_move
 from .asyncio_loop import open_loop
 from .early_signals import Early
 from .foundation import Foundation
@@ -99,12 +100,15 @@ async def _run(
                 fence = Fence(file_lease, lease)
                 stack.enter_context(fence.asks_on_waking())
                 groups = await _prepare_cgroups(config)
+                outlive = config.queue.outlive if config.database.embedded and can_move() else 0.0
                 keeper = await stack.enter_async_context(
                     open_keeper(
                         config.state_dir,
                         config.start_timeout,
                         inherited(config.withheld, umask, config.source),
                         adopt=True,
+                        lease=file_lease.fd,
+                        outlive=outlive,
                         held=fence.look,
                         cgroups=groups,
                         users={account.uid for _, account in switched(config)},
@@ -131,7 +135,12 @@ async def _run(
                     cgroups=groups is not None,
                     began=began,
                 )
-                await serve(foundation, wishes, start)
+                try:
+                    await serve(foundation, wishes, start)
+                except BaseException as error:
+                    if outlive and not _has_lost_lease(error):
+                        keeper.broken_off = True
+                    raise
                 nursery.cancel_scope.cancel()
 
 
@@ -168,6 +177,13 @@ async def _prepare_cgroups(config: Config) -> cgroups.Groups | None:
         return await trio.to_thread.run_sync(cgroups.prepare, state, wait)
     except TimeoutError as error:
         raise Unavailable(str(error)) from None
+
+
+def _has_lost_lease(error: BaseException) -> bool:
+    """Whether somebody else may begin our runs by now."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(LeaseLost) is not None
+    return isinstance(error, LeaseLost)
 
 
 def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from ...protocol.errors import RunFailed, Unavailable
 from ..host.metrics import Meters
 from ..host.private_files import write_all_private
 from ..processes.keeper_client import Keeper, KeeperLost, Process
+from ..processes.keeper_visit import About
 from .server_identity import FILE, prepare_identity
 
 #: What nats-server keeps its memory below, if it can.
@@ -115,7 +116,30 @@ class Broker:
     async def start(self) -> None:
         self._dir.mkdir(mode=0o700, exist_ok=True)
         self._last = self._read_endpoint()
-        await self._spawn()
+        if not await self._adopt():
+            await self._spawn()
+
+    async def _adopt(self) -> bool:
+        """Go on with the server that an earlier daemon has started, if it is one as we would."""
+        for tree in list(self._keeper.found.values()):
+            if tree.about is None or tree.about.kind != "server":
+                continue
+            same = self._last is not None and _read_file(self._conf) == self._settings(self._last)
+            if tree.status is not None or not same:
+                await self._keeper.end_found(tree, 0)
+                continue
+            assert self._last is not None
+            self.endpoint = self._last
+            self._process = process = self._keeper.claim_found(tree)
+            try:
+                await self._wait_for_answer(process)
+            except Unavailable as error:
+                log.warning("%s; starting another one", error)
+                await process.end(0)
+                return False
+            self._up = True
+            return True
+        return False
 
     async def supervise(self, meters: Meters) -> None:
         """Restart the server whenever it ends, with back-off while it keeps dying: a long
@@ -126,6 +150,7 @@ class Broker:
             assert self._process is not None
             began = time.monotonic()
             status = await self._process.wait()
+            await self._process.forget()
             self._up = False
             if time.monotonic() - began > 10:
                 delay = FIRST_PAUSE
@@ -268,6 +293,7 @@ class Broker:
                 stdin=null,
                 stdout=log_fd,
                 stderr=log_fd,
+                tell=About("server"),
             )
         finally:
             os.close(log_fd)

@@ -52,6 +52,8 @@ class Writer:
         self._tty = tty
         self._sequence = 0
         self._kept: ReplayBuffer | None = None
+        #: When the attempt's output began, in Unix seconds.
+        self.began = 0.0
         self._seq = 0
         self._total = 0
         #: Bytes of each stream that are stored.
@@ -71,7 +73,8 @@ class Writer:
     async def open(self) -> Outcome | None:
         """Reset the subject for this attempt; or the outcome to adopt, when an earlier
         attempt had already written its end."""
-        record = Reset(self.run, self._attempt, time.time(), self._executor, self._tty)
+        self.began = time.time()
+        record = Reset(self.run, self._attempt, self.began, self._executor, self._tty)
         self._kept = ReplayBuffer(record)
         # Before a first attempt there is nothing, unless NATS says so; then it is read.
         tail = Tail(0, None) if self._attempt == 1 else None
@@ -97,6 +100,48 @@ class Writer:
             tail = None
             await self._streams.life.check()
             await self._streams.life.wait_until_fit()
+
+    async def adopt(self, at: float) -> Outcome | dict[StreamName, int]:
+        """Go on with the output of this attempt, which another daemon of this executor began at
+        ``at``: how many bytes of each stream are stored. None are after a purge: then the output
+        begins anew with what is left of it. An outcome, when its end is stored already.
+
+        What that daemon still has on its way to NATS is not stored from here on: an empty record
+        goes before it. Raises Fenced."""
+        while True:
+            self._life = self._streams.life.number
+            tail = await self._streams.tail(self._subject)
+            last = tail.record
+            if isinstance(last, End):
+                self._streams.meters.adopted()
+                return last.outcome
+            if last is not None and last.attempt > self._attempt:
+                why = f"attempt {last.attempt} is already in the stream"
+                raise self._fenced(why, last.attempt)
+            ours = last is not None and last.attempt == self._attempt
+            began = at if ours else time.time()  # another time: watchers start over
+            reset = Reset(self.run, self._attempt, began, self._executor, self._tty)
+            seq = total = 0
+            of: dict[StreamName, int] = {}
+            if isinstance(last, Chunks) and ours:
+                seq, total, of = last.seq + len(last.chunks) - 1, last.total, last.of
+            fence = Chunks(self._attempt, seq + 1, time.time(), [], total, of)
+            record = fence if ours else reset
+            done = await self._streams.publish(
+                self._subject, record, tail.sequence, rollup=not ours
+            )
+            if done is not None:
+                self._kept, self.began = ReplayBuffer(reset), began
+                self._sequence, self._seq, self._total, self._of = done, seq, total, of
+                return of
+            await self._streams.life.check()
+            await self._streams.life.wait_until_fit()
+
+    def skip(self, of: Mapping[StreamName, int]) -> None:
+        """Output up to there is lost, of each of these streams: before the first ``append``. A
+        chunk's number is left out, by which watchers know of it."""
+        self._seq += 1
+        self._of |= of
 
     def _fenced(self, why: str, found: int | None = None) -> Fenced:
         self._streams.meters.fenced()

@@ -12,11 +12,11 @@ import errno
 import logging
 import os
 import socket
-import subprocess
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import trio
 
 from ...config.run_limits import Plan
@@ -25,6 +25,7 @@ from ...protocol.errors import Unavailable
 from ..host.private_files import Inherited
 from .cgroups import Groups
 from .keeper_messages import encode, take_messages
+from .keeper_visit import About, Found, Visit
 from .process_words import explain_hindrance, explain_silence, name_processes
 from .spawn_errors import SPAWN_LIMIT, explain_spawn_failure, make_portable
 
@@ -71,6 +72,23 @@ class Process:
             raise KeeperLost(self._keeper.stopped)
         return self._status
 
+    def note_exit(self, status: int, starved: str) -> None:
+        """How it ended is known."""
+        self._status, self.starved = status, starved
+        self._exited.set()
+
+    async def forget(self) -> None:
+        """The next daemon need not be told of it."""
+        await self._keeper.forget(self._tree)
+
+    async def drop(self, names: Sequence[str]) -> None:
+        """What is kept of it for the next daemon by these ``names`` is of no more use."""
+        await self._keeper.drop(self._tree, names)
+
+    async def describe(self, about: About) -> None:
+        """What the next daemon is told of it."""
+        await self._keeper.describe(self._tree, about)
+
     async def end(self, grace: float, *, keep: bool = False) -> Left:
         """TERM the whole tree, KILL it after ``grace`` seconds; returns when it is
         verified empty, however long that takes. May be called again, also at the same
@@ -95,7 +113,9 @@ class Keeper:
         state: str,
         cgroups: Groups | None = None,
         users: Collection[int] = (),
+        last: int = 0,
     ) -> None:
+        """``last``: the number of the last message that it had of an earlier daemon."""
         self.inherited = given
         self.stopped: str | None = None
         self.cgroups = cgroups
@@ -105,7 +125,11 @@ class Keeper:
         self._nursery = nursery
         self._lock = trio.Lock()
         self.gone = False  # dead, or let go of at our end
-        self._next = 0
+        self._next = last
+        #: Runs of whose trees the next daemon would be told.
+        self._told: dict[str, int] = {}
+        #: What outlived an earlier daemon, and was not claimed or ended yet: by its number.
+        self.found: dict[int, Found] = {}
         self._waiting: dict[int, trio.Event] = {}
         self._replies: dict[int, dict[str, Any]] = {}
         self._processes: dict[int, Process] = {}
@@ -119,6 +143,8 @@ class Keeper:
         #: Since when an answer is owed, in seconds in which we ourselves ran.
         self.silent = 0.0
         self.dead = trio.Event()
+        #: We end, and not in order: what runs is left to the next daemon.
+        self.broken_off = False
 
     async def spawn(
         self,
@@ -135,12 +161,16 @@ class Keeper:
         group: str | None = None,
         account: Account | None = None,
         limits: Plan | None = None,
+        keep: Mapping[str, int] | None = None,
+        tell: About | None = None,
     ) -> Process:
         """Start ``argv`` in a session of its own; ``mark`` becomes RUNCTL_RUN. ``cwd`` None: the
         home directory of its user, or / where that is none, or our state's. With ``tty``
         ``stdout``, a terminal, controls that session. ``umask``: None for ours.
         ``group``: what its cgroup is called, where there are cgroups. ``account``: whom it runs
-        as, None for us. What a cancelled spawn has started is killed, and gone when this returns.
+        as, None for us. ``keep``: descriptors that outlive us, by name, and ``tell`` what the next
+        daemon is told of the tree, until it is forgotten. What a cancelled spawn has started is
+        killed, and gone when this returns.
 
         Raises: RunFailed when it cannot be executed within SPAWN_LIMIT, KeeperLost."""
         message: dict[str, Any] = {
@@ -155,13 +185,18 @@ class Keeper:
             "group": group,
             "account": None,
             "limits": limits and {"files": limits.files, "each": limits.each},
+            "keep": list(keep or ()),
+            "about": None if tell is None else msgspec.to_builtins(tell),
         }
         if account is not None:
             ids = {"uid": account.uid, "gid": account.gid, "groups": account.groups}
             message["account"] = ids
         number = self._next_number()
         self._marks[number] = mark
-        answered = await self._post_message(number, message, (stdin, stdout, stderr))
+        if tell is not None and tell.run:
+            self._told[tell.run] = number
+        fds = (stdin, stdout, stderr, *(keep or {}).values())
+        answered = await self._post_message(number, message, fds)
         try:
             with trio.move_on_after(SPAWN_LIMIT):
                 await answered.wait()
@@ -238,12 +273,64 @@ class Keeper:
         self._next += 1
         return self._next
 
+    def adopt(self, visit: Visit) -> None:
+        """Take over what an earlier daemon has left running."""
+        for tree in visit.trees:
+            self._marks[tree.number] = tree.mark
+            self.found[tree.number] = tree
+            if tree.about is None:  # its run has ended, and left this behind on purpose
+                self._kept.add(tree.number)
+
+    def claim_found(self, tree: Found) -> Process:
+        """Its root, of a tree that goes on. Its descriptors are the caller's."""
+        if tree.about is not None and tree.about.run:
+            self._told[tree.about.run] = tree.number
+        process = Process(self, tree.number, tree.pid)
+        self.found.pop(tree.number, None)
+        if tree.status is None:
+            self._processes[tree.number] = process
+        else:
+            process.note_exit(tree.status, tree.starved)
+        return process
+
+    async def end_found(self, tree: Found, grace: float) -> None:
+        """End a tree that does not go on, and forget it. Raises KeeperLost."""
+        self.found.pop(tree.number, None)
+        for fd in tree.fds.values():
+            os.close(fd)
+        await self._end_tree(tree.number, grace)
+        await self.forget(tree.number)
+
+    async def forget_run(self, run: str) -> None:
+        """Its end is stored: nobody is told of its tree any more."""
+        if (tree := self._told.pop(run, None)) is not None:
+            await self.forget(tree)
+
+    async def forget(self, tree: int) -> None:
+        """Nobody is told of it any more."""
+        await self._tell({"op": "forget", "tree": tree})
+
+    async def drop(self, tree: int, names: Sequence[str]) -> None:
+        """Let go of descriptors that are kept of it."""
+        await self._tell({"op": "drop", "tree": tree, "names": list(names)})
+
+    async def describe(self, tree: int, about: About) -> None:
+        """What the next daemon is told of it."""
+        await self._tell({"op": "about", "tree": tree, "about": msgspec.to_builtins(about)})
+
+    async def _tell(self, message: dict[str, Any]) -> None:
+        """A message without an answer. A keeper that is gone is told nothing."""
+        with contextlib.suppress(KeeperLost):
+            async with self._lock:
+                with trio.CancelScope(shield=True):
+                    await self._send(encode(message), ())
+
     async def _post_message(
         self, number: int, message: dict[str, Any], fds: tuple[int, ...] = ()
     ) -> trio.Event:
         """Send ``message``; what is set when its answer is there. When this is cancelled
         nothing was sent. Raises KeeperLost."""
-        data = encode({**message, "id": number})
+        data = encode({**message, "id": number, "fds": len(fds)})
         event = self._waiting[number] = trio.Event()
         try:
             async with self._lock:
@@ -305,9 +392,7 @@ class Keeper:
                     self._forget_request(number)
                 self.silent = 0.0
 
-    async def end_when_silent(
-        self, popen: subprocess.Popen[bytes], scope: trio.CancelScope
-    ) -> None:
+    async def end_when_silent(self, kill: Callable[[], None], scope: trio.CancelScope) -> None:
         """End one that does not answer: whoever may signal it may have stopped it, and with it
         all that is asked of it. What it has spawned ends with it."""
         with scope:
@@ -323,7 +408,7 @@ class Keeper:
                         " again"
                     )
                     log.error("%s", self.stopped)
-                    popen.kill()
+                    kill()
                     return
 
     async def _receive_messages(self) -> list[dict[str, Any]] | None:
@@ -339,8 +424,8 @@ class Keeper:
 
     async def dismiss(self) -> list[str]:
         """Have it kill all; returns when it has, or with the words for what cannot be ended."""
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError, trio.ClosedResourceError):
+            await self.sock.send(encode({"op": "bye"}))
         while (messages := await self._receive_messages()) is not None:
             for message in messages:
                 if "left" in message:
@@ -359,9 +444,9 @@ class Keeper:
         if "exit" in message:
             process = self._processes.pop(message["exit"], None)
             if process is not None:
-                process._status = message["status"]
-                process.starved = message.get("starved", "")
-                process._exited.set()
+                process.note_exit(message["status"], message.get("starved", ""))
+            elif (tree := self.found.get(message["exit"])) is not None:
+                tree.status, tree.starved = message["status"], message.get("starved", "")
             return
         if "held" in message:
             self._note_held(

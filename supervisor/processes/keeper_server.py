@@ -1,9 +1,8 @@
 """The keeper's side of what it and the daemon tell each other (``keeper_messages.py``): it spawns,
-looks, ends, and says what became of it. One thread, and nothing in it waits. Standard library
-only.
+looks, ends, holds what is to outlive the daemon, and says what became of it. One thread, and
+nothing in it waits. Standard library only.
 """
 
-import array
 import contextlib
 import errno
 import math
@@ -14,12 +13,14 @@ import socket
 import sys
 import time
 import traceback
-from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .boot_timer import open_boot_timer
 from .cgroups import Cgroup
 from .environments import Environments, Reader
-from .keeper_messages import encode, take_messages
+from .keeper_door import PROTOCOL, Door
+from .message_socket import TOO_MANY, MessageSocket
 from .proctable import LINUX, Identity, Table, describe_processes, find_hindrance, read_row, scan
 from .signalling import kill_all, kill_processes, signal_process, terminate_processes
 from .spawned_child import become_command
@@ -38,17 +39,27 @@ class Waiting(NamedTuple):
     over: set[int]
 
 
+class Leave(Exception):
+    """All is to be killed, and nothing is left to do."""
+
+
 class Keeper:
-    def __init__(self, sock: socket.socket, state: str, groups: str = "") -> None:
-        self.sock = sock
+    def __init__(
+        self, sock: socket.socket, state: str, groups: str = "", outlive: float = 0.0
+    ) -> None:
+        """``outlive``: so many seconds what runs waits for another daemon when one is gone
+        without a word."""
         self.state = state
         self.groups = groups
+        self.outlive = outlive
         self.forest = Forest()
-        self.buffer = bytearray()
-        self.out = bytearray()  # what the daemon has not taken yet
         self.selector = selectors.DefaultSelector()
+        self.daemon: MessageSocket | None = MessageSocket(sock, self.selector)
+        self.door = Door(state, self.selector) if outlive > 0 else None
+        self.timer = -1  # while there is no daemon
+        self.offered: MessageSocket | None = None  # to whom what is here was shown
+        self.last = 0  # number of a message of the daemon
         self.environments = Environments(self.selector, self.forest.untracked)
-        self.fds: deque[list[int]] = deque()  # what came with spawn messages, in their order
         self.waiting: Waiting | None = None
         self.seen: dict[Identity, Tree] = {}  # by the last scan
         self.dirty = False  # something happened since the last scan
@@ -56,49 +67,61 @@ class Keeper:
         self.rested = 0.0  # when the next may be
 
     def run(self) -> None:
-        """Serve until the daemon is gone, then kill all."""
+        """Serve until the daemon is gone for good, then kill all."""
         wake_r, wake_w = os.pipe()
         os.set_blocking(wake_r, False)
         os.set_blocking(wake_w, False)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.sock.setblocking(False)
-        self.selector.register(self.sock, selectors.EVENT_READ)
         self.selector.register(wake_r, selectors.EVENT_READ)
         fault = ""
         try:
             while True:
-                due = min(self.next_scan(), self.environments.next_deadline())
+                due = self.next_due()
                 pause = None if due == math.inf else max(0.0, due - time.monotonic())
                 for key, events in self.selector.select(pause):
-                    if key.fileobj is self.sock:
-                        if events & selectors.EVENT_READ:
-                            self.receive()
-                        self.flush()
-                    elif key.fileobj == wake_r:
+                    if key.fileobj == wake_r:
                         with contextlib.suppress(BlockingIOError):
                             os.read(wake_r, 65536)
                         self.dirty = True
                     elif isinstance(key.data, Reader):
                         self.environments.hear_reader(key.data)
-                    else:
+                    elif isinstance(key.data, Tree):
                         self.hear_child(key.data)
+                    else:
+                        self.hear_daemons(key.data, events)
+                if self.daemon is not None and self.daemon.again:
+                    self.attempt(self.daemon, self.daemon.flush)
+                if self.door is not None and time.monotonic() >= self.door.next_deadline():
+                    self.door.send_away()
                 self.reap_children()
                 self.environments.give_up()
                 self.report_silent()
                 if time.monotonic() >= self.next_scan():
                     self.scan_trees()
-        except EOFError:
+        except Leave:
             pass
         except Exception:
             fault = traceback.format_exc()
         finally:
-            for tree in list(self.forest.trees.values()):
-                with contextlib.suppress(EOFError):  # of each: its answer reaches nobody
-                    self.hear_child(tree)
-            kill_all(self.forest, self.report_left)
+            self.daemon_left_for_good()
         if fault:  # last: stderr may be a pipe that nobody reads
             sys.stderr.write(fault)
+
+    def daemon_left_for_good(self) -> None:
+        if self.door is not None:
+            self.door.close()
+        for tree in list(self.forest.trees.values()):
+            self.hear_child(tree)
+        kill_all(self.forest, self.report_left)
+
+    def next_due(self) -> float:
+        due = min(self.next_scan(), self.environments.next_deadline())
+        if self.door is not None:
+            due = min(due, self.door.next_deadline())
+        if self.daemon is not None and self.daemon.again:
+            due = min(due, time.monotonic() + TOO_MANY)
+        return due
 
     def next_scan(self) -> float:
         """When to scan next; never, unless a tree is being ended, or somebody is to be asked."""
@@ -110,61 +133,133 @@ class Keeper:
         kills = [tree.kill_at for tree in ending if not tree.killed]
         return max(self.rested, min([self.scanned + TICK, *kills]))
 
+    # ---- daemons ----------------------------------------------------------------------------
+
+    def hear_daemons(self, who: object, events: int) -> None:
+        """Raises Leave."""
+        if who is self.daemon and self.daemon is not None:
+            self.attempt(self.daemon, lambda: self.hear_daemon(events))
+        elif isinstance(who, Door):
+            who.knock(occupied=self.daemon is not None)
+        elif self.door is not None and self.door.is_guest(who):
+            if (come := self.door.hear()) is not None:
+                self.receive_daemon(*come)
+        elif who == "timer":
+            raise Leave
+
+    def attempt(self, daemon: MessageSocket, what: Callable[[], object]) -> None:
+        """Raises Leave."""
+        try:
+            what()
+        except EOFError:
+            if self.daemon is daemon:
+                self.lose_daemon()
+
+    def hear_daemon(self, events: int) -> None:
+        """Raises EOFError, Leave."""
+        assert self.daemon is not None
+        if events & selectors.EVENT_READ:
+            for message, fds in self.daemon.receive():
+                self.handle_message(message, fds)
+        self.daemon.flush()
+
+    def lose_daemon(self) -> None:
+        """It is gone without a word: another one may come. Raises Leave, if none will."""
+        assert self.daemon is not None
+        self.daemon.close()
+        self.daemon = self.offered = None
+        if self.door is None:
+            raise Leave
+        if self.timer < 0:  # else it came and took nothing: the time goes on
+            self.timer = open_boot_timer(self.outlive)
+            self.selector.register(self.timer, selectors.EVENT_READ, "timer")
+
+    def receive_daemon(self, guest: MessageSocket, hello: dict[str, Any]) -> None:
+        """Show it what is here. Until it has ``taken`` that, all stays as it is. Raises Leave."""
+        if hello["op"] == "bye":
+            raise Leave
+        self.daemon = guest
+        trees = [tree for tree in self.forest.list_all() if not tree.void and tree.report < 0]
+        for tree in self.forest.list_all():
+            if tree.report >= 0:  # it may still fail to begin, of which nobody would be told
+                self.end_tree({"tree": tree.number, "id": -1, "grace": 0, "keep": False})
+        greeting = {
+            "protocol": PROTOCOL,
+            "pid": os.getpid(),
+            "trees": len(trees),
+            "last": self.last,
+            "groups": self.groups,
+        }
+        self.attempt(guest, lambda: self.show_trees(guest, greeting, trees))
+
+    def show_trees(self, guest: MessageSocket, greeting: dict[str, Any], trees: list[Tree]) -> None:
+        """Raises EOFError."""
+        guest.send(greeting)
+        for tree in trees:
+            what = {
+                "tree": tree.number,
+                "root": tree.pid,
+                "mark": tree.mark.partition(b"=")[2].decode(errors="surrogateescape"),
+                "status": tree.status,
+                "starved": tree.starved,
+                "ending": bool(tree.waiting),
+                "names": list(tree.files),
+                "about": tree.about,
+            }
+            guest.send(what, list(tree.files.values()))
+
+    def be_taken(self, message: dict[str, Any]) -> None:
+        """The daemon has all that was shown to it: it is ours from here on."""
+        self.outlive = message["outlive"]
+        if self.timer >= 0:
+            self.selector.unregister(self.timer)
+            os.close(self.timer)
+            self.timer = -1
+
     def send(self, message: dict[str, Any]) -> None:
-        self.out += encode(message)
-        self.flush()
+        """To the daemon, if there is one. Raises Leave."""
+        if (daemon := self.daemon) is not None:
+            self.attempt(daemon, lambda: daemon.send(message))
 
-    def flush(self) -> None:
-        """Write what the socket takes. The daemon may be stopped: the rest waits."""
-        try:
-            while self.out:
-                del self.out[: self.sock.send(self.out)]
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            raise EOFError from error
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.out else 0)
-        if self.selector.get_key(self.sock).events != events:
-            self.selector.modify(self.sock, events)
-
-    def receive(self) -> None:
-        try:
-            data, ancillary, flags, _ = self.sock.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise EOFError from error
-        # The kernel ends a receive at the first bytes that carry descriptors: one set at most.
-        fds = array.array("i")
-        for level, kind, body in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
-        if fds or flags & socket.MSG_CTRUNC:  # truncated: we had no room for all of them
-            self.fds.append(list(fds))
-        if not data:
-            raise EOFError
-        self.buffer += data
-        for message in take_messages(self.buffer):
-            self.handle_message(message)
-
-    def handle_message(self, message: dict[str, Any]) -> None:
-        if message["op"] == "spawn":
-            fds = self.fds.popleft()
+    def handle_message(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Raises Leave."""
+        op = message["op"]
+        self.last = max(self.last, message.get("id", 0))
+        if op == "spawn":
+            kept = False
             try:
                 self.spawn(message, fds)
+                kept = True
             except OSError as error:
                 self.send({"id": message["id"], "step": "fork", "errno": error.errno})
             finally:
-                for fd in fds:
+                for fd in fds[: 3 if kept else None]:
                     os.close(fd)
-        elif message["op"] == "ping":
+            return
+        for fd in fds:
+            os.close(fd)
+        if op == "ping":
             self.send({"id": message["id"]})
-        else:
+        elif op == "end":
             self.end_tree(message)
+        elif op == "drop":
+            if (tree := self.forest.find(message["tree"])) is not None:
+                tree.drop_files(message["names"])
+        elif op == "about":
+            if (tree := self.forest.find(message["tree"])) is not None:
+                tree.about = message["about"]
+        elif op == "forget":
+            self.forest.forget(message["tree"])
+        elif op == "taken":
+            self.be_taken(message)
+        elif op == "bye":
+            raise Leave
 
     def spawn(self, message: dict[str, Any], fds: list[int]) -> None:
-        """Fork. The tree is known from here on; ``hear`` answers. Raises OSError."""
-        if len(fds) != 3:
+        """Fork. The tree is known from here on; ``hear`` answers. What comes behind the first
+        three of ``fds`` is held until it is forgotten. Raises OSError."""
+        names = message.get("keep", [])
+        if len(fds) != 3 + len(names):
             raise OSError(errno.EMFILE, "descriptors were lost on the way")
         env = {**message["env"], "RUNCTL_RUN": message["mark"], "RUNCTL_STATE": self.state}
         group = None
@@ -176,7 +271,7 @@ class Keeper:
             keeper = os.getpid()
             pid = os.fork()
             if pid == 0:
-                become_command(message, env, fds, report_w, keeper, group)
+                become_command(message, env, fds[:3], report_w, keeper, group)
         except OSError:
             os.close(report_r)
             raise
@@ -191,6 +286,8 @@ class Keeper:
         mark = b"RUNCTL_RUN=" + os.fsencode(message["mark"])
         tree = Tree(message["id"], pid, row.start if row else 0, mark, group)
         tree.report = report_r
+        tree.files = dict(zip(names, fds[3:], strict=True))
+        tree.about = message.get("about")
         self.forest.add(tree)
         self.selector.register(report_r, selectors.EVENT_READ, tree)
 
@@ -253,9 +350,9 @@ class Keeper:
             tree.reaped = True
             self.hear_child(tree)
             if not tree.void:
-                code = os.waitstatus_to_exitcode(status)
-                starved = "" if tree.group is None else tree.group.find_starvation()
-                self.send({"exit": tree.number, "status": code, "starved": starved})
+                tree.status = os.waitstatus_to_exitcode(status)
+                tree.starved = "" if tree.group is None else tree.group.find_starvation()
+                self.send({"exit": tree.number, "status": tree.status, "starved": tree.starved})
             elif not tree.waiting:
                 self.forest.remove(tree)
 

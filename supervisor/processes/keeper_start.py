@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
+import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from ..host.private_files import Inherited, inherited
 from ..host.stop_times import CLOSE_WAIT
 from .cgroups import Groups
 from .keeper_client import Keeper
+from .keeper_visit import Refused, Visit, visit_keeper
 from .leftovers import describe_leftovers, sweep_leftovers
 from .prctl import PR_SET_CHILD_SUBREAPER, prctl
 
@@ -30,7 +34,7 @@ log = logging.getLogger("runctld.processes")
 #: What an interpreter may need to start.
 _NEEDED = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES")
 #: Keepers that stay on after us, with what cannot be ended: nobody waits for them.
-_STAYING: list[subprocess.Popen[bytes]] = []
+_STAYING: list[OwnKeeper | FoundKeeper] = []
 #: So long a start waits for what an earlier daemon left before it says so, seconds: the keeper
 #: of one that was killed is done sooner.
 PATIENCE = 1.0
@@ -43,6 +47,8 @@ async def open_keeper(
     given: Inherited | None = None,
     *,
     adopt: bool = False,
+    lease: int = -1,
+    outlive: float = 0.0,
     held: Callable[[], None] | None = None,
     cgroups: Groups | None = None,
     users: Collection[int] = (),
@@ -53,18 +59,30 @@ async def open_keeper(
     behind is to come to it, and is ended by it. ``held`` is called before that: it does
     not return when the state directory, and what runs for it, is a successor's by now.
     ``cgroups``: what ``cgroups.prepare`` gave. ``users``: ids of others whom runs are of.
+    ``outlive``: so many seconds what it has goes on without us, when we end without a word; what
+    an earlier daemon has left so is ``found`` then. ``lease``: a descriptor that holds the state
+    directory's lock.
 
-    Raises: Unavailable, when the earlier one is not gone after ``wait`` seconds."""
+    Raises: Unavailable, when the earlier one is not gone after ``wait`` seconds, or cannot hand
+    over what it has."""
     state, lock = _open_lock(state_dir)
+    given = given or inherited()
     if adopt:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        await _take_lock(lock, state, wait)
-        await sweep_leftovers(state, wait, users)
-        given = given or inherited()
-        popen, sock = _start(lock, state, given, "" if cgroups is None else cgroups.start)
-    finally:
-        os.close(lock)
+    visit = await _visit(Path(state), lease, outlive) if outlive > 0 and lease >= 0 else None
+    process: OwnKeeper | FoundKeeper
+    if visit is None:
+        try:
+            await _take_lock(lock, state, wait)
+            await sweep_leftovers(state, wait, users)
+            groups = "" if cgroups is None else cgroups.start
+            popen, sock = _start(lock, state, given, groups, outlive)
+        finally:
+            os.close(lock)
+        process = OwnKeeper(popen)
+    else:
+        sock, process = visit.sock, FoundKeeper(visit.pid, lock)
+        sock.setblocking(False)
     try:
         async with trio.open_nursery() as outer:
             # As long as somebody may wait for it: what is cancelled is sent to its end.
@@ -72,8 +90,11 @@ async def open_keeper(
             try:
                 async with trio.open_nursery() as nursery:
                     ours = trio.socket.from_stdlib_socket(sock)
-                    keeper = Keeper(ours, nursery, given, state, cgroups, users)
-                    outer.start_soon(keeper.end_when_silent, popen, watching)
+                    last = 0 if visit is None else visit.last
+                    keeper = Keeper(ours, nursery, given, state, cgroups, users, last)
+                    if visit is not None:
+                        keeper.adopt(visit)
+                    outer.start_soon(keeper.end_when_silent, process.kill, watching)
                     # Answers are read as long as somebody may wait for one: what is cancelled,
                     # as a spawn, still waits for the end of its tree.
                     reading = trio.CancelScope(shield=True)
@@ -89,18 +110,80 @@ async def open_keeper(
     finally:
         keeper.mark_lost()
         with trio.CancelScope(shield=True), keeper.sock:
-            left: list[str] = []
-            with trio.move_on_after(CLOSE_WAIT):
-                left = await keeper.dismiss()
-            if left:
-                _STAYING.append(popen)
-                log.error("the next start waits until these are gone: %s", "; ".join(left))
+            if keeper.broken_off and not keeper.dead.is_set():
+                _STAYING.append(process)
+                log.warning("what runs goes on for %g s, for the next daemon to adopt", outlive)
             else:
-                await _await_end(popen, state, adopt, held, keeper.users)
+                await _dismiss(keeper, process, state, adopt, held)
+
+
+async def _dismiss(
+    keeper: Keeper,
+    process: OwnKeeper | FoundKeeper,
+    state: str,
+    adopt: bool,
+    held: Callable[[], None] | None,
+) -> None:
+    """Have the keeper kill all, and wait for that."""
+    left: list[str] = []
+    with trio.move_on_after(CLOSE_WAIT):
+        left = await keeper.dismiss()
+    if left:
+        _STAYING.append(process)
+        log.error("the next start waits until these are gone: %s", "; ".join(left))
+    else:
+        await _await_end(process, state, adopt, held, keeper.users)
+
+
+class OwnKeeper:
+    """A keeper that we have started."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+
+    def kill(self) -> None:
+        self._popen.kill()
+
+    async def wait(self, seconds: float | None = None) -> bool | None:
+        """Whether it has ended all in order; None when it has not ended within ``seconds``."""
+        try:
+            return await trio.to_thread.run_sync(self._popen.wait, seconds) == 0
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class FoundKeeper:
+    """A keeper that an earlier daemon has started. Its ``lock`` is free once it has ended."""
+
+    def __init__(self, pid: int, lock: int) -> None:
+        self._pid = pid
+        self._lock = lock
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    async def wait(self, seconds: float | None = None) -> bool | None:
+        """As ``OwnKeeper.wait``; it is not told how it has ended, so that is looked for."""
+        ended = await _try_lock(self._lock, math.inf if seconds is None else seconds)
+        return False if ended else None
+
+
+async def _visit(state: Path, lease: int, outlive: float) -> Visit | None:
+    """Raises Unavailable."""
+    try:
+        return await trio.to_thread.run_sync(visit_keeper, state, lease, outlive)
+    except Refused as error:
+        log.warning("what an earlier daemon has left running cannot be taken over (%s)", error)
+        return None
+    except OSError as error:
+        raise Unavailable(
+            f"what an earlier daemon has left running cannot be taken over: {error}"
+        ) from None
 
 
 def _start(
-    lock: int, state: str, given: Inherited, cgroups: str
+    lock: int, state: str, given: Inherited, cgroups: str, outlive: float = 0.0
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the keeper, which holds ``lock`` from now on; its process, and our socket."""
     ours, theirs = socket.socketpair()
@@ -112,7 +195,7 @@ def _start(
             popen = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", "-X", "utf8", str(script)),
-                    *(str(theirs.fileno()), str(lock), state, cgroups),
+                    *(str(theirs.fileno()), str(lock), state, cgroups, str(outlive)),
                 ],
                 pass_fds=(theirs.fileno(), lock),
                 stdin=subprocess.DEVNULL,
@@ -132,19 +215,18 @@ def _start(
 
 
 async def _await_end(
-    popen: subprocess.Popen[bytes],
+    process: OwnKeeper | FoundKeeper,
     state: str,
     adopt: bool,
     held: Callable[[], None] | None,
     users: Collection[int],
 ) -> None:
     """Wait until the keeper has killed all; do it ourselves if it could not."""
-    try:
-        code = await trio.to_thread.run_sync(popen.wait, CLOSE_WAIT)
-    except subprocess.TimeoutExpired:
-        popen.kill()
-        code = await trio.to_thread.run_sync(popen.wait)
-    if code != 0:
+    orderly = await process.wait(CLOSE_WAIT)
+    if orderly is None:
+        process.kill()
+        orderly = await process.wait()
+    if not orderly:
         if held is not None:
             held()
         try:

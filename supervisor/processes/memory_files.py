@@ -5,6 +5,7 @@ gives back of them. Linux only.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 
@@ -41,6 +42,21 @@ def give_back(memory: int, begin: int, end: int) -> None:
     if _LIBC.fallocate(memory, what, size(begin), size(end - begin)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def find_data(memory: int, begin: int) -> int:
+    """Where a file in memory holds something from ``begin`` on: what was given back reads as
+    zeros. Its size, when it holds nothing there. Raises OSError."""
+    # Of its own: the position of the one that is there counts what was moved.
+    fd = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(fd, begin, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
 
 
 def can_move() -> bool:

@@ -5,7 +5,7 @@ only: the keeper imports it.
 import os
 import time
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .cgroups import Cgroup
 from .environments import Answer
@@ -44,11 +44,23 @@ class Tree:
         self.leftovers: list[tuple[int, str, int, str]] = []
         #: Who was there then and may be of it as well.
         self.doubtful: set[Identity] = set()
+        #: Descriptors that outlive the daemon, by name, and what the next one is told of it. With
+        #: ``about`` it is known until it is forgotten, though nothing of it runs any more.
+        self.files: dict[str, int] = {}
+        self.about: dict[str, Any] | None = None
+        #: How its root ended.
+        self.status: int | None = None
+        self.starved = ""
 
     @property
     def last_step(self) -> str:
         """What its root was about to do when it was last heard."""
         return self.said.decode().split()[-1] if self.said else "start"
+
+    def drop_files(self, names: Iterable[str]) -> None:
+        for name in names:
+            if (fd := self.files.pop(name, -1)) >= 0:
+                os.close(fd)
 
     def lingers(self, alive: Iterable[int]) -> bool:
         """Whether nothing of it is ``alive`` but a root that never was the command, and that
@@ -99,6 +111,8 @@ class Forest:
 
     def __init__(self) -> None:
         self.trees: dict[int, Tree] = {}
+        #: Those of which nothing runs any more, until they are forgotten.
+        self.over: dict[int, Tree] = {}
         self.roots: dict[int, Tree] = {}  # by pid; the latest, should a pid come again
         #: Children that are of no tree: roots that lingered on when their trees were over, and
         #: readers of environments.
@@ -117,6 +131,23 @@ class Forest:
             self.untracked.add(tree.pid)
         if tree.group is not None:
             tree.group.remove()
+        if tree.about is not None and not tree.void:
+            self.over[tree.number] = tree
+        else:
+            tree.drop_files(list(tree.files))
+
+    def find(self, number: int) -> Tree | None:
+        return self.trees.get(number) or self.over.get(number)
+
+    def forget(self, number: int) -> None:
+        """The end of its run is stored."""
+        if (tree := self.find(number)) is not None:
+            tree.drop_files(list(tree.files))
+            tree.about = None
+            self.over.pop(number, None)
+
+    def list_all(self) -> list[Tree]:
+        return [*self.trees.values(), *self.over.values()]
 
     def list_ending(self) -> list[Tree]:
         return [tree for tree in self.trees.values() if tree.waiting]

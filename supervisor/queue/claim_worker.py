@@ -13,7 +13,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -30,6 +30,8 @@ POLL = 1.0
 CONFLICT = 0.1
 #: A claim whose answer was lost may be committed this long after, seconds.
 LOST = 60.0
+#: So many workflows are named in one statement.
+MANY = 5000
 #: PostgreSQL's codes of what it refuses to one of two that claim at once: a lock that is not
 #: available, and a serialization failure.
 CONFLICTS = ("55P03", "40001")
@@ -107,6 +109,32 @@ class Worker:
 
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
+
+    def take_over(self, attempts: Mapping[str, int]) -> tuple[list[str], str]:
+        """Workflows whose rows say that these attempts of them are running here: their ids, and
+        the token by which they are claimed anew. They begin with the first claim. Blocking; before
+        ``start``."""
+        c, token = self._table.c, str(uuid.uuid4())
+        names = list(attempts)
+        found: list[str] = []
+        with self._system.engine.begin() as connection:
+            for at in range(0, len(names), MANY):
+                ours = (
+                    c.workflow_uuid.in_(names[at : at + MANY]),
+                    c.queue_name == self._queue.name,
+                    c.status == "PENDING",
+                    c.application_version == self._version,
+                )
+                query = sa.select(c.workflow_uuid, c.recovery_attempts).where(*ours)
+                same = [run for run, n in connection.execute(query) if attempts[run] == n]
+                connection.execute(
+                    self._table.update()
+                    .where(c.workflow_uuid.in_(same))
+                    .values(owner_xid=token, executor_id=self._executor)
+                )
+                found += same
+        self._found |= dict.fromkeys(found, token)
+        return found, token
 
     def note_begun(self, workflow: str) -> None:
         """It is executed from now on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -60,6 +60,13 @@ class Claims:
 
         handle = self._rows.patiently(register, self._patience)
         return ClaimedQueue(name, handle, most, partitioned)
+
+    def take_over(self, attempts: Mapping[str, int]) -> tuple[list[str], str]:
+        """The runs of which these attempts go on, and the token of their claims. Blocking; before
+        ``start``. Raises SQLAlchemyError."""
+        return self._rows.patiently(
+            lambda: self._workers[QUEUE].take_over(attempts), self._patience
+        )
 
     def start(self) -> None:
         for worker in self._workers.values():

@@ -16,8 +16,8 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -72,6 +72,16 @@ Dispatch = Callable[[RunSpec, int, str | None], Awaitable[Outcome]]
 T = TypeVar("T")
 
 
+class Survivors(Protocol):
+    """Runs whose processes outlived an earlier daemon."""
+
+    def list_attempts(self) -> dict[str, int]:
+        """Which attempt of each run there is."""
+
+    async def settle(self, going_on: Collection[str]) -> None:
+        """End all but those."""
+
+
 class Durable:
     """``launch`` inside the trio-asyncio loop."""
 
@@ -119,11 +129,15 @@ class Durable:
         self._closing = False
 
     async def launch(
-        self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch, hook: Hook | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        dispatch: Dispatch,
+        hook: Hook | None = None,
+        found: Survivors | None = None,
     ) -> None:
-        """Open the database, re-enqueue what was unfinished, start the queue worker.
-        ``dispatch`` is called on trio for every attempt, and must not return or raise when the
-        daemon stops (the row stays). ``hook`` is told of ends.
+        """Open the database, re-enqueue what was unfinished, start the queue worker. Runs that
+        are ``found`` alive go on. ``dispatch`` is called on trio for every attempt, and must not
+        return or raise when the daemon stops (the row stays). ``hook`` is told of ends.
 
         Raises: Unavailable, when the database cannot be opened, or DBOS is none that this knows;
         ConfigError, when it is gone, and saved."""
@@ -210,8 +224,13 @@ class Durable:
             if self._config.database.embedded:
                 await trio.to_thread.run_sync(sqlite.time_new_rows, system.engine)
             self._fenced = True
-            await trio.to_thread.run_sync(self._recover)
             claims = self._claims = await trio.to_thread.run_sync(self._prepare_claims)
+            spare = None
+            if found is not None:
+                attempts = found.list_attempts()
+                going_on, spare = await trio.to_thread.run_sync(claims.take_over, attempts)
+                await found.settle(going_on)
+            await trio.to_thread.run_sync(self._recover, spare)
             claims.start()
             self.strays = Strays(self.attempts, claims.knows, claims.kick_all, self._lease_held)
         except sa.exc.SQLAlchemyError as error:
@@ -225,11 +244,11 @@ class Durable:
         self._sessions = Sessions(self._config, before_commit)
         return self._sessions.engine
 
-    def _recover(self) -> None:
+    def _recover(self, spare: str | None) -> None:
         def recover() -> None:
             retries.until.set(0.0)
             alone = self._config.database.embedded
-            recovery.recover(self._system, self._executor, APP_VERSION, alone=alone)
+            recovery.recover(self._system, self._executor, APP_VERSION, alone=alone, spare=spare)
 
         self._database.patiently(recover, self._config.start_timeout)
         self.recovered = self.attempts.count_replayed()

@@ -23,11 +23,17 @@ Tokens = Collection[str | None]
 _MANY = 5000
 
 
-def reenqueue(system: System, executor: str | None, version: str) -> dict[str, str | None]:
+def reenqueue(
+    system: System, executor: str | None, version: str, spare: str | None = None
+) -> dict[str, str | None]:
     """Put what ``executor`` had not finished back in its queues, None for every executor:
     workflow id -> the executor that had it. It is claimed from there like anything else, by
-    one. What passes is waited out, within ``retries.until``. Raises SQLAlchemy's errors."""
-    return put_back(system, executor, version, read_tokens(system, executor, version))
+    one. What is held by the token ``spare`` goes on. What passes is waited out, within
+    ``retries.until``. Raises SQLAlchemy's errors."""
+    tokens = read_tokens(system, executor, version)
+    if spare is not None:
+        tokens.discard(spare)
+    return put_back(system, executor, version, tokens)
 
 
 def read_tokens(system: System, executor: str | None, version: str) -> set[str | None]:
@@ -88,10 +94,12 @@ def put_back(
     return system.retry(write)
 
 
-def recover(system: System, executor: str, version: str, *, alone: bool) -> None:
+def recover(
+    system: System, executor: str, version: str, *, alone: bool, spare: str | None = None
+) -> None:
     """``reenqueue`` at the start, before anything is claimed. ``alone``: the database is this
     daemon's by a lock, so that every row is ours, whatever executor ID it carries."""
-    found = reenqueue(system, None if alone else executor, version)
+    found = reenqueue(system, None if alone else executor, version, spare)
     others = Counter(
         (owner, "run" if "." not in workflow else "hook")
         for workflow, owner in found.items()

@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -19,11 +20,12 @@ from ....protocol.errors import RunFailed, shortened
 from ....protocol.model import Outcome, RunSpec, Status, one_line
 from ...host.private_files import env_of
 from ...processes.credentials import acting_as
-from ...processes.keeper_client import Keeper, Left
-from .ends import Ends, open_ends
+from ...processes.keeper_client import Keeper, Left, Process
+from ...processes.keeper_visit import About
+from .ends import FEED, SLAVE, Ends, adopt_ends, open_ends
 from .filters import filters_left
 from .flow import Flow
-from .protocol import ALONE, Emit, Surroundings, Turn, ignore_stored
+from .protocol import ALONE, Emit, Remains, Surroundings, Turn, ignore_stored
 from .terminal import terminal_environment
 
 log = logging.getLogger("runctld.command")
@@ -41,6 +43,16 @@ _STARVED = {
     "limit": "over its memory limit of {}",
     "machine": "the machine, or the service, had no memory left",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A command that runs."""
+
+    process: Process
+    ends: Ends
+    flow: Flow
+    about: About
 
 
 class Command:
@@ -73,92 +85,130 @@ class Command:
         history: Sequence[Turn],
         around: Surroundings = ALONE,
     ) -> Outcome:
-        """Ends with the process's exit code; the whole tree is gone on every way out."""
-        argv, prompt = self._argv(spec)
+        """Ends with the process's exit code. The whole tree is gone on every way out but that of a
+        daemon that breaks off: then another one finds it."""
         with ExitStack() as stack:
-            with self._as_its_user():  # or it could not open /dev/stdout, or its terminal
-                ends = open_ends(stack, self._config, prompt, around.window, spooled=self._spooled)
-            flow = Flow(ends.sources, emit)
-            stack.callback(flow.close)
-            around.watch_stored(ends.note_stored)
+            if around.found is None:
+                job = await self._begin(stack, spec, attempt, emit, around)
+            else:
+                job = self._go_on(stack, emit, around, around.found)
+            around.watch_stored(job.ends.note_stored)
             stack.callback(around.watch_stored, ignore_stored)
+            return await self._follow(job)
+
+    async def _begin(
+        self, stack: ExitStack, spec: RunSpec, attempt: int, emit: Emit, around: Surroundings
+    ) -> _Job:
+        argv, prompt = self._argv(spec)
+        with self._as_its_user():  # or it could not open /dev/stdout, or its terminal
+            ends = open_ends(stack, self._config, prompt, around.window, spooled=self._spooled)
+        flow = Flow(ends.sources, emit)
+        stack.callback(flow.close)
+        about = About(
+            *("run", spec.run, attempt, around.began, one_line(shortened(argv[0], 200))),
+            *(self._grace, self._keep),
+        )
+        try:
+            process = await self._keeper.spawn(
+                argv,
+                mark=spec.run,
+                env=self._environment(spec, attempt),
+                cwd=self._directory(spec),
+                stdin=ends.given[0],
+                stdout=ends.given[1],
+                stderr=ends.given[2],
+                tty=ends.terminal is not None,
+                umask=self._keeper.inherited.umask,
+                group=f"{spec.run}.{attempt}",
+                account=self._config.account,
+                limits=self._limits,
+                keep=ends.kept,
+                tell=about if ends.kept else None,
+            )
+        finally:
+            ends.hand_over()
+        return _Job(process, ends, flow, about)
+
+    def _go_on(self, stack: ExitStack, emit: Emit, around: Surroundings, found: Remains) -> _Job:
+        tree = found.tree
+        assert tree.about is not None
+        ends = adopt_ends(stack, tree.fds, found.stored, around.window)
+        if lost := ends.find_lost(found.stored):
+            found.skip(lost)
+        flow = Flow(ends.sources, emit)
+        stack.callback(flow.close)
+        return _Job(self._keeper.claim_found(tree), ends, flow, tree.about)
+
+    async def _follow(self, job: _Job) -> Outcome:
+        process, ends, flow, about = job.process, job.ends, job.flow, job.about
+        # The reader outlives a cancellation, so that what the tree says while it is
+        # stopped is kept; after it is gone a second is plenty.
+        reading = trio.CancelScope(shield=True)
+        feed = trio.CancelScope()
+        left: Left | None = None
+        read = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_read, flow, reading, read)
+            if ends.pipe >= 0:
+                nursery.start_soon(_feed, ends, process, feed)
             try:
-                process = await self._keeper.spawn(
-                    argv,
-                    mark=spec.run,
-                    env=self._environment(spec, attempt),
-                    cwd=self._directory(spec),
-                    stdin=ends.given[0],
-                    stdout=ends.given[1],
-                    stderr=ends.given[2],
-                    tty=ends.terminal is not None,
-                    umask=self._keeper.inherited.umask,
-                    group=f"{spec.run}.{attempt}",
-                    account=self._config.account,
-                    limits=self._limits,
-                )
-            finally:
-                ends.hand_over()
-            # The reader outlives a cancellation, so that what the tree says while it is
-            # stopped is kept; after it is gone a second is plenty.
-            reading = trio.CancelScope(shield=True)
-            feed = trio.CancelScope()
-            left: Left | None = None
-            read = trio.Event()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_read, flow, reading, read)
-                if ends.pipe >= 0:
-                    nursery.start_soon(ends.feed, feed)
                 try:
+                    status = await process.wait()
+                    feed.cancel()
+                    await self._release_terminal(job)
+                    late = await self._settle(flow, ends, process.pid, about.grace)
+                    told = flow.total
+                    # Children left behind would hold the pipes open, and outlive the run.
+                    left = await process.end(about.grace, keep=about.keep)
+                finally:
+                    gone = left is not None
                     try:
-                        status = await process.wait()
-                        feed.cancel()
-                        if ends.terminal is not None:
-                            ends.terminal.release()
-                        late = await self._settle(flow, ends, process.pid)
-                        told = flow.total
-                        # Children left behind would hold the pipes open, and outlive the run.
-                        left = await process.end(self._grace, keep=self._keep)
-                    finally:
-                        gone = left is not None
-                        try:
-                            if left is None:
-                                with trio.CancelScope(shield=True):
-                                    await process.end(self._grace)
+                        if left is None and not self._keeper.broken_off:
+                            with trio.CancelScope(shield=True):
+                                await process.end(about.grace)
                             gone = True
-                        finally:
-                            if ends.terminal is not None:
-                                ends.terminal.release()
-                            flow.finish()
-                            # Some may live on and have our pipes: what is kept, or all when
-                            # the keeper is lost.
-                            if self._keep or not gone:
-                                reading.deadline = trio.current_time() + 1
-                    # The stream may take nothing: an abort gets through then as well.
-                    await read.wait()
-                except BaseException:
-                    reading.deadline = min(reading.deadline, trio.current_time() + 1)
-                    raise
+                    finally:
+                        await self._release_terminal(job)
+                        flow.finish()
+                        # Some may live on and have our pipes: what is kept, or all when
+                        # the keeper is lost.
+                        if self._keeper.broken_off:
+                            reading.cancel()
+                        elif about.keep or not gone:
+                            reading.deadline = trio.current_time() + 1
+                # The stream may take nothing: an abort gets through then as well.
+                await read.wait()
+            except BaseException:
+                reading.deadline = min(reading.deadline, trio.current_time() + 1)
+                raise
         if left.ended:
             log.info("ended with the run, which had left it behind: %s", ", ".join(left.ended))
         if left.kept:
             log.info("goes on until this daemon ends: %s", ", ".join(left.kept))
-        outcome = _outcome(argv[0], status)
+        outcome = _outcome(about.command, status)
         if status == -signal.SIGKILL and process.starved:
             why = _STARVED[process.starved].format(readable(self._config.limits.memory or 0))
             outcome = msgspec.structs.replace(outcome, error=f"killed: {why}")
         if not late and flow.total == told:
             return outcome
-        when = f"not done {self._grace:g} s later" if late else "still writing when it was ended"
+        when = f"not done {about.grace:g} s later" if late else "still writing when it was ended"
         note = f"the end of the output was cut: what the command left behind was {when}"
         log.warning("%s", note)
         return msgspec.structs.replace(outcome, note=note)
 
-    async def _settle(self, flow: Flow, ends: Ends, session: int) -> bool:
+    async def _release_terminal(self, job: _Job) -> None:
+        """The command has ended: only what it left behind has its terminal now."""
+        if job.ends.terminal is not None and job.ends.terminal.slave >= 0:
+            job.ends.terminal.release()
+            if job.ends.kept and not self._keeper.broken_off:
+                with trio.CancelScope(shield=True):
+                    await job.process.drop([SLAVE])
+
+    async def _settle(self, flow: Flow, ends: Ends, session: int, grace: float) -> bool:
         """The command itself has ended. Wait until what it left behind has closed its output,
         or has been quiet for ``QUIET`` and is no filter; whether it was still at it after
         ``grace``. Time in which the stream takes nothing does not count."""
-        left = max(self._grace, QUIET)
+        left = max(grace, QUIET)
         while flow.open:
             if left <= 0:
                 return True
@@ -225,14 +275,19 @@ class Command:
         return [*ours, *spec.argv], None if spec.prompt is None else spec.prompt.encode()
 
 
+async def _feed(ends: Ends, process: Process, scope: trio.CancelScope) -> None:
+    await ends.feed(scope)
+    if ends.kept:  # or the command would not see the end of its stdin
+        await process.drop(FEED)
+
+
 async def _read(flow: Flow, scope: trio.CancelScope, over: trio.Event) -> None:
     with scope:
         await flow.run()
     over.set()
 
 
-def _outcome(command: str, status: int) -> Outcome:
-    name = one_line(shortened(command, 200))
+def _outcome(name: str, status: int) -> Outcome:
     if status == 0:
         return Outcome(Status.SUCCEEDED, exit_code=0)
     if status > 0:

@@ -11,13 +11,23 @@ import trio
 
 from ....config.schema import CommandRunner
 from ....protocol.records import StreamName
-from ...processes.memory_files import make_memory_file
+from ...processes.memory_files import find_data, make_memory_file
 from ...processes.terminal_size import DEFAULT, Window
 from .feed import feed_bytes, feed_file
 from .filters import Identity, identity
 from .flow import PipeSource, Source
 from .spool import Spool, TerminalSpool
 from .terminal import Terminal
+
+#: Names of descriptors that outlive the daemon.
+STDIN, MASTER, SLAVE, INNER = "stdin", "master", "slave", ("inner-read", "inner-write")
+#: Those of a command's stdin.
+FEED = (STDIN, "stdin-memory")
+
+
+def memory_of(name: str) -> str:
+    """What the file in memory of that is called."""
+    return f"{name}-memory"
 
 
 @dataclass(slots=True)
@@ -34,6 +44,8 @@ class Ends:
     pipe: int = -1
     text: int = -1
     prompt: bytes = b""
+    #: What goes on without us has copies of these, by name.
+    kept: dict[str, int] = field(default_factory=dict)
     _theirs: ExitStack = field(default_factory=ExitStack)
 
     def hand_over(self) -> None:
@@ -45,6 +57,11 @@ class Ends:
         for source in self.sources:
             if isinstance(source, Spool):
                 source.note_stored(totals.get(source.name, 0))
+
+    def find_lost(self, stored: Mapping[StreamName, int]) -> dict[StreamName, int]:
+        """Where streams go on that lack something behind what is stored of them."""
+        spools = [source for source in self.sources if isinstance(source, Spool)]
+        return {x.name: x.begin for x in spools if x.begin > stored.get(x.name, 0)}
 
     async def feed(self, scope: trio.CancelScope) -> None:
         """Until all is fed, the command reads no more, or ``scope`` is cancelled; it sees the end
@@ -101,7 +118,9 @@ def _open_pipes(stack: ExitStack, ends: Ends, count: int, spooled: bool) -> None
         ends._theirs.callback(os.close, write)
         given.append(write)
         if spooled:
-            ends.sources.append(Spool(name, read, _make_memory(stack, name)))
+            memory = _make_memory(stack, name)
+            ends.kept |= {name: read, memory_of(name): memory}
+            ends.sources.append(Spool(name, read, memory))
         else:
             ends.sources.append(PipeSource(name, read))
     ends.given = (-1, given[0], given[-1])
@@ -119,6 +138,8 @@ def _open_terminal(stack: ExitStack, ends: Ends, window: Window | None, spooled:
         for fd in inner:
             stack.callback(os.close, fd)
         memory = _make_memory(stack, "stdout")
+        ends.kept |= {MASTER: terminal.master, SLAVE: terminal.slave, memory_of("stdout"): memory}
+        ends.kept |= dict(zip(INNER, inner, strict=True))
         ends.sources.append(TerminalSpool(terminal.master, memory, inner))
     else:
         ends.sources.append(terminal.source())
@@ -140,6 +161,7 @@ def _open_feed(stack: ExitStack, ends: Ends, prompt: bytes, spooled: bool) -> No
             while left:
                 left = left[file.write(left) :]
             file.seek(0)
+        ends.kept |= {STDIN: ends.pipe, memory_of(STDIN): ends.text}
     else:
         ends.prompt = prompt
 
@@ -148,3 +170,51 @@ def _make_memory(stack: ExitStack, name: str) -> int:
     memory = make_memory_file(f"runctl-{name}")
     stack.callback(os.close, memory)
     return memory
+
+
+def adopt_ends(
+    stack: ExitStack,
+    fds: Mapping[str, int],
+    stored: Mapping[StreamName, int],
+    window: Window | None,
+) -> Ends:
+    """Of a command that outlived its daemon. ``stack`` closes ``fds``, by their names. ``stored``:
+    how many bytes of each stream are. What is there no more of those behind them is left out
+    (``find_lost``). Raises OSError."""
+    ends = Ends()
+    ends.kept = dict(fds)
+    for name, fd in fds.items():
+        if name not in (MASTER, SLAVE, STDIN):  # the end of these is seen by others
+            stack.callback(os.close, fd)
+    streams: tuple[StreamName, ...] = ("stdout", "stderr")
+    for name in streams:
+        if (memory := fds.get(memory_of(name))) is None:
+            continue
+        begin = find_data(memory, stored.get(name, 0))
+        if MASTER in fds:
+            inner = fds[INNER[0]], fds[INNER[1]]
+            ends.sources.append(TerminalSpool(fds[MASTER], memory, inner, begin))
+        else:
+            ends.sources.append(Spool(name, fds[name], memory, begin))
+    if MASTER in fds:
+        _adopt_terminal(stack, ends, fds, window)
+    else:
+        ends.outputs = frozenset(identity(fds[name]) for name in streams if name in fds)
+    if STDIN in fds:
+        ends.pipe, ends.text = fds[STDIN], fds[memory_of(STDIN)]
+        ends.stdin = identity(ends.pipe)
+        stack.callback(ends.close_feed)
+    return ends
+
+
+def _adopt_terminal(
+    stack: ExitStack, ends: Ends, fds: Mapping[str, int], window: Window | None
+) -> None:
+    slave = fds.get(SLAVE, -1)
+    terminal = ends.terminal = Terminal.take(fds[MASTER], slave)
+    stack.callback(terminal.close)
+    if slave >= 0:
+        ends.outputs = frozenset((identity(slave),))
+    if window is not None:
+        window.apply = terminal.resize
+        stack.callback(window.close)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ....protocol.model import Outcome, RunSpec
 from ....protocol.records import StreamName
+from ...processes.keeper_visit import Found
 from ...processes.terminal_size import Window
 
 #: Appends one chunk to the run's stream. Blocking is back-pressure: a runner stops
@@ -29,13 +30,26 @@ def ignore_stored(_: Mapping[StreamName, int]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Remains:
+    """A command that outlived its daemon: its process tree, how many bytes of each stream are
+    stored, and how to say that more than that is lost."""
+
+    tree: Found
+    stored: Mapping[StreamName, int]
+    skip: Callable[[Mapping[StreamName, int]], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What an attempt has besides its output. ``window``: the size of its terminal, if it has one.
     ``watch_stored`` has somebody told how many bytes of each stream are stored, whenever some
-    more are."""
+    more are. ``found``: its command, when that outlived the daemon that began it.
+    ``began``: Unix seconds, as the stream has it."""
 
     window: Window | None = None
     watch_stored: Callable[[NoteStored], None] = lambda _: None
+    found: Remains | None = None
+    began: float = 0.0
 
 
 #: Of work that nobody watches.

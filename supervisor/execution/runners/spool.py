@@ -28,7 +28,7 @@ class Spool:
         self.held = b""
         self._memory = memory
         self._size = os.fstat(memory).st_size
-        self._read = begin
+        self._read = self.begin = begin
         self._freed = 0
 
     @property

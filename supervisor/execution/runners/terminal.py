@@ -40,6 +40,14 @@ class Terminal:
             self.close()
             raise
 
+    @classmethod
+    def take(cls, master: int, slave: int) -> Terminal:
+        """One that was made by another daemon; ours from here on. ``slave``: -1 when its command
+        has ended."""
+        terminal = cls.__new__(cls)
+        terminal.master, terminal.slave = master, slave
+        return terminal
+
     def resize(self, size: Size) -> None:
         """The foreground process group gets SIGWINCH from the kernel, if it changed."""
         fcntl.ioctl(

@@ -1,0 +1,104 @@
+"""The keeper's end of a connection to a daemon: messages, and descriptors beside them. Nothing in
+it waits. Standard library only: the keeper imports it.
+"""
+
+import array
+import errno
+import os
+import selectors
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from .keeper_messages import encode, take_messages
+
+#: Descriptors that come with one message, at most.
+MOST_FDS = 16
+#: Before descriptors are sent again for which too many were under way, seconds.
+TOO_MANY = 0.005
+
+#: A message, and the descriptors that came with it: whoever takes it closes them.
+Received = tuple[dict[str, Any], list[int]]
+
+
+class MessageSocket:
+    """Registered with ``selector`` for what it waits for, with itself as data. ``again``: whether
+    ``flush`` is to be called again in a moment, of which no event tells."""
+
+    def __init__(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.again = False
+        self._selector = selector
+        self._buffer = bytearray()
+        self._fds: deque[list[int]] = deque()  # what came beside messages, in their order
+        #: What has not been taken yet, each with the descriptors that go with its first byte.
+        self._out: deque[tuple[bytearray, Sequence[int]]] = deque()
+        selector.register(sock, selectors.EVENT_READ, self)
+
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Raises EOFError, when nobody takes anything any more."""
+        if fds:
+            message = {**message, "fds": len(fds)}
+        data = encode(message)
+        if self._out and not fds and not self._out[-1][1]:
+            self._out[-1][0].extend(data)
+        else:
+            self._out.append((bytearray(data), fds))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the socket takes. Who is to read may be stopped: the rest waits."""
+        self.again = False
+        try:
+            while self._out:
+                data, fds = self._out[0]
+                rights = (
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                )
+                del data[: self.sock.sendmsg([data], rights)]
+                self._out.popleft()
+                if data:
+                    self._out.appendleft((data, ()))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise EOFError from error
+            self.again = True
+        waits = bool(self._out) and not self.again
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waits else 0)
+        if self._selector.get_key(self.sock).events != events:
+            self._selector.modify(self.sock, events, self)
+
+    def receive(self) -> list[Received]:
+        """What has come. Raises EOFError."""
+        try:
+            data, ancillary, flags, _ = self.sock.recvmsg(1 << 20, socket.CMSG_SPACE(MOST_FDS * 4))
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise EOFError from error
+        # The kernel ends a receive at the first bytes that carry descriptors: one set at most.
+        fds = array.array("i")
+        for level, kind, body in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
+        if fds or flags & socket.MSG_CTRUNC:  # truncated: we had no room for all of them
+            self._fds.append(list(fds))
+        if not data:
+            raise EOFError
+        self._buffer += data
+        return [(x, self._take_fds(x)) for x in take_messages(self._buffer)]
+
+    def _take_fds(self, message: dict[str, Any]) -> list[int]:
+        return self._fds.popleft() if message.get("fds") and self._fds else []
+
+    def close(self) -> None:
+        self._selector.unregister(self.sock)
+        self.sock.close()
+        for fds in self._fds:
+            for fd in fds:
+                os.close(fd)
+        self._fds.clear()
