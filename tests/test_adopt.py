@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import Box, Watch, wait_until
 from proc import alive, children, direct_children, find_keeper
+from runctl.supervisor.execution.found_runs import is_harmful
+from runctl.supervisor.processes.keeper_visit import About
 
 #: Writes numbered lines to both streams, and what it wrote to files, until it is told to stop.
 WRITER = """
@@ -139,10 +141,10 @@ def test_what_ends_while_there_is_no_daemon(living: Box, tmp_path: Path) -> None
     (tmp_path / "go").touch()
     wait_until(lambda: all((tmp_path / name).exists() for name in ways), "they end")
     box.start()
-    for name, code in {"zero": 0, "seven": 7, "signal": 137}.items():
+    for name, exit_code in {"zero": 0, "seven": 7, "signal": 137}.items():
         box.runctl("wait", runs[name], code=None)
         shown = box.show(runs[name])
-        assert (shown["exit_code"], shown["attempt"]) == (code, 1), name
+        assert (shown["exit_code"], shown["attempt"]) == (exit_code, 1), name
         assert box.runctl("attach", name, code=None) == "x" * 60000
 
 
@@ -221,3 +223,69 @@ def test_a_command_goes_on_through_kills_of_its_daemon(living: Box, tmp_path: Pa
         assert [e["seq"] for e in watch.chunks()] == list(range(1, len(watch.chunks()) + 1))
     assert box.term() == 0
     wait_until(lambda: not alive(keeper) and not alive(server), "all has ended")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kills_at_any_time_of_the_start(living: Box, tmp_path: Path, seed: int) -> None:
+    """Also while it adopts. Several runs, of which some end meanwhile."""
+    box, chance = living, random.Random(seed)
+    names = [f"t{n}" for n in range(6)]
+    runs, watches = {}, {}
+    for name in names:
+        (tmp_path / name).mkdir()
+        runs[name] = box.submit_py(name, WRITER, str(tmp_path / name), name)
+        watches[name] = Watch(box, name)
+    for name in names:
+        wait_until(lambda name=name: written(tmp_path / name) > 10_000, "it writes")
+    for n in range(12):
+        box.kill()
+        if n in (3, 6, 9):
+            (tmp_path / names[n // 3 - 1] / "finish").touch()
+        box.start(ready=n == 11)
+        if n < 11:
+            time.sleep(chance.uniform(0, 1.2))
+    for name in names:
+        (tmp_path / name / "finish").touch()
+    for name in names:
+        assert watches[name].wait() == 1, name
+        shown = box.show(runs[name])
+        assert (shown["exit_code"], shown["attempt"]) == (7, 1), name
+        assert len((tmp_path / name / "pids").read_text().split()) == 1, name
+        for watch in (watches[name], late := Watch(box, name)):
+            if watch is late:
+                assert watch.wait() == 1
+            assert [e["type"] for e in watch.events].count("reset") == 1, name
+            assert of(watch, "stdout") == (tmp_path / name / "out").read_bytes(), name
+            assert of(watch, "stderr") == (tmp_path / name / "err").read_bytes(), name
+
+
+def test_what_takes_its_daemon_down_is_not_adopted_for_ever(living: Box) -> None:
+    """Each daemon dies right after it has adopted the run, before anything of it is stored."""
+    run = living.submit("t", "sleep", "600")
+    wait_until(lambda: living.show(run)["status"] == "running", "it runs")
+    for _ in range(3):
+        living.kill()
+        living.start()
+        assert living.show(run)["attempt"] == 1
+    living.kill()
+    living.start()
+    wait_until(lambda: living.show(run)["attempt"] == 2, "it is replayed")
+    assert f"run {run} seems to take its daemon down" in living.log.read_text()
+    living.runctl("abort", "t")
+
+
+@pytest.mark.short
+def test_who_counts_as_harmful() -> None:
+    def harmful(*adopted: tuple[float, int]) -> bool:
+        return is_harmful(About("run", "r", 1, adopted=list(adopted)), 10_000)
+
+    assert not harmful()
+    assert not harmful((9990, 5), (9995, 5))
+    assert harmful((9985, 5), (9990, 5), (9995, 5))
+    assert harmful((9985, -1), (9990, -1), (9995, -1))
+    assert harmful((9985, 5), (9990, -1), (9995, 5))
+    assert not harmful((9985, 4), (9990, -1), (9995, 5)), "something was stored"
+    assert not harmful((9985, 5), (9990, 5), (9995, 5), (9996, 6))
+    assert not harmful((9800, 5), (9870, 5), (9935, 5)), "each lived for more than a minute"
+    assert not harmful((9885, 5), (9890, 5), (9895, 5)), "the last one did"
+    assert harmful(*((6500 + 170 * n, n) for n in range(20))), "so many in an hour"

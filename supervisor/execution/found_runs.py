@@ -4,14 +4,32 @@ others."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection
 
+import msgspec
 import trio
 
 from ..processes.keeper_client import Keeper, KeeperLost
-from ..processes.keeper_visit import Found
+from ..processes.keeper_visit import About, Found
 
 log = logging.getLogger("runctld")
+
+#: So many daemons may take a run over and die within ``SHORT`` seconds without having stored
+#: anything of it: what takes its daemon down is not to do so for ever. And so many may in an hour.
+MOST_IN_VAIN, SHORT, MOST_AN_HOUR = 3, 60.0, 20
+
+
+def is_harmful(about: About, now: float) -> bool:
+    """Whether the run seems to take its daemons down. ``now``: Unix seconds."""
+    if sum(at > now - 3600 for at, _ in about.adopted) >= MOST_AN_HOUR:
+        return True
+    in_vain, later, stored = 0, now, -1
+    for at, size in reversed(about.adopted):
+        if later - at > SHORT or (size >= 0 and stored not in (-1, size)):
+            break
+        in_vain, later, stored = in_vain + 1, at, max(size, stored)
+    return in_vain >= MOST_IN_VAIN
 
 
 class FoundRuns:
@@ -19,11 +37,17 @@ class FoundRuns:
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        self._by_run = {
-            tree.about.run: tree
-            for tree in keeper.found.values()
-            if tree.about is not None and tree.about.kind == "run" and not tree.ending
-        }
+        self._by_run: dict[str, Found] = {}
+        for tree in keeper.found.values():
+            if tree.about is None or tree.about.kind != "run" or tree.ending:
+                continue
+            if is_harmful(tree.about, time.time()):
+                log.error(
+                    "run %s seems to take its daemon down: it is ended, and counts as an attempt",
+                    tree.about.run,
+                )
+            else:
+                self._by_run[tree.about.run] = tree
 
     def list_attempts(self) -> dict[str, int]:
         """Which attempt of each run there is."""
@@ -38,6 +62,11 @@ class FoundRuns:
             for tree in list(self._keeper.found.values()):
                 if tree.number not in stay and tree.about is not None:
                     nursery.start_soon(self._end, tree)
+        for tree in self._by_run.values():
+            if tree.about is not None:  # how much is stored of it is not known yet
+                adopted = [*tree.about.adopted, (time.time(), -1)][-MOST_AN_HOUR:]
+                tree.about = msgspec.structs.replace(tree.about, adopted=adopted)
+                await self._keeper.describe(tree.number, tree.about)
         if self._by_run:
             log.info("%d runs go on that outlived an earlier daemon", len(self._by_run))
 

@@ -91,7 +91,7 @@ class Command:
             if around.found is None:
                 job = await self._begin(stack, spec, attempt, emit, around)
             else:
-                job = self._go_on(stack, emit, around, around.found)
+                job = await self._go_on(stack, emit, around, around.found)
             around.watch_stored(job.ends.note_stored)
             stack.callback(around.watch_stored, ignore_stored)
             return await self._follow(job)
@@ -129,7 +129,9 @@ class Command:
             ends.hand_over()
         return _Job(process, ends, flow, about)
 
-    def _go_on(self, stack: ExitStack, emit: Emit, around: Surroundings, found: Remains) -> _Job:
+    async def _go_on(
+        self, stack: ExitStack, emit: Emit, around: Surroundings, found: Remains
+    ) -> _Job:
         tree = found.tree
         assert tree.about is not None
         ends = adopt_ends(stack, tree.fds, found.stored, around.window)
@@ -137,7 +139,12 @@ class Command:
             found.skip(lost)
         flow = Flow(ends.sources, emit)
         stack.callback(flow.close)
-        return _Job(self._keeper.claim_found(tree), ends, flow, tree.about)
+        process = self._keeper.claim_found(tree)
+        (at, _), total = tree.about.adopted[-1], sum(found.stored.values())
+        adopted = [*tree.about.adopted[:-1], (at, total)]
+        about = msgspec.structs.replace(tree.about, adopted=adopted)
+        await process.describe(about)
+        return _Job(process, ends, flow, about)
 
     async def _follow(self, job: _Job) -> Outcome:
         process, ends, flow, about = job.process, job.ends, job.flow, job.about
