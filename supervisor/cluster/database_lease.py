@@ -21,7 +21,15 @@ import trio_asyncio
 
 from ...config.schema import Config, ConfigError
 from ...protocol.errors import LeaseHeld, LeaseLost, Unavailable
-from ..host.postgres import RETRY, application_name, broken_off, check_sessions, connect, lease_key
+from ..host.postgres import (
+    RETRY,
+    application_name,
+    broken_off,
+    check_sessions,
+    connect,
+    keep_alive,
+    lease_key,
+)
 from . import lease_sql
 from .tables import prepare_tables
 
@@ -75,6 +83,9 @@ class Lease:
         self._doubted_at = self._paused_at = -math.inf
         self._ticked_at = _now()
         self._away = self._not_ours = False
+        self.abandoned = False
+        #: Is given the socket of each connection that has the lock.
+        self.on_connect: Callable[[int], Awaitable[None]] | None = None
         self._adopt(conn, session, _now())
 
     def _adopt(self, conn: Any, session: Any, sent: float) -> None:
@@ -198,6 +209,7 @@ class Lease:
             raise self._lease_lost(f"the connection to PostgreSQL broke, and {why[-1]}", "")
         conn, session, sent = found
         self._adopt(conn, session, sent)
+        await self.share()
         log.info(
             "PostgreSQL was away for %.1f s: the lease is held again, no run was touched",
             sent - noticed,
@@ -303,6 +315,16 @@ class Lease:
             " stopped and will be replayed; restart runctld"
         )
 
+    async def share(self) -> None:
+        """Give the socket of the connection to whom it may concern (``on_connect``)."""
+        if self.on_connect is not None:
+            await self.on_connect(keep_alive(self._conn))
+
+    def abandon(self) -> None:
+        """Leave the session as it is, to whoever has a copy of its socket."""
+        self.abandoned = True
+        self._conn.terminate()
+
     async def close(self) -> None:
         """Takes at most a second."""
         with trio.move_on_after(1, shield=True) as scope:
@@ -321,20 +343,26 @@ def _now() -> float:
 
 @asynccontextmanager
 async def hold_database_lease(
-    config: Config, executor: str, home: str = ""
+    config: Config,
+    executor: str,
+    home: str = "",
+    release: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Lease]:
     """Hold the executor ID in the shared database. ``home``: what names our state directory,
-    whose lock we hold.
+    whose lock we hold. ``release`` has whoever holds it in our place let go of it.
 
     Raises: LeaseHeld, naming the holder; ConfigError; Unavailable."""
-    lease = await _take(config, executor, home)
+    lease = await _take(config, executor, home, release)
     try:
         yield lease
     finally:
-        await lease.close()
+        if not lease.abandoned:
+            await lease.close()
 
 
-async def _take(config: Config, executor: str, home: str) -> Lease:
+async def _take(
+    config: Config, executor: str, home: str, release: Callable[[], Awaitable[None]] | None
+) -> Lease:
     """A connection that breaks before it has the lock, as when the server restarts, is
     replaced: ``connect`` waits for the server."""
     name = application_name(LEASE_ROLE, executor)
@@ -344,6 +372,8 @@ async def _take(config: Config, executor: str, home: str) -> Lease:
         try:
             await check_sessions(config, conn, name)
             await prepare_tables(conn, lease_key(config))
+            if release is not None:
+                await release()
             await _lock(conn, config, executor)
             before = await aio(conn.fetchrow)(lease_sql.ROW, executor)
             generation = await aio(conn.fetchval)(lease_sql.RAISE_GENERATION, executor)

@@ -145,6 +145,16 @@ def application_name(role: str, executor: str) -> str:
     return f"{role} pid {os.getpid()} on {socket.gethostname()[:24]}: {ascii(executor)[1:-1]}"[:63]
 
 
+def keep_alive(conn: Any) -> int:
+    """The descriptor of ``conn``'s socket, of which a broken connection is known within 5 s."""
+    sock = conn._transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sock.family != socket.AF_UNIX:
+        for name, value in (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 4)):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return int(sock.fileno())
+
+
 def broken_off() -> tuple[type[Exception], ...]:
     """What comes of a connection that breaks while it is used, or is refused something. The
     last is asyncpg's own confusion, when the end comes amid one of its steps."""

@@ -11,8 +11,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import trio
 from ...config.accounts import check_rights, switched
 from ...config.schema import Config
 from ...config.secrets import Masker
-from ...protocol.errors import LeaseLost, Unavailable
+from ...protocol.errors import LeaseHeld, LeaseLost, Unavailable
 from ..cluster.database_lease import hold_database_lease
 from ..cluster.file_lease import executor_id, hold_file_lease, home_of
 from ..cluster.lease_guard import Fence
@@ -32,6 +32,7 @@ from ..host.stop_times import longest_stop
 from ..host.systemd_notify import Notifier, open_notifier
 from ..messaging.embedded_server import Broker
 from ..processes import cgroups
+from ..processes.keeper_client import Keeper
 from ..processes.keeper_start import open_keeper
 from ..processes.memory_files import can_move
 from .asyncio_loop import open_loop
@@ -90,17 +91,12 @@ async def _run(
         warnings.filterwarnings("ignore", message="executor .* is not supported by trio-asyncio")
         async with open_loop() as loop:
             loop.set_exception_handler(_log_stray)
-            async with AsyncExitStack() as stack:
+            # The lease is let go of when the keeper has ended all.
+            async with AsyncExitStack() as leases, AsyncExitStack() as stack:
                 imported = await stack.enter_async_context(_importing())
-                lease = None
-                if not config.database.embedded:
-                    lease = await stack.enter_async_context(
-                        hold_database_lease(config, executor, home)
-                    )
-                fence = Fence(file_lease, lease)
-                stack.enter_context(fence.asks_on_waking())
+                outlive = config.queue.outlive if can_move() else 0.0
                 groups = await _prepare_cgroups(config)
-                outlive = config.queue.outlive if config.database.embedded and can_move() else 0.0
+                held = _Held()
                 keeper = await stack.enter_async_context(
                     open_keeper(
                         config.state_dir,
@@ -109,39 +105,80 @@ async def _run(
                         adopt=True,
                         lease=file_lease.fd,
                         outlive=outlive,
-                        held=fence.look,
+                        held=held.look,
                         cgroups=groups,
                         users={account.uid for _, account in switched(config)},
                     )
                 )
-                nursery = await stack.enter_async_context(trio.open_nursery())
-                nursery.start_soon(fence.watch)
-                broker = None
-                if config.nats.embedded:
-                    broker = Broker(config, keeper)
-                    await broker.start()
-                serve = await imported()
-                foundation = Foundation(
-                    config=config,
-                    file=file,
-                    executor=executor,
-                    home=home,
-                    keeper=keeper,
-                    loop=loop,
-                    fence=fence,
-                    notifier=notifier,
-                    broker=broker,
-                    hide=hide,
-                    cgroups=groups is not None,
-                    began=began,
-                )
-                try:
+                with _leaving_runs(keeper, held, outlive):
+                    lease = None
+                    if not config.database.embedded:
+                        lease = await leases.enter_async_context(
+                            hold_database_lease(config, executor, home, keeper.release_lease)
+                        )
+                        if outlive:
+                            lease.on_connect = keeper.hold_lease
+                            await lease.share()
+                    fence = held.fence = Fence(file_lease, lease)
+                    stack.enter_context(fence.asks_on_waking())
+                    nursery = await stack.enter_async_context(trio.open_nursery())
+                    nursery.start_soon(held.watch)
+                    broker = None
+                    if config.nats.embedded:
+                        broker = Broker(config, keeper)
+                        await broker.start()
+                    serve = await imported()
+                    foundation = Foundation(
+                        config=config,
+                        file=file,
+                        executor=executor,
+                        home=home,
+                        keeper=keeper,
+                        loop=loop,
+                        fence=fence,
+                        notifier=notifier,
+                        broker=broker,
+                        hide=hide,
+                        cgroups=groups is not None,
+                        began=began,
+                    )
                     await serve(foundation, wishes, start)
-                except BaseException as error:
-                    if outlive and not _has_lost_lease(error):
-                        keeper.broken_off = True
-                    raise
-                nursery.cancel_scope.cancel()
+                    nursery.cancel_scope.cancel()
+
+
+class _Held:
+    """The leases, once there are all."""
+
+    def __init__(self) -> None:
+        self.fence: Fence | None = None
+        self.lost = False
+
+    def look(self) -> None:
+        if self.fence is not None:
+            self.fence.look()
+
+    async def watch(self) -> None:
+        assert self.fence is not None
+        try:
+            await self.fence.watch()
+        except LeaseLost:
+            self.lost = True
+            raise
+
+
+@contextmanager
+def _leaving_runs(keeper: Keeper, held: _Held, outlive: float) -> Iterator[None]:
+    """What runs is left to the next daemon when an error ends this one, unless somebody else may
+    begin it by then."""
+    try:
+        yield
+    except BaseException as error:
+        lost = held.lost or _is_of_lease(error)
+        if outlive and not lost and keeper.has_runs:
+            keeper.broken_off = True
+            if held.fence is not None and held.fence.lease is not None:
+                held.fence.lease.abandon()
+        raise
 
 
 @asynccontextmanager
@@ -179,11 +216,12 @@ async def _prepare_cgroups(config: Config) -> cgroups.Groups | None:
         raise Unavailable(str(error)) from None
 
 
-def _has_lost_lease(error: BaseException) -> bool:
+def _is_of_lease(error: BaseException) -> bool:
     """Whether somebody else may begin our runs by now."""
+    kinds = (LeaseLost, LeaseHeld)
     if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(LeaseLost) is not None
-    return isinstance(error, LeaseLost)
+        return error.subgroup(kinds) is not None
+    return isinstance(error, kinds)
 
 
 def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -6,9 +6,15 @@ import ctypes
 import os
 import struct
 import sys
+import time
 
 _CLOCK_BOOTTIME = 7
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def measure_sleep() -> float:
+    """How long the machine has slept since it was started, seconds."""
+    return time.clock_gettime(_CLOCK_BOOTTIME) - time.monotonic()
 
 
 def open_boot_timer(seconds: float) -> int:

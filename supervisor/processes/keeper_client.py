@@ -301,6 +301,29 @@ class Keeper:
         await self._end_tree(tree.number, grace)
         await self.forget(tree.number)
 
+    async def hold_lease(self, fd: int) -> None:
+        """Have it hold a copy of ``fd`` as well: who is connected through that stays so, for as
+        long as what runs goes on without us."""
+        with contextlib.suppress(KeeperLost):
+            async with self._lock:
+                with trio.CancelScope(shield=True):
+                    await self._send(encode({"op": "hold", "fds": 1}), (fd,))
+
+    async def release_lease(self) -> None:
+        """Let go of what an earlier daemon had it hold. Raises KeeperLost."""
+        number = self._next_number()
+        try:
+            await (await self._post_message(number, {"op": "release"})).wait()
+            self._take_answer(number)
+        finally:
+            self._forget_request(number)
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether anything runs that another daemon could adopt."""
+        found = (tree.about for tree in self.found.values())
+        return bool(self._told) or any(about is not None and about.run for about in found)
+
     async def forget_run(self, run: str) -> None:
         """Its end is stored: nobody is told of its tree any more."""
         if (tree := self._told.pop(run, None)) is not None:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .boot_timer import open_boot_timer
+from .boot_timer import measure_sleep, open_boot_timer
 from .cgroups import Cgroup
 from .environments import Environments, Reader
 from .keeper_door import PROTOCOL, Door
@@ -27,6 +27,7 @@ from .spawned_child import become_command
 from .trees import STUCK, Forest, Look, Tree
 
 TICK = 0.03  # while a tree is being ended: what no SIGCHLD announces is seen by then
+MOST_SLEEP = 5.0  # of the machine, with a lease and without a daemon, seconds
 MIN_PAUSE = 0.002  # between two scans, however many children die
 
 
@@ -57,6 +58,9 @@ class Keeper:
         self.daemon: MessageSocket | None = MessageSocket(sock, self.selector)
         self.door = Door(state, self.selector) if outlive > 0 else None
         self.timer = -1  # while there is no daemon
+        self.lease = -1  # a descriptor that goes on holding the daemon's lease
+        self.leased = False  # whether there ever was one
+        self.woke = 0.0  # how much longer the machine has slept than we know of
         self.offered: MessageSocket | None = None  # to whom what is here was shown
         self.last = 0  # number of a message of the daemon
         self.environments = Environments(self.selector, self.forest.untracked)
@@ -94,6 +98,8 @@ class Keeper:
                     self.attempt(self.daemon, self.daemon.flush)
                 if self.door is not None and time.monotonic() >= self.door.next_deadline():
                     self.door.send_away()
+                if self.has_overslept():
+                    raise Leave  # the lease may be another's by now
                 self.reap_children()
                 self.environments.give_up()
                 self.report_silent()
@@ -115,12 +121,18 @@ class Keeper:
             self.hear_child(tree)
         kill_all(self.forest, self.report_left)
 
+    def has_overslept(self) -> bool:
+        alone = self.daemon is None and self.lease >= 0
+        return alone and measure_sleep() - self.woke > MOST_SLEEP
+
     def next_due(self) -> float:
         due = min(self.next_scan(), self.environments.next_deadline())
         if self.door is not None:
             due = min(due, self.door.next_deadline())
         if self.daemon is not None and self.daemon.again:
             due = min(due, time.monotonic() + TOO_MANY)
+        if self.daemon is None and self.lease >= 0:  # nobody tells of a machine that has slept
+            due = min(due, time.monotonic() + 1.0)
         return due
 
     def next_scan(self) -> float:
@@ -144,7 +156,7 @@ class Keeper:
         elif self.door is not None and self.door.is_guest(who):
             if (come := self.door.hear()) is not None:
                 self.receive_daemon(*come)
-        elif who == "timer":
+        elif who in ("timer", "lease"):
             raise Leave
 
     def attempt(self, daemon: MessageSocket, what: Callable[[], object]) -> None:
@@ -168,8 +180,11 @@ class Keeper:
         assert self.daemon is not None
         self.daemon.close()
         self.daemon = self.offered = None
-        if self.door is None:
+        if self.door is None or (self.leased and self.lease < 0):
             raise Leave
+        if self.lease >= 0:  # nothing comes there but the news that it is lost
+            self.selector.register(self.lease, selectors.EVENT_READ, "lease")
+            self.woke = measure_sleep()
         if self.timer < 0:  # else it came and took nothing: the time goes on
             self.timer = open_boot_timer(self.outlive)
             self.selector.register(self.timer, selectors.EVENT_READ, "timer")
@@ -179,6 +194,8 @@ class Keeper:
         if hello["op"] == "bye":
             raise Leave
         self.daemon = guest
+        if self.lease >= 0:
+            self.selector.unregister(self.lease)
         trees = [tree for tree in self.forest.list_all() if not tree.void and tree.report < 0]
         for tree in self.forest.list_all():
             if tree.report >= 0:  # it may still fail to begin, of which nobody would be told
@@ -216,6 +233,16 @@ class Keeper:
             os.close(self.timer)
             self.timer = -1
 
+    def hold_lease(self, fds: list[int]) -> None:
+        """In place of the one before. While nobody holds it the daemon must not die: then we
+        would not know whether what we have is ours."""
+        if self.lease >= 0:
+            os.close(self.lease)
+        self.lease = fds[0] if fds else -1
+        self.leased = True
+        for fd in fds[1:]:
+            os.close(fd)
+
     def send(self, message: dict[str, Any]) -> None:
         """To the daemon, if there is one. Raises Leave."""
         if (daemon := self.daemon) is not None:
@@ -236,6 +263,9 @@ class Keeper:
                 for fd in fds[: 3 if kept else None]:
                     os.close(fd)
             return
+        if op == "hold":
+            self.hold_lease(fds)
+            return
         for fd in fds:
             os.close(fd)
         if op == "ping":
@@ -250,6 +280,9 @@ class Keeper:
                 tree.about = message["about"]
         elif op == "forget":
             self.forest.forget(message["tree"])
+        elif op == "release":
+            self.hold_lease([])
+            self.send({"id": message["id"]})
         elif op == "taken":
             self.be_taken(message)
         elif op == "bye":
