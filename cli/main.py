@@ -45,6 +45,7 @@ VERBS = {
     "retry": ("commands.retry", "retry"),
     "purge": ("commands.purge", "purge"),
     "status": ("commands.status", "status"),
+    "restart": ("commands.restart", "restart"),
     "doctor": ("commands.doctor", "doctor"),
     "install-service": ("commands.install_service", "install_service"),
     "uninstall-service": ("commands.install_service", "uninstall_service"),

@@ -54,10 +54,15 @@ class SharedLink:
                 self._patience.end()
                 return done
 
-    async def ask(self, request: messages.Request, expect: type[R]) -> R:
-        """The daemon's answer. Raises as ``requests.ask`` does."""
+    async def ask(
+        self, request: messages.Request, expect: type[R], *, executor: str | None = None
+    ) -> R:
+        """The daemon's answer; any executor's, or the named one's. Raises as ``requests.ask``
+        does."""
         reads = messages.verb_of(request) in messages.READING
-        return await self.use(lambda link: ask(link, request, expect), repeatable=reads)
+        return await self.use(
+            lambda link: ask(link, request, expect, executor=executor), repeatable=reads
+        )
 
     async def close(self) -> None:
         if self._link is not None:

@@ -95,6 +95,10 @@ class StatusRequest(msgspec.Struct, tag="status", tag_field="verb", forbid_unkno
     brief: bool = False
 
 
+class Restart(msgspec.Struct, tag="restart", tag_field="verb", forbid_unknown_fields=True):
+    """The executor that is asked starts its program again, under its running commands."""
+
+
 class Resize(msgspec.Struct, tag="resize", tag_field="verb", forbid_unknown_fields=True):
     """The terminal of a client that watches ``run``, which is on a terminal as well; asked
     of the run's executor. ``client``: an inbox to which it is subscribed as long as it
@@ -106,7 +110,7 @@ class Resize(msgspec.Struct, tag="resize", tag_field="verb", forbid_unknown_fiel
     rows: int
 
 
-Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest | Resize
+Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest | Resize | Restart
 
 
 class Submitted(msgspec.Struct, tag="submitted", tag_field="reply"):
@@ -278,6 +282,14 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
         )
 
 
+class Restarting(msgspec.Struct, tag="restarting", tag_field="reply"):
+    """``pid``: of the process that goes on. ``outlive``: whether commands do; else they are ended
+    in order, and replayed."""
+
+    pid: int
+    outlive: bool
+
+
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):
     """``code``: bad-request, not-found, refused, queue-full, busy, not-gone or error."""
 
@@ -286,7 +298,16 @@ class Problem(msgspec.Struct, tag="error", tag_field="reply"):
 
 
 Reply = (
-    Submitted | Threads | Runs | RunDetails | Aborted | Purged | Resized | DaemonStatus | Problem
+    Submitted
+    | Threads
+    | Runs
+    | RunDetails
+    | Aborted
+    | Purged
+    | Resized
+    | DaemonStatus
+    | Restarting
+    | Problem
 )
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

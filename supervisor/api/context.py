@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """``hide`` masks what is secret in a text. ``keeper_silent``: since when the process keeper
-    has not answered, seconds. ``cgroups``: whether each run has one. ``began``: when we did, on
+    has not answered, seconds. ``cgroups``: whether each run has one. ``restart`` has the
+    program start again, soon; ``outlives``: commands go on meanwhile. ``began``: when we did, on
     the monotonic clock."""
 
     config: Config
@@ -51,5 +52,7 @@ class Context:
     hide: Callable[[str], str]
     keeper_silent: Callable[[], float]
     cgroups: bool
+    restart: Callable[[], None]
+    outlives: bool
     ids: RunIds = field(default_factory=RunIds)
     began: float = field(default_factory=time.monotonic)

@@ -21,6 +21,7 @@ from .purge import purge
 from .queries import list_, locate, show
 from .request_lanes import MIB, Bounds, Lane, client_of
 from .resize import resize
+from .restart import restart
 from .retry import retry
 from .status import status
 from .submit import submit
@@ -42,6 +43,7 @@ VERBS: dict[type, Callable[[Context, Any], Awaitable[messages.Reply]]] = {
     messages.Retry: retry,
     messages.StatusRequest: status,
     messages.Resize: resize,
+    messages.Restart: restart,
 }
 #: Between two lines in the log that say that a verb is busy, seconds.
 SELDOM = 60.0
@@ -58,7 +60,10 @@ BOUNDS = {
     "retry": Bounds(8, 512, 256, 4 * MIB, MIB),
     "status": READS,
     "resize": READS,
+    "restart": Bounds(1, 8, 8, MIB, MIB),
 }
+#: What is asked of one executor, by its name.
+OWN_ONLY = ("restart",)
 #: SQLite has one writer at a time: more would only be in each other's way.
 ONE_WRITER = {verb: BOUNDS[verb]._replace(at_once=2) for verb in ("submit", "retry")}
 #: What watchers may ask for comes over a connection of its own, and fills no other.
@@ -105,6 +110,8 @@ class Control:
             self._services.append(service)
             for verb, bounds in bounds_of.items():
                 for kind, executor in (("any", None), ("own", self._context.executor)):
+                    if kind == "any" and verb in OWN_ONLY:
+                        continue
                     if ((verb, kind) in WATCHERS_MAY) is (client is watchers):
                         lane = Lane(bounds, nursery, self._serve)
                         self._lanes.append(lane)

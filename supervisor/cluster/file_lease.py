@@ -60,6 +60,11 @@ class FileLease:
         self.fd = fd
         self._path = path
         self._executor = executor
+        self.expected = False
+
+    def stay_expected(self) -> None:
+        """Another daemon is to come: its clients wait for it."""
+        self.expected = True
 
     def check(self) -> None:
         """See that the lock is still ours, and the file still where others look for it.
@@ -115,7 +120,8 @@ def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"executor {executor!r}, pid {os.getpid()}\n".encode(), 0)
             yield lease
-            os.ftruncate(fd, 0)
+            if not lease.expected:
+                os.ftruncate(fd, 0)
             return
         finally:
             os.close(fd)

@@ -80,13 +80,16 @@ class Notifier:
             await self.tell("WATCHDOG=1")
             await trio.sleep(self._watchdog / 2)
 
-    async def _patience(self, stop: trio.Event, start: float) -> None:
+    async def _patience(self, stop: trio.Event, start: float, again: Callable[[], bool]) -> None:
         """Have the manager wait ``start`` seconds for ``ready``, and ``end`` seconds for our
-        end once ``stop`` is set, as long as the loop turns."""
+        end once ``stop`` is set, as long as the loop turns. ``again``: that is no end."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._extend, start)
             nursery.start_soon(_set_either, self._ready, stop, nursery.cancel_scope)
         await stop.wait()
+        if again():
+            await self.tell("STATUS=starting again")
+            return
         await self.tell("STOPPING=1", "STATUS=stopping; unfinished runs will be replayed")
         await self._extend(self.end)
 
@@ -99,14 +102,20 @@ class Notifier:
 
 @asynccontextmanager
 async def open_notifier(
-    stop: trio.Event, start: float, end: float, env: Mapping[str, str] = os.environ
+    stop: trio.Event,
+    start: float,
+    end: float,
+    env: Mapping[str, str] = os.environ,
+    *,
+    again: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[Notifier]:
-    """``stop`` is set when the daemon is to end. ``start`` and ``end``: the longest that it
+    """``stop`` is set when the daemon is to end, ``again`` says whether its process goes on as
+    another one. ``start`` and ``end``: the longest that it
     may take to begin and to end, seconds."""
     notifier = Notifier(env.get("NOTIFY_SOCKET"), _watchdog(env), end)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier._beat)
-        nursery.start_soon(notifier._patience, stop, start)
+        nursery.start_soon(notifier._patience, stop, start, again)
         try:
             yield notifier
         finally:

@@ -29,6 +29,7 @@ from ..host.memory import few_arenas
 from ..host.traceback_mask import mask_tracebacks
 from .early_signals import STOP, Early
 from .optional_packages import require
+from .program import start_again
 
 EXIT = ((ConfigError, 78), (LeaseHeld, 75), (LeaseLost, 75), (Unavailable, 69))
 #: Of disk or descriptors, as it may be met anywhere: the next start may find some.
@@ -48,7 +49,8 @@ def runctld(early: Early | None, file: Path | None, check: bool, verbose: bool) 
     ~/.config/runctl/runctld.toml, then built-in defaults.
 
     Signals: SIGTERM or SIGINT stops it, a second one without grace for the runs; SIGHUP
-    reads the configuration again.
+    reads the configuration again; SIGUSR2 starts its program again, and SIGUSR1 ends it, while
+    commands go on (queue.outlive).
 
     Exit codes: 0 stopped by SIGTERM or SIGINT, 69 NATS or database unreachable, 75 the
     executor ID is held by another daemon, or was lost to one, 78 configuration error.
@@ -103,7 +105,8 @@ def _run(config: Config, file: Path | None, early: Early | None, hide: Masker) -
 
     from .startup import run
 
-    trio.run(run, config, file, early, hide, strict_exception_groups=True)
+    if trio.run(run, config, file, early, hide, strict_exception_groups=True):
+        start_again()
 
 
 def _first(group: BaseExceptionGroup[Any]) -> Any:

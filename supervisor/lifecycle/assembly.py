@@ -101,7 +101,7 @@ async def serve(base: Foundation, wishes: Wishes, start: trio.CancelScope) -> No
             await _launch(core, output, wishes, start)
             database = _guard_database(base) if core.config.database.embedded else None
             announcer = Announcer(connection.client, core.registry, core.settings)
-            control = Control(_make_context(core, output, announcer))
+            control = Control(_make_context(core, output, announcer, wishes))
             takeover = _make_takeover(core, announcer)
             with wishes.until_stop():
                 await control.start(nursery, watchers.client)
@@ -216,7 +216,7 @@ def _guard_database(base: Foundation) -> DatabaseFiles:
     return database
 
 
-def _make_context(core: Core, output: Output, announcer: Announcer) -> Context:
+def _make_context(core: Core, output: Output, announcer: Announcer, wishes: Wishes) -> Context:
     base, client, durable, settings = (
         core.base,
         output.connection.client,
@@ -249,6 +249,8 @@ def _make_context(core: Core, output: Output, announcer: Announcer) -> Context:
         hide=base.hide,
         keeper_silent=lambda: base.keeper.silent,
         cgroups=base.cgroups,
+        restart=wishes.restart,
+        outlives=base.outlives,
     )
 
 

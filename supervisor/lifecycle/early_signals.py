@@ -11,6 +11,8 @@ import signal
 from types import FrameType
 
 STOP = (signal.SIGTERM, signal.SIGINT)
+#: To leave what runs to the next daemon, and to become that daemon.
+LEAVE = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Early:
@@ -25,11 +27,18 @@ class Early:
     def install(self) -> None:
         for number in STOP:
             signal.signal(number, self._stop)
+        for number in LEAVE:
+            signal.signal(number, self._ignore)
         signal.signal(signal.SIGHUP, self._note)
+        # Blocked by the daemon that became this one, so that none was lost.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOP, *LEAVE, signal.SIGHUP))
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         os.write(2, f"runctld: {signal.Signals(number).name}: stopped before it began\n".encode())
         os._exit(0)
+
+    def _ignore(self, _number: int, _: FrameType | None) -> None:
+        """It starts already."""
 
     def _note(self, _number: int, _: FrameType | None) -> None:
         self.reload = True

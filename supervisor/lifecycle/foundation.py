@@ -18,8 +18,8 @@ from ..processes.keeper_client import Keeper
 class Foundation:
     """``config`` came from ``file``, or from a default place. ``broker``: the embedded
     nats-server, which runs; None for an external one. ``home``: what names the state directory.
-    ``cgroups``: whether each run has one. ``began``: when the daemon did, on the monotonic clock.
-    ``hide`` masks what is secret."""
+    ``cgroups``: whether each run has one. ``outlives``: whether commands go on without us.
+    ``began``: when the daemon did, on the monotonic clock. ``hide`` masks what is secret."""
 
     config: Config
     file: Path | None
@@ -32,4 +32,5 @@ class Foundation:
     broker: Broker | None
     hide: Masker
     cgroups: bool
+    outlives: bool
     began: float

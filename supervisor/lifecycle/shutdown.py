@@ -34,6 +34,9 @@ class Shutdown:
 
     async def run(self, wishes: Wishes) -> None:
         core, fence = self.core, self.core.base.fence
+        if wishes.leave and core.base.outlives:
+            await self._leave()
+            return
         with trio.move_on_after(core.settings.longest_grace + STOPPED) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hasten, wishes, limit)
@@ -50,6 +53,14 @@ class Shutdown:
             await core.durable.close()
         if self.database is not None:
             self.database.close()
+
+    async def _leave(self) -> None:
+        """What runs goes on, for the next daemon to adopt."""
+        if self.core.scrape is not None:
+            self.core.scrape.stopping()
+        await self.control.stop()
+        await self.core.durable.stop_claiming()
+        self.core.base.keeper.broken_off = True
 
     async def _end_runs(self) -> None:
         if self.core.scrape is not None:

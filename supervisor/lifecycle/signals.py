@@ -1,4 +1,5 @@
-"""What signals ask for: TERM or INT to stop, a second one to hurry, HUP to reload.
+"""What signals ask for: TERM or INT to stop, a second one to hurry, HUP to reload, USR1 to leave
+what runs to the next daemon, USR2 to be that daemon.
 
 ``Wishes`` takes over from ``early.Early`` once there is an event loop.
 """
@@ -12,17 +13,19 @@ from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
-from .early_signals import STOP, Early, has_terminal
+from .early_signals import LEAVE, STOP, Early, has_terminal
 
 log = logging.getLogger("runctld")
 
 
 class Wishes:
-    """``stop`` is set by the first TERM or INT, ``hurry`` by the next one."""
+    """``stop`` is set by the first TERM or INT, ``hurry`` by the next one. ``leave`` says that
+    what runs is to go on then, and ``again`` that this process is to become the next daemon."""
 
     def __init__(self, *, reload: bool, terminal: bool) -> None:
         self.stop = trio.Event()
         self.hurry = trio.Event()
+        self.leave = self.again = False
         self._reload = trio.Event()
         self._terminal = terminal
         self._scopes: set[trio.CancelScope] = set()
@@ -56,19 +59,29 @@ class Wishes:
             if number == signal.SIGHUP and not (self._terminal and not has_terminal()):
                 self._reload.set()
             elif not self.stop.is_set():
-                log.info("%s: stopping", name)
-                self.stop.set()
-                for scope in self._scopes:
-                    scope.cancel()
+                self._end(name, leave=number in LEAVE, again=number == signal.SIGUSR2)
             elif number in STOP and not self.hurry.is_set():
                 log.info("%s: runs get no more grace", name)
                 self.hurry.set()
+
+    def restart(self) -> None:
+        """Become the next daemon, as SIGUSR2 asks for."""
+        if not self.stop.is_set():
+            self._end("restart", leave=True, again=True)
+
+    def _end(self, why: str, *, leave: bool, again: bool) -> None:
+        self.leave, self.again = leave, again
+        what = "starting again" if again else "leaving; what runs goes on" if leave else "stopping"
+        log.info("%s: %s", why, what)
+        self.stop.set()
+        for scope in self._scopes:
+            scope.cancel()
 
 
 @asynccontextmanager
 async def open_wishes(early: Early | None = None) -> AsyncIterator[Wishes]:
     """Listen from here on; what came before, ``early`` tells."""
-    with trio.open_signal_receiver(*STOP, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*STOP, *LEAVE, signal.SIGHUP) as signals:
         reload = early is not None and early.reload
         wishes = Wishes(reload=reload, terminal=early is not None and early.terminal)
         async with trio.open_nursery() as nursery:

@@ -23,7 +23,7 @@ from ...config.schema import Config
 from ...config.secrets import Masker
 from ...protocol.errors import LeaseHeld, LeaseLost, Unavailable
 from ..cluster.database_lease import hold_database_lease
-from ..cluster.file_lease import executor_id, hold_file_lease, home_of
+from ..cluster.file_lease import FileLease, executor_id, hold_file_lease, home_of
 from ..cluster.lease_guard import Fence
 from ..host.logs import name_executor
 from ..host.private_files import UMASK, inherited, prepare_state_dir
@@ -46,9 +46,9 @@ log = logging.getLogger("runctld")
 Serve = Callable[[Foundation, Wishes, trio.CancelScope], Awaitable[None]]
 
 
-async def run(config: Config, file: Path | None, early: Early | None, hide: Masker) -> None:
-    """Run the daemon until SIGTERM or SIGINT. ``config`` came from ``file``, or from a
-    default place. ``hide`` masks its secrets in what is logged.
+async def run(config: Config, file: Path | None, early: Early | None, hide: Masker) -> bool:
+    """Run the daemon until SIGTERM or SIGINT; whether to start it again. ``config`` came from
+    ``file``, or from a default place. ``hide`` masks its secrets in what is logged.
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     umask = os.umask(UMASK)
@@ -57,12 +57,16 @@ async def run(config: Config, file: Path | None, early: Early | None, hide: Mask
     end = longest_stop(config.queue.stop_grace)
     async with (
         open_wishes(early) as wishes,
-        open_notifier(wishes.stop, begin, end) as notifier,
+        open_notifier(wishes.stop, begin, end, again=lambda: wishes.again) as notifier,
     ):
         # Until DBOS is launched there is nothing to stop in order.
         with wishes.until_stop() as start:
             await _run(config, file, umask, wishes, start, notifier, hide)
-    log.info("stopped; unfinished runs will be replayed")
+    if wishes.again:
+        os.umask(umask)
+    elif not wishes.leave:
+        log.info("stopped; unfinished runs will be replayed")
+    return wishes.again
 
 
 async def _run(
@@ -110,7 +114,7 @@ async def _run(
                         users={account.uid for _, account in switched(config)},
                     )
                 )
-                with _leaving_runs(keeper, held, outlive):
+                with _leaving_runs(keeper, held, file_lease, outlive):
                     lease = None
                     if not config.database.embedded:
                         lease = await leases.enter_async_context(
@@ -140,6 +144,7 @@ async def _run(
                         broker=broker,
                         hide=hide,
                         cgroups=groups is not None,
+                        outlives=outlive > 0,
                         began=began,
                     )
                     await serve(foundation, wishes, start)
@@ -167,18 +172,22 @@ class _Held:
 
 
 @contextmanager
-def _leaving_runs(keeper: Keeper, held: _Held, outlive: float) -> Iterator[None]:
-    """What runs is left to the next daemon when an error ends this one, unless somebody else may
-    begin it by then."""
+def _leaving_runs(
+    keeper: Keeper, held: _Held, file_lease: FileLease, outlive: float
+) -> Iterator[None]:
+    """What runs is left to the next daemon when this one was told so, or an error ends it, unless
+    somebody else may begin it by then."""
     try:
         yield
     except BaseException as error:
         lost = held.lost or _is_of_lease(error)
-        if outlive and not lost and keeper.has_runs:
-            keeper.broken_off = True
+        keeper.broken_off |= bool(outlive and not lost and keeper.has_runs)
+        raise
+    finally:
+        if keeper.broken_off:
+            file_lease.stay_expected()
             if held.fence is not None and held.fence.lease is not None:
                 held.fence.lease.abandon()
-        raise
 
 
 @asynccontextmanager
