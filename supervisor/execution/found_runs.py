@@ -60,7 +60,9 @@ class FoundRuns:
         stay = {tree.number for tree in self._by_run.values()}
         async with trio.open_nursery() as nursery:
             for tree in list(self._keeper.found.values()):
-                if tree.number not in stay and tree.about is not None:
+                # Of a run that is over, what it left behind goes on, as it was to.
+                left_behind = tree.about is None and tree.status is not None
+                if tree.number not in stay and not left_behind:
                     nursery.start_soon(self._end, tree)
         for tree in self._by_run.values():
             if tree.about is not None:  # how much is stored of it is not known yet

@@ -70,11 +70,12 @@ class Live:
         self.window = window
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """While its work lasts, process tree included. Raises RuntimeError the second time."""
+    def working(self, since: float | None = None) -> Iterator[None]:
+        """While its work lasts, process tree included. ``since``: Unix seconds, of work that an
+        earlier daemon has begun. Raises RuntimeError the second time."""
         if self.started_ms is not None:
             raise RuntimeError(f"the work of run {self.spec.run} has begun already")
-        self.started_ms = unix_ms()
+        self.started_ms = unix_ms() if since is None else int(since * 1000)
         try:
             yield
         finally:

@@ -105,7 +105,7 @@ class Work:
         around: Surroundings,
     ) -> Outcome:
         spec = live.spec
-        with live.working():
+        with live.working(None if around.found is None else around.began):
             try:
                 history = await self._read_history(spec, runner[0])
                 return await runner[1].run(spec, live.attempt, writer.append, history, around)

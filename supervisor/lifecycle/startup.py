@@ -21,7 +21,7 @@ import trio
 from ...config.accounts import check_rights, switched
 from ...config.schema import Config
 from ...config.secrets import Masker
-from ...protocol.errors import LeaseHeld, LeaseLost, Unavailable
+from ...protocol.errors import LeaseHeld, LeaseLost
 from ..cluster.database_lease import hold_database_lease
 from ..cluster.file_lease import FileLease, executor_id, hold_file_lease, home_of
 from ..cluster.lease_guard import Fence
@@ -99,7 +99,8 @@ async def _run(
             async with AsyncExitStack() as leases, AsyncExitStack() as stack:
                 imported = await stack.enter_async_context(_importing())
                 outlive = config.queue.outlive if can_move() else 0.0
-                groups = await _prepare_cgroups(config)
+                state = str(config.state_dir)
+                groups = await trio.to_thread.run_sync(cgroups.prepare, state)
                 held = _Held()
                 keeper = await stack.enter_async_context(
                     open_keeper(
@@ -214,15 +215,6 @@ async def _importing() -> AsyncIterator[Callable[[], Awaitable[Serve]]]:
         nursery.start_soon(in_thread)
         yield wait
         nursery.cancel_scope.cancel()
-
-
-async def _prepare_cgroups(config: Config) -> cgroups.Groups | None:
-    """Raises Unavailable."""
-    state, wait = str(config.state_dir), config.start_timeout
-    try:
-        return await trio.to_thread.run_sync(cgroups.prepare, state, wait)
-    except TimeoutError as error:
-        raise Unavailable(str(error)) from None
 
 
 def _is_of_lease(error: BaseException) -> bool:

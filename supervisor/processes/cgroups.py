@@ -111,6 +111,12 @@ class Groups:
     def __init__(self, start: str) -> None:
         self.start = start
 
+    def clear(self, wait: float) -> None:
+        """End what an earlier daemon has left. Blocking. Raises TimeoutError when some of it is
+        still alive after ``wait`` seconds."""
+        if left := clear(self.start, wait):
+            raise TimeoutError(f"processes of an earlier daemon do not die; see {left[0]}")
+
     def enable(self, controllers: Collection[str]) -> frozenset[str]:
         """Have runs' cgroups limited by these; by which of them they are."""
         root = os.path.dirname(self.start)
@@ -128,11 +134,8 @@ def make_prefix(state_dir: str) -> str:
     return f"run-{hashlib.sha256(os.fsencode(os.path.realpath(state_dir))).hexdigest()[:8]}-"
 
 
-def prepare(state_dir: str, wait: float) -> Groups | None:
-    """Move this process to its leaf, and clear what an earlier daemon of ``state_dir`` left.
-    None: no cgroups are to be used.
-
-    Raises TimeoutError when what was left is still alive after ``wait`` seconds."""
+def prepare(state_dir: str) -> Groups | None:
+    """Move this process to its leaf. None: no cgroups are to be used."""
     root = find_delegated()
     if root is None:
         return None
@@ -142,8 +145,6 @@ def prepare(state_dir: str, wait: float) -> Groups | None:
         _write(os.path.join(root, LEAF), "cgroup.procs", str(os.getpid()))
     except OSError:
         return None
-    if left := clear(start, wait):
-        raise TimeoutError(f"processes of an earlier daemon do not die; see {left[0]}")
     return Groups(start)
 
 

@@ -278,7 +278,7 @@ class Keeper:
         for tree in visit.trees:
             self._marks[tree.number] = tree.mark
             self.found[tree.number] = tree
-            if tree.about is None:  # its run has ended, and left this behind on purpose
+            if tree.about is None and tree.status is not None:  # what a run has left behind
                 self._kept.add(tree.number)
 
     def claim_found(self, tree: Found) -> Process:

@@ -74,6 +74,8 @@ async def open_keeper(
     if visit is None:
         try:
             await _take_lock(lock, state, wait)
+            if cgroups is not None:
+                await _clear(cgroups, wait)
             await sweep_leftovers(state, wait, users)
             groups = "" if cgroups is None else cgroups.start
             popen, sock = _start(lock, state, given, groups, outlive)
@@ -167,6 +169,14 @@ class FoundKeeper:
         """As ``OwnKeeper.wait``; it is not told how it has ended, so that is looked for."""
         ended = await _try_lock(self._lock, math.inf if seconds is None else seconds)
         return False if ended else None
+
+
+async def _clear(cgroups: Groups, wait: float) -> None:
+    """Raises Unavailable."""
+    try:
+        await trio.to_thread.run_sync(cgroups.clear, wait)
+    except TimeoutError as error:
+        raise Unavailable(str(error)) from None
 
 
 async def _visit(state: Path, lease: int, outlive: float) -> Visit | None:
