@@ -17,7 +17,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from proc import alive
+from proc import alive, end_all_of
 from warm import Forked, Warm
 
 #: How much longer things may take when other tests run beside this one.
@@ -235,6 +235,8 @@ class Box:
             except subprocess.TimeoutExpired:
                 self.daemon.kill()
                 self.daemon.wait()
+        if self.daemon is not None:
+            end_all_of(self.state)  # where the daemon was killed, and its runs outlive it
 
 
 def left_over(base: Path) -> dict[int, str]:

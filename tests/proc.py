@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 
@@ -16,7 +17,7 @@ def read_proc(pid: int, name: str) -> bytes:
     """``/proc/PID/name``; empty once the process has gone."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""
 
 
@@ -61,3 +62,14 @@ def find_keeper(daemon: int) -> int:
     """Its pid."""
     (keeper,) = (x for x in direct_children(daemon) if b"keeper.py" in read_proc(x, "cmdline"))
     return keeper
+
+
+def end_all_of(state: Path) -> None:
+    """End what outlived the daemons of a state directory: keepers first, which would wait for
+    another daemon."""
+    path = os.fsencode(os.path.realpath(state))
+    for mark in (b"RUNCTL_KEEPER=" + path, b"RUNCTL_STATE=" + path):
+        for name in os.listdir("/proc"):
+            if name.isdigit() and mark in read_proc(int(name), "environ").split(b"\0"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(name), signal.SIGKILL)

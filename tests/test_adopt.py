@@ -8,10 +8,13 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
+from house import House
+from pgserver import Postgres
 from proc import alive, children, direct_children, find_keeper
 from runctl.supervisor.execution.found_runs import is_harmful
 from runctl.supervisor.processes.keeper_visit import About
@@ -289,3 +292,115 @@ def test_who_counts_as_harmful() -> None:
     assert not harmful((9800, 5), (9870, 5), (9935, 5)), "each lived for more than a minute"
     assert not harmful((9885, 5), (9890, 5), (9895, 5)), "the last one did"
     assert harmful(*((6500 + 170 * n, n) for n in range(20))), "so many in an hour"
+
+
+# ---- another program under what runs -----------------------------------------------------
+
+
+def is_exact(watch: Watch, path: Path) -> None:
+    assert watch.wait() == 1
+    assert [e["type"] for e in watch.events].count("reset") == 1
+    assert of(watch, "stdout") == (path / "out").read_bytes()
+    assert of(watch, "stderr") == (path / "err").read_bytes()
+    assert len((path / "pids").read_text().split()) == 1
+
+
+def test_the_program_is_started_again_under_a_command(stopped_box: Box, tmp_path: Path) -> None:
+    box = stopped_box
+    box.configure("[queue]\noutlive = '60s'\n")
+    box.start(cold=True)
+    run = box.submit_py("t", WRITER, str(tmp_path), "1")
+    watch = Watch(box, "t")
+    daemon, keeper = box.pid, find_keeper(box.pid)
+    for n in range(2, 4):
+        size = written(tmp_path)
+        wait_until(lambda size=size: written(tmp_path) > size, "it writes")
+        said = box.runctl("restart", "--wait", "60s")
+        assert f"pid {daemon}; 1 run goes on" in said
+        assert box.log.read_text().count(" ready: ") == n
+    assert box.daemon is not None
+    assert box.daemon.poll() is None
+    assert find_keeper(daemon) == keeper
+    (tmp_path / "finish").touch()
+    is_exact(watch, tmp_path)
+    assert box.show(run)["attempt"] == 1
+    assert box.term() == 0
+    assert not alive(keeper)
+
+
+def test_a_daemon_that_leaves(living: Box, tmp_path: Path) -> None:
+    run = living.submit_py("t", WRITER, str(tmp_path), "1")
+    watch = Watch(living, "t")
+    wait_until(lambda: written(tmp_path) > 1000, "it writes")
+    os.kill(living.pid, signal.SIGUSR1)
+    assert living.daemon is not None
+    assert living.daemon.wait(DEADLINE) == 0
+    living.start()
+    (tmp_path / "finish").touch()
+    is_exact(watch, tmp_path)
+    assert living.show(run)["attempt"] == 1
+
+
+# ---- PostgreSQL: the keeper holds the lease ----------------------------------------------
+
+TAKEOVER = "[takeover]\nenabled = true\nafter = '2s'\n"
+
+
+@pytest.fixture
+def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[House]:
+    made = House(tmp_path, postgres, nats_server)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_peers_leave_alone_what_goes_on_without_its_daemon(house: House, tmp_path: Path) -> None:
+    a = house.box("a", TAKEOVER + "[queue]\noutlive = '600s'\n")
+    run = house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")
+    wait_until(lambda: written(tmp_path) > 1000, "it writes")
+    b = house.box("b", TAKEOVER)
+    for _ in range(3):
+        a.kill()
+        size = written(tmp_path)
+        other = house.bus.submit("other", ["true"], "b")
+        house.bus.wait_end("other", other)
+        time.sleep(3)  # more than peers wait
+        assert written(tmp_path) >= size
+        assert house.bus.run(run).attempt == 1
+        a.start()
+        wait_until(lambda size=size: written(tmp_path) > size + 100_000, "it goes on")
+    (tmp_path / "finish").touch()
+    house.bus.wait_end("t", run)
+    wait_until(lambda: house.bus.run(run).status == "failed", "it is recorded")
+    assert house.bus.run(run).attempt == 1
+    assert len((tmp_path / "pids").read_text().split()) == 1
+    assert b.daemon is not None
+    assert b.daemon.poll() is None
+
+
+def test_peers_take_over_what_no_daemon_came_for(house: House, tmp_path: Path) -> None:
+    a = house.box("a", TAKEOVER + "[queue]\noutlive = '1s'\n")
+    run = house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")
+    wait_until(lambda: written(tmp_path) > 1000, "it writes")
+    house.box("b", TAKEOVER)
+    keeper = find_keeper(a.pid)
+    a.kill()
+    wait_until(lambda: not alive(keeper), "all of it has ended")
+    wait_until(lambda: house.bus.run(run).executor == "b", "the peer has it")
+    assert house.bus.run(run).attempt == 2
+    (tmp_path / "finish").touch()
+    house.bus.wait_end("t", run)
+
+
+def test_a_database_that_goes_ends_what_has_no_daemon(house: House, tmp_path: Path) -> None:
+    a = house.box("a", "[queue]\noutlive = '600s'\n")
+    house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")
+    wait_until(lambda: written(tmp_path) > 1000, "it writes")
+    keeper = find_keeper(a.pid)
+    a.kill()
+    house.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE"
+        " application_name LIKE 'runctld %'"
+    )
+    wait_until(lambda: not alive(keeper), "all of it has ended")
