@@ -66,6 +66,8 @@ class FileError(ConfigError):
 
 #: Of an executor ID, in UTF-8.
 MAX_ID_BYTES = 128
+#: Seconds. Nothing that outlives its daemon does so for longer.
+START_TIMEOUT = 30.0
 
 
 class Database(Section, frozen=True):
@@ -247,8 +249,12 @@ class Queue(Section, frozen=True):
     ] = 1024**3
     outlive: Annotated[
         float,
-        Seconds("How long runs go on without a daemon, to be adopted by the next one; 0 for not."),
-    ] = 0.0
+        Seconds(
+            "How long commands go on without a daemon, to be adopted by the next one; 0: they end"
+            " with it.",
+            default="`30s`; at most `start_timeout`",
+        ),
+    ] = 30.0
     # Other executors are told of it at the start.
     lease_grace: Annotated[
         float,
@@ -331,7 +337,7 @@ class Config(Section, frozen=True):
     ] = "development"
     start_timeout: Annotated[
         float, Seconds("How long to wait for NATS and the database at the start.", least=0.001)
-    ] = 30.0
+    ] = START_TIMEOUT
     allow_shell: Annotated[
         bool,
         Flag("Whether there is the runner `shell`, which runs any command.", live=True),

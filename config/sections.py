@@ -48,8 +48,8 @@ def _client_executor_id(top: Table) -> str | None:
         return None
 
 
-def read_queue(table: Table, takeover: Takeover) -> Queue:
-    queue = Queue(**read_keys(Queue, table))
+def read_queue(table: Table, takeover: Takeover, start_timeout: float) -> Queue:
+    queue = _bound_outlive(Queue(**read_keys(Queue, table)), table, start_timeout)
     most = takeover.after - LEASE_MARGIN if takeover.enabled else math.inf
     if queue.lease_grace <= most:
         return queue
@@ -61,3 +61,17 @@ def read_queue(table: Table, takeover: Takeover) -> Queue:
             f" {format_duration(queue.lease_grace + LEASE_MARGIN)}",
         )
     return msgspec.structs.replace(queue, lease_grace=most)
+
+
+def _bound_outlive(queue: Queue, table: Table, start_timeout: float) -> Queue:
+    """A start that cannot take over what runs waits for its end."""
+    if queue.outlive <= start_timeout:
+        return queue
+    if "outlive" in table.values:
+        table.fail(
+            "outlive",
+            f"a start waits no longer than start_timeout = {format_duration(start_timeout)} for"
+            " what it cannot take over: lower it, or raise start_timeout to"
+            f" {format_duration(queue.outlive)}",
+        )
+    return msgspec.structs.replace(queue, outlive=start_timeout)

@@ -94,8 +94,12 @@ class Box:
         self.configure("")
 
     def configure(self, text: str) -> None:
-        body = f'state_dir = "{self.state}"\n{text}'
-        self.config.write_text(body)
+        """``text`` follows the state directory. What runs ends with its daemon, and is replayed,
+        unless ``text`` says otherwise: most tests that kill one are about replays."""
+        if "outlive" not in text:
+            ends = "[queue]\noutlive = '0s'\n"
+            text = text.replace("[queue]\n", ends) if "[queue]\n" in text else f"{text}\n{ends}"
+        self.config.write_text(f'state_dir = "{self.state}"\n{text}')
 
     def start(self, *, ready: bool = True, cold: bool = False) -> Daemon:
         """``cold``: from nothing, where its first moments or its command line matter."""

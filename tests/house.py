@@ -35,16 +35,23 @@ class House:
         self._lock = threading.Lock()
 
     def box(
-        self, name: str, more: str = "", *, url: str = "", nats: str = "", start: bool = True
+        self,
+        name: str,
+        more: str = "",
+        *,
+        top: str = "",
+        url: str = "",
+        nats: str = "",
+        start: bool = True,
     ) -> Box:
-        """``more`` begins with keys of [nats]."""
+        """``more`` begins with keys of [nats]; ``top`` comes before all sections."""
         path = self.path / f"{name}-{len(self.boxes)}"
         path.mkdir()
         box = Box(path)
         box.name = name
         self.boxes.append(box)
         box.configure(
-            f'executor_id = "{name}"\n'
+            f'executor_id = "{name}"\n{top}'
             f'[database]\nurl = "{url or self.url}"\n[nats]\nurl = "{nats or self.nats}"\n{more}'
         )
         if start:

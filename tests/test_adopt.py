@@ -19,6 +19,10 @@ from proc import alive, children, direct_children, find_keeper
 from runctl.supervisor.execution.found_runs import is_harmful
 from runctl.supervisor.processes.keeper_visit import About
 
+#: Longer than any test takes.
+LONG = "start_timeout = '600s'\n"
+LIVE_ON = "[queue]\noutlive = '600s'\n"
+OUTLIVE = LONG + LIVE_ON
 #: Writes numbered lines to both streams, and what it wrote to files, until it is told to stop.
 WRITER = """
 import os, sys, pathlib, random, time
@@ -42,7 +46,7 @@ sys.exit(7)
 
 @pytest.fixture
 def living(stopped_box: Box) -> Box:
-    stopped_box.configure("[queue]\noutlive = '60s'\n")
+    stopped_box.configure(OUTLIVE)
     stopped_box.start()
     return stopped_box
 
@@ -86,9 +90,7 @@ print(size, found.hexdigest())
 
 def test_a_terminal_goes_on(stopped_box: Box, tmp_path: Path) -> None:
     box = stopped_box
-    box.configure(
-        "[queue]\noutlive = '60s'\n[runners.tty]\nkind = 'command'\ntty = true\nargs = true\n"
-    )
+    box.configure(f"{OUTLIVE}[runners.tty]\nkind = 'command'\ntty = true\nargs = true\n")
     box.start()
     argv = (sys.executable, "-c", TALKER, str(tmp_path))
     run = box.runctl("submit", "t", "--runner", "tty", "--", *argv).strip()
@@ -307,7 +309,7 @@ def is_exact(watch: Watch, path: Path) -> None:
 
 def test_the_program_is_started_again_under_a_command(stopped_box: Box, tmp_path: Path) -> None:
     box = stopped_box
-    box.configure("[queue]\noutlive = '60s'\n")
+    box.configure(OUTLIVE)
     box.start(cold=True)
     run = box.submit_py("t", WRITER, str(tmp_path), "1")
     watch = Watch(box, "t")
@@ -356,7 +358,7 @@ def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[Hous
 
 
 def test_peers_leave_alone_what_goes_on_without_its_daemon(house: House, tmp_path: Path) -> None:
-    a = house.box("a", TAKEOVER + "[queue]\noutlive = '600s'\n")
+    a = house.box("a", TAKEOVER + LIVE_ON, top=LONG)
     run = house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")
     wait_until(lambda: written(tmp_path) > 1000, "it writes")
     b = house.box("b", TAKEOVER)
@@ -394,7 +396,7 @@ def test_peers_take_over_what_no_daemon_came_for(house: House, tmp_path: Path) -
 
 
 def test_a_database_that_goes_ends_what_has_no_daemon(house: House, tmp_path: Path) -> None:
-    a = house.box("a", "[queue]\noutlive = '600s'\n")
+    a = house.box("a", LIVE_ON, top=LONG)
     house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")
     wait_until(lambda: written(tmp_path) > 1000, "it writes")
     keeper = find_keeper(a.pid)

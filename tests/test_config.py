@@ -199,6 +199,7 @@ def test_every_key(write, monkeypatch, tmp_path):
         max_running = 2
         max_attempts = 1
         stop_grace = 0
+        outlive = 1.5
         [runners.agent]
         kind = "command"
         argv = ["agent", "{prompt}", "$$HOME"]
@@ -238,7 +239,7 @@ def test_every_key(write, monkeypatch, tmp_path):
             replicas=3,
         ),
         stream=Stream(7 * 86400.0, 2_000_000, "always", 12),
-        queue=Queue(2, 1, 0.0),
+        queue=Queue(2, 1, 0.0, outlive=1.5),
         runners={
             "agent": CommandRunner(
                 "agent",
@@ -776,6 +777,26 @@ def test_the_grace_of_a_lease_is_below_what_peers_wait(write, text, grace):
     config = load(write(SHARED + text))
     assert config.queue.lease_grace == grace
     assert load(write(describe(config), "again.toml")).queue == config.queue
+
+
+@pytest.mark.parametrize(
+    ("text", "outlive"),
+    [
+        ("", 30.0),
+        ("start_timeout = '10m'\n", 30.0),
+        ("start_timeout = '5s'\n", 5.0),
+        ("[queue]\noutlive = 0\n", 0.0),
+        ("start_timeout = '10m'\n[queue]\noutlive = '10m'\n", 600.0),
+    ],
+)
+def test_a_start_waits_as_long_as_runs_go_on_without_a_daemon(write, text, outlive):
+    config = load(write(text))
+    assert config.queue.outlive == outlive
+    assert load(write(describe(config), "again.toml")).queue == config.queue
+    assert refusal(write("[queue]\noutlive = '31s'\n")).endswith(
+        "queue.outlive: a start waits no longer than start_timeout = 30s for what it cannot take"
+        " over: lower it, or raise start_timeout to 31s"
+    )
 
 
 @pytest.mark.parametrize(
