@@ -137,9 +137,7 @@ def _read_config(top: Table, client: bool) -> Config:
         executor_id=read_executor_id(top, environment, database, client),
         nats=nats,
         stream=Stream(**read_keys(Stream, top.table("stream"))),
-        queue=read_queue(
-            top.table("queue"), takeover, values.get("start_timeout", START_TIMEOUT)
-        ),
+        queue=read_queue(top.table("queue"), takeover, values.get("start_timeout", START_TIMEOUT)),
         history=History(**read_keys(History, top.table("history"))),
         log=Log(**read_keys(Log, top.table("log"))),
         **values,

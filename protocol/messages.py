@@ -249,6 +249,13 @@ class UnfinishedRun(msgspec.Struct):
     why: str
 
 
+class KeeperStatus(msgspec.Struct):
+    """The process keeper. ``version``: of the runctl that started it."""
+
+    pid: int
+    version: str
+
+
 class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     executor_id: str
     version: str
@@ -268,6 +275,7 @@ class DaemonStatus(msgspec.Struct, tag="status", tag_field="reply"):
     cgroups: bool | None = None
     #: They count as running.
     unfinished: list[UnfinishedRun] = []
+    keeper: KeeperStatus | None = None
     #: Seconds since which the process keeper owes an answer; the daemon ends at 10.
     keeper_silent: float = 0.0
 

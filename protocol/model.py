@@ -78,7 +78,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     ``reply``: a chat run's whole text, later turns' history. ``note``: one line on an end
     that is no failure and yet not quite what was asked for. ``started_ms``, ``ended_ms``: when
     its last attempt's work began and was gone, in Unix milliseconds; None from an older
-    version."""
+    version. ``adopted_ms``: when daemons took that work over, which had outlived the one before,
+    the last 20 times."""
 
     status: Status
     exit_code: int | None = None
@@ -86,6 +87,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str | None = None
     started_ms: int | None = None
     ended_ms: int | None = None
+    adopted_ms: list[int] = []
     reply: str | None = None  # last: a list of runs reads only the beginning
 
 
@@ -94,7 +96,8 @@ ABORTED = Outcome(Status.ABORTED, error="aborted by an operator")
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A run as listed. Times are RFC 3339 UTC. ``command`` and ``prompt``: the work as it
+    """A run as listed. Times are RFC 3339 UTC. ``adopted_at``: when daemons took over its last
+    attempt, which had outlived the one before. ``command`` and ``prompt``: the work as it
     was submitted, ``shortened``; None when there is none."""
 
     run: str
@@ -111,6 +114,7 @@ class Run(msgspec.Struct, frozen=True):
     note: str | None = None
     command: str | None = None
     prompt: str | None = None
+    adopted_at: list[str] = []
 
 
 def shortened(text: str) -> str:

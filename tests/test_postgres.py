@@ -311,9 +311,7 @@ def test_an_abort_reaches_the_owner_and_its_thread_waits(house: House, tmp_path:
     run, watch = _owned_by(a, "demo", STUBBORN, str(noted), str(gate))
     b = house.box("b")
     following = b.submit_py("demo", NOTE + 'note("begin"); note("end")', str(noted))
-    claimed = (
-        "SELECT 1 FROM dbos.workflow_status WHERE workflow_uuid = $1 AND status = 'PENDING'"
-    )
+    claimed = "SELECT 1 FROM dbos.workflow_status WHERE workflow_uuid = $1 AND status = 'PENDING'"
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(house.ask, "runctl.ctl.id-b.abort", messages.Abort("demo", run))
         try:

@@ -47,6 +47,7 @@ def show(app: App, run_id: str) -> None:
         ("thread", row.thread),
         ("status", row.status),
         ("attempt", str(row.attempt)),
+        ("adopted", _describe_adoptions(row.adopted_at)),
         ("runner", row.runner),
         ("executor", row.executor),
         ("command", shlex.join(details.argv) if details.argv else None),
@@ -64,3 +65,12 @@ def show(app: App, run_id: str) -> None:
         ("output", _OUTPUT.get(details.output or "")),
     ]
     render.fields((key, value) for key, value in pairs if value is not None)
+
+
+def _describe_adoptions(times: list[str]) -> str | None:
+    """None when its daemon neither died nor was replaced meanwhile."""
+    if not times:
+        return None
+    count = "once" if len(times) == 1 else f"{len(times)} times"
+    last = render.moment(times[-1])
+    return f"{count}, by a new daemon, last at {last}: it went on as it was"

@@ -60,6 +60,7 @@ def status(app: App, kind: str | None) -> None:
         [
             ("runctld", f"{version}, pid {found.pid}, up {render.seconds(found.uptime)}"),
             ("executor", found.executor_id),
+            *([("keeper", _keeper(found.keeper, found.version))] if found.keeper else []),
             ("runs", f"{found.running} running, {found.queued} queued"),
             ("nats", f"{nats.url} ({kind}, {nats.version or 'version unknown'}{link})"),
             (
@@ -77,6 +78,12 @@ def status(app: App, kind: str | None) -> None:
             *[("also" if n else "executors", _executor(x)) for n, x in enumerate(others)],
         ]
     )
+
+
+def _keeper(x: messages.KeeperStatus, version: str) -> str:
+    older = x.version != version
+    said = " (a new one comes with a restart at which no command runs)" if older else ""
+    return f"{x.version or 'version unknown'}, pid {x.pid}{said}"
 
 
 def _hooks(x: messages.HooksStatus) -> str:

@@ -16,6 +16,7 @@ from ..host.metrics import Meters
 from ..output.inventory import Stored
 from ..output.publisher import Streams
 from ..peers.remote import Others
+from ..processes.keeper_client import Keeper
 from ..queue.admission import Backlog
 from ..queue.engine import Durable
 from ..upkeep.hooks import Hooks
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """``hide`` masks what is secret in a text. ``keeper_silent``: since when the process keeper
-    has not answered, seconds. ``cgroups``: whether each run has one. ``restart`` has the
-    program start again, soon; ``outlives``: commands go on meanwhile. ``began``: when we did, on
-    the monotonic clock."""
+    """``hide`` masks what is secret in a text. ``cgroups``: whether each run has one. ``restart``
+    has the program start again, soon; ``outlives``: commands go on meanwhile. ``began``: when we
+    did, on the monotonic clock."""
 
     config: Config
     executor: str
@@ -50,7 +50,7 @@ class Context:
     meters: Meters
     hooks: Hooks | None
     hide: Callable[[str], str]
-    keeper_silent: Callable[[], float]
+    keeper: Keeper
     cgroups: bool
     restart: Callable[[], None]
     outlives: bool

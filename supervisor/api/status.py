@@ -41,7 +41,8 @@ async def status(c: Context, r: messages.StatusRequest) -> messages.Reply:
         metrics=c.config.metrics.listen,
         hooks=await hooks_status(c, r),
         unfinished=unfinished,
-        keeper_silent=c.keeper_silent(),
+        keeper=messages.KeeperStatus(c.keeper.origin.pid, c.keeper.origin.version),
+        keeper_silent=c.keeper.silent,
     )
 
 

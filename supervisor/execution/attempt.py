@@ -99,6 +99,8 @@ class Attempts:
         opened = False
         adopted = outcome = remains = None
         found = self._found.take(spec.run, live.attempt)
+        if found is not None and found.about is not None:
+            live.go_on([at for at, _ in found.about.adopted])
         async with trio.open_nursery() as nursery:
             with live.scope:
                 await self._wait_turn(live)

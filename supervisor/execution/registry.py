@@ -7,7 +7,7 @@ process tree included, has ended. Only methods of ``Live`` change it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -35,6 +35,8 @@ class Live:
     #: When its work began, and when it was gone, in Unix milliseconds.
     started_ms: int | None = None
     ended_ms: int | None = None
+    #: When daemons took it over, in Unix milliseconds.
+    adopted_ms: list[int] = field(default_factory=list)
     #: The run of its thread whose processes have to be gone before this one begins.
     behind: str | None = None
     #: Of a run on a terminal.
@@ -60,6 +62,11 @@ class Live:
         """End its work for a daemon that stops: it has no outcome, and is to be replayed."""
         self.stopping = True
         self.scope.cancel()
+
+    def go_on(self, adopted: Sequence[float]) -> None:
+        """Its work outlived the daemon that began it, and maybe others. ``adopted``: when each of
+        the next ones took it over, in Unix seconds."""
+        self.adopted_ms = [int(at * 1000) for at in adopted]
 
     def wait_behind(self, run: str | None) -> None:
         """It waits for the processes of ``run`` before it begins; for nothing with None."""
@@ -102,6 +109,7 @@ class Live:
                 ABORTED if self.aborting else outcome,
                 started_ms=outcome.started_ms or self.started_ms,
                 ended_ms=outcome.ended_ms or self.ended_ms or unix_ms(),
+                adopted_ms=outcome.adopted_ms or self.adopted_ms,
             )
         return self.outcome
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from ...protocol.model import Run, Status, ThreadRow
+from ..queue.row_status import format_times
 from .registry import Live, Registry
 
 
@@ -34,14 +35,20 @@ class Waiting:
         return next((live for live in self._registry.of(thread) if live.aborting), None)
 
     def seen(self, run: Run) -> Run:
-        """``run``, queued as long as it waits for another."""
+        """``run``, queued as long as it waits for another, and with what only we know of it."""
         live = self._registry.get(run.run)
-        if live is None or live.behind is None or run.status is not Status.RUNNING:
+        if live is None or run.status is not Status.RUNNING:
             return run
+        if live.behind is None:
+            if not live.adopted_ms:
+                return run
+            return msgspec.structs.replace(run, adopted_at=format_times(live.adopted_ms))
         return msgspec.structs.replace(run, status=Status.QUEUED, started_at=None)
 
     def seen_thread(self, row: ThreadRow) -> ThreadRow:
         run = self.seen(row.run)
         if run is row.run:
             return row
+        if run.status is row.run.status:
+            return msgspec.structs.replace(row, run=run)
         return msgspec.structs.replace(row, run=run, status="queued", queued=row.queued + 1)

@@ -89,7 +89,8 @@ class Work:
         runner: tuple[RunnerConfig, Runner] | None,
         found: Remains,
     ) -> Outcome:
-        log.info("run goes on")
+        log.info("run goes on, as an earlier daemon began it")
+        self._meters.went_on()
         if runner is None or not isinstance(runner[0], CommandRunner):
             # What it was begun with is not configured any more.
             config = CommandRunner(live.spec.runner)

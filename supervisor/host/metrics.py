@@ -32,6 +32,8 @@ class Meters:
 
     def adopted(self) -> None: ...
 
+    def went_on(self) -> None: ...
+
     def aborted(self, seconds: float) -> None:
         """From an abort's request to the verified end of its processes."""
 
@@ -92,6 +94,11 @@ class Prometheus(Meters):
         self._adopted = Counter(
             "runctl_adopted_ends", "Ends found in the stream by a replay.", registry=own
         )
+        self._went_on = Counter(
+            "runctl_adopted_runs",
+            "Runs that outlived an earlier daemon and went on.",
+            registry=own,
+        )
         self._aborted = Histogram(
             "runctl_abort_seconds",
             "From an abort's request to the end of the processes.",
@@ -144,6 +151,9 @@ class Prometheus(Meters):
 
     def adopted(self) -> None:
         self._adopted.inc()
+
+    def went_on(self) -> None:
+        self._went_on.inc()
 
     def aborted(self, seconds: float) -> None:
         self._aborted.observe(seconds)

@@ -247,7 +247,7 @@ def _make_context(core: Core, output: Output, announcer: Announcer, wishes: Wish
         meters=core.meters,
         hooks=output.hooks,
         hide=base.hide,
-        keeper_silent=lambda: base.keeper.silent,
+        keeper=base.keeper,
         cgroups=base.cgroups,
         restart=wishes.restart,
         outlives=base.outlives,

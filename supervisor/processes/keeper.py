@@ -1,10 +1,11 @@
 """The keeper: a small process that spawns every child of the daemon and outlives it.
 
-Started as ``python -I -S -X utf8 keeper.py SOCKET_FD LOCK_FD STATE CGROUPS OUTLIVE``; standard
-library only, one thread. It is the child subreaper of all it spawns, so every descendant, however
-often forked, ends up below it. When its socket closes the daemon is dead. For ``OUTLIVE`` seconds
-another one may come, and take over what runs; then it kills all that is below it and leaves, which
-releases the lock that the next daemon waits for. A daemon that said "bye" is not waited for.
+Started as ``python -I -S -X utf8 keeper.py SOCKET_FD LOCK_FD STATE CGROUPS OUTLIVE
+VERSION``; standard library only, one thread. It is the child subreaper of all it spawns, so every
+descendant, however often forked, ends up below it. When its socket closes the daemon is dead. For
+``OUTLIVE`` seconds another one may come, and take over what runs; then it kills all that is below
+it and leaves, which releases the lock that the next daemon waits for. A daemon that said "bye" is
+not waited for. ``VERSION`` is that of the daemon.
 
 ``CGROUPS`` is what the paths of runs' cgroups begin with, "" for none (``cgroups.py``).
 """
@@ -35,7 +36,8 @@ def main() -> None:
     sock, lock = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(sock, False)
     os.set_inheritable(lock, False)
-    Keeper(socket.socket(fileno=sock), sys.argv[3], sys.argv[4], float(sys.argv[5])).run()
+    more = float(sys.argv[5]), sys.argv[6]
+    Keeper(socket.socket(fileno=sock), sys.argv[3], sys.argv[4], *more).run()
 
 
 if __name__ == "__main__":

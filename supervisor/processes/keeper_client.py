@@ -52,6 +52,18 @@ class Left(NamedTuple):
     kept: list[str]
 
 
+class Origin(NamedTuple):
+    """Of the keeper: its process id, the version of the daemon that started it, and the number of
+    the last message that it had of an earlier daemon."""
+
+    pid: int
+    version: str
+    last: int
+
+
+NOWHERE = Origin(0, "", 0)
+
+
 class Process:
     """The root of a tree. ``pid``: its process id, which is also its session."""
 
@@ -113,9 +125,9 @@ class Keeper:
         state: str,
         cgroups: Groups | None = None,
         users: Collection[int] = (),
-        last: int = 0,
+        origin: Origin = NOWHERE,
     ) -> None:
-        """``last``: the number of the last message that it had of an earlier daemon."""
+        self.origin = origin
         self.inherited = given
         self.stopped: str | None = None
         self.cgroups = cgroups
@@ -125,7 +137,7 @@ class Keeper:
         self._nursery = nursery
         self._lock = trio.Lock()
         self.gone = False  # dead, or let go of at our end
-        self._next = last
+        self._next = origin.last
         #: Runs of whose trees the next daemon would be told.
         self._told: dict[str, int] = {}
         #: What outlived an earlier daemon, and was not claimed or ended yet: by its number.

@@ -46,13 +46,19 @@ class Leave(Exception):
 
 class Keeper:
     def __init__(
-        self, sock: socket.socket, state: str, groups: str = "", outlive: float = 0.0
+        self,
+        sock: socket.socket,
+        state: str,
+        groups: str = "",
+        outlive: float = 0.0,
+        version: str = "",
     ) -> None:
         """``outlive``: so many seconds what runs waits for another daemon when one is gone
-        without a word."""
+        without a word. ``version``: of the daemon that started us."""
         self.state = state
         self.groups = groups
         self.outlive = outlive
+        self.version = version
         self.forest = Forest()
         self.selector = selectors.DefaultSelector()
         self.daemon: MessageSocket | None = MessageSocket(sock, self.selector)
@@ -206,6 +212,7 @@ class Keeper:
             "trees": len(trees),
             "last": self.last,
             "groups": self.groups,
+            "version": self.version,
         }
         self.attempt(guest, lambda: self.show_trees(guest, greeting, trees))
 

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import trio
 
+from ...protocol import __version__
 from ...protocol.errors import Unavailable
 from ..host.private_files import Inherited, inherited
 from ..host.stop_times import CLOSE_WAIT
 from .cgroups import Groups
-from .keeper_client import Keeper
+from .keeper_client import Keeper, Origin
 from .keeper_visit import Refused, Visit, visit_keeper
 from .leftovers import describe_leftovers, sweep_leftovers
 from .prctl import PR_SET_CHILD_SUBREAPER, prctl
@@ -70,6 +71,11 @@ async def open_keeper(
     if adopt:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
     visit = await _visit(Path(state), lease, outlive) if outlive > 0 and lease >= 0 else None
+    if visit is not None and visit.is_idle:
+        # It keeps the program, the environment and the limits that it began with: a new one has
+        # those of today.
+        visit.dismiss()
+        visit = None
     process: OwnKeeper | FoundKeeper
     if visit is None:
         try:
@@ -81,9 +87,10 @@ async def open_keeper(
             popen, sock = _start(lock, state, given, groups, outlive)
         finally:
             os.close(lock)
-        process = OwnKeeper(popen)
+        process, origin = OwnKeeper(popen), Origin(popen.pid, __version__, 0)
     else:
         sock, process = visit.sock, FoundKeeper(visit.pid, lock)
+        origin = Origin(visit.pid, visit.version, visit.last)
         sock.setblocking(False)
     try:
         async with trio.open_nursery() as outer:
@@ -92,8 +99,7 @@ async def open_keeper(
             try:
                 async with trio.open_nursery() as nursery:
                     ours = trio.socket.from_stdlib_socket(sock)
-                    last = 0 if visit is None else visit.last
-                    keeper = Keeper(ours, nursery, given, state, cgroups, users, last)
+                    keeper = Keeper(ours, nursery, given, state, cgroups, users, origin)
                     if visit is not None:
                         keeper.adopt(visit)
                     outer.start_soon(keeper.end_when_silent, process.kill, watching)
@@ -143,6 +149,10 @@ class OwnKeeper:
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
 
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
     def kill(self) -> None:
         self._popen.kill()
 
@@ -158,12 +168,12 @@ class FoundKeeper:
     """A keeper that an earlier daemon has started. Its ``lock`` is free once it has ended."""
 
     def __init__(self, pid: int, lock: int) -> None:
-        self._pid = pid
+        self.pid = pid
         self._lock = lock
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
 
     async def wait(self, seconds: float | None = None) -> bool | None:
         """As ``OwnKeeper.wait``; it is not told how it has ended, so that is looked for."""
@@ -205,7 +215,7 @@ def _start(
             popen = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", "-X", "utf8", str(script)),
-                    *(str(theirs.fileno()), str(lock), state, cgroups, str(outlive)),
+                    *(str(theirs.fileno()), str(lock), state, cgroups, str(outlive), __version__),
                 ],
                 pass_fds=(theirs.fileno(), lock),
                 stdin=subprocess.DEVNULL,

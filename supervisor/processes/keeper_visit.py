@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ import msgspec
 from .keeper_door import PROTOCOL, SOCKET_FILE
 from .keeper_messages import encode, take_messages
 from .message_socket import MOST_FDS
+from .terminal_size import Clients
 
 #: For one answer of the keeper, seconds.
 ANSWER = 10.0
@@ -26,7 +28,8 @@ class About(msgspec.Struct, frozen=True):
     """What the next daemon is told of a tree. ``kind``: "run", "hook" or "server". Of a run:
     which attempt it is, when it began (Unix seconds), what its command is called in words, its
     grace in seconds, and whether what it leaves behind is kept; ``adopted``: when daemons took it
-    over (Unix seconds), and how many bytes of output there were then."""
+    over (Unix seconds), and how many bytes of output there were then; ``clients``: whose terminals
+    its own is like."""
 
     kind: str
     run: str = ""
@@ -36,6 +39,7 @@ class About(msgspec.Struct, frozen=True):
     grace: float = 0.0
     keep: bool = False
     adopted: list[tuple[float, int]] = []
+    clients: Clients = []
 
 
 @dataclass(slots=True)
@@ -55,14 +59,29 @@ class Found:
 
 @dataclass(slots=True)
 class Visit:
-    """A keeper that was found alive: its process id, our connection to it, the number of the last
-    message that it had, what the paths of its runs' cgroups begin with, and its trees."""
+    """A keeper that was found alive: its process id, the version of the daemon that started it,
+    our connection to it, the number of the last message that it had, what the paths of its runs'
+    cgroups begin with, and its trees."""
 
     pid: int
+    version: str
     sock: socket.socket
     last: int
     groups: str
     trees: list[Found]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of it is worth to be adopted."""
+        # What has no story and has ended left something behind that was to be kept.
+        kept = any(tree.about is None and tree.status is not None for tree in self.trees)
+        return not kept and not any(tree.about and tree.about.run for tree in self.trees)
+
+    def dismiss(self) -> None:
+        """Have it end all, and let go of it."""
+        with contextlib.suppress(OSError):
+            self.sock.sendall(encode({"op": "bye"}))
+        self.close()
 
     def close(self) -> None:
         self.sock.close()
@@ -146,7 +165,14 @@ def _greet(sock: socket.socket, lock: int, outlive: float) -> Visit | None:
         raise
     reader.release()
     sock.sendall(encode({"op": "taken", "outlive": outlive}))
-    return Visit(greeting["pid"], sock, greeting["last"], greeting["groups"], trees)
+    return Visit(
+        greeting["pid"],
+        greeting.get("version", ""),
+        sock,
+        greeting["last"],
+        greeting["groups"],
+        trees,
+    )
 
 
 def _send(sock: socket.socket, message: dict[str, Any], fds: list[int]) -> None:

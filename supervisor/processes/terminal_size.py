@@ -42,6 +42,10 @@ DEFAULT = Size(80, 24)
 
 #: Whether somebody is subscribed to the subject.
 Alive = Callable[[str], Awaitable[bool]]
+#: Clients in order of arrival: inbox, columns, rows.
+Clients = list[tuple[str, int, int]]
+#: So many of them, the first, are known to the next daemon when a run outlives this one.
+MOST_KEPT = 20
 
 
 class Window:
@@ -50,6 +54,7 @@ class Window:
     def __init__(self, alive: Alive) -> None:
         self.size = DEFAULT
         self.apply: Callable[[Size], None] | None = None
+        self._keep: Callable[[Clients], Awaitable[None]] | None = None
         self._alive = alive
         self._clients: dict[str, Size] = {}  # in order of arrival
         self._lock = trio.Lock()
@@ -62,12 +67,33 @@ class Window:
             if client in self._clients or len(self._clients) < MAX_CLIENTS:
                 self._clients[client] = size
             await self._settle(trusted=client)
+            await self._tell()
             return self.size
+
+    def restore(self, clients: Clients) -> None:
+        """Who was there when the daemon before us died: they do not say it again, since the run
+        goes on for them."""
+        self._clients = {client: Size(columns, rows) for client, columns, rows in clients}
+        self.size = next(iter(self._clients.values()), self.size)
+        if len(self._clients) > 1:
+            self._several.set()
+
+    async def keep_for_next(self, keep: Callable[[Clients], Awaitable[None]]) -> None:
+        """Have ``keep`` told from now on, and at once of who came before."""
+        async with self._lock:
+            self._keep = keep
+            if self._clients:
+                await self._tell()
+
+    async def _tell(self) -> None:
+        if self._keep is not None:
+            await self._keep([(x, *size) for x, size in list(self._clients.items())[:MOST_KEPT]])
 
     async def leave(self, client: str) -> Size:
         async with self._lock:
             self._clients.pop(client, None)
             await self._settle()
+            await self._tell()
             return self.size
 
     async def watch(self) -> None:
@@ -77,10 +103,13 @@ class Window:
                 await self._several.wait()
                 await trio.sleep(ASK_EVERY)
                 async with self._lock:
+                    before = len(self._clients)
                     await self._settle()
+                    if len(self._clients) != before:
+                        await self._tell()
 
     def close(self) -> None:
-        self.apply = None
+        self.apply = self._keep = None
         self._watching.cancel()
 
     async def _settle(self, trusted: str | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -79,6 +80,7 @@ def read_run(row: Any) -> tuple[RunSpec, Run]:
         note=outcome.note if outcome else None,
         command=shortened(shlex.join(spec.argv)) if spec.argv else None,
         prompt=None if spec.prompt is None else shortened(spec.prompt),
+        adopted_at=format_times(outcome.adopted_ms if outcome else ()),
     )
     return spec, run
 
@@ -199,6 +201,11 @@ def _find_moments(
     if ended is not None:
         ended = max(created, started or 0, ended)
     return created, started, ended
+
+
+def format_times(moments: Iterable[int]) -> list[str]:
+    """RFC 3339 UTC, of Unix milliseconds."""
+    return [stamp for ms in moments if (stamp := _format_time(ms)) is not None]
 
 
 def _format_time(ms: int | None) -> str | None:

@@ -22,6 +22,7 @@ from ...host.private_files import env_of
 from ...processes.credentials import acting_as
 from ...processes.keeper_client import Keeper, Left, Process
 from ...processes.keeper_visit import About
+from ...processes.terminal_size import Clients
 from .ends import FEED, SLAVE, Ends, adopt_ends, open_ends
 from .filters import filters_left
 from .flow import Flow
@@ -45,7 +46,7 @@ _STARVED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
     """A command that runs."""
 
@@ -53,6 +54,11 @@ class _Job:
     ends: Ends
     flow: Flow
     about: About
+
+    async def keep_clients(self, clients: Clients) -> None:
+        """The next daemon is told of whoever watches on a terminal."""
+        self.about = msgspec.structs.replace(self.about, clients=clients)
+        await self.process.describe(self.about)
 
 
 class Command:
@@ -92,6 +98,8 @@ class Command:
                 job = await self._begin(stack, spec, attempt, emit, around)
             else:
                 job = await self._go_on(stack, emit, around, around.found)
+            if around.window is not None and job.ends.kept:
+                await around.window.keep_for_next(job.keep_clients)
             around.watch_stored(job.ends.note_stored)
             stack.callback(around.watch_stored, ignore_stored)
             return await self._follow(job)
@@ -134,6 +142,8 @@ class Command:
     ) -> _Job:
         tree = found.tree
         assert tree.about is not None
+        if around.window is not None:
+            around.window.restore(tree.about.clients)
         ends = adopt_ends(stack, tree.fds, found.stored, around.window)
         if lost := ends.find_lost(found.stored):
             found.skip(lost)
