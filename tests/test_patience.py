@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, wait_until
 from house import House
 from proc import alive, children
+from runctl.protocol.endpoint import LOCK_FILE
+from runctl.supervisor.cluster.file_lease import hold_file_lease
 from terminal import Terminal
 
 #: So patient that a test that waited for nobody would not end in time.
@@ -20,6 +24,32 @@ WAITING = "waiting for runctld to come back"
 def ends(client: subprocess.Popen[bytes]) -> tuple[int, str]:
     out, err = client.communicate(timeout=DEADLINE)
     return client.returncode, (out + err).decode()
+
+
+def test_a_lock_that_changes_hands_is_never_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads it between two of the calls would take the daemon for one that was stopped."""
+    lock, seen = tmp_path / LOCK_FILE, []
+    lock.write_text("executor 'of-a-longer-name', pid 12345678\n")
+
+    def spy(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            done = real(*args)
+            seen.append(lock.read_text())
+            return done
+
+        monkeypatch.setattr(os, name, call)
+
+    spy("ftruncate")
+    spy("pwrite")
+    with hold_file_lease(tmp_path, "x"):
+        assert lock.read_text() == f"executor 'x', pid {os.getpid()}\n"
+        assert seen
+        assert all(text.strip() for text in seen)
+    assert lock.read_text() == ""
 
 
 def test_each_verb_that_comes_while_the_daemon_restarts(box: Box) -> None:

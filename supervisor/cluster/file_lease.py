@@ -117,8 +117,10 @@ def hold_file_lease(state_dir: Path, executor: str) -> Iterator[FileLease]:
                 lease.check()
             except LeaseLost:  # the file was replaced between the two calls
                 continue
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"executor {executor!r}, pid {os.getpid()}\n".encode(), 0)
+            # Never empty meanwhile: that says that the daemon before us has stopped in order.
+            said = f"executor {executor!r}, pid {os.getpid()}\n".encode()
+            os.pwrite(fd, said, 0)
+            os.ftruncate(fd, len(said))
             yield lease
             if not lease.expected:
                 os.ftruncate(fd, 0)
