@@ -659,6 +659,7 @@ def test_described_configuration_loads_as_itself(tmp_path, argv, system, model, 
         source=file,
         executor_id="box-1",
         start_timeout=seconds,
+        queue=Queue(outlive=min(seconds, 30.0)),
         stream=Stream(max_age=seconds, max_bytes=size, max_runs=size % 1000),
         runners={
             "shell": CommandRunner(

@@ -1,4 +1,5 @@
-"""``runctl demo``: a run that survives the SIGKILL of its daemon, shown on real parts.
+"""``runctl demo``: a command that outlives the SIGKILL of its daemon, and a chat that is replayed
+after it, shown on real parts.
 
 Everything happens in a temporary directory, with the commands that a user would type,
 as processes of their own. What is claimed at the end was checked or measured.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,10 +25,15 @@ from typing import IO, Any
 
 import click
 
-CHUNKS = 20
+COUNT = 20
 INTERVAL = 0.5
 KILL_AFTER = 3
 PROMPT = "Count to twenty."
+SCRIPT = (
+    f'for i in $(seq {COUNT}); do echo "step $i of {COUNT}, process $$"; sleep {INTERVAL}; done'
+)
+STEPS = ["sh", "-c", SCRIPT]
+STEP = re.compile(rf"step (\d+) of {COUNT}, process (\d+)$")
 #: Longest wait for any one thing, seconds.
 PATIENCE = 20.0
 #: A line of the mock: its number, and when the call that it belongs to began (Unix ms).
@@ -39,7 +46,7 @@ class DemoFailed(Exception):
 
 @click.command()
 def demo() -> None:
-    """Watch a run survive the death of its daemon."""
+    """Kill a daemon, and watch: its command goes on, and its chat is replayed."""
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix="runctl-demo-") as name:
@@ -163,62 +170,84 @@ class _Demo:
         with self._cleaning_up():
             self._prepare()
             daemon, ready_in = self._start_daemon()
-            _say(f'$ runctl submit demo --runner chat "{PROMPT}"')
-            for line in self._runctl("submit", "demo", "--runner", "chat", PROMPT):
-                _say(f"  {line}")
-            watcher = self._attach()
-            watcher.wait_line(f"chunk {KILL_AFTER}", _is_chunk(KILL_AFTER))
+            self._submit("build", "--", *STEPS)
+            self._submit("ask", "--runner", "chat", PROMPT)
+            command, chat = self._attach("build"), self._attach("ask")
+            command.wait_line(f"step {KILL_AFTER}", _is_step(KILL_AFTER))
+            chat.wait_line(f"chunk {KILL_AFTER}", _is_chunk(KILL_AFTER))
 
-            _say(f"$ kill -9 {daemon.process.pid}    # the daemon, in the middle of the reply")
-            killed = time.time()
+            _say(f"$ kill -9 {daemon.process.pid}    # the daemon, in the middle of both")
+            killed, before = time.time(), len(command.lines)
             daemon.process.kill()
             daemon.process.wait()
             daemon, restarted_in = self._start_daemon()
-            watcher.wait_line(
-                "a line about the new attempt",
+            next_step, _ = command.wait_line("the command's next step", _is_step(), before)
+            chat.wait_line(
+                "a line about the chat's new attempt",
                 lambda stream, line: stream == "stderr" and "attempt 2" in line,
             )
-            first, _ = watcher.wait_line("a replayed chunk 1", _is_chunk(1, killed))
-            last, _ = watcher.wait_line(f"a replayed chunk {CHUNKS}", _is_chunk(CHUNKS, killed))
-            if code := watcher.finish():
-                raise DemoFailed(f"the attached watcher ended with {code}{watcher.tail()}")
-            self._check_watcher(watcher, killed)
+            first, _ = chat.wait_line("a replayed chunk 1", _is_chunk(1, killed))
+            done, _ = command.wait_line(f"step {COUNT}", _is_step(COUNT))
+            last, _ = chat.wait_line(f"a replayed chunk {COUNT}", _is_chunk(COUNT, killed))
+            for watcher in (command, chat):
+                if code := watcher.finish():
+                    raise DemoFailed(f"the attached watcher ended with {code}{watcher.tail()}")
+            _check_steps([line for _, stream, line in command.lines if stream == "stdout"])
+            self._check_watcher(chat, killed)
 
-            _say("$ runctl attach demo --no-follow --json    # a watcher that comes late")
-            seen = self._check_late(self._runctl("attach", "demo", "--no-follow", "--json"), killed)
+            late = "# a watcher that comes late"
+            _say(f"$ runctl attach build --no-follow    {late}")
+            steps = self._runctl("attach", "build", "--no-follow")
+            _check_steps(steps)
+            _say(f"  {len(steps)} steps, each exactly once, all of one process")
+            _say(f"$ runctl attach ask --no-follow --json    {late}")
+            seen = self._check_late(self._runctl("attach", "ask", "--no-follow", "--json"), killed)
             _say(f"  {seen} chunks, each exactly once, all from the call after the kill")
-            _say("$ runctl list")
-            listed = self._runctl("list")
-            for line in listed:
-                _say(f"  {line}")
-            if not any(line.split()[:1] == ["demo"] for line in listed):
-                raise DemoFailed("runctl list does not show the thread demo")
+            self._show_list({"build": "1", "ask": "2"})
             _say(f"$ kill {daemon.process.pid}")
             if code := daemon.stop(PATIENCE):
                 raise DemoFailed(f"the daemon ended with {code} on SIGTERM{daemon.tail()}")
         total = time.time() - began
         _say()
-        work = (CHUNKS - 1) * INTERVAL
+        work = (COUNT - 1) * INTERVAL
         for name, value in (
             ("daemon start -> ready, first", f"{ready_in:.2f} s"),
             ("daemon start -> ready, after SIGKILL", f"{restarted_in:.2f} s"),
-            ("SIGKILL -> first replayed chunk at the watcher", f"{first - killed:.2f} s"),
+            ("command: SIGKILL -> next step at its watcher", f"{next_step - killed:.2f} s"),
+            (f"command: SIGKILL -> step {COUNT}", f"{done - killed:.2f} s, as without a kill"),
+            ("command: steps seen by the late watcher", f"{len(steps)}/{COUNT} exactly once"),
+            ("chat: SIGKILL -> first replayed chunk", f"{first - killed:.2f} s"),
             (
-                f"SIGKILL -> chunk {CHUNKS} at the watcher",
+                f"chat: SIGKILL -> chunk {COUNT}",
                 f"{last - killed:.2f} s ({work:g} s of them the reply itself)",
             ),
-            ("chunks seen by the late watcher", f"{seen}/{CHUNKS} exactly once"),
+            ("chat: chunks seen by the late watcher", f"{seen}/{COUNT} exactly once"),
             ("total", f"{total:.1f} s"),
         ):
-            _say(f"  {name:<48}{value}")
+            _say(f"  {name:<46}{value}")
+
+    def _submit(self, thread: str, *work: str) -> None:
+        _say(f"$ runctl submit {thread} {shlex.join(work)}")
+        for line in self._runctl("submit", thread, *work):
+            _say(f"  {line}")
+
+    def _show_list(self, attempts: dict[str, str]) -> None:
+        """``attempts``: how many each thread's run is to have had."""
+        _say("$ runctl list")
+        listed = self._runctl("list")
+        for line in listed:
+            _say(f"  {line}")
+        found = {words[0]: words[3] for line in listed[1:] if len(words := line.split()) > 3}
+        if found != attempts:
+            raise DemoFailed(f"runctl list shows the attempts {found}, not {attempts}")
 
     def _prepare(self) -> None:
-        command = ["--chunks", str(CHUNKS), "--interval", str(INTERVAL)]
+        command = ["--chunks", str(COUNT), "--interval", str(INTERVAL)]
         mock = self._child(["-m", "runctl.cli.commands.mock_endpoint", *command])
         _, line = mock.wait_line("the mock's port", lambda s, line: line.startswith("ready "))
         port = int(line.split()[1])
         _say(f"A mock of an OpenAI-compatible endpoint listens on 127.0.0.1:{port}: it answers")
-        _say(f"with {CHUNKS} chunks, {INTERVAL:g} s apart, each stamped with its call's start.")
+        _say(f"with {COUNT} chunks, {INTERVAL:g} s apart, each stamped with its call's start.")
         self._config.write_text(
             f"state_dir = {json.dumps(str(self._folder / 'state'))}\n"
             "[runners.chat]\n"
@@ -238,11 +267,11 @@ class _Demo:
         _say(f"  {line}")
         return daemon, at - began
 
-    def _attach(self) -> _Child:
-        _say("$ runctl attach demo &")
+    def _attach(self, thread: str) -> _Child:
+        _say(f"$ runctl attach {thread} &")
         return self._child(
-            ["-m", "runctl.cli.main", "-c", str(self._config), "attach", "demo"],
-            lambda stream, line: _say(f"  {'!' if stream == 'stderr' else '|'} {line}"),
+            ["-m", "runctl.cli.main", "-c", str(self._config), "attach", thread],
+            lambda stream, line: _say(f"  {thread:<5} {'!' if stream == 'stderr' else '|'} {line}"),
         )
 
     def _runctl(self, *args: str) -> list[str]:
@@ -288,6 +317,27 @@ class _Demo:
             raise DemoFailed(f"processes were left, and ended: {', '.join(left)}")
 
 
+def _is_step(number: int | None = None) -> Callable[[str, str], bool]:
+    """Matches step ``number`` of the command, or any."""
+
+    def wanted(stream: str, line: str) -> bool:
+        match = STEP.match(line)
+        return (
+            stream == "stdout" and match is not None and int(match[1]) == (number or int(match[1]))
+        )
+
+    return wanted
+
+
+def _check_steps(lines: list[str]) -> None:
+    """All of them, each once and in order, by one process."""
+    found = [(match[1], match[2]) for line in lines if (match := STEP.match(line))]
+    if [number for number, _ in found] != [str(n + 1) for n in range(COUNT)]:
+        raise DemoFailed(f"a watcher saw other steps than 1 to {COUNT}: {lines}")
+    if len({process for _, process in found}) != 1:
+        raise DemoFailed(f"the command was started again: {lines}")
+
+
 def _is_chunk(number: int, since: float = 0.0) -> Callable[[str, str], bool]:
     """Matches chunk ``number`` of a call that began after ``since``."""
 
@@ -309,8 +359,8 @@ def _check_reply(lines: list[str], killed: float) -> None:
     """Raises DemoFailed unless these are all chunks once, in order, of one later call."""
     matches = [LINE.fullmatch(line) for line in lines]
     numbers = [int(match[1]) if match else None for match in matches]
-    if numbers != list(range(1, CHUNKS + 1)):
-        raise DemoFailed(f"chunks 1 to {CHUNKS} were expected once each, in order; got {numbers}")
+    if numbers != list(range(1, COUNT + 1)):
+        raise DemoFailed(f"chunks 1 to {COUNT} were expected once each, in order; got {numbers}")
     calls = {_call(line) for line in lines}
     if len(calls) != 1 or min(calls) <= killed:
         raise DemoFailed("the chunks are not of one call that began after the kill")
