@@ -32,14 +32,19 @@ _FOR_ANYBODY = ("PATH", "LANG", "LANGUAGE", "TZ", "TERM", "COLORTERM", "RUNCTL_C
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What every command gets of the daemon's: ``env``, and its ``umask``, None for ours."""
+    """What every command gets of the daemon's: ``env``, its ``umask``, None for ours, and its
+    limit of open files, ``files``, None for ours."""
 
     env: Mapping[str, str]
     umask: int | None = None
+    files: int | None = None
 
 
 def inherited(
-    withheld: Collection[str] = (), umask: int | None = None, source: Path | None = None
+    withheld: Collection[str] = (),
+    umask: int | None = None,
+    source: Path | None = None,
+    files: int | None = None,
 ) -> Inherited:
     """Our environment without ``withheld`` variables. ``source``: our configuration's file,
     a whole path, by which ``runctl`` in a command finds us."""
@@ -47,7 +52,7 @@ def inherited(
     env = {k: v for k, v in os.environ.items() if k not in hidden}
     if source is not None:
         env["RUNCTL_CONFIG"] = str(source)
-    return Inherited(env, umask)
+    return Inherited(env, umask, files)
 
 
 def env_of(account: Account, env: Mapping[str, str]) -> dict[str, str]:

@@ -288,7 +288,8 @@ def _apply(core: Core, config: Config) -> None:
     base.notifier.end = longest_stop(core.settings.longest_grace)
     core.durable.apply_limits(config.queue)
     base.keeper.users |= {account.uid for _, account in switched(config)}
-    base.keeper.inherited = inherited(config.withheld, base.keeper.inherited.umask, config.source)
+    old = base.keeper.inherited
+    base.keeper.inherited = inherited(config.withheld, old.umask, config.source, old.files)
 
 
 async def _watch_keeper(keeper: Keeper) -> None:

@@ -26,7 +26,8 @@ from ..cluster.database_lease import hold_database_lease
 from ..cluster.file_lease import FileLease, executor_id, hold_file_lease, home_of
 from ..cluster.lease_guard import Fence
 from ..host.logs import name_executor
-from ..host.private_files import UMASK, inherited, prepare_state_dir
+from ..host.open_files import raise_limit, restore_limit
+from ..host.private_files import UMASK, Inherited, inherited, prepare_state_dir
 from ..host.state_format import check_format, mark_format
 from ..host.stop_times import longest_stop
 from ..host.systemd_notify import Notifier, open_notifier
@@ -51,7 +52,7 @@ async def run(config: Config, file: Path | None, early: Early | None, hide: Mask
     ``file``, or from a default place. ``hide`` masks its secrets in what is logged.
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
-    umask = os.umask(UMASK)
+    umask, files = os.umask(UMASK), raise_limit()
     # The keeper, both leases, NATS, the database and its recovery have start_timeout each.
     begin = 6 * config.start_timeout
     end = longest_stop(config.queue.stop_grace)
@@ -61,9 +62,11 @@ async def run(config: Config, file: Path | None, early: Early | None, hide: Mask
     ):
         # Until DBOS is launched there is nothing to stop in order.
         with wishes.until_stop() as start:
-            await _run(config, file, umask, wishes, start, notifier, hide)
+            given = inherited(config.withheld, umask, config.source, files)
+            await _run(config, file, given, wishes, start, notifier, hide)
     if wishes.again:
         os.umask(umask)
+        restore_limit(files)
     elif not wishes.leave:
         log.info("stopped; unfinished runs will be replayed")
     return wishes.again
@@ -72,7 +75,7 @@ async def run(config: Config, file: Path | None, early: Early | None, hide: Mask
 async def _run(
     config: Config,
     file: Path | None,
-    umask: int,
+    given: Inherited,
     wishes: Wishes,
     start: trio.CancelScope,
     notifier: Notifier,
@@ -106,7 +109,7 @@ async def _run(
                     open_keeper(
                         config.state_dir,
                         config.start_timeout,
-                        inherited(config.withheld, umask, config.source),
+                        given,
                         adopt=True,
                         lease=file_lease.fd,
                         outlive=outlive,

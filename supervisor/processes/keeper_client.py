@@ -194,6 +194,7 @@ class Keeper:
             "otherwise": "/" if cwd is None else None,
             "tty": tty,
             "umask": umask,
+            "files": self.inherited.files,
             "group": group,
             "account": None,
             "limits": limits and {"files": limits.files, "each": limits.each},

@@ -60,6 +60,9 @@ def become_command(
         if message["cwd"] is not None:
             os.write(report, b" chdir")
             enter_directory(message["cwd"], message.get("otherwise"))
+        if message.get("files") is not None:  # those of the daemon are more
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (message["files"], most))
         if limits["each"]:
             os.write(report, b" limits")
             for what, value in limits["each"]:
