@@ -39,7 +39,7 @@ class FoundRuns:
         self._keeper = keeper
         self._by_run: dict[str, Found] = {}
         for tree in keeper.found.values():
-            if tree.about is None or tree.about.kind != "run" or tree.ending:
+            if tree.about is None or tree.about.kind != "run" or tree.cut:
                 continue
             if is_harmful(tree.about, time.time()):
                 log.error(

@@ -199,6 +199,8 @@ class Keeper:
         """Show it what is here. Until it has ``taken`` that, all stays as it is. Raises Leave."""
         if hello["op"] == "bye":
             raise Leave
+        for tree in self.forest.list_all():
+            self.hear_child(tree)
         self.daemon = guest
         if self.lease >= 0:
             self.selector.unregister(self.lease)
@@ -226,7 +228,7 @@ class Keeper:
                 "mark": tree.mark.partition(b"=")[2].decode(errors="surrogateescape"),
                 "status": tree.status,
                 "starved": tree.starved,
-                "ending": bool(tree.waiting),
+                "cut": tree.cut,
                 "names": list(tree.files),
                 "about": tree.about,
             }
@@ -362,6 +364,7 @@ class Keeper:
             self.send({"id": message["id"]})
             return
         self.hear_child(tree)
+        tree.cut |= not tree.reaped
         if tree.report >= 0:
             tree.void = True
             if not tree.reaped:

@@ -45,6 +45,7 @@ class About(msgspec.Struct, frozen=True):
 @dataclass(slots=True)
 class Found:
     """A tree that outlived its daemon. ``status``: how its root ended, None while it runs.
+    ``cut``: the daemon had it ended, and its root had not ended by itself before.
     ``fds``: what was kept of it, by name; ours to close."""
 
     number: int
@@ -52,7 +53,7 @@ class Found:
     mark: str
     status: int | None
     starved: str
-    ending: bool
+    cut: bool
     about: About | None
     fds: dict[str, int] = field(default_factory=dict)
 
@@ -156,7 +157,7 @@ def _greet(sock: socket.socket, lock: int, outlive: float) -> Visit | None:
             trees.append(
                 Found(
                     *(message["tree"], message["root"], message["mark"], message["status"]),
-                    *(message["starved"], message["ending"], about),
+                    *(message["starved"], message["cut"], about),
                     dict(zip(message["names"], fds, strict=True)),
                 )
             )

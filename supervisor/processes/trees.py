@@ -48,8 +48,9 @@ class Tree:
         #: ``about`` it is known until it is forgotten, though nothing of it runs any more.
         self.files: dict[str, int] = {}
         self.about: dict[str, Any] | None = None
-        #: How its root ended.
+        #: How its root ended, and whether that was asked for before.
         self.status: int | None = None
+        self.cut = False
         self.starved = ""
 
     @property
