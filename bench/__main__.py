@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 
 from .aborting import bench_abort
+from .adoption import bench_adopt, bench_adopted
 from .attach import bench_attach
 from .batch import bench_batch
 from .beside import add_peers
@@ -35,6 +36,8 @@ Section = Callable[[], Awaitable[list[Table]]]
 
 #: In the order of the document.
 DOCUMENTED: dict[str, Section] = {
+    "adopt": bench_adopt,
+    "adopted": bench_adopted,
     "replay": bench_replay,
     "unfinished": bench_unfinished,
     "submit": bench_submit,

@@ -43,9 +43,11 @@ class Daemon:
         self.program = ["-m", "runctl.supervisor.main"]
         self.configure("")
 
-    def configure(self, more: str) -> None:
+    def configure(self, more: str, outlive: str = "0s") -> None:
+        """``more`` begins with keys of [queue]. ``outlive``: how long commands go on without it."""
         self.config.write_text(
-            f"state_dir = {json.dumps(str(self.state))}\n[queue]\nmax_attempts = 100\n{more}"
+            f"state_dir = {json.dumps(str(self.state))}\n"
+            f"[queue]\nmax_attempts = 100\noutlive = '{outlive}'\n{more}"
         )
 
     def start(self) -> None:
@@ -101,11 +103,11 @@ class Daemon:
 
 
 @asynccontextmanager
-async def running(more: str = "") -> AsyncIterator[Daemon]:
+async def running(more: str = "", outlive: str = "0s") -> AsyncIterator[Daemon]:
     # The broker may still be writing its last words while the directory goes.
     with tempfile.TemporaryDirectory(prefix="runctl-bench-", ignore_cleanup_errors=True) as name:
         daemon = Daemon(Path(name))
-        daemon.configure(more)
+        daemon.configure(more, outlive)
         daemon.start()
         try:
             await daemon.wait_ready()

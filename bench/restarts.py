@@ -9,14 +9,10 @@ import sys
 import time
 from functools import partial
 
-import nats.errors
-from nats.aio.msg import Msg
-from nats.js.api import ConsumerConfig, DeliverPolicy
-from runctl.client.link import Link
-from runctl.config.load import load
-from runctl.protocol import records, subjects
+from runctl.protocol import records
 
-from .harness import Daemon, dialled, is_chunk, running, time_processes, watching, wired
+from .harness import Daemon, is_chunk, running, time_processes, watching, wired
+from .last_records import all_are
 from .peers import bare_dbos
 from .report import Table
 
@@ -144,39 +140,4 @@ async def redispatch(count: int = UNFINISHED, times: int = 1) -> list[float]:
 
 async def all_began(daemon: Daemon, attempt: int, count: int) -> None:
     """Until so many runs have begun that attempt, the daemon being on its way."""
-    config = load(daemon.config, client=True)
-    seen: set[str] = set()
-    async with asyncio.timeout(90):
-        while len(seen) < count:
-            link = await dialled(config)
-            try:
-                await count_resets(link, attempt, count, seen)
-            except (OSError, nats.errors.Error, TimeoutError):
-                await asyncio.sleep(0.005)  # the old server is going, or the new one coming
-            finally:
-                await link.close()
-
-
-async def count_resets(link: Link, attempt: int, count: int, seen: set[str]) -> None:
-    """Adds the subjects whose attempt has begun, until all have or the connection breaks."""
-    done = asyncio.Event()
-
-    async def on_record(msg: Msg) -> None:
-        record = records.decode_record(msg.data)
-        if isinstance(record, records.Reset) and record.attempt == attempt:
-            seen.add(msg.subject)
-            if len(seen) >= count:
-                done.set()
-
-    # The last record of each run that is there, and then whatever comes.
-    await link.nc.jetstream(timeout=1).subscribe(
-        subjects.SUBJECT_PREFIX + ".>",
-        stream=subjects.STREAM,
-        cb=on_record,
-        ordered_consumer=True,
-        config=ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT),
-    )
-    waits = [asyncio.create_task(event.wait()) for event in (done, link.closed)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
+    await all_are(daemon, count, lambda x: isinstance(x, records.Reset) and x.attempt == attempt)
