@@ -180,7 +180,6 @@ async def _launch(core: Core, output: Output, wishes: Wishes, start: trio.Cancel
     on_end = [
         output.retention.hear_end,
         output.endings.hear_end,
-        output.housekeeping.hear_end,
         lambda end: core.meters.run_ended(end.outcome.status, end.spec.runner),
     ]
     found = FoundRuns(base.keeper)

@@ -127,6 +127,8 @@ class Durable:
         self._cancelled: dict[str, float] = {}
         self.recovered = 0
         self._closing = False
+        #: Told of each run that is over by now, in the database too.
+        self.on_recorded: Callable[[], object] = lambda: None
 
     async def launch(
         self,
@@ -197,6 +199,7 @@ class Durable:
                 await asyncio.create_task(hook, context=contextvars.Context())
             built: dict[str, Any] = msgspec.to_builtins(outcome)
             await self._outcomes.store(run.run, run.thread, outcome, built)
+            self.on_recorded()
             return built
 
         self._run_thread = DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(run_thread)

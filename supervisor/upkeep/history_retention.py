@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 import trio
 
 from ...config.schema import ChatRunner, History, Runner
-from ..execution.run_end import Ended
 from ..queue.engine import Durable
 
 log = logging.getLogger("runctld.housekeeping")
@@ -28,15 +27,14 @@ AT_ONCE = 200
 SLACK = 0.01
 #: Longest sleep: a machine that slept, or whose clock was set, is not late by more.
 LONGEST = 3600.0
-#: A row turns terminal a moment after its run's end, seconds.
-SETTLE = 1.0
+#: One look serves what ends within so many seconds.
+PACE = 1.0
 #: Seconds until another try, when the database fails.
 PAUSE = 5.0
 
 
 class Housekeeping:
-    """``run`` in a nursery; ``ended`` after each run. ``runners``: those that are configured
-    now."""
+    """``run`` in a nursery. ``runners``: those that are configured now."""
 
     def __init__(
         self, limits: History, durable: Durable, runners: Callable[[], Mapping[str, Runner]]
@@ -44,6 +42,7 @@ class Housekeeping:
         self._limits = limits
         self._durable = durable
         self._runners = runners
+        durable.on_recorded = self._note_recorded
         self._ended = 0
         self._due = trio.Event()
 
@@ -52,7 +51,7 @@ class Housekeeping:
             nursery.start_soon(self._keep_count)
             nursery.start_soon(self._keep_age)
 
-    def hear_end(self, _: Ended) -> None:
+    def _note_recorded(self) -> None:
         self._ended += 1
         if self._ended > self._limits.max_runs * SLACK:
             self._due.set()
@@ -76,7 +75,7 @@ class Housekeeping:
                 await trio.sleep(PAUSE)
                 continue
             await self._due.wait()
-            await trio.sleep(SETTLE)
+            await trio.sleep(PACE)
 
     async def _keep_age(self) -> None:
         """Look when the oldest end is due."""
