@@ -8,40 +8,14 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from adopting import OUTLIVE, TALKER, WRITER, go_on, is_exact, of, written
 from conftest import DEADLINE, Box, Watch, wait_until
-from house import House
-from pgserver import Postgres
 from proc import alive, children, direct_children, find_keeper
 from runctl.supervisor.execution.found_runs import is_harmful
 from runctl.supervisor.processes.keeper_visit import About
-
-#: Longer than any test takes.
-LONG = "start_timeout = '600s'\n"
-LIVE_ON = "[queue]\noutlive = '600s'\n"
-OUTLIVE = LONG + LIVE_ON
-#: Writes numbered lines to both streams, and what it wrote to files, until it is told to stop.
-WRITER = """
-import os, sys, pathlib, random, time
-here = pathlib.Path(sys.argv[1])
-chance = random.Random(sys.argv[2])
-files = {1: open(here / "out", "wb", buffering=0), 2: open(here / "err", "wb", buffering=0)}
-(here / "pids").open("a").write(f"{os.getpid()}\\n")
-n = 0
-while not (here / "finish").exists():
-    n += 1
-    fd = chance.choice((1, 1, 2))
-    line = f"{n} {'é' * chance.randint(0, 60)}\\n".encode()
-    files[fd].write(line)
-    while line:
-        line = line[os.write(fd, line):]
-    if chance.random() < 0.02:
-        time.sleep(0.01)
-sys.exit(7)
-"""
 
 
 @pytest.fixture
@@ -51,31 +25,7 @@ def living(stopped_box: Box) -> Box:
     return stopped_box
 
 
-def written(path: Path) -> int:
-    return (path / "out").stat().st_size if (path / "out").exists() else 0
-
-
-def of(watch: Watch, stream: str) -> bytes:
-    return "".join(e["data"] for e in watch.chunks() if e["stream"] == stream).encode()
-
-
-TALKER = r"""
-import os, sys, pathlib, random, time
-here = pathlib.Path(sys.argv[1])
-n = 0
-journal = open(here / "out", "wb", buffering=0)
-(here / "pids").open("a").write(f"{os.getpid()}\n")
-assert os.isatty(0) and os.isatty(1)
-while not (here / "finish").exists():
-    n += 1
-    line = f"{n} {'é' * (n % 50)}\n".encode()
-    journal.write(line)
-    while line:
-        line = line[os.write(1, line):]
-    if n % 100 == 0:
-        time.sleep(0.01)
-os.stat("/dev/tty"), open("/dev/tty", "wb").close()
-"""
+#: Reads a part of its stdin, and the rest once it may; says what that was.
 READER = """
 import hashlib, os, sys, time
 found = hashlib.sha256()
@@ -83,7 +33,8 @@ size = 0
 while data := os.read(0, 4096):
     found.update(data)
     size += len(data)
-    time.sleep(0.005)
+    while size > 100_000 and not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
 print(size, found.hexdigest())
 """
 
@@ -96,8 +47,7 @@ def test_a_terminal_goes_on(stopped_box: Box, tmp_path: Path) -> None:
     run = box.runctl("submit", "t", "--runner", "tty", "--", *argv).strip()
     watch = Watch(box, "t")
     for _ in range(5):
-        size = written(tmp_path)
-        wait_until(lambda size=size: written(tmp_path) > size, "it writes")
+        go_on(tmp_path)
         box.kill()
         box.start()
     (tmp_path / "finish").touch()
@@ -111,12 +61,15 @@ def test_a_prompt_that_is_half_fed(living: Box, tmp_path: Path) -> None:
     box = living
     prompt = random.Random(1).randbytes(300_000).hex()
     run = box.runctl(
-        "submit", "t", "-", "--", sys.executable, "-c", READER, input=prompt.encode()
+        *("submit", "t", "-", "--", sys.executable, "-c", READER, str(tmp_path / "go")),
+        input=prompt.encode(),
     ).strip()
     watch = Watch(box, "t")
     wait_until(lambda: box.show(run)["status"] == "running", "it runs")
-    for _ in range(3):
+    for n in range(3):
         box.kill()
+        if n == 1:
+            (tmp_path / "go").touch()
         box.start()
     assert watch.wait() == 0
     digest = hashlib.sha256(prompt.encode()).hexdigest()
@@ -207,8 +160,7 @@ def test_a_command_goes_on_through_kills_of_its_daemon(living: Box, tmp_path: Pa
     keeper, (server,) = find_keeper(box.pid), children(box.pid, "nats-server")
     chance = random.Random(1)
     for _ in range(5):
-        size = written(tmp_path)
-        wait_until(lambda size=size: written(tmp_path) > size, "it writes")
+        go_on(tmp_path)
         time.sleep(chance.uniform(0, 0.3))
         box.kill()
         box.start()
@@ -265,12 +217,19 @@ def test_kills_at_any_time_of_the_start(living: Box, tmp_path: Path, seed: int) 
 
 
 def test_what_takes_its_daemon_down_is_not_adopted_for_ever(living: Box) -> None:
-    """Each daemon dies right after it has adopted the run, before anything of it is stored."""
+    """Each daemon dies right after it has adopted the run, before anything of it is stored. Not
+    so the one that leaves."""
     run = living.submit("t", "sleep", "600")
     wait_until(lambda: living.show(run)["status"] == "running", "it runs")
-    for _ in range(3):
-        living.kill()
+    for times in range(1, 6):
+        if times <= 3:
+            assert living.daemon is not None
+            living.daemon.send_signal(signal.SIGUSR1)
+            assert living.daemon.wait(DEADLINE) == 0
+        else:
+            living.kill()
         living.start()
+        wait_until(lambda n=times: len(living.show(run)["adopted_at"]) == n, "it is adopted")
         assert living.show(run)["attempt"] == 1
     living.kill()
     living.start()
@@ -293,18 +252,10 @@ def test_who_counts_as_harmful() -> None:
     assert not harmful((9985, 5), (9990, 5), (9995, 5), (9996, 6))
     assert not harmful((9800, 5), (9870, 5), (9935, 5)), "each lived for more than a minute"
     assert not harmful((9885, 5), (9890, 5), (9895, 5)), "the last one did"
-    assert harmful(*((6500 + 170 * n, n) for n in range(20))), "so many in an hour"
-
-
-# ---- another program under what runs -----------------------------------------------------
-
-
-def is_exact(watch: Watch, path: Path) -> None:
-    assert watch.wait() == 1
-    assert [e["type"] for e in watch.events].count("reset") == 1
-    assert of(watch, "stdout") == (path / "out").read_bytes()
-    assert of(watch, "stderr") == (path / "err").read_bytes()
-    assert len((path / "pids").read_text().split()) == 1
+    assert harmful(*((6500 + 30 * n, n) for n in range(100))), "so many in an hour"
+    assert not harmful(*((6500 + 60 * n, n) for n in range(50)))
+    on_purpose = About("run", "r", 1, adopted=[(9985, 5), (9990, 5), (9995, 5)], calm_since=9990)
+    assert not is_harmful(on_purpose, 10_000)
 
 
 def test_the_program_is_started_again_under_a_command(stopped_box: Box, tmp_path: Path) -> None:
@@ -315,8 +266,7 @@ def test_the_program_is_started_again_under_a_command(stopped_box: Box, tmp_path
     watch = Watch(box, "t")
     daemon, keeper = box.pid, find_keeper(box.pid)
     for n in range(2, 4):
-        size = written(tmp_path)
-        wait_until(lambda size=size: written(tmp_path) > size, "it writes")
+        go_on(tmp_path)
         said = box.runctl("restart", "--wait", "60s")
         assert f"pid {daemon}; 1 run goes on" in said
         assert box.log.read_text().count(" ready: ") == n
@@ -341,68 +291,3 @@ def test_a_daemon_that_leaves(living: Box, tmp_path: Path) -> None:
     (tmp_path / "finish").touch()
     is_exact(watch, tmp_path)
     assert living.show(run)["attempt"] == 1
-
-
-# ---- PostgreSQL: the keeper holds the lease ----------------------------------------------
-
-TAKEOVER = "[takeover]\nenabled = true\nafter = '2s'\n"
-
-
-@pytest.fixture
-def house(tmp_path: Path, postgres: Postgres, nats_server: str) -> Iterator[House]:
-    made = House(tmp_path, postgres, nats_server)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def test_peers_leave_alone_what_goes_on_without_its_daemon(house: House, tmp_path: Path) -> None:
-    a = house.box("a", TAKEOVER + LIVE_ON, top=LONG)
-    run = house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")
-    wait_until(lambda: written(tmp_path) > 1000, "it writes")
-    b = house.box("b", TAKEOVER)
-    for _ in range(3):
-        a.kill()
-        size = written(tmp_path)
-        other = house.bus.submit("other", ["true"], "b")
-        house.bus.wait_end("other", other)
-        time.sleep(3)  # more than peers wait
-        assert written(tmp_path) >= size
-        assert house.bus.run(run).attempt == 1
-        a.start()
-        wait_until(lambda size=size: written(tmp_path) > size + 100_000, "it goes on")
-    (tmp_path / "finish").touch()
-    house.bus.wait_end("t", run)
-    wait_until(lambda: house.bus.run(run).status == "failed", "it is recorded")
-    assert house.bus.run(run).attempt == 1
-    assert len((tmp_path / "pids").read_text().split()) == 1
-    assert b.daemon is not None
-    assert b.daemon.poll() is None
-
-
-def test_peers_take_over_what_no_daemon_came_for(house: House, tmp_path: Path) -> None:
-    a = house.box("a", TAKEOVER + "[queue]\noutlive = '1s'\n")
-    run = house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")
-    wait_until(lambda: written(tmp_path) > 1000, "it writes")
-    house.box("b", TAKEOVER)
-    keeper = find_keeper(a.pid)
-    a.kill()
-    wait_until(lambda: not alive(keeper), "all of it has ended")
-    wait_until(lambda: house.bus.run(run).executor == "b", "the peer has it")
-    assert house.bus.run(run).attempt == 2
-    (tmp_path / "finish").touch()
-    house.bus.wait_end("t", run)
-
-
-def test_a_database_that_goes_ends_what_has_no_daemon(house: House, tmp_path: Path) -> None:
-    a = house.box("a", LIVE_ON, top=LONG)
-    house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")
-    wait_until(lambda: written(tmp_path) > 1000, "it writes")
-    keeper = find_keeper(a.pid)
-    a.kill()
-    house.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE"
-        " application_name LIKE 'runctld %'"
-    )
-    wait_until(lambda: not alive(keeper), "all of it has ended")

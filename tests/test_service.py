@@ -140,9 +140,7 @@ def test_what_was_changed_is_not_replaced_without_asking(root: Path) -> None:
         file.write_text(text)
     for verb in ("install-service", "uninstall-service"):
         _, told = runctl(root, verb, "--user", code=6, env=env)
-        assert told == (
-            f"runctl: {unit} has been modified and was kept; use --force to override\n"
-        )
+        assert told == (f"runctl: {unit} has been modified and was kept; use --force to override\n")
         assert unit.read_text() == changed
     assert ask(root, "n") == changed
     assert ask(root, "y") == written

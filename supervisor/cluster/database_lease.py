@@ -346,10 +346,11 @@ async def hold_database_lease(
     config: Config,
     executor: str,
     home: str = "",
-    release: Callable[[], Awaitable[None]] | None = None,
+    release: Callable[[], Awaitable[bool]] | None = None,
 ) -> AsyncIterator[Lease]:
     """Hold the executor ID in the shared database. ``home``: what names our state directory,
-    whose lock we hold. ``release`` has whoever holds it in our place let go of it.
+    whose lock we hold. ``release`` has whoever holds it in our place let go of it; whether anybody
+    did.
 
     Raises: LeaseHeld, naming the holder; ConfigError; Unavailable."""
     lease = await _take(config, executor, home, release)
@@ -361,19 +362,21 @@ async def hold_database_lease(
 
 
 async def _take(
-    config: Config, executor: str, home: str, release: Callable[[], Awaitable[None]] | None
+    config: Config, executor: str, home: str, release: Callable[[], Awaitable[bool]] | None
 ) -> Lease:
     """A connection that breaks before it has the lock, as when the server restarts, is
-    replaced: ``connect`` waits for the server."""
+    replaced: ``connect`` waits for the server. Not so when somebody held the lock in our place,
+    and has let go of it: what runs is without a lease then, and must not go on."""
     name = application_name(LEASE_ROLE, executor)
     deadline = trio.current_time() + config.start_timeout
     while True:
         conn = await connect(config, name)
+        released = False
         try:
             await check_sessions(config, conn, name)
             await prepare_tables(conn, lease_key(config))
             if release is not None:
-                await release()
+                released = await release()
             await _lock(conn, config, executor)
             before = await aio(conn.fetchrow)(lease_sql.ROW, executor)
             generation = await aio(conn.fetchval)(lease_sql.RAISE_GENERATION, executor)
@@ -381,6 +384,12 @@ async def _take(
         except broken_off() as error:
             conn.terminate()
             log.debug("lease: %r", error)
+            if released:
+                raise LeaseLost(
+                    f"PostgreSQL broke the connection ({error}) when it was to hold the lease of"
+                    f" executor ID {executor!r} again: what ran is ended, and replayed; restart"
+                    " runctld"
+                ) from None
             if trio.current_time() > deadline:
                 raise Unavailable(
                     f"PostgreSQL broke the connection for the lease ({error}); see its log"

@@ -102,27 +102,30 @@ class Attempts:
         if found is not None and found.about is not None:
             live.go_on([at for at, _ in found.about.adopted])
         async with trio.open_nursery() as nursery:
-            with live.scope:
-                await self._wait_turn(live)
-                if found is None or found.about is None:
-                    adopted = await writer.open()
-                else:
-                    there = await writer.adopt(found.about.began)
-                    if isinstance(there, Outcome):
-                        adopted = there
+            try:
+                with live.scope:
+                    await self._wait_turn(live)
+                    if found is None or found.about is None:
+                        adopted = await writer.open()
                     else:
-                        remains = Remains(found, there, writer.skip)
-                if adopted is None:
-                    opened = True
-                    nursery.start_soon(writer.pump)
-                    if live.window is not None:
-                        nursery.start_soon(live.window.watch)
-                    outcome = await self._work.do(live, writer, runner, unreadable, remains)
+                        await self._found.note_adopted(found)
+                        there = await writer.adopt(found.about.began)
+                        if isinstance(there, Outcome):
+                            adopted = there
+                        else:
+                            remains = Remains(found, there, writer.skip)
+                    if adopted is None:
+                        opened = True
+                        nursery.start_soon(writer.pump)
+                        if live.window is not None:
+                            nursery.start_soon(live.window.watch)
+                        outcome = await self._work.do(live, writer, runner, unreadable, remains)
+            finally:
+                if found is not None:
+                    await self._found.give_up(found, over=adopted is not None)
             if live.window is not None:
                 live.window.close()
             writer.close()
-            if found is not None:
-                await self._found.give_up(found)
         if adopted is not None:
             return Ended(spec, live.decide(adopted), written=False, stored=True)
         if outcome is None and not live.aborting:

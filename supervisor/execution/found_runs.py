@@ -17,15 +17,16 @@ log = logging.getLogger("runctld")
 
 #: So many daemons may take a run over and die within ``SHORT`` seconds without having stored
 #: anything of it: what takes its daemon down is not to do so for ever. And so many may in an hour.
-MOST_IN_VAIN, SHORT, MOST_AN_HOUR = 3, 60.0, 20
+MOST_IN_VAIN, SHORT, MOST_AN_HOUR = 3, 60.0, 100
 
 
 def is_harmful(about: About, now: float) -> bool:
     """Whether the run seems to take its daemons down. ``now``: Unix seconds."""
-    if sum(at > now - 3600 for at, _ in about.adopted) >= MOST_AN_HOUR:
+    adopted = [(at, size) for at, size in about.adopted if at >= about.calm_since]
+    if sum(at > now - 3600 for at, _ in adopted) >= MOST_AN_HOUR:
         return True
     in_vain, later, stored = 0, now, -1
-    for at, size in reversed(about.adopted):
+    for at, size in reversed(adopted):
         if later - at > SHORT or (size >= 0 and stored not in (-1, size)):
             break
         in_vain, later, stored = in_vain + 1, at, max(size, stored)
@@ -38,10 +39,11 @@ class FoundRuns:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         self._by_run: dict[str, Found] = {}
+        self._taken = trio.Event()
         for tree in keeper.found.values():
             if tree.about is None or tree.about.kind != "run" or tree.cut:
                 continue
-            if is_harmful(tree.about, time.time()):
+            if not keeper.found_left and is_harmful(tree.about, time.time()):
                 log.error(
                     "run %s seems to take its daemon down: it is ended, and counts as an attempt",
                     tree.about.run,
@@ -61,15 +63,12 @@ class FoundRuns:
         async with trio.open_nursery() as nursery:
             for tree in list(self._keeper.found.values()):
                 # Of a run that is over, what it left behind goes on, as it was to.
-                left_behind = tree.about is None and tree.status is not None
+                left_behind = tree.about is None and tree.kept
                 if tree.number not in stay and not left_behind:
-                    nursery.start_soon(self._end, tree)
-        for tree in self._by_run.values():
-            if tree.about is not None:  # how much is stored of it is not known yet
-                adopted = [*tree.about.adopted, (time.time(), -1)][-MOST_AN_HOUR:]
-                tree.about = msgspec.structs.replace(tree.about, adopted=adopted)
-                await self._keeper.describe(tree.number, tree.about)
-        if self._by_run:
+                    nursery.start_soon(self._end, tree, 0.0)
+        if not self._by_run:
+            self._taken.set()
+        else:
             log.info("%d runs go on that outlived an earlier daemon", len(self._by_run))
 
     def take(self, run: str, attempt: int) -> Found | None:
@@ -77,16 +76,44 @@ class FoundRuns:
         tree = self._by_run.get(run)
         if tree is None or tree.about is None or tree.about.attempt != attempt:
             return None
-        return self._by_run.pop(run)
+        now = time.time()  # how much is stored of it is not known yet
+        tree.about = msgspec.structs.replace(
+            tree.about,
+            adopted=[*tree.about.adopted, (now, -1)][-MOST_AN_HOUR:],
+            calm_since=now if self._keeper.found_left else tree.about.calm_since,
+        )
+        del self._by_run[run]
+        if not self._by_run:
+            self._taken.set()
+        return tree
 
-    async def give_up(self, tree: Found) -> None:
-        """Nobody has gone on with it."""
-        if tree.number in self._keeper.found and not self._keeper.broken_off:
-            with trio.CancelScope(shield=True):
-                await self._end(tree)
+    async def wait_taken(self, seconds: float) -> None:
+        """Until somebody goes on with each, and an abort finds it. What nobody takes within
+        ``seconds`` is ended: its row has changed meanwhile."""
+        with trio.move_on_after(seconds):
+            await self._taken.wait()
+        for run in list(self._by_run):
+            log.warning("nothing goes on with run %s: what is there of it is ended", run)
+            await self._end(self._by_run.pop(run), 0.0)
 
-    async def _end(self, tree: Found) -> None:
+    async def note_adopted(self, tree: Found) -> None:
+        """Should we die from here on, it may be the run's doing."""
+        if tree.about is not None:
+            await self._keeper.describe(tree.number, tree.about)
+
+    async def give_up(self, tree: Found, *, over: bool) -> None:
+        """End it, if nobody has gone on with it. ``over``: its run has ended, and what was to be
+        kept of it is."""
+        if tree.number not in self._keeper.found or self._keeper.broken_off:
+            return
+        with trio.CancelScope(shield=True):
+            if over and tree.kept:
+                await self._keeper.forget_found(tree)
+            else:
+                await self._end(tree, tree.about.grace if tree.about else 0.0)
+
+    async def _end(self, tree: Found, grace: float) -> None:
         try:
-            await self._keeper.end_found(tree, 0)
+            await self._keeper.end_found(tree, grace)
         except KeeperLost:
             log.debug("tree %d went with its keeper", tree.number)

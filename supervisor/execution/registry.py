@@ -17,6 +17,9 @@ import trio
 from ...protocol.model import ABORTED, TRANSITIONS, Outcome, RunSpec, Status, unix_ms
 from ..processes.terminal_size import Window
 
+#: So many times that a run was taken over are told.
+MOST_TOLD = 20
+
 
 @dataclass(eq=False)
 class Live:
@@ -66,7 +69,7 @@ class Live:
     def go_on(self, adopted: Sequence[float]) -> None:
         """Its work outlived the daemon that began it, and maybe others. ``adopted``: when each of
         the next ones took it over, in Unix seconds."""
-        self.adopted_ms = [int(at * 1000) for at in adopted]
+        self.adopted_ms = [int(at * 1000) for at in adopted[-MOST_TOLD:]]
 
     def wait_behind(self, run: str | None) -> None:
         """It waits for the processes of ``run`` before it begins; for nothing with None."""

@@ -60,7 +60,7 @@ class Shutdown:
             self.core.scrape.stopping()
         await self.control.stop()
         await self.core.durable.stop_claiming()
-        self.core.base.keeper.broken_off = True
+        await self.core.base.keeper.leave()
 
     async def _end_runs(self) -> None:
         if self.core.scrape is not None:

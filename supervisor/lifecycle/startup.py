@@ -118,7 +118,7 @@ async def _run(
                         users={account.uid for _, account in switched(config)},
                     )
                 )
-                with _leaving_runs(keeper, held, file_lease, outlive):
+                with _leaving_runs(keeper, held, file_lease, outlive, wishes):
                     lease = None
                     if not config.database.embedded:
                         lease = await leases.enter_async_context(
@@ -177,15 +177,16 @@ class _Held:
 
 @contextmanager
 def _leaving_runs(
-    keeper: Keeper, held: _Held, file_lease: FileLease, outlive: float
+    keeper: Keeper, held: _Held, file_lease: FileLease, outlive: float, wishes: Wishes
 ) -> Iterator[None]:
     """What runs is left to the next daemon when this one was told so, or an error ends it, unless
-    somebody else may begin it by then."""
+    somebody else may begin it by then, or nobody is to: who is told to stop while it starts does
+    so, in order."""
     try:
         yield
     except BaseException as error:
-        lost = held.lost or _is_of_lease(error)
-        keeper.broken_off |= bool(outlive and not lost and keeper.has_runs)
+        over = held.lost or _is_of_lease(error) or (wishes.stop.is_set() and not wishes.leave)
+        keeper.broken_off |= bool(outlive and not over and keeper.has_runs)
         raise
     finally:
         if keeper.broken_off:

@@ -142,6 +142,8 @@ class Keeper:
         self._told: dict[str, int] = {}
         #: What outlived an earlier daemon, and was not claimed or ended yet: by its number.
         self.found: dict[int, Found] = {}
+        #: That daemon left it on purpose.
+        self.found_left = False
         self._waiting: dict[int, trio.Event] = {}
         self._replies: dict[int, dict[str, Any]] = {}
         self._processes: dict[int, Process] = {}
@@ -287,11 +289,13 @@ class Keeper:
         return self._next
 
     def adopt(self, visit: Visit) -> None:
-        """Take over what an earlier daemon has left running."""
+        """Take over what an earlier daemon has left running. Before ``read_messages``."""
+        self._buffer += visit.rest
+        self.found_left = visit.left
         for tree in visit.trees:
             self._marks[tree.number] = tree.mark
             self.found[tree.number] = tree
-            if tree.about is None and tree.status is not None:  # what a run has left behind
+            if tree.kept:
                 self._kept.add(tree.number)
 
     def claim_found(self, tree: Found) -> Process:
@@ -308,11 +312,24 @@ class Keeper:
 
     async def end_found(self, tree: Found, grace: float) -> None:
         """End a tree that does not go on, and forget it. Raises KeeperLost."""
-        self.found.pop(tree.number, None)
-        for fd in tree.fds.values():
-            os.close(fd)
+        self._let_go(tree)
         await self._end_tree(tree.number, grace)
         await self.forget(tree.number)
+
+    async def forget_found(self, tree: Found) -> None:
+        """The end of its run is stored; what it left behind goes on."""
+        self._let_go(tree)
+        await self.forget(tree.number)
+
+    def _let_go(self, tree: Found) -> None:
+        self.found.pop(tree.number, None)
+        for fd in tree.take_files().values():
+            os.close(fd)
+
+    async def leave(self) -> None:
+        """We end on purpose, and what runs goes on."""
+        await self._tell({"op": "leave"})
+        self.broken_off = True
 
     async def hold_lease(self, fd: int) -> None:
         """Have it hold a copy of ``fd`` as well: who is connected through that stays so, for as
@@ -322,12 +339,12 @@ class Keeper:
                 with trio.CancelScope(shield=True):
                     await self._send(encode({"op": "hold", "fds": 1}), (fd,))
 
-    async def release_lease(self) -> None:
-        """Let go of what an earlier daemon had it hold. Raises KeeperLost."""
+    async def release_lease(self) -> bool:
+        """Let go of what an earlier daemon had it hold; whether it did. Raises KeeperLost."""
         number = self._next_number()
         try:
             await (await self._post_message(number, {"op": "release"})).wait()
-            self._take_answer(number)
+            return bool(self._take_answer(number).get("let_go"))
         finally:
             self._forget_request(number)
 
@@ -408,9 +425,11 @@ class Keeper:
     async def read_messages(self, scope: trio.CancelScope) -> None:
         """Dispatch what the keeper says, until it is gone, or ``scope`` is cancelled."""
         with scope:
-            while (messages := await self._receive_messages()) is not None:
+            messages: list[dict[str, Any]] | None = take_messages(self._buffer)
+            while messages is not None:
                 for message in messages:
                     self._handle_message(message)
+                messages = await self._receive_messages()
             self.dead.set()
             self.mark_lost()
 

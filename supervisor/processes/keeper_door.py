@@ -22,8 +22,9 @@ from .message_socket import MessageSocket
 PROTOCOL = 2
 SOCKET_FILE = "keeper.sock"
 LOCK_FILE = "lock"
-#: So long one who came may be silent, seconds.
-PATIENCE = 2.0
+#: So long one who came may be silent, seconds; so many may be there at once, and so much may they
+#: say, bytes.
+PATIENCE, MOST_GUESTS, MOST_SAID = 2.0, 16, 4096
 
 
 class Door:
@@ -34,8 +35,8 @@ class Door:
         """Raises OSError."""
         self._state = state
         self._selector = selector
-        self._guest: MessageSocket | None = None
-        self._deadline = math.inf
+        #: Until when each may be silent.
+        self._guests: dict[MessageSocket, float] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         # The path of a socket has 107 bytes, and that of a state directory more.
@@ -50,15 +51,12 @@ class Door:
             os.umask(old)
             os.fchdir(here)
             os.close(here)
-        self._listener.listen(8)
+        self._listener.listen(MOST_GUESTS)
         selector.register(self._listener, selectors.EVENT_READ, self)
 
     def next_deadline(self) -> float:
-        """When to call ``send_away``."""
-        return self._deadline
-
-    def is_guest(self, who: object) -> bool:
-        return who is not None and who is self._guest
+        """When to call ``send_silent_away``."""
+        return min(self._guests.values(), default=math.inf)
 
     def knock(self, *, occupied: bool) -> None:
         """Somebody comes. ``occupied``: there is a daemon already, as far as we know."""
@@ -69,47 +67,64 @@ class Door:
         sock.setblocking(False)
         if _read_user(sock) != os.geteuid():
             sock.close()
-        elif occupied or self._guest is not None:
-            guest = MessageSocket(sock, self._selector)
-            with contextlib.suppress(EOFError):
-                guest.send({"protocol": PROTOCOL, "pid": os.getpid(), "refused": "busy"})
-            guest.close()
-        else:
-            self._guest = MessageSocket(sock, self._selector)
-            self._deadline = time.monotonic() + PATIENCE
+            return
+        guest = MessageSocket(sock, self._selector, MOST_SAID)
+        self._guests[guest] = time.monotonic() + PATIENCE
+        if occupied:
+            self._refuse(guest, "busy")
+        elif len(self._guests) > MOST_GUESTS:
+            self._send_away(next(iter(self._guests)))
 
-    def hear(self) -> tuple[MessageSocket, dict[str, Any]] | None:
+    def hear(self, guest: object) -> tuple[MessageSocket, dict[str, Any]] | None:
         """The connection of the daemon that has come, which is the caller's from now on, and its
-        ``hello`` or ``bye``; None as long as there is none."""
-        guest = self._guest
-        assert guest is not None
+        ``hello`` or ``bye``; None as long as there is none. ``guest``: of whom there is an
+        event."""
+        if not isinstance(guest, MessageSocket) or guest not in self._guests:
+            return None  # sent away since
         try:
             received = guest.receive()
         except EOFError:
-            self.send_away()
+            self._send_away(guest)
             return None
+        come = None
         for message, fds in received:
             try:
                 known = message.get("op") in ("hello", "bye") and self._is_ours(fds)
             finally:
                 for fd in fds:
                     os.close(fd)
-            spoken = message["op"] == "bye" or message.get("protocol") == PROTOCOL
-            if known and spoken:
-                self._guest, self._deadline = None, math.inf
-                return guest, message
-            refused = "protocol" if known else "stranger"
-            with contextlib.suppress(EOFError):
-                guest.send({"protocol": PROTOCOL, "pid": os.getpid(), "refused": refused})
-            if not known:  # else it may say "bye"
-                self.send_away()
+            if come is not None or not known:
+                self._refuse(guest, "stranger")
                 return None
-        return None
+            if message["op"] == "bye" or message.get("protocol") == PROTOCOL:
+                come = guest, message
+            else:  # it may say "bye"
+                with contextlib.suppress(EOFError):
+                    guest.send({"protocol": PROTOCOL, "pid": os.getpid(), "refused": "protocol"})
+        if come is not None:
+            del self._guests[guest]
+            guest.trust()
+        return come
 
-    def send_away(self) -> None:
-        if self._guest is not None:
-            self._guest.close()
-        self._guest, self._deadline = None, math.inf
+    def send_silent_away(self) -> None:
+        """Those who have said nothing for too long."""
+        now = time.monotonic()
+        for guest in [guest for guest, end in self._guests.items() if now >= end]:
+            self._send_away(guest)
+
+    def send_all_away(self) -> None:
+        """A daemon has come."""
+        for guest in list(self._guests):
+            self._refuse(guest, "busy")
+
+    def _refuse(self, guest: MessageSocket, why: str) -> None:
+        with contextlib.suppress(EOFError):
+            guest.send({"protocol": PROTOCOL, "pid": os.getpid(), "refused": why})
+        self._send_away(guest)
+
+    def _send_away(self, guest: MessageSocket) -> None:
+        del self._guests[guest]
+        guest.close()
 
     def _is_ours(self, fds: list[int]) -> bool:
         """Whether a descriptor is of the state directory's lock, and holds it. (Ours is closed at
@@ -124,7 +139,8 @@ class Door:
             return False
 
     def close(self) -> None:
-        self.send_away()
+        for guest in list(self._guests):
+            self._send_away(guest)
         self._selector.unregister(self._listener)
         self._listener.close()
         with contextlib.suppress(OSError):

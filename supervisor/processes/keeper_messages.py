@@ -34,6 +34,7 @@ memory left; else "".
 
 import json
 import struct
+import sys
 from typing import Any
 
 _HEADER = struct.Struct(">I")
@@ -44,10 +45,11 @@ def encode(message: dict[str, Any]) -> bytes:
     return _HEADER.pack(len(data)) + data
 
 
-def take_messages(buffer: bytearray) -> list[dict[str, Any]]:
-    """Those that are whole, out of ``buffer``; the beginning of one more stays there."""
-    messages = []
-    while len(buffer) >= _HEADER.size:
+def take_messages(buffer: bytearray, most: int = sys.maxsize) -> list[dict[str, Any]]:
+    """Those that are whole, ``most`` of them, out of ``buffer``; what follows stays there. Raises
+    ValueError, RecursionError, when it holds something else."""
+    messages: list[dict[str, Any]] = []
+    while len(buffer) >= _HEADER.size and len(messages) < most:
         end = _HEADER.size + _HEADER.unpack_from(buffer)[0]
         if len(buffer) < end:
             break

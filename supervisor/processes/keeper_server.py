@@ -64,10 +64,11 @@ class Keeper:
         self.daemon: MessageSocket | None = MessageSocket(sock, self.selector)
         self.door = Door(state, self.selector) if outlive > 0 else None
         self.timer = -1  # while there is no daemon
+        self.expired = False  # the time is over, and a daemon has not taken yet what is here
         self.lease = -1  # a descriptor that goes on holding the daemon's lease
         self.leased = False  # whether there ever was one
         self.woke = 0.0  # how much longer the machine has slept than we know of
-        self.offered: MessageSocket | None = None  # to whom what is here was shown
+        self.left = False  # the daemon said that it goes, and another one comes
         self.last = 0  # number of a message of the daemon
         self.environments = Environments(self.selector, self.forest.untracked)
         self.waiting: Waiting | None = None
@@ -103,7 +104,7 @@ class Keeper:
                 if self.daemon is not None and self.daemon.again:
                     self.attempt(self.daemon, self.daemon.flush)
                 if self.door is not None and time.monotonic() >= self.door.next_deadline():
-                    self.door.send_away()
+                    self.door.send_silent_away()
                 if self.has_overslept():
                     raise Leave  # the lease may be another's by now
                 self.reap_children()
@@ -159,11 +160,41 @@ class Keeper:
             self.attempt(self.daemon, lambda: self.hear_daemon(events))
         elif isinstance(who, Door):
             who.knock(occupied=self.daemon is not None)
-        elif self.door is not None and self.door.is_guest(who):
-            if (come := self.door.hear()) is not None:
-                self.receive_daemon(*come)
-        elif who in ("timer", "lease"):
+        elif who == "lease":
+            self.hear_lease()
+        elif who == "timer":
+            self.hear_timer()
+        elif self.door is not None and (come := self.door.hear(who)) is not None:
+            self.receive_daemon(*come)
+
+    def hear_timer(self) -> None:
+        """Raises Leave, unless a daemon came at the last moment; it may still take all."""
+        if self.timer < 0:
+            return
+        self.close_timer()
+        if self.daemon is None:
             raise Leave
+        self.expired = True
+
+    def close_timer(self) -> None:
+        if self.timer >= 0:
+            self.selector.unregister(self.timer)
+            os.close(self.timer)
+            self.timer = -1
+
+    def hear_lease(self) -> None:
+        """What comes there is the answer to what the dead daemon had asked, or the news of the
+        lease's end, which its connection's follows. Raises Leave."""
+        if self.lease < 0 or self.daemon is not None:  # a daemon has come at the same moment
+            return
+        try:
+            if os.read(self.lease, 1 << 16):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        raise Leave
 
     def attempt(self, daemon: MessageSocket, what: Callable[[], object]) -> None:
         """Raises Leave."""
@@ -185,8 +216,8 @@ class Keeper:
         """It is gone without a word: another one may come. Raises Leave, if none will."""
         assert self.daemon is not None
         self.daemon.close()
-        self.daemon = self.offered = None
-        if self.door is None or (self.leased and self.lease < 0):
+        self.daemon = None
+        if self.door is None or self.expired or (self.leased and self.lease < 0):
             raise Leave
         if self.lease >= 0:  # nothing comes there but the news that it is lost
             self.selector.register(self.lease, selectors.EVENT_READ, "lease")
@@ -202,12 +233,12 @@ class Keeper:
         for tree in self.forest.list_all():
             self.hear_child(tree)
         self.daemon = guest
+        assert self.door is not None
+        self.door.send_all_away()
         if self.lease >= 0:
             self.selector.unregister(self.lease)
         trees = [tree for tree in self.forest.list_all() if not tree.void and tree.report < 0]
-        for tree in self.forest.list_all():
-            if tree.report >= 0:  # it may still fail to begin, of which nobody would be told
-                self.end_tree({"tree": tree.number, "id": -1, "grace": 0, "keep": False})
+        beginning = [tree for tree in self.forest.list_all() if tree.report >= 0]
         greeting = {
             "protocol": PROTOCOL,
             "pid": os.getpid(),
@@ -215,8 +246,11 @@ class Keeper:
             "last": self.last,
             "groups": self.groups,
             "version": self.version,
+            "left": self.left,
         }
         self.attempt(guest, lambda: self.show_trees(guest, greeting, trees))
+        for tree in beginning:  # it may still fail to begin, of which nobody would be told
+            self.end_tree({"tree": tree.number, "id": -1, "grace": 0, "keep": False})
 
     def show_trees(self, guest: MessageSocket, greeting: dict[str, Any], trees: list[Tree]) -> None:
         """Raises EOFError."""
@@ -229,6 +263,7 @@ class Keeper:
                 "status": tree.status,
                 "starved": tree.starved,
                 "cut": tree.cut,
+                "kept": tree.kept,
                 "names": list(tree.files),
                 "about": tree.about,
             }
@@ -237,10 +272,8 @@ class Keeper:
     def be_taken(self, message: dict[str, Any]) -> None:
         """The daemon has all that was shown to it: it is ours from here on."""
         self.outlive = message["outlive"]
-        if self.timer >= 0:
-            self.selector.unregister(self.timer)
-            os.close(self.timer)
-            self.timer = -1
+        self.close_timer()
+        self.expired = self.left = False
 
     def hold_lease(self, fds: list[int]) -> None:
         """In place of the one before. While nobody holds it the daemon must not die: then we
@@ -249,6 +282,8 @@ class Keeper:
             os.close(self.lease)
         self.lease = fds[0] if fds else -1
         self.leased = True
+        if fds:
+            os.set_blocking(self.lease, False)
         for fd in fds[1:]:
             os.close(fd)
 
@@ -290,8 +325,11 @@ class Keeper:
         elif op == "forget":
             self.forest.forget(message["tree"])
         elif op == "release":
+            held = self.lease >= 0
             self.hold_lease([])
-            self.send({"id": message["id"]})
+            self.send({"id": message["id"], "let_go": held})
+        elif op == "leave":
+            self.left = True
         elif op == "taken":
             self.be_taken(message)
         elif op == "bye":
@@ -474,6 +512,7 @@ class Keeper:
         if kept:
             waiters, tree.waiting = tree.waiting, []
             tree.kill_at, tree.killed, tree.keep = math.inf, False, False
+            tree.kept = True
             tree.termed.clear()
             tree.held = {}  # the daemon has forgotten it as well
         else:

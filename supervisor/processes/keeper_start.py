@@ -70,7 +70,7 @@ async def open_keeper(
     given = given or inherited()
     if adopt:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-    visit = await _visit(Path(state), lease, outlive) if outlive > 0 and lease >= 0 else None
+    visit = await _visit(Path(state), lease, outlive) if lease >= 0 else None
     if visit is not None and visit.is_idle:
         # It keeps the program, the environment and the limits that it began with: a new one has
         # those of today.
@@ -177,8 +177,10 @@ class FoundKeeper:
 
     async def wait(self, seconds: float | None = None) -> bool | None:
         """As ``OwnKeeper.wait``; it is not told how it has ended, so that is looked for."""
-        ended = await _try_lock(self._lock, math.inf if seconds is None else seconds)
-        return False if ended else None
+        if not await _try_lock(self._lock, math.inf if seconds is None else seconds):
+            return None
+        os.close(self._lock)
+        return False
 
 
 async def _clear(cgroups: Groups, wait: float) -> None:

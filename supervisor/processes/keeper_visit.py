@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
+import signal
 import socket
+import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,9 @@ from .terminal_size import Clients
 
 #: For one answer of the keeper, seconds.
 ANSWER = 10.0
+#: Descriptors that a daemon needs besides those of what it takes over, and for each tree of that.
+SPARE, EACH = 64, 2
+NO_ROOM = "there are no file descriptors left; raise runctld's limit of them"
 #: The keeper has not heard of the end of its daemon yet: asked again so often, seconds.
 BUSY_PAUSE, BUSY_PATIENCE = 0.005, 2.0
 
@@ -28,8 +34,8 @@ class About(msgspec.Struct, frozen=True):
     """What the next daemon is told of a tree. ``kind``: "run", "hook" or "server". Of a run:
     which attempt it is, when it began (Unix seconds), what its command is called in words, its
     grace in seconds, and whether what it leaves behind is kept; ``adopted``: when daemons took it
-    over (Unix seconds), and how many bytes of output there were then; ``clients``: whose terminals
-    its own is like."""
+    over (Unix seconds), and how many bytes of output there were then; ``calm_since``: which of
+    these, the later ones, were not on purpose; ``clients``: whose terminals its own is like."""
 
     kind: str
     run: str = ""
@@ -39,14 +45,16 @@ class About(msgspec.Struct, frozen=True):
     grace: float = 0.0
     keep: bool = False
     adopted: list[tuple[float, int]] = []
+    calm_since: float = 0.0
     clients: Clients = []
 
 
 @dataclass(slots=True)
 class Found:
     """A tree that outlived its daemon. ``status``: how its root ended, None while it runs.
-    ``cut``: the daemon had it ended, and its root had not ended by itself before.
-    ``fds``: what was kept of it, by name; ours to close."""
+    ``cut``: the daemon had it ended, and its root had not ended by itself before. ``kept``: only
+    what its root left behind is there, which goes on. ``fds``: what was kept of it, by name; ours
+    to close."""
 
     number: int
     pid: int
@@ -54,29 +62,36 @@ class Found:
     status: int | None
     starved: str
     cut: bool
+    kept: bool
     about: About | None
     fds: dict[str, int] = field(default_factory=dict)
+
+    def take_files(self) -> dict[str, int]:
+        """``fds``, which are the caller's to close from here on."""
+        taken, self.fds = self.fds, {}
+        return taken
 
 
 @dataclass(slots=True)
 class Visit:
     """A keeper that was found alive: its process id, the version of the daemon that started it,
     our connection to it, the number of the last message that it had, what the paths of its runs'
-    cgroups begin with, and its trees."""
+    cgroups begin with, whether the daemon before us left it on purpose, its trees, and what it has
+    said behind them."""
 
     pid: int
     version: str
     sock: socket.socket
     last: int
     groups: str
+    left: bool
     trees: list[Found]
+    rest: bytes
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing of it is worth to be adopted."""
-        # What has no story and has ended left something behind that was to be kept.
-        kept = any(tree.about is None and tree.status is not None for tree in self.trees)
-        return not kept and not any(tree.about and tree.about.run for tree in self.trees)
+        return not any(tree.kept or (tree.about and tree.about.run) for tree in self.trees)
 
     def dismiss(self) -> None:
         """Have it end all, and let go of it."""
@@ -92,12 +107,17 @@ class Visit:
 
 
 class Refused(Exception):
-    """The keeper does not speak our protocol; it was told to end all."""
+    """The keeper cannot hand over what it has, and was told to end all, or killed; in words."""
+
+
+class _Again(Exception):
+    """The keeper has other things to do just now, in words."""
 
 
 def visit_keeper(state: Path, lock: int, outlive: float) -> Visit | None:
     """Take what the keeper of the state directory has, for which ``lock`` is held. None when there
-    is none. Blocking, for ``ANSWER`` seconds at most.
+    is none, or when it had to end all since nothing may ``outlive`` a daemon. Blocking, for
+    ``ANSWER`` seconds at most.
 
     Raises: Refused; OSError, when it breaks off, or there is no descriptor left: then nothing has
     changed, and another daemon can take all."""
@@ -107,16 +127,46 @@ def visit_keeper(state: Path, lock: int, outlive: float) -> Visit | None:
         if sock is None:
             return None
         try:
-            visit = _greet(sock, lock, outlive)
+            if outlive <= 0:
+                _send(sock, {"op": "bye"}, [lock])
+                _wait_for_end(sock)
+                return None
+            return _greet(sock, lock, outlive)
+        except TimeoutError:
+            _kill(sock)
+            raise Refused("its keeper does not answer, and was killed") from None
+        except _Again as again:
+            if time.monotonic() > deadline:
+                raise OSError(f"its keeper {again}") from None
         except BaseException:
             sock.close()
             raise
-        if visit is not None:
-            return visit
         sock.close()
-        if time.monotonic() > deadline:
-            raise OSError("the process keeper of an earlier daemon serves another one")
         time.sleep(BUSY_PAUSE)
+
+
+def _wait_for_end(sock: socket.socket) -> None:
+    """Whoever is busy says so, and is asked again. Raises _Again."""
+    said = b""
+    with sock:
+        try:
+            while data := sock.recv(1 << 16):
+                said += data
+        except ConnectionResetError:
+            pass
+    if said:
+        raise _Again("serves another daemon")
+
+
+def _kill(sock: socket.socket) -> None:
+    """Whoever listens at the other end; what it has ends with it."""
+    with sock:
+        size = struct.calcsize("3i")
+        pid, _, _ = struct.unpack(
+            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        )
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _connect(state: Path) -> socket.socket | None:
@@ -138,18 +188,17 @@ def _connect(state: Path) -> socket.socket | None:
     return sock
 
 
-def _greet(sock: socket.socket, lock: int, outlive: float) -> Visit | None:
-    """None when it is busy."""
-    _send(sock, {"op": "hello", "protocol": PROTOCOL, "pid": os.getpid()}, [lock])
+def _greet(sock: socket.socket, lock: int, outlive: float) -> Visit:
+    """Raises _Again, Refused, OSError."""
     reader = _Reader(sock)
     try:
+        _send(sock, {"op": "hello", "protocol": PROTOCOL, "pid": os.getpid()}, [lock])
         greeting = reader.read()[0]
-        refused = greeting.get("refused")
-        if refused == "busy":
-            return None
-        if refused is not None:
+        if (refused := greeting.get("refused")) is not None:
+            if refused == "busy":
+                raise _Again("serves another daemon")
             _send(sock, {"op": "bye"}, [lock])
-            raise Refused(str(refused))
+            raise Refused(f"its keeper, of another version, says {refused!r}, and ends it")
         trees = []
         for _ in range(greeting["trees"]):
             message, fds = reader.read()
@@ -157,23 +206,43 @@ def _greet(sock: socket.socket, lock: int, outlive: float) -> Visit | None:
             trees.append(
                 Found(
                     *(message["tree"], message["root"], message["mark"], message["status"]),
-                    *(message["starved"], message["cut"], about),
+                    *(message["starved"], message["cut"], message["kept"], about),
                     dict(zip(message["names"], fds, strict=True)),
                 )
             )
+        _check_room(SPARE + len(trees) * EACH)
+        sock.sendall(encode({"op": "taken", "outlive": outlive}))
+    except ConnectionError as error:  # it was busy, or its time was over
+        reader.close()
+        raise _Again("broke off") from error
     except BaseException:
         reader.close()
         raise
-    reader.release()
-    sock.sendall(encode({"op": "taken", "outlive": outlive}))
     return Visit(
         greeting["pid"],
         greeting.get("version", ""),
         sock,
         greeting["last"],
         greeting["groups"],
+        greeting["left"],
         trees,
+        reader.rest,
     )
+
+
+def _check_room(count: int) -> None:
+    """Raises OSError, unless we may open ``count`` files more."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise OSError(NO_ROOM) from None
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def _send(sock: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
@@ -183,19 +252,22 @@ def _send(sock: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
 
 
 class _Reader:
-    """Messages, one by one, and the descriptors that came with each. ``close`` gives all of
-    these back."""
+    """Messages, one by one, and the descriptors that came with each. ``rest``: what came behind
+    those that were read. ``close`` gives all descriptors back."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._buffer = bytearray()
-        self._messages: list[dict[str, Any]] = []
         self._sets: list[list[int]] = []
         self._given: list[int] = []
 
+    @property
+    def rest(self) -> bytes:
+        return bytes(self._buffer)
+
     def read(self) -> tuple[dict[str, Any], list[int]]:
         """Raises OSError."""
-        while not self._messages:
+        while not (messages := take_messages(self._buffer, 1)):
             data, ancillary, flags, _ = self._sock.recvmsg(
                 1 << 16, socket.CMSG_SPACE(MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC
             )
@@ -205,22 +277,17 @@ class _Reader:
                     fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
             self._given += fds
             if flags & socket.MSG_CTRUNC:
-                raise OSError("there are no file descriptors left; raise runctld's limit of them")
+                raise OSError(NO_ROOM)
             if fds:
                 self._sets.append(list(fds))
             if not data:
-                raise OSError("the process keeper of an earlier daemon broke off")
+                raise ConnectionResetError
             self._buffer += data
-            self._messages += take_messages(self._buffer)
-        message = self._messages.pop(0)
+        message = messages[0]
         fds_of = self._sets.pop(0) if message.get("fds") and self._sets else []
         if len(fds_of) != message.get("fds", 0):
             raise OSError("descriptors were lost on the way from the process keeper")
         return message, fds_of
-
-    def release(self) -> None:
-        """What came is somebody else's."""
-        self._given.clear()
 
     def close(self) -> None:
         for fd in self._given:

@@ -24,10 +24,15 @@ Received = tuple[dict[str, Any], list[int]]
 
 class MessageSocket:
     """Registered with ``selector`` for what it waits for, with itself as data. ``again``: whether
-    ``flush`` is to be called again in a moment, of which no event tells."""
+    ``flush`` is to be called again in a moment, of which no event tells. ``most``: so many bytes
+    may be said there, and one set of descriptors; 0 for any. Whoever says more, or what is no
+    message, counts as gone."""
 
-    def __init__(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self, sock: socket.socket, selector: selectors.BaseSelector, most: int = 0
+    ) -> None:
         sock.setblocking(False)
+        self._most = most
         self.sock = sock
         self.again = False
         self._selector = selector
@@ -90,7 +95,19 @@ class MessageSocket:
         if not data:
             raise EOFError
         self._buffer += data
-        return [(x, self._take_fds(x)) for x in take_messages(self._buffer)]
+        if self._most and (len(self._buffer) > self._most or len(self._fds) > 1):
+            raise EOFError
+        try:
+            messages = take_messages(self._buffer)
+        except (ValueError, RecursionError) as error:
+            raise EOFError from error
+        if not all(isinstance(message, dict) for message in messages):
+            raise EOFError
+        return [(x, self._take_fds(x)) for x in messages]
+
+    def trust(self) -> None:
+        """From here on what is said there has no bound."""
+        self._most = 0
 
     def _take_fds(self, message: dict[str, Any]) -> list[int]:
         return self._fds.popleft() if message.get("fds") and self._fds else []

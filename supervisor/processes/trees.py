@@ -48,6 +48,8 @@ class Tree:
         #: ``about`` it is known until it is forgotten, though nothing of it runs any more.
         self.files: dict[str, int] = {}
         self.about: dict[str, Any] | None = None
+        #: It was ended, and what its root left behind goes on.
+        self.kept = False
         #: How its root ended, and whether that was asked for before.
         self.status: int | None = None
         self.cut = False

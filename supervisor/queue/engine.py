@@ -81,6 +81,9 @@ class Survivors(Protocol):
     async def settle(self, going_on: Collection[str]) -> None:
         """End all but those."""
 
+    async def wait_taken(self, seconds: float) -> None:
+        """Until somebody goes on with each of them; those of whom nobody does are ended."""
+
 
 class Durable:
     """``launch`` inside the trio-asyncio loop."""
@@ -236,6 +239,8 @@ class Durable:
             await trio.to_thread.run_sync(self._recover, spare)
             claims.start()
             self.strays = Strays(self.attempts, claims.knows, claims.kick_all, self._lease_held)
+            if found is not None:
+                await found.wait_taken(self._config.start_timeout)
         except sa.exc.SQLAlchemyError as error:
             raise Unavailable(f"the database cannot be used: {reason(error)}") from error
 

@@ -144,17 +144,17 @@ class Command:
         assert tree.about is not None
         if around.window is not None:
             around.window.restore(tree.about.clients)
-        ends = adopt_ends(stack, tree.fds, found.stored, around.window)
+        ends = adopt_ends(stack, tree.take_files(), found.stored, around.window)
         if lost := ends.find_lost(found.stored):
             found.skip(lost)
         flow = Flow(ends.sources, emit)
         stack.callback(flow.close)
-        process = self._keeper.claim_found(tree)
         (at, _), total = tree.about.adopted[-1], sum(found.stored.values())
         adopted = [*tree.about.adopted[:-1], (at, total)]
         about = msgspec.structs.replace(tree.about, adopted=adopted)
-        await process.describe(about)
-        return _Job(process, ends, flow, about)
+        await self._keeper.describe(tree.number, about)
+        # Last: from here on whoever has the job ends it, until then whoever gave us the tree.
+        return _Job(self._keeper.claim_found(tree), ends, flow, about)
 
     async def _follow(self, job: _Job) -> Outcome:
         process, ends, flow, about = job.process, job.ends, job.flow, job.about
