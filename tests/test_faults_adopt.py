@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
+import trio_asyncio
 from conftest import Box, wait_until
-from proc import alive
+from house import House
+from proc import alive, find_keeper
+from runctl.config.schema import Config, Database
+from runctl.supervisor.cluster.database_lease import hold_database_lease
 
 OUTLIVE = "start_timeout = '600s'\n[queue]\noutlive = '600s'\nstop_grace = '600s'\n"
 #: Says when TERM comes, and ends only when it may.
@@ -79,3 +86,74 @@ def test_a_command_is_ended_by_a_stop_in_order(living: Box, tmp_path: Path) -> N
     living.runctl("wait", run)
     assert living.show(run)["attempt"] == 2
     assert (tmp_path / "begun").read_text() == "begun\nbegun\n"
+
+
+class Watcher:
+    """A deputy that looks, when it is called, at the generation that the database has."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self.calls: list[tuple[str, Any]] = []
+
+    async def hold_lease(self, fd: int) -> None:
+        os.fstat(fd)
+        await self._note("hold")
+
+    async def release_lease(self) -> bool:
+        await self._note("release")
+        return False
+
+    async def _note(self, what: str) -> None:
+        query = "SELECT generation FROM runctl.executors WHERE id = 'held'"
+        self.calls.append((what, await trio.to_thread.run_sync(self._house.sql, query)))
+
+
+async def test_the_lease_has_no_deputy_for_no_longer_than_it_takes(house: House) -> None:
+    """A daemon that dies in between takes along what runs: it has it held before all else."""
+    config = Config(Path("/nowhere"), database=Database(house.url))
+    async with trio_asyncio.open_loop():
+        async with hold_database_lease(config, "held"):
+            pass
+        first, second = Watcher(house), Watcher(house)
+        async with hold_database_lease(config, "held", "", first):
+            pass
+        async with hold_database_lease(config, "held", "", second):
+            pass
+    assert [what for what, _ in first.calls] == ["release", "hold"]
+    assert first.calls[0][1] == first.calls[1][1]
+    assert second.calls[0][1] > first.calls[1][1], "it is raised after that"
+
+
+LEASE = (
+    "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'runctld pid %: a'"
+    " AND datname = current_database()"
+)
+
+
+def count_unread(pid: int) -> int:
+    """Bytes that came over TCP and that the process has not read."""
+    fds = [os.readlink(fd.path) for fd in os.scandir(f"/proc/{pid}/fd")]
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if f"socket:[{row[9]}]" in fds)
+
+
+def test_the_database_answers_a_daemon_that_is_gone(house: House, tmp_path: Path) -> None:
+    """What it had asked of its lease last: that is no news of the lease."""
+    top, more = OUTLIVE.split("[queue]")
+    a = house.box("a", f"[queue]{more}", top=top)
+    run = house.bus.submit("t", [sys.executable, "-c", STAYS, str(tmp_path)], "a")
+    wait_until(lambda: is_there(tmp_path / "pid"), "it runs")
+    keeper, session = find_keeper(a.pid), house.sql(LEASE)[0]["pid"]
+    os.kill(session, signal.SIGSTOP)
+    try:
+        wait_until(lambda: count_unread(session), "it is asked for")
+        os.kill(a.pid, signal.SIGSTOP)
+    finally:
+        os.kill(session, signal.SIGCONT)
+    wait_until(lambda: count_unread(keeper), "it has answered")
+    a.kill()
+    a.start()
+    assert alive(keeper)
+    (tmp_path / "go").touch()
+    house.bus.wait_end("t", run)
+    assert house.bus.run(run).attempt == 1

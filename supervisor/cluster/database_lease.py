@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import trio
 import trio_asyncio
@@ -52,6 +52,16 @@ _PAUSE = 2.0
 Contact = Callable[[], Awaitable[None]]
 
 
+class Deputy(Protocol):
+    """Has the lease in our place while there is no daemon."""
+
+    async def hold_lease(self, fd: int) -> None:
+        """``fd``: the socket of the connection that has the lock; in place of the one before."""
+
+    async def release_lease(self) -> bool:
+        """Let go of what it holds; whether there was anything. Returns when it has."""
+
+
 class Predecessor(NamedTuple):
     """Who had the lease before us, from another state directory: whether it has ended is not
     known. It goes on for ``grace`` seconds without the lease."""
@@ -70,6 +80,7 @@ class Lease:
         session: Any,
         generation: int,
         predecessor: Predecessor | None,
+        deputy: Deputy | None = None,
     ) -> None:
         self._config = config
         self._executor = executor
@@ -84,8 +95,7 @@ class Lease:
         self._ticked_at = _now()
         self._away = self._not_ours = False
         self.abandoned = False
-        #: Is given the socket of each connection that has the lock.
-        self.on_connect: Callable[[int], Awaitable[None]] | None = None
+        self._deputy = deputy
         self._adopt(conn, session, _now())
 
     def _adopt(self, conn: Any, session: Any, sent: float) -> None:
@@ -209,7 +219,8 @@ class Lease:
             raise self._lease_lost(f"the connection to PostgreSQL broke, and {why[-1]}", "")
         conn, session, sent = found
         self._adopt(conn, session, sent)
-        await self.share()
+        if self._deputy is not None:
+            await self._deputy.hold_lease(keep_alive(conn))
         log.info(
             "PostgreSQL was away for %.1f s: the lease is held again, no run was touched",
             sent - noticed,
@@ -315,10 +326,6 @@ class Lease:
             " stopped and will be replayed; restart runctld"
         )
 
-    async def share(self) -> None:
-        """Give the socket of the connection to whom it may concern (``on_connect``)."""
-        if self.on_connect is not None:
-            await self.on_connect(keep_alive(self._conn))
 
     def abandon(self) -> None:
         """Leave the session as it is, to whoever has a copy of its socket."""
@@ -346,14 +353,13 @@ async def hold_database_lease(
     config: Config,
     executor: str,
     home: str = "",
-    release: Callable[[], Awaitable[bool]] | None = None,
+    deputy: Deputy | None = None,
 ) -> AsyncIterator[Lease]:
     """Hold the executor ID in the shared database. ``home``: what names our state directory,
-    whose lock we hold. ``release`` has whoever holds it in our place let go of it; whether anybody
-    did.
+    whose lock we hold. ``deputy``: who holds it as well, and alone while there is no daemon.
 
     Raises: LeaseHeld, naming the holder; ConfigError; Unavailable."""
-    lease = await _take(config, executor, home, release)
+    lease = await _take(config, executor, home, deputy)
     try:
         yield lease
     finally:
@@ -361,9 +367,7 @@ async def hold_database_lease(
             await lease.close()
 
 
-async def _take(
-    config: Config, executor: str, home: str, release: Callable[[], Awaitable[bool]] | None
-) -> Lease:
+async def _take(config: Config, executor: str, home: str, deputy: Deputy | None) -> Lease:
     """A connection that breaks before it has the lock, as when the server restarts, is
     replaced: ``connect`` waits for the server. Not so when somebody held the lock in our place,
     and has let go of it: what runs is without a lease then, and must not go on."""
@@ -375,9 +379,12 @@ async def _take(
         try:
             await check_sessions(config, conn, name)
             await prepare_tables(conn, lease_key(config))
-            if release is not None:
-                released = await release()
+            # In between nobody has it: who dies then takes what runs along.
+            if deputy is not None:
+                released = await deputy.release_lease()
             await _lock(conn, config, executor)
+            if deputy is not None:
+                await deputy.hold_lease(keep_alive(conn))
             before = await aio(conn.fetchrow)(lease_sql.ROW, executor)
             generation = await aio(conn.fetchval)(lease_sql.RAISE_GENERATION, executor)
             session = await aio(conn.fetchrow)(lease_sql.SESSION)
@@ -399,7 +406,8 @@ async def _take(
             conn.terminate()
             raise
         else:
-            return Lease(config, executor, conn, session, generation, _predecessor(before, home))
+            found = _predecessor(before, home)
+            return Lease(config, executor, conn, session, generation, found, deputy)
 
 
 def _predecessor(row: Any, home: str) -> Predecessor | None:

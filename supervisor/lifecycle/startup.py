@@ -121,12 +121,10 @@ async def _run(
                 with _leaving_runs(keeper, held, file_lease, outlive, wishes):
                     lease = None
                     if not config.database.embedded:
+                        deputy = keeper if outlive else None
                         lease = await leases.enter_async_context(
-                            hold_database_lease(config, executor, home, keeper.release_lease)
+                            hold_database_lease(config, executor, home, deputy)
                         )
-                        if outlive:
-                            lease.on_connect = keeper.hold_lease
-                            await lease.share()
                     fence = held.fence = Fence(file_lease, lease)
                     stack.enter_context(fence.asks_on_waking())
                     nursery = await stack.enter_async_context(trio.open_nursery())
