@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -11,10 +13,14 @@ from proxy import Proxy
 
 from .parts import Executor, strike
 from .plan import Fault
-from .stage import Stage
+from .stage import STARTS_WITHIN, Stage
 
 #: Seconds that each piece of data takes over a slow connection.
 SLOW = 0.15
+#: So long after its time a keeper may still have something to end, on a busy machine.
+ENDED_WITHIN = 15.0
+#: What of a daemon that starts is killed: so many, one after the other.
+STARTS = 3
 
 
 async def inject(stage: Stage, fault: Fault, skews: list[int]) -> bool:
@@ -24,24 +30,56 @@ async def inject(stage: Stage, fault: Fault, skews: list[int]) -> bool:
     if what == "daemon":
         return await _daemon(stage, executor, how, fault, skews)
     if what == "keeper":
+        executor.history.end_runs(time.monotonic(), "its keeper was killed")
         return strike(executor.keeper(), signal.SIGKILL)
+    if what == "runctl":
+        return await _restart(stage, executor)
     if fault.kind == "disk full":
         return await _disk(stage, fault)
     if fault.kind == "no file descriptors":
         return await _descriptors(stage, executor, fault)
     if "connections" in how or what.endswith("s'"):
-        return await _network(_proxy(stage, what, fault.target), how.split()[-1], fault.lasts)
+        of_lease = [executor] if what == "PostgreSQL" else []
+        with _Doubt(of_lease, fault):
+            proxy = _proxy(stage, what, fault.target)
+            return await _network(proxy, how.split()[-1], fault.lasts)
     if what == "nats-server":
         return await _nats(stage, how, fault)
     assert what == "PostgreSQL", fault.kind
-    return await _postgres(stage, how, fault)
+    with _Doubt(stage.executors, fault):
+        return await _postgres(stage, how, fault)
+
+
+class _Doubt:
+    """Meanwhile these may lose their leases."""
+
+    def __init__(self, executors: list[Executor], fault: Fault) -> None:
+        self._executors, self._fault = executors, fault
+        self._began = time.monotonic()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for executor in self._executors:
+            executor.history.doubt(self._began, time.monotonic(), self._fault.kind)
 
 
 async def _daemon(
     stage: Stage, executor: Executor, how: str, fault: Fault, skews: list[int]
 ) -> bool:
     if how == "killed":
-        return executor.signal(signal.SIGKILL)
+        return executor.kill()
+    if how == "killed, the next one late":
+        return await _late(stage, executor, fault)
+    if how == "killed while it starts":
+        return await _kill_starts(executor, fault)
+    if how == "and keeper killed":
+        return await _kill_both(stage, executor)
+    if how == "told to leave":
+        return executor.signal(signal.SIGUSR1)
+    if how == "told to start again":
+        return executor.signal(signal.SIGUSR2)
     if how == "stopped and continued":
         began = time.monotonic()
         hit = await _pause(executor.pid, fault.lasts)
@@ -50,6 +88,77 @@ async def _daemon(
     if how.endswith("clock wrong"):
         executor.skew = skews[fault.target]
     return executor.signal(signal.SIGTERM)
+
+
+async def _late(stage: Stage, executor: Executor, fault: Fault) -> bool:
+    """Nobody comes for a while: what runs may end by itself meanwhile, or its time runs out."""
+    executor.hold()
+    try:
+        began = time.monotonic()
+        if not executor.kill():
+            return False
+        await asyncio.sleep(fault.lasts)
+        if stage.outlive < fault.lasts:
+            with contextlib.suppress(TimeoutError):
+                await executor.wait_keeper_gone(began + stage.outlive + ENDED_WITHIN)
+            now = time.monotonic()
+            if executor.keeper() is not None:
+                executor.history.wrong.append(f"its keeper lives {now - began:.1f} s without it")
+            executor.history.silence(now, now, "no daemon came in time")
+    finally:
+        executor.let()
+    return True
+
+
+async def _kill_starts(executor: Executor, fault: Fault) -> bool:
+    """Also while it adopts."""
+    hit = False
+    for n in range(STARTS):
+        ended = executor.ended
+        if executor.kill():
+            hit = True
+            await ended.wait()
+        await executor.begun.wait()
+        await asyncio.sleep(fault.lasts * (n + 1) / STARTS)
+    return hit | executor.kill()
+
+
+async def _kill_both(stage: Stage, executor: Executor) -> bool:
+    began = time.monotonic()
+    keeper = executor.keeper()
+    if keeper is None or executor.pid is None:
+        return False
+    executor.signal(signal.SIGSTOP)  # it would end what the keeper leaves
+    strike(keeper, signal.SIGKILL)
+    executor.history.end_runs(time.monotonic(), "it was killed with its keeper")
+    ended = executor.ended
+    executor.kill()
+    await ended.wait()
+    gone = time.monotonic()
+    async with asyncio.timeout(STARTS_WITHIN):
+        await executor.wait_ready()
+    executor.history.silence(gone, time.monotonic(), "it was killed with its keeper")
+    stage.paused(began)  # nothing ends what came loose until then: a peer may be earlier
+    return True
+
+
+async def _restart(stage: Stage, executor: Executor) -> bool:
+    """Amid other faults it may be told that it cannot, in one line."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "runctl.cli.main", "-c", str(executor.config), "restart"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if b"Traceback" in said or process.returncode not in (0, 1, 3, 4, 6):
+        text = said.decode(errors="replace")
+        executor.history.wrong.append(f"runctl restart: exit {process.returncode}: {text}")
+    return process.returncode == 0
 
 
 async def _pause(pid: int | None, seconds: float) -> bool:

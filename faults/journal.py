@@ -11,8 +11,9 @@ from .work import stream_of, text
 @dataclass(frozen=True)
 class Line:
     """``label``: the attempt of a command, "c" and a number for a call of a chat endpoint.
-    ``writer``: a process, or a call. ``what``: begin, part, alive, cut (the caller went
-    away) or end. ``at``: seconds on the machine's monotonic clock."""
+    ``writer``: executor and pid of a process, or a call. ``what``: begin, part, alive, cut (the
+    caller went away), fed (``part`` bytes came as stdin, the right ones if ``size``) or end.
+    ``at``: seconds on the machine's monotonic clock."""
 
     run: str
     label: str
@@ -36,11 +37,16 @@ class Try:
     ends: int = 0
     begins: int = 0
 
-    def content(self, chat: bool) -> dict[str, str]:
-        """What it wrote, by stream."""
+    @property
+    def executor(self) -> str:
+        """Who ran it; "" of a chat."""
+        return min(self.writers).rpartition("/")[0]
+
+    def content(self, kind: str) -> dict[str, str]:
+        """What it wrote, by stream. ``kind``: its runner."""
         found: dict[str, str] = {}
         for part, size in self.parts:
-            name = "text" if chat else stream_of(part)
+            name = {"chat": "text", "terminal": "stdout"}.get(kind) or stream_of(part)
             found[name] = found.get(name, "") + text(self.run, self.label, part, size)
         return found
 

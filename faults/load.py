@@ -122,8 +122,10 @@ class Load:
             }
             return messages.Submit(work.thread, "chat", work.run, json.dumps(wanted))
         argv = [sys.executable, "-I", "-S", program.__file__, str(self.journal), work.mode]
-        argv += [str(x) for x in (work.parts, work.pause, work.size, work.code)]
-        return messages.Submit(work.thread, "shell", work.run, argv=argv, cwd="/")
+        numbers = (work.parts, work.pause, work.size, work.code, work.prompt)
+        argv += [str(x) for x in numbers]
+        prompt = program.prompt_of(work.prompt) if work.prompt else None
+        return messages.Submit(work.thread, work.kind, work.run, prompt, argv, cwd="/")
 
     async def _act(self, act: Act, began: float) -> None:
         await asyncio.sleep(max(0.0, began + act.at - time.monotonic()))

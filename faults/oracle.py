@@ -13,11 +13,15 @@ from runctl.protocol import records
 from runctl.protocol.model import Run, Status
 
 from . import journal
+from .history import Absence, Silence
 from .journal import Line, Try
 from .load import Seen, Told
 from .plan import Work
 
 EXIT = {"succeeded": 0, "failed": 1, "dead": 1, "aborted": 5}
+#: A run that lived through the ends of so many daemons may be ended, and begin anew.
+MOST_IN_VAIN = 3
+HARMFUL = re.compile(r"run (\S+) seems to take its daemon down")
 #: What must not stand in a daemon's log.
 WORRYING = re.compile(
     r"Traceback|never retrieved|never awaited|internal error"
@@ -31,6 +35,8 @@ class Facts:
     they were accepted. ``rows``: all that the database lists on the round's threads.
     ``stored``: each run's records. ``pauses``: times in which overlaps are a known limit.
     ``processes``: pid -> run of those alive after the round. ``logs``: by executor.
+    ``outlive``: seconds that commands go on without a daemon. ``absences``: when there was none
+    that was ready. ``silences``: after what nothing was to live on.
     ``thin``: the stream had no room for all, so that heads may be missing, and say so.
     ``poor``: runs may fail for want of descriptors or disk, with an error that says so."""
 
@@ -50,6 +56,9 @@ class Facts:
     histories: dict[str, list[str]] = field(default_factory=dict)
     #: Wall clock less monotonic clock, seconds.
     clock: float = 0.0
+    outlive: float = 0.0
+    absences: list[Absence] = field(default_factory=list)
+    silences: list[Silence] = field(default_factory=list)
     thin: bool = False
     poor: bool = False
 
@@ -92,6 +101,8 @@ class Judge:
             self._statuses,
             self._order,
             self._attempts,
+            self._replays,
+            self._silences,
             self._overlaps,
             self._aborts,
             self._stored,
@@ -192,11 +203,85 @@ class Judge:
                 self._check(
                     this.begins <= 1, "repeated", f"attempt {this.label} of {run} ran twice"
                 )
+                parts = [part for part, _ in this.parts]
+                self._check(
+                    parts == list(range(1, len(parts) + 1)),
+                    "repeated",
+                    f"attempt {this.label} of {run} did these parts: {parts}",
+                )
+                if not work.chat and work.mode != "tree":
+                    self._check(
+                        len(this.writers) == 1,
+                        "repeated",
+                        f"attempt {this.label} of {run} was of several: {sorted(this.writers)}",
+                    )
             if not work.chat:
                 last = max(int(this.label) for this in tries)
                 self._check(
                     last <= row.attempt, "repeated", f"{run} has {row.attempt} attempts, {last} ran"
                 )
+
+    def _replays(self) -> None:
+        """Attempts that had begun were followed by others only where they could not go on; and
+        whatever began anew did so because a daemon had ended."""
+        harmful = set(HARMFUL.findall("\n".join(self._facts.logs.values())))
+        ends = sum(absence.ends for absence in self._facts.absences)
+        for row in self._facts.rows:
+            self._check(
+                row.attempt - 1 <= ends,
+                "repeated",
+                f"{row.run} had {row.attempt} attempts, and {ends} daemons ended",
+            )
+        for run, tries in self._facts.tries.items():
+            work = self._facts.works.get(run)
+            if work is None or work.chat:
+                continue
+            for one, other in itertools.pairwise(sorted(tries, key=lambda x: int(x.label))):
+                here = [
+                    absence
+                    for absence in self._facts.absences
+                    if absence.executor in ("", one.executor)
+                    and absence.began <= other.first
+                    and absence.ended >= one.first
+                ]
+                due = any(absence.permits_replay(self._facts.outlive) for absence in here)
+                if run in harmful:
+                    due |= sum(absence.ends for absence in here) >= MOST_IN_VAIN
+                self._check(
+                    due,
+                    "repeated",
+                    f"attempt {other.label} of {run} began at {other.first:.3f}, and attempt"
+                    f" {one.label} could have gone on: {here}",
+                )
+        for line in self._facts.lines:
+            if line.what == "fed" and line.run in self._facts.works:
+                wanted = self._facts.works[line.run].prompt
+                self._check(
+                    line.part == wanted and line.size == 1,
+                    "lost" if line.part < wanted else "repeated",
+                    f"attempt {line.label} of {line.run} read {line.part} bytes of its prompt of"
+                    f" {wanted}, {'the right' if line.size else 'wrong'} ones",
+                )
+
+    def _silences(self) -> None:
+        """What a daemon was to end, or nobody came for in time, did nothing any more."""
+        silences = list(self._facts.silences)
+        if not self._facts.outlive:
+            silences += [
+                Silence(absence.executor, absence.began, absence.ended, "its daemon had ended")
+                for absence in self._facts.absences
+            ]
+        for tries in self._facts.tries.values():
+            for this in tries:
+                for silence in silences:
+                    if this.executor != silence.executor or this.first >= silence.began:
+                        continue
+                    self._check(
+                        this.last <= silence.at,
+                        "orphan",
+                        f"{this.run}/{this.label} lived {this.last - silence.at:.3f} s on, though"
+                        f" {silence.why} on {silence.executor}",
+                    )
 
     def _overlaps(self) -> None:
         """On each thread one attempt's work was over before the next one's began."""
@@ -261,6 +346,13 @@ class Judge:
             "wrong",
             f"{name} ends as {end.outcome.status}, the run is {row.status}",
         )
+        work = self._facts.works[row.run]
+        if row.status is not Status.ABORTED and not _names_poverty(row.error):
+            self._check(
+                end.outcome.exit_code == (None if work.chat else work.exit_code),
+                "wrong",
+                f"{name} ends with exit code {end.outcome.exit_code}: {end.outcome.error}",
+            )
         events: list[dict[str, Any]] = []
         for record in stored:
             if isinstance(record, records.Reset):
@@ -342,8 +434,10 @@ class Judge:
                 f"{name}: ends as {ends[0]['status']}, the run is {row.status}",
             )
         attempts = [event["attempt"] for event in events if event["type"] == "reset"]
-        self._check(attempts == sorted(set(attempts)), "repeated", f"{name}: resets {attempts}")
         purged = self._facts.works[run].thread in self._facts.purged
+        # What goes on when nothing of its output is left begins anew with what comes then.
+        begun = attempts if purged or self._facts.thin else sorted(set(attempts))
+        self._check(attempts == sorted(begun), "repeated", f"{name}: resets {attempts}")
         # Who follows a thread while no daemon answers begins with the run that wrote last: an
         # end of one that was aborted in the queue, perhaps, while another one runs.
         amid = seen.act.run is None and seen.events[0]["type"] == "end"
@@ -408,15 +502,15 @@ class Judge:
                 gaps or not (whole and done), "lost", f"{name}: nothing, and the run had output"
             )
             return
-        wrote = tries[0].content(work.chat)
+        wrote = tries[0].content(work.kind)
         for stream in {*wrote, *texts}:
             had, saw = wrote.get(stream, ""), texts.get(stream, "")
             if gap:
                 good = had.endswith(saw) if whole and done else saw in had
             elif whole and done:
-                good = saw == had or (gaps and saw == "")
+                good = saw == had or (gaps and had.endswith(saw))
             else:
-                good = had.startswith(saw)
+                good = had.startswith(saw) or (gaps and saw in had)
             self._check(
                 good,
                 "lost" if len(saw) < len(had) else "repeated",
@@ -432,7 +526,7 @@ class Judge:
         for run, tries in self._facts.tries.items():
             if run in self._facts.works and self._facts.works[run].chat:
                 for this in tries:
-                    replies[this.label] = this.content(True).get("text", "")
+                    replies[this.label] = this.content("chat").get("text", "")
         for label, said in self._facts.histories.items():
             turns = [text.split(" ", 2)[:2] for text in said]
             runs = [turn[0] for turn in turns]

@@ -10,11 +10,19 @@ from random import Random
 EMBEDDED, SHARED = "embedded", "shared"
 PROFILES = (EMBEDDED, SHARED)
 EXECUTORS = {EMBEDDED: 1, SHARED: 3}
+#: ``queue.outlive`` of most rounds, seconds: longer than any daemon is away.
+LONG = 30.0
 
 #: kind -> (how often it is drawn, least and longest seconds that it lasts).
 KINDS: dict[str, dict[str, tuple[int, float, float]]] = {
     EMBEDDED: {
         "daemon killed": (5, 0, 0),
+        "daemon killed, the next one late": (3, 0.3, 3.0),
+        "daemon killed while it starts": (3, 0.1, 2.0),
+        "daemon and keeper killed": (2, 0, 0),
+        "daemon told to leave": (1, 0, 0),
+        "daemon told to start again": (2, 0, 0),
+        "runctl restart": (2, 0, 0),
         "daemon stopped and continued": (3, 0.2, 2.5),
         "daemon restarted": (3, 0, 0),
         "daemon restarted, clock wrong": (2, 0, 0),
@@ -29,6 +37,12 @@ KINDS: dict[str, dict[str, tuple[int, float, float]]] = {
     },
     SHARED: {
         "daemon killed": (5, 0, 0),
+        "daemon killed, the next one late": (3, 0.3, 6.0),
+        "daemon killed while it starts": (3, 0.1, 2.0),
+        "daemon and keeper killed": (2, 0, 0),
+        "daemon told to leave": (1, 0, 0),
+        "daemon told to start again": (2, 0, 0),
+        "runctl restart": (2, 0, 0),
         "daemon stopped and continued": (3, 0.2, 3.0),
         "daemon restarted": (3, 0, 0),
         "daemon restarted, clock wrong": (2, 0, 0),
@@ -53,10 +67,21 @@ KINDS: dict[str, dict[str, tuple[int, float, float]]] = {
 }
 
 
+#: Faults after which commands go on.
+HARD = (
+    "daemon killed",
+    "daemon killed, the next one late",
+    "daemon killed while it starts",
+    "daemon told to start again",
+)
+
+
 @dataclass(frozen=True)
 class Work:
     """One run: ``pause`` seconds after each of ``parts``, ``wait`` before it is submitted
-    (after the one before it was accepted). ``again``: submitted so many times more."""
+    (after the one before it was accepted). ``kind``: its runner. ``code``: its exit code, or minus
+    the signal that it ends itself by. ``prompt``: so many bytes are its stdin. ``again``:
+    submitted so many times more."""
 
     run: str
     thread: str
@@ -68,10 +93,15 @@ class Work:
     code: int
     wait: float
     again: int
+    prompt: int = 0
 
     @property
     def chat(self) -> bool:
         return self.kind == "chat"
+
+    @property
+    def exit_code(self) -> int:
+        return self.code if self.code >= 0 else 128 - self.code
 
 
 @dataclass(frozen=True)
@@ -99,7 +129,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """``small``: the stream's max_bytes in this round, 0: there is room for all."""
+    """``small``: the stream's max_bytes in this round, 0: there is room for all. ``outlive``:
+    seconds that commands go on without a daemon, 0: they end with it."""
 
     seed: int
     profile: str
@@ -108,6 +139,7 @@ class Plan:
     faults: list[Fault] = field(default_factory=list)
     small: int = 0
     skews: list[int] = field(default_factory=list)
+    outlive: float = 0.0
 
     @property
     def works(self) -> dict[str, Work]:
@@ -130,8 +162,10 @@ class Plan:
             until = f", leaves at {act.until:.2f}" if act.until else ""
             force = " --force" if act.force else ""
             lines.append((act.at, f"{act.what} {act.thread} {act.run or ''}{force}{until}"))
-        small = [f"the stream holds {self.small} bytes"] if self.small else []
-        return small + [f"{at:6.2f} s  {what}" for at, what in sorted(lines)]
+        first = [f"commands outlive their daemon by {self.outlive:g} s"]
+        if self.small:
+            first.append(f"the stream holds {self.small} bytes")
+        return first + [f"{at:6.2f} s  {what}" for at, what in sorted(lines)]
 
 
 def profile_of(seed: int, wanted: str) -> str:
@@ -150,7 +184,9 @@ def make(seed: int, profile: str, kinds: set[str]) -> Plan:
     small = r.choice([0] * 7 + [1024 * 1024]) if profile == EMBEDDED else 0
     skews = [r.choice([-7200, -90, 45, 86400]) for _ in range(3)]
     faults = [fault for fault in faults if fault.kind in kinds]
-    return Plan(seed, profile, lanes, acts, faults, small, skews)
+    # A short one runs out while a daemon is late, and at times while it starts.
+    outlive = r.choice([0.0, 0.0, *[round(r.uniform(0.5, 3.0), 1)] * 3, *[LONG] * 7])
+    return Plan(seed, profile, lanes, acts, faults, small, skews, outlive)
 
 
 def _lanes(r: Random, seed: int) -> dict[str, list[Work]]:
@@ -167,16 +203,19 @@ def _lanes(r: Random, seed: int) -> dict[str, list[Work]]:
 
 
 def _work(r: Random, run: str, thread: str) -> Work:
-    kind = "chat" if r.random() < 0.3 else "shell"
-    mode = "lines" if kind == "chat" else r.choice(["lines"] * 4 + ["tree", "stubborn"])
+    kind = r.choices(["chat", "terminal", "shell"], [5, 3, 12])[0]
+    mode = r.choice(["lines"] * 4 + ["tree", "stubborn", "reader", "reader"])
+    if kind == "chat" or (kind == "terminal" and mode == "reader"):
+        mode = "lines"
     shape = r.random()
     if shape < 0.15:
         parts, pause, size = r.randint(60, 150), 0.0, r.randint(500, 3000)
     elif shape < 0.3:
         parts, pause, size = r.randint(1, 2), r.uniform(0.3, 0.8), 5
     else:
-        parts, pause, size = r.randint(5, 20), r.uniform(0.01, 0.1), r.randint(0, 300)
-    code = r.choice([0, 0, 0, 0, 3]) if kind == "shell" else 0
+        parts, pause, size = r.randint(5, 40), r.uniform(0.01, 0.2), r.randint(0, 300)
+    code = 0 if kind == "chat" else r.choice([0, 0, 0, 0, 3, -9])
+    prompt = r.randint(20, 400) * 1024 if mode == "reader" else 0
     again = r.choice([0, 0, 1, 2])
     return Work(
         run,
@@ -189,6 +228,7 @@ def _work(r: Random, run: str, thread: str) -> Work:
         code,
         round(r.uniform(0, 0.6), 2),
         again,
+        prompt,
     )
 
 
@@ -221,16 +261,17 @@ def _faults(r: Random, profile: str, length: float) -> list[Fault]:
     kinds = KINDS[profile]
     names, weights = list(kinds), [weight for weight, _, _ in kinds.values()]
     faults = []
-    for _ in range(r.randint(3, 6)):
-        (kind,) = r.choices(names, weights)
+    # One at least takes daemons away from their runs.
+    drawn = [r.choice(HARD), *r.choices(names, weights, k=r.randint(3, 5))]
+    for kind in drawn:
         _, least, most = kinds[kind]
         lasts = round(r.uniform(least, most), 2)
         target = r.randrange(EXECUTORS[profile])
         faults.append(Fault(round(r.uniform(0.2, length), 2), kind, target, lasts))
     if profile == SHARED:
-        # With keeper and daemon both gone nothing ends that machine's processes until the
-        # next daemon starts there, and others may take over before: a known limit.
+        # A daemon that ends while it clears up after its keeper leaves processes that nothing
+        # ends until the next one starts there, and others may take over before: a known limit.
         alone = {fault.target for fault in faults if fault.kind == "keeper killed"}
-        hard = ("daemon killed", "daemon stopped and continued")
-        faults = [f for f in faults if f.target not in alone or f.kind not in hard]
+        hard = ("daemon killed", "daemon and", "daemon stopped", "daemon told")
+        faults = [f for f in faults if f.target not in alone or not f.kind.startswith(hard)]
     return sorted(faults, key=lambda fault: fault.at)

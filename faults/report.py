@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from .plan import KINDS, PROFILES
+from .plan import KINDS, LONG, PROFILES
 from .round import Result
 
 BEGIN, END = "<!-- figures: made by `make faults`; not by hand -->", "<!-- figures end -->"
@@ -23,8 +23,16 @@ VIOLATIONS = {
     "log": "tracebacks, internal errors",
     "growth": "growth of descriptors, threads, memory",
 }
-LOAD = ("runs", "attempts", "watchers", "resets seen", "chunks seen", "aborts", "retries", "purges",
+LOAD = ("runs", "attempts", "adoptions", "runs adopted", "replays", "watchers",
+        "resets seen", "chunks seen", "aborts", "retries", "purges",
         "requests without an answer", "checks", "overlaps while paused")  # fmt: skip
+
+
+OUTLIVE: dict[str, Callable[[float], bool]] = {
+    "commands end with their daemon": lambda outlive: not outlive,
+    "commands outlive it for less than it may be away": lambda outlive: 0 < outlive < LONG,
+    f"commands outlive it for {LONG:g} s": lambda outlive: outlive >= LONG,
+}
 
 
 class Report:
@@ -76,6 +84,12 @@ class Report:
             sum(x.plan.profile == p and x.plan.small > 0 for x in self._results) for p in PROFILES
         ]
         rows.append(_row("rounds with a stream too small for them", small))
+        for what, chosen in OUTLIVE.items():
+            found = [
+                sum(x.plan.profile == p and chosen(x.plan.outlive) for x in self._results)
+                for p in PROFILES
+            ]
+            rows.append(_row(f"rounds in which {what}", found))
         return rows
 
     def _seeds(self) -> list[str]:
@@ -115,5 +129,7 @@ def one_line(result: Result) -> str:
         f"seed {result.plan.seed} {result.plan.profile}: "
         f"{'ok' if not result.violations else 'FAILED'}, {result.seconds:.1f} s"
         f" (settled in {result.settled:.1f}), {counts['runs']} runs, {counts['attempts']} attempts,"
-        f" {counts['watchers']} watchers, {counts['checks']} checks; {grown}; {faults}"
+        f" {counts['watchers']} watchers, {counts['checks']} checks; outlive"
+        f" {result.plan.outlive:g} s, {counts['adoptions']} adoptions, {counts['replays']} replays;"
+        f" {grown}; {faults}"
     )

@@ -23,6 +23,8 @@ from .plan import Fault, Plan
 from .stage import Stage
 
 SETTLES_WITHIN = 60.0
+#: What a daemon's log says of each run that it adopts.
+GOES_ON = "run goes on"
 #: What an idle daemon may have more than when it had just started.
 MORE_DESCRIPTORS = 24
 MORE_THREADS = 50
@@ -53,11 +55,13 @@ async def play(stage: Stage, plan: Plan, folder: Path) -> Result:
     stage.endpoint.journal = folder / "journal"
     stage.endpoint.histories.clear()
     stage.pauses.clear()
+    await stage.set_up(plan.small, plan.outlive)
+    for executor in stage.executors:
+        executor.begin_history()
     offsets = {e.config.stem: e.log.stat().st_size for e in stage.executors}
     exits = [len(e.exits) for e in stage.executors]
     load = Load(stage, plan, folder)
     try:
-        await stage.limit(plan.small)
         async with asyncio.TaskGroup() as group:
             work = group.create_task(load.run())
             start = time.monotonic()
@@ -70,7 +74,7 @@ async def play(stage: Stage, plan: Plan, folder: Path) -> Result:
         result.settled = time.monotonic() - lifted
         await load.finish(20.0)
         if plan.small:
-            await stage.limit(0)
+            await stage.set_up(0, plan.outlive)
         for fault, hit in zip(plan.faults, hits, strict=True):
             if hit.result():
                 result.faults[fault.kind] += 1
@@ -81,6 +85,9 @@ async def play(stage: Stage, plan: Plan, folder: Path) -> Result:
         verdict = Judge(facts).verdict()
         result.violations += verdict.violations
         result.violations += [Violation("wrong", text) for text in load.wrong]
+        for executor in stage.executors:
+            wrong = executor.history.wrong
+            result.violations += [Violation("orphan", f"{executor.name}: {x}") for x in wrong]
         result.violations += await _meters(stage, result)
         _count(result, facts, load)
         result.counts["checks"] += verdict.checks
@@ -88,7 +95,8 @@ async def play(stage: Stage, plan: Plan, folder: Path) -> Result:
         for executor, before in zip(stage.executors, exits, strict=True):
             for code in executor.exits[before:]:
                 result.counts[f"exit {code}"] += 1
-                if code not in (0, 69, 75, -9, -15):  # -15: before it listened
+                # TERM, USR1, USR2: before it listened.
+                if code not in (0, 69, 75, -9, -15, -10, -12):
                     text = f"executor {executor.config.stem} ended with {code}"
                     result.violations.append(Violation("log", text))
     finally:
@@ -101,6 +109,12 @@ async def play(stage: Stage, plan: Plan, folder: Path) -> Result:
     result.seconds = time.monotonic() - began
     _save(result)
     return result
+
+
+def _find_adopted(facts: Facts) -> set[str]:
+    """The runs that went on under another daemon."""
+    goes_on = [line for log in facts.logs.values() for line in log.splitlines() if GOES_ON in line]
+    return {run for run in facts.works if any(f"run={run} " in f"{line} " for line in goes_on)}
 
 
 async def _fault(stage: Stage, fault: Fault, plan: Plan, start: float) -> bool:
@@ -162,6 +176,9 @@ async def _facts(
         brokers=stage.brokers_alive() if stage.nats is None else None,
         logs=logs,
         histories=dict(stage.endpoint.histories),
+        outlive=plan.outlive,
+        absences=[x for e in stage.executors for x in e.history.absences],
+        silences=[x for e in stage.executors for x in e.history.silences],
         thin=bool(plan.small) or full,
         poor=bool(kinds & {"disk full", "no file descriptors"}),
     )
@@ -219,6 +236,9 @@ def _count(result: Result, facts: Facts, load: Load) -> None:
     counts = result.counts
     counts["runs"] += len(facts.rows)
     counts["attempts"] += sum(len(tries) for tries in facts.tries.values())
+    counts["replays"] += sum(max(0, row.attempt - 1) for row in facts.rows)
+    counts["adoptions"] += sum(log.count(GOES_ON) for log in facts.logs.values())
+    counts["runs adopted"] += len(_find_adopted(facts))
     counts["watchers"] += len(facts.watchers)
     counts["resets seen"] += sum(
         event["type"] == "reset" for seen in facts.watchers for event in seen.events

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from natsserver import Node
 from pgserver import Postgres
+from proc import end_all_of
 from proxy import Proxy
 from runctl.protocol.endpoint import ENDPOINT_FILE
 
@@ -23,6 +24,7 @@ from .plan import EXECUTORS, KINDS, SHARED
 
 STARTS_WITHIN = 60.0
 QUEUE = "[queue]\nmax_attempts = 100\nstop_grace = '300ms'\n"
+TERMINAL = "[runners.terminal]\nkind = 'command'\ntty = true\nargs = true\n"
 TAKEOVER = "[takeover]\nenabled = true\nafter = '2s'\n"
 ROOM = 32 * 1024 * 1024
 
@@ -51,6 +53,7 @@ class Stage:
         #: executor -> what a fresh one has: descriptors, threads, bytes resident.
         self.base: dict[str, tuple[int, int, int]] = {}
         self._small = 0
+        self.outlive = 0.0
         self._database = ""
 
     @property
@@ -76,8 +79,10 @@ class Stage:
         except OSError as error:
             self.skipped["disk full"] = f"no small file system: {error}"
             where.mkdir(exist_ok=True)
-        self.state = where / "state"
-        self.executors = [Executor(self.path / "a.toml", self.path / "a.log")]
+        self.state = where / "a"
+        self.executors = [
+            Executor(self.path / "a.toml", self.path / "a.log", self.state, shared=False)
+        ]
         self._letting_in = asyncio.create_task(self._keep_letting_in())
 
     async def _open_shared(self, postgres: Postgres) -> None:
@@ -90,12 +95,14 @@ class Stage:
             name = "abc"[n]
             self.nats_proxies.append(Proxy(self.nats.port))
             self.database_proxies.append(Proxy(postgres.port))
-            self.executors.append(Executor(self.path / f"{name}.toml", self.path / f"{name}.log"))
+            config, log = self.path / f"{name}.toml", self.path / f"{name}.log"
+            self.executors.append(Executor(config, log, self.path / name, shared=True))
         self.client_proxy = Proxy(self.nats.port)
 
     def _configure(self) -> None:
         runners = (
-            f"[stream]\nmax_age = '168h'\nmax_bytes = {self._small or ROOM}\n{QUEUE}"
+            f"[stream]\nmax_age = '168h'\nmax_bytes = {self._small or ROOM}\n"
+            f"{QUEUE}outlive = '{round(self.outlive * 1000)}ms'\n{TERMINAL}"
             f'[runners.chat]\nkind = "chat"\nmodel = "m"\nbase_url = "{self.endpoint.url}"\n'
             'history = 10000\nhistory_bytes = "64MiB"\n'
         )
@@ -155,11 +162,12 @@ class Stage:
     def client(self) -> Client:
         return Client(self.client_config)
 
-    async def limit(self, small: int) -> None:
-        """Restart the daemons with a stream of ``small`` bytes; 0: with room for all."""
-        if small == self._small:
+    async def set_up(self, small: int, outlive: float) -> None:
+        """Restart the daemons, unless they are so already, with a stream of ``small`` bytes, 0:
+        with room for all, and commands that go on for ``outlive`` seconds without them."""
+        if (small, outlive) == (self._small, self.outlive):
             return
-        self._small = small
+        self._small, self.outlive = small, outlive
         self._configure()
         await self.restart(self.executors)
 
@@ -243,6 +251,7 @@ class Stage:
                 await self.heal()
         for executor in self.executors:
             await executor.close()
+            end_all_of(executor.state)  # of one that was killed last
         for proxy in self.proxies():
             proxy.close()
         if self.nats is not None:

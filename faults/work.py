@@ -1,10 +1,11 @@
 """What a run does: it writes numbered lines, and keeps a journal of them.
 
 A program of its own that imports little, as it starts many times a round:
-``work.py JOURNAL MODE PARTS PAUSE SIZE CODE``. Modes: ``lines``; ``tree``, which leaves
+``work.py JOURNAL MODE PARTS PAUSE SIZE CODE PROMPT``. Modes: ``lines``; ``tree``, which leaves
 grandchildren in sessions of their own that ignore TERM; ``stubborn``, which ignores it
-itself. Each part is noted *before* it is written: whoever is killed has written all that
-its journal says, except for the last part.
+itself; ``reader``, which reads its stdin slowly, and compares it with what it is to be. Each
+part is noted *before* it is written: whoever is killed has written all that its journal says,
+except for the last part.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ STDERR_EVERY = 5
 def text(run: str, label: str, part: int, size: int) -> str:
     """Part ``part`` of a reply: says by itself whose it is."""
     return f"{run} {label} {part} " + "x" * size + "\n"
+
+
+def prompt_of(size: int) -> str:
+    """A prompt of which each piece says where it belongs."""
+    return "".join(f"{at:07x}\n" for at in range(0, size + 8, 8))[:size]
 
 
 def stream_of(part: int) -> Literal["stdout", "stderr"]:
@@ -46,6 +52,11 @@ class Journal:
         os.close(self._fd)
 
 
+def writer() -> str:
+    """This process, and whose it is: executors here have state directories of their names."""
+    return f"{os.path.basename(os.environ['RUNCTL_STATE'])}/{os.getpid()}"
+
+
 def _leave_children(path: str, run: str, label: str) -> None:
     """Two that no process group and no TERM reaches, and that say how long they live."""
     import signal
@@ -56,7 +67,7 @@ def _leave_children(path: str, run: str, label: str) -> None:
             if os.fork():
                 os._exit(0)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            journal = Journal(path, run, label, str(os.getpid()))
+            journal = Journal(path, run, label, writer())
             for _ in range(2000):
                 journal.note("alive")
                 time.sleep(0.03)
@@ -66,9 +77,10 @@ def _leave_children(path: str, run: str, label: str) -> None:
 
 
 def main() -> int:
-    path, mode, parts, pause, size, code = sys.argv[1:]
+    path, mode, parts, pause, size, code, prompt = sys.argv[1:]
     run, label = os.environ["RUNCTL_RUN"], os.environ["RUNCTL_ATTEMPT"]
-    journal = Journal(path, run, label, str(os.getpid()))
+    journal = Journal(path, run, label, writer())
+    read = b""
     journal.note("begin")
     if mode == "stubborn":
         import signal
@@ -81,8 +93,16 @@ def main() -> int:
         out = sys.stderr if stream_of(part) == "stderr" else sys.stdout
         out.write(text(run, label, part, int(size)))
         out.flush()
+        if mode == "reader":
+            read += os.read(0, int(prompt) // (int(parts) + 1) + 1)
         time.sleep(float(pause))
+    if mode == "reader":
+        while data := os.read(0, 4096):
+            read += data
+        journal.note("fed", len(read), int(read == prompt_of(int(prompt)).encode()))
     journal.note("end")
+    if int(code) < 0:
+        os.kill(os.getpid(), -int(code))
     return int(code)
 
 

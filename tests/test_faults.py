@@ -28,6 +28,7 @@ from runctl.protocol.model import Outcome, Run, Status
 
 from faults.__main__ import Theatre
 from faults.client import Client
+from faults.history import Absence, History, Silence
 from faults.journal import Line
 from faults.load import Seen, Told
 from faults.oracle import Facts, Judge
@@ -49,13 +50,13 @@ def _work(run: str, parts: int = 6) -> Work:
 
 
 def _lines(run: str, label: str, start: float, parts: int = 6, ends: bool = True) -> list[Line]:
-    at = start
-    found = [Line(run, label, f"pid-{run}-{label}", "begin", 0, 0, at)]
+    at, writer = start, f"a/{run}-{label}"
+    found = [Line(run, label, writer, "begin", 0, 0, at)]
     for part in range(1, parts + 1):
         at += 0.1
-        found.append(Line(run, label, f"pid-{run}-{label}", "part", part, 3, at))
+        found.append(Line(run, label, writer, "part", part, 3, at))
     if ends:
-        found.append(Line(run, label, f"pid-{run}-{label}", "end", 0, 0, at + 0.05))
+        found.append(Line(run, label, writer, "end", 0, 0, at + 0.05))
     return found
 
 
@@ -92,7 +93,8 @@ def _row(run: str, attempt: int, status: Status = Status.SUCCEEDED) -> Run:
 
 
 def _good() -> Facts:
-    """Run one in two attempts, the first cut after three parts, and then run two."""
+    """Run one in two attempts, the first cut after three parts, and then run two. Twice there
+    was no daemon: first it was stopped in order, then it was killed, and run two went on."""
     seen = Seen(Act(0.0, "attach", "t", "one"))
     seen.events = _events("one", 1, 3, ends=False) + _events("one", 2)
     seen.times, seen.code = [0.0] * len(seen.events), 0
@@ -109,6 +111,13 @@ def _good() -> Facts:
         watchers=[seen, early],
         brokers=1,
         logs={"a": "INFO runctld: ready\n"},
+        outlive=30.0,
+        absences=[
+            Absence("a", 0.0, 0.0, replay=["the first start"]),
+            Absence("a", 0.5, 1.5, 1, ["told to stop"]),
+            Absence("a", 4.1, 4.3, 1),
+        ],
+        silences=[Silence("a", 0.5, 0.5, "it was stopped in order")],
     )
 
 
@@ -150,6 +159,22 @@ def _other_text(events: list[dict[str, Any]]) -> None:
     events[-2]["data"] = "something else\n"
 
 
+def _again(attempt: int, start: float, *absences: Absence) -> Break:
+    """Another attempt of run two, and all that comes of it, after these ``absences`` besides."""
+
+    def change(facts: Facts) -> None:
+        facts.absences.extend(absences)
+        facts.rows[0] = _row("two", attempt)
+        facts.lines.extend(_lines("two", str(attempt), start))
+        facts.stored["two"] = _records("two", attempt)
+
+    return change
+
+
+def _fed(size: int, good: int) -> Break:
+    return lambda f: f.lines.append(Line("two", "1", "a/two-1", "fed", size, good, 4.5))
+
+
 def _abort(answered: float, facts: Facts) -> None:
     told = Told(Act(0.0, "abort", "t", "two"), 0.0, answered, messages.Aborted(["two"]))
     facts.aborts.append(told)
@@ -168,6 +193,45 @@ BREAKS: dict[str, tuple[str, Break]] = {
     "an attempt that ran twice": (
         "repeated",
         lambda f: f.lines.append(Line("two", "1", "other", "begin", 0, 0, 4.0)),
+    ),
+    "a part that was done twice": (
+        "repeated",
+        lambda f: f.lines.insert(-1, Line("two", "1", "a/two-1", "part", 3, 3, 4.4)),
+    ),
+    "an attempt of two processes": (
+        "repeated",
+        lambda f: f.lines.append(Line("two", "1", "a/other", "alive", 0, 0, 4.5)),
+    ),
+    "an attempt that could have gone on": ("repeated", _again(2, 5.0)),
+    "an attempt after its daemon was late, and its time was not over": (
+        "repeated",
+        _again(2, 40.0, Absence("a", 4.1, 33.0, 1)),
+    ),
+    "an attempt after another executor's stop": (
+        "repeated",
+        _again(2, 5.0, Absence("b", 4.0, 4.9, 1, ["told to stop"])),
+    ),
+    "more attempts than daemons ended": ("repeated", _again(4, 5.0)),
+    "what lived on after an orderly stop": (
+        "orphan",
+        lambda f: f.lines.append(Line("one", "1", "a/one-1", "alive", 0, 0, 0.9)),
+    ),
+    "what lived on though no daemon came": (
+        "orphan",
+        lambda f: f.silences.append(Silence("a", 4.2, 4.4, "no daemon came in time")),
+    ),
+    "what lived on though nothing outlives its daemon": (
+        "orphan",
+        lambda f: setattr(f, "outlive", 0.0),
+    ),
+    "a prompt of which some is missing": ("lost", _fed(-1, 0)),
+    "a prompt of which some came twice": ("repeated", _fed(1, 0)),
+    "a prompt of other bytes": ("repeated", _fed(0, 0)),
+    "another exit code": (
+        "wrong",
+        lambda f: f.stored["two"].append(
+            records.End("two", 1, 6, 0.0, Outcome(Status.SUCCEEDED, 7))
+        ),
     ),
     "an attempt that the database does not know": (
         "repeated",
@@ -227,7 +291,10 @@ def test_the_oracle_sees(name: str) -> None:
 def _chat_history(said: str) -> Facts:
     facts = _good()
     facts.works["one"] = replace(_work("one"), kind="chat")
-    facts.lines = [replace(line, label="c1") if line.run == "one" else line for line in facts.lines]
+    facts.lines = [
+        replace(line, label="c1", writer="c1") if line.run == "one" else line
+        for line in facts.lines
+    ]
     facts.lines = [line for line in facts.lines if line.run != "one" or line.at >= 2.0]
     facts.watchers, facts.stored, facts.rows, facts.accepted = [], {}, [], {}
     facts.histories = {"c2": [said]}
@@ -245,7 +312,8 @@ def test_the_oracle_reads_what_chats_were_told() -> None:
 
 def test_what_is_permitted_is_not_reported() -> None:
     facts = _good()
-    facts.lines.append(Line("one", "1", "left", "alive", 0, 0, 2.1))
+    facts.lines.append(Line("one", "1", "a/one-1", "alive", 0, 0, 2.1))
+    facts.silences.clear()
     facts.pauses = [(1.5, 2.2)]  # the executor of attempt 1 was stopped meanwhile
     facts.__post_init__()
     verdict = Judge(facts).verdict()
@@ -254,6 +322,48 @@ def test_what_is_permitted_is_not_reported() -> None:
     aborted = _good()
     _abort(9.0, aborted)
     assert not _kinds(aborted)
+    late = _good()
+    _again(2, 50.0)(late)
+    late.absences[2].ended = 45.0
+    assert not _kinds(late), "its time was over"
+    harmful = _good()
+    _again(2, 5.0)(harmful)
+    harmful.absences[2].ends = 3
+    harmful.logs["a"] += "ERROR run two seems to take its daemon down: it is ended\n"
+    assert not _kinds(harmful), "three daemons had ended meanwhile"
+    harmful.absences[2].ends = 2
+    assert _kinds(harmful) == {"repeated"}
+
+
+def test_a_history_says_what_was_to_go_on() -> None:
+    history = History("a")
+    history.note_ready(1.0)
+    history.note_end(2.0, -9)
+    history.note_end(2.5, -9)
+    history.note_ready(3.0)
+    killed = history.absences[-1]
+    assert (killed.began, killed.ended, killed.ends) == (2.0, 3.0, 2)
+    assert not killed.permits_replay(30.0)
+    assert killed.permits_replay(1.0), "it was away for longer"
+    history.note_again(4.0)
+    history.note_ready(5.0)
+    assert not history.absences[-1].permits_replay(30.0)
+    history.note_end(6.0, 69)
+    history.note_ready(7.0)
+    assert not history.absences[-1].permits_replay(30.0)
+    for code, why in ((0, "told to stop"), (69, "its keeper was killed"), (75, "")):
+        if why:
+            history.end_runs(7.5, why)
+        history.note_end(8.0, code)
+        history.note_ready(9.0)
+        assert history.absences[-1].permits_replay(30.0), code
+    history.note_end(20.0, -9)
+    history.note_ready(21.0)
+    history.doubt(20.5, 20.6, "PostgreSQL killed")
+    assert history.absences[-1].permits_replay(30.0)
+    history.note_end(40.0, -9)
+    history.note_ready(41.0)
+    assert not history.absences[-1].permits_replay(30.0), "long after that"
 
 
 # ---- plans and figures ----------------------------------------------------------------
@@ -271,7 +381,7 @@ def test_a_seed_is_a_plan() -> None:
 
 def test_a_report_replaces_the_figures_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nformer\n{END}\nafter\n")
     result = Result(make(7, "embedded", set()), tmp_path)
     result.counts["runs"] = 1234
     result.faults["daemon killed"] = 3
@@ -281,7 +391,7 @@ def test_a_report_replaces_the_figures_alone(tmp_path: Path) -> None:
     written = page.read_text()
     assert written.startswith("before\n")
     assert written.endswith("after\n")
-    assert "old" not in written
+    assert "former" not in written
     assert "| runs | 1,234 | 0 |" in written
     assert "| daemon killed | 3 | 0 |" in written
     assert "no mount" in written
