@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trio_asyncio
-from conftest import Box, wait_until
+from conftest import DEADLINE, Box, wait_until
 from house import House
 from proc import alive, find_keeper
 from runctl.config.schema import Config, Database
@@ -135,6 +135,23 @@ def count_unread(pid: int) -> int:
     fds = [os.readlink(fd.path) for fd in os.scandir(f"/proc/{pid}/fd")]
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(int(row[4].partition(":")[2], 16) for row in rows if f"socket:[{row[9]}]" in fds)
+
+
+def test_a_daemon_leaves_its_lease_to_the_keeper(house: House, tmp_path: Path) -> None:
+    """The session in the database goes on, and with it what runs."""
+    top, more = OUTLIVE.split("[queue]")
+    a = house.box("a", f"[queue]{more}", top=top)
+    run = house.bus.submit("t", [sys.executable, "-c", STAYS, str(tmp_path)], "a")
+    wait_until(lambda: is_there(tmp_path / "pid"), "it runs")
+    session = house.sql(LEASE)
+    os.kill(a.pid, signal.SIGUSR1)
+    assert a.daemon is not None
+    assert a.daemon.wait(DEADLINE) == 0
+    assert house.sql(LEASE) == session
+    a.start()
+    (tmp_path / "go").touch()
+    house.bus.wait_end("t", run)
+    assert house.bus.run(run).attempt == 1
 
 
 def test_the_database_answers_a_daemon_that_is_gone(house: House, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from ..host.postgres import (
     connect,
     keep_alive,
     lease_key,
+    leave_session,
 )
 from . import lease_sql
 from .tables import prepare_tables
@@ -330,7 +331,7 @@ class Lease:
     def abandon(self) -> None:
         """Leave the session as it is, to whoever has a copy of its socket."""
         self.abandoned = True
-        self._conn.terminate()
+        leave_session(self._conn)
 
     async def close(self) -> None:
         """Takes at most a second."""
@@ -375,7 +376,7 @@ async def _take(config: Config, executor: str, home: str, deputy: Deputy | None)
     deadline = trio.current_time() + config.start_timeout
     while True:
         conn = await connect(config, name)
-        released = False
+        released = held = False
         try:
             await check_sessions(config, conn, name)
             await prepare_tables(conn, lease_key(config))
@@ -385,6 +386,7 @@ async def _take(config: Config, executor: str, home: str, deputy: Deputy | None)
             await _lock(conn, config, executor)
             if deputy is not None:
                 await deputy.hold_lease(keep_alive(conn))
+                held = True
             before = await aio(conn.fetchrow)(lease_sql.ROW, executor)
             generation = await aio(conn.fetchval)(lease_sql.RAISE_GENERATION, executor)
             session = await aio(conn.fetchrow)(lease_sql.SESSION)
@@ -403,7 +405,10 @@ async def _take(config: Config, executor: str, home: str, deputy: Deputy | None)
                 ) from None
             await trio.sleep(RETRY)
         except BaseException:
-            conn.terminate()
+            if held:
+                leave_session(conn)
+            else:
+                conn.terminate()
             raise
         else:
             found = _predecessor(before, home)
