@@ -131,7 +131,7 @@ def test_a_silent_keeper_is_told_of_meanwhile(stopped_box: Box) -> None:
         os.kill(keeper, signal.SIGCONT)
     wait_until(lambda: box.ask(messages.StatusRequest())[0].keeper_silent == 0, "it answers")
     wait_until(healthy, "it is ready again")
-    assert "keeper" not in box.runctl("status")
+    assert "warning" not in box.runctl("status")
     box.runctl("wait", box.submit("t", "true"))
 
 

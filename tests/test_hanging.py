@@ -207,7 +207,7 @@ async def test_a_daemon_that_does_not_read_stops_nothing(tmp_path: Path) -> None
         for number in range(1, 502):
             argv = ["true"] if number <= 500 else ["touch", str(mark)]
             message = {"op": "spawn", "id": number, "argv": argv, "mark": "x", "env": env}
-            message |= {"cwd": None, "tty": False, "umask": None, "group": None}
+            message |= {"cwd": None, "tty": False, "umask": None, "group": None, "fds": 3}
             await trio.to_thread.run_sync(socket.send_fds, ours, [encode(message)], [null] * 3)
         await until(mark.exists, "the last one has run")
     finally:

@@ -67,7 +67,10 @@ def test_runners_are_read_again(stopped_box: Box, tmp_path: Path) -> None:
 
     good = box.config.read_text()
     for bad, where in (
-        (good + "[queue]\nmax_running = 0\n", "queue.max_running: expected at least 1, got 0"),
+        (
+            good.replace("[queue]", "[queue]\nmax_running = 0"),
+            "queue.max_running: expected at least 1, got 0",
+        ),
         (good + 'kind = "', "is not valid TOML"),
         (good.replace('kind = "command"', 'kind = "com"', 1), "runners.x.kind: expected"),
         (None, "no such file"),

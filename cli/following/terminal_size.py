@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from ...client import consumer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
 #: A daemon that has just started writes before it answers. Seconds between tries.
-RETRIES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0)
+RETRIES, SELDOM = (0.05, 0.1, 0.2, 0.5, 1.0), 2.0
 MOST = 10_000
 
 #: To be woken when our terminal changes its size: a signal has one handler only.
@@ -94,7 +95,8 @@ class Window:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for pause in RETRIES:
+            # A daemon that is away comes back to a run that goes on, of which no event tells.
+            for pause in chain(RETRIES, repeat(SELDOM)):
                 if await self._announce():
                     break
                 with contextlib.suppress(TimeoutError):

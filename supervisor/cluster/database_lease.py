@@ -21,6 +21,7 @@ import trio_asyncio
 
 from ...config.schema import Config, ConfigError
 from ...protocol.errors import LeaseHeld, LeaseLost, Unavailable
+from ..host import asyncpg_internals
 from ..host.postgres import (
     RETRY,
     application_name,
@@ -327,7 +328,6 @@ class Lease:
             " stopped and will be replayed; restart runctld"
         )
 
-
     def abandon(self) -> None:
         """Leave the session as it is, to whoever has a copy of its socket."""
         self.abandoned = True
@@ -372,6 +372,7 @@ async def _take(config: Config, executor: str, home: str, deputy: Deputy | None)
     """A connection that breaks before it has the lock, as when the server restarts, is
     replaced: ``connect`` waits for the server. Not so when somebody held the lock in our place,
     and has let go of it: what runs is without a lease then, and must not go on."""
+    asyncpg_internals.check()
     name = application_name(LEASE_ROLE, executor)
     deadline = trio.current_time() + config.start_timeout
     while True:

@@ -24,6 +24,7 @@ import trio_asyncio
 from ...config.outgoing import key_log_problem
 from ...config.schema import Config
 from ...protocol.errors import ConfigError, Unavailable
+from . import asyncpg_internals
 
 log = logging.getLogger("runctld.postgres")
 aio = trio_asyncio.aio_as_trio
@@ -147,7 +148,7 @@ def application_name(role: str, executor: str) -> str:
 
 def keep_alive(conn: Any) -> int:
     """The descriptor of ``conn``'s socket, of which a broken connection is known within 5 s."""
-    sock = conn._transport.get_extra_info("socket")
+    sock = asyncpg_internals.socket_of(conn)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sock.family != socket.AF_UNIX:
         for name, value in (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 4)):
