@@ -30,7 +30,6 @@ from ..host.postgres import (
     connect,
     keep_alive,
     lease_key,
-    leave_session,
 )
 from . import lease_sql
 from .tables import prepare_tables
@@ -331,7 +330,7 @@ class Lease:
     def abandon(self) -> None:
         """Leave the session as it is, to whoever has a copy of its socket."""
         self.abandoned = True
-        leave_session(self._conn)
+        asyncpg_internals.leave_session(self._conn)
 
     async def close(self) -> None:
         """Takes at most a second."""
@@ -407,7 +406,7 @@ async def _take(config: Config, executor: str, home: str, deputy: Deputy | None)
             await trio.sleep(RETRY)
         except BaseException:
             if held:
-                leave_session(conn)
+                asyncpg_internals.leave_session(conn)
             else:
                 conn.terminate()
             raise

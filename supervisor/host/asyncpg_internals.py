@@ -18,6 +18,12 @@ PRIVATE = PrivateNames(
 check = PRIVATE.check
 
 
+def leave_session(conn: Any) -> None:
+    """Close our socket of ``conn`` without a word to the server: the session goes on for whoever
+    has a copy. (``terminate`` says farewell first, which ends it.)"""
+    conn._transport.abort()
+
+
 def socket_of(conn: Any) -> socket.socket:
     """What ``conn`` is connected through. It stays asyncpg's."""
     found: socket.socket = conn._transport.get_extra_info("socket")

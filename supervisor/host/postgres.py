@@ -156,12 +156,6 @@ def keep_alive(conn: Any) -> int:
     return int(sock.fileno())
 
 
-def leave_session(conn: Any) -> None:
-    """Close our socket of ``conn`` without a word to the server: the session goes on for whoever
-    has a copy. (``terminate`` says farewell first, which ends it.)"""
-    conn._transport.abort()
-
-
 def broken_off() -> tuple[type[Exception], ...]:
     """What comes of a connection that breaks while it is used, or is refused something. The
     last is asyncpg's own confusion, when the end comes amid one of its steps."""
