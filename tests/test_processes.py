@@ -25,8 +25,10 @@ from runctl.protocol.model import RunSpec
 from runctl.supervisor.execution.registry import Live
 from runctl.supervisor.execution.work import Work
 from runctl.supervisor.processes.environments import Answer, read_environment
-from runctl.supervisor.processes.keeper_client import Keeper, KeeperLost, Process
+from runctl.supervisor.processes.keeper_client import Keeper
+from runctl.supervisor.processes.keeper_link import KeeperLost
 from runctl.supervisor.processes.keeper_start import open_keeper
+from runctl.supervisor.processes.process import Process
 from runctl.supervisor.processes.proctable import Row, read_row, scan, scan_ps, walk_descendants
 from runctl.supervisor.processes.signalling import (
     kill_processes,
@@ -351,14 +353,14 @@ async def test_a_cancelled_spawn_leaves_nothing(keeper: Keeper, tmp_path: Path) 
 async def test_a_spawn_cancelled_when_its_answer_is_there(
     keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = keeper._send
+    send = keeper._link.send
 
     async def send_and_await(data: bytes, fds: tuple[int, ...]) -> None:
         await send(data, fds)
-        await until(lambda: keeper._replies, "it is answered")
+        await until(lambda: keeper._link._replies, "it is answered")
         scope.cancel()
 
-    monkeypatch.setattr(keeper, "_send", send_and_await)
+    monkeypatch.setattr(keeper._link, "send", send_and_await)
     with trio.CancelScope() as scope:
         await spawn(keeper, "sleep", "60")
     monkeypatch.undo()

@@ -10,7 +10,8 @@ from collections.abc import Collection
 import msgspec
 import trio
 
-from ..processes.keeper_client import Keeper, KeeperLost
+from ..processes.keeper_client import Keeper
+from ..processes.keeper_link import KeeperLost
 from ..processes.keeper_visit import About, Found
 
 log = logging.getLogger("runctld")

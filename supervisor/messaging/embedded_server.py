@@ -27,8 +27,10 @@ from ...protocol.endpoint import ENDPOINT_FILE, Endpoint
 from ...protocol.errors import RunFailed, Unavailable
 from ..host.metrics import Meters
 from ..host.private_files import write_all_private
-from ..processes.keeper_client import Keeper, KeeperLost, Process
+from ..processes.keeper_client import Keeper
+from ..processes.keeper_link import KeeperLost
 from ..processes.keeper_visit import About
+from ..processes.process import Process
 from .server_identity import FILE, prepare_identity
 
 #: What nats-server keeps its memory below, if it can.

@@ -6,12 +6,9 @@ long enough to end them.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import errno
 import logging
 import os
-import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +18,12 @@ import trio
 
 from ...config.run_limits import Plan
 from ...config.schema import Account
-from ...protocol.errors import Unavailable
 from ..host.private_files import Inherited
 from .cgroups import Groups
-from .keeper_messages import encode, take_messages
+from .keeper_link import KeeperLink, KeeperLost
+from .keeper_messages import encode
 from .keeper_visit import About, Found, Visit
+from .process import Left, Process
 from .process_words import explain_hindrance, explain_silence, name_processes
 from .spawn_errors import SPAWN_LIMIT, explain_spawn_failure, make_portable
 
@@ -34,22 +32,6 @@ log = logging.getLogger("runctld.processes")
 #: Between two looks whether the keeper answers, seconds; after so many of silence it is ended.
 ASK, SILENCE = 2.0, 10.0
 _TICK = 0.5
-
-
-class KeeperLost(Unavailable):
-    """The keeper is gone, and with it all knowledge of its processes."""
-
-    def __init__(self, why: str | None = None) -> None:
-        gone = "the process keeper is gone; restart runctld, which clears up after it"
-        super().__init__(why or gone)
-
-
-class Left(NamedTuple):
-    """What a root left behind: each as "name (pid)", ``MOST_NAMED`` at most and then "...".
-    ``ended``: what was ended with its tree; ``kept``: what goes on."""
-
-    ended: list[str]
-    kept: list[str]
 
 
 class Origin(NamedTuple):
@@ -62,52 +44,6 @@ class Origin(NamedTuple):
 
 
 NOWHERE = Origin(0, "", 0)
-
-
-class Process:
-    """The root of a tree. ``pid``: its process id, which is also its session."""
-
-    def __init__(self, keeper: Keeper, tree: int, pid: int) -> None:
-        self._keeper = keeper
-        self._tree = tree
-        self.pid = pid
-        self._status: int | None = None
-        self._exited = trio.Event()
-        #: Once it has ended: "limit", if it was killed since its tree had all the memory that
-        #: it may have; "machine", if it was killed since there was none left; else "".
-        self.starved = ""
-
-    async def wait(self) -> int:
-        """Exit code of the root, or minus the signal that ended it. Raises KeeperLost."""
-        await self._exited.wait()
-        if self._status is None:
-            raise KeeperLost(self._keeper.stopped)
-        return self._status
-
-    def note_exit(self, status: int, starved: str) -> None:
-        """How it ended is known."""
-        self._status, self.starved = status, starved
-        self._exited.set()
-
-    async def forget(self) -> None:
-        """The next daemon need not be told of it."""
-        await self._keeper.forget(self._tree)
-
-    async def drop(self, names: Sequence[str]) -> None:
-        """What is kept of it for the next daemon by these ``names`` is of no more use."""
-        await self._keeper.drop(self._tree, names)
-
-    async def describe(self, about: About) -> None:
-        """What the next daemon is told of it."""
-        await self._keeper.describe(self._tree, about)
-
-    async def end(self, grace: float, *, keep: bool = False) -> Left:
-        """TERM the whole tree, KILL it after ``grace`` seconds; returns when it is
-        verified empty, however long that takes. May be called again, also at the same
-        time: a shorter grace then hastens all. Cancelling the call does not cancel what
-        it began. With ``keep`` what has left the root's session goes on, until it is ended
-        by another call, by ``end_kept``, or with the keeper. Raises KeeperLost."""
-        return await self._keeper._end_process(self, self._tree, grace, keep)
 
 
 class Keeper:
@@ -129,26 +65,19 @@ class Keeper:
     ) -> None:
         self.origin = origin
         self.inherited = given
-        self.stopped: str | None = None
         self.cgroups = cgroups
         self.users = frozenset(users)
         self._state = state
-        self.sock = sock
+        self._link = KeeperLink(sock, origin.last)
         self._nursery = nursery
-        self._lock = trio.Lock()
-        self.gone = False  # dead, or let go of at our end
-        self._next = origin.last
         #: Runs of whose trees the next daemon would be told.
         self._told: dict[str, int] = {}
         #: What outlived an earlier daemon, and was not claimed or ended yet: by its number.
         self.found: dict[int, Found] = {}
         #: That daemon left it on purpose.
         self.found_left = False
-        self._waiting: dict[int, trio.Event] = {}
-        self._replies: dict[int, dict[str, Any]] = {}
         self._processes: dict[int, Process] = {}
         self._ending: Counter[Process] = Counter()
-        self._buffer = bytearray()
         #: Of trees: their marks, and what says why processes of them cannot be ended.
         self._marks: dict[int, str] = {}
         self._kept: set[int] = set()
@@ -159,6 +88,19 @@ class Keeper:
         self.dead = trio.Event()
         #: We end, and not in order: what runs is left to the next daemon.
         self.broken_off = False
+
+    @property
+    def gone(self) -> bool:
+        """It is dead, or let go of at our end."""
+        return self._link.gone
+
+    @property
+    def stopped(self) -> str | None:
+        """Why, when it was we who killed it."""
+        return self._link.stopped
+
+    def close(self) -> None:
+        self._link.sock.close()
 
     async def spawn(
         self,
@@ -206,24 +148,24 @@ class Keeper:
         if account is not None:
             ids = {"uid": account.uid, "gid": account.gid, "groups": account.groups}
             message["account"] = ids
-        number = self._next_number()
+        number = self._link.next_number()
         self._marks[number] = mark
         if tell is not None and tell.run:
             self._told[tell.run] = number
         fds = (stdin, stdout, stderr, *(keep or {}).values())
-        answered = await self._post_message(number, message, fds)
+        answered = await self._link.post(number, message, fds)
         try:
             with trio.move_on_after(SPAWN_LIMIT):
                 await answered.wait()
             if not answered.is_set():
                 await self._end_tree(number, 0)  # the keeper answers both
-            reply = self._take_answer(number)
+            reply = self._link.take_answer(number)
         except trio.Cancelled:
             with trio.CancelScope(shield=True), contextlib.suppress(KeeperLost):
                 await self._end_tree(number, 0)
             raise
         finally:
-            self._forget_request(number)
+            self._link.forget_request(number)
         if "pid" not in reply:
             self._marks.pop(number, None)
             raise explain_spawn_failure(argv[0], cwd, env.get("PATH"), reply, account)
@@ -257,7 +199,7 @@ class Keeper:
         with contextlib.suppress(KeeperLost):
             await self._end_tree(tree, grace)
 
-    async def _end_process(self, process: Process, tree: int, grace: float, keep: bool) -> Left:
+    async def end_process(self, process: Process, tree: int, grace: float, keep: bool) -> Left:
         self._ending[process] += 1
         try:
             grace = 0 if self._hasty else grace
@@ -269,28 +211,19 @@ class Keeper:
 
     async def _end_tree(self, tree: int, grace: float, *, keep: bool = False) -> Left:
         """Raises KeeperLost."""
-        number = self._next_number()
         message = {"op": "end", "tree": tree, "grace": grace, "keep": keep}
-        try:
-            await (await self._post_message(number, message)).wait()
-            reply = self._take_answer(number)
-            self._held.pop(tree, None)
-            if kept := reply.get("kept"):
-                self._kept.add(tree)
-            else:
-                self._kept.discard(tree)
-                self._marks.pop(tree, None)
-            return Left(name_processes(reply.get("ended", [])), name_processes(kept or []))
-        finally:
-            self._forget_request(number)
-
-    def _next_number(self) -> int:
-        self._next += 1
-        return self._next
+        reply = await self._link.ask(message)
+        self._held.pop(tree, None)
+        if kept := reply.get("kept"):
+            self._kept.add(tree)
+        else:
+            self._kept.discard(tree)
+            self._marks.pop(tree, None)
+        return Left(name_processes(reply.get("ended", [])), name_processes(kept or []))
 
     def adopt(self, visit: Visit) -> None:
         """Take over what an earlier daemon has left running. Before ``read_messages``."""
-        self._buffer += visit.rest
+        self._link.note_received(visit.rest)
         self.found_left = visit.left
         for tree in visit.trees:
             self._marks[tree.number] = tree.mark
@@ -328,25 +261,17 @@ class Keeper:
 
     async def leave(self) -> None:
         """We end on purpose, and what runs goes on."""
-        await self._tell({"op": "leave"})
+        await self._link.tell({"op": "leave"})
         self.broken_off = True
 
     async def hold_lease(self, fd: int) -> None:
         """Have it hold a copy of ``fd`` as well: who is connected through that stays so, for as
         long as what runs goes on without us."""
-        with contextlib.suppress(KeeperLost):
-            async with self._lock:
-                with trio.CancelScope(shield=True):
-                    await self._send(encode({"op": "hold", "fds": 1}), (fd,))
+        await self._link.tell({"op": "hold", "fds": 1}, (fd,))
 
     async def release_lease(self) -> bool:
         """Let go of what an earlier daemon had it hold; whether it did. Raises KeeperLost."""
-        number = self._next_number()
-        try:
-            await (await self._post_message(number, {"op": "release"})).wait()
-            return bool(self._take_answer(number).get("let_go"))
-        finally:
-            self._forget_request(number)
+        return bool((await self._link.ask({"op": "release"})).get("let_go"))
 
     @property
     def has_runs(self) -> bool:
@@ -361,75 +286,22 @@ class Keeper:
 
     async def forget(self, tree: int) -> None:
         """Nobody is told of it any more."""
-        await self._tell({"op": "forget", "tree": tree})
+        await self._link.tell({"op": "forget", "tree": tree})
 
     async def drop(self, tree: int, names: Sequence[str]) -> None:
         """Let go of descriptors that are kept of it."""
-        await self._tell({"op": "drop", "tree": tree, "names": list(names)})
+        await self._link.tell({"op": "drop", "tree": tree, "names": list(names)})
 
     async def describe(self, tree: int, about: About) -> None:
         """What the next daemon is told of it."""
-        await self._tell({"op": "about", "tree": tree, "about": msgspec.to_builtins(about)})
-
-    async def _tell(self, message: dict[str, Any]) -> None:
-        """A message without an answer. A keeper that is gone is told nothing."""
-        with contextlib.suppress(KeeperLost):
-            async with self._lock:
-                with trio.CancelScope(shield=True):
-                    await self._send(encode(message), ())
-
-    async def _post_message(
-        self, number: int, message: dict[str, Any], fds: tuple[int, ...] = ()
-    ) -> trio.Event:
-        """Send ``message``; what is set when its answer is there. When this is cancelled
-        nothing was sent. Raises KeeperLost."""
-        data = encode({**message, "id": number, "fds": len(fds)})
-        event = self._waiting[number] = trio.Event()
-        try:
-            async with self._lock:
-                with trio.CancelScope(shield=True):  # half a message would garble the next
-                    await self._send(data, fds)
-        except BaseException:
-            self._forget_request(number)
-            raise
-        return event
-
-    def _take_answer(self, number: int) -> dict[str, Any]:
-        """Raises KeeperLost."""
-        if number not in self._replies:
-            raise KeeperLost(self.stopped)
-        return self._replies[number]
-
-    def _forget_request(self, number: int) -> None:
-        self._waiting.pop(number, None)
-        self._replies.pop(number, None)
-
-    async def _send(self, data: bytes, fds: tuple[int, ...]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        try:
-            while True:
-                if self.gone:
-                    raise KeeperLost(self.stopped)
-                try:
-                    sent = await self.sock.sendmsg([data], rights)
-                    break
-                except OSError as error:
-                    if error.errno != errno.ETOOMANYREFS:
-                        raise
-                    await trio.sleep(0.005)  # too many descriptors under way: let it take some
-            while sent < len(data):
-                sent += await self.sock.send(data[sent:])
-        except (BrokenPipeError, ConnectionError, trio.ClosedResourceError) as error:
-            raise KeeperLost(self.stopped) from error
+        await self._link.tell({"op": "about", "tree": tree, "about": msgspec.to_builtins(about)})
 
     async def read_messages(self, scope: trio.CancelScope) -> None:
         """Dispatch what the keeper says, until it is gone, or ``scope`` is cancelled."""
         with scope:
-            messages: list[dict[str, Any]] | None = take_messages(self._buffer)
-            while messages is not None:
+            while (messages := await self._link.receive()) is not None:
                 for message in messages:
                     self._handle_message(message)
-                messages = await self._receive_messages()
             self.dead.set()
             self.mark_lost()
 
@@ -438,13 +310,8 @@ class Keeper:
         with contextlib.suppress(KeeperLost):
             while True:
                 await trio.sleep(ASK)
-                number = self._next_number()
                 self.silent = _TICK
-                try:
-                    await (await self._post_message(number, {"op": "ping"})).wait()
-                    self._take_answer(number)
-                finally:
-                    self._forget_request(number)
+                await self._link.ask({"op": "ping"})
                 self.silent = 0.0
 
     async def end_when_silent(self, kill: Callable[[], None], scope: trio.CancelScope) -> None:
@@ -457,7 +324,7 @@ class Keeper:
                 if self.silent:
                     self.silent += _TICK
                 if self.silent > SILENCE and not self.gone:
-                    self.stopped = (
+                    self._link.stopped = (
                         f"the process keeper has not answered for {SILENCE:g} s, as when a run has"
                         " stopped it (SIGSTOP); it is killed with all its processes: start runctld"
                         " again"
@@ -466,22 +333,11 @@ class Keeper:
                     kill()
                     return
 
-    async def _receive_messages(self) -> list[dict[str, Any]] | None:
-        """What has come since; None when the keeper is gone."""
-        try:
-            data = await self.sock.recv(1 << 16)
-        except OSError:
-            data = b""
-        if not data:
-            return None
-        self._buffer += data
-        return take_messages(self._buffer)
-
     async def dismiss(self) -> list[str]:
         """Have it kill all; returns when it has, or with the words for what cannot be ended."""
         with contextlib.suppress(OSError, trio.ClosedResourceError):
-            await self.sock.send(encode({"op": "bye"}))
-        while (messages := await self._receive_messages()) is not None:
+            await self._link.sock.send(encode({"op": "bye"}))
+        while (messages := await self._link.receive()) is not None:
             for message in messages:
                 if "left" in message:
                     return [explain_hindrance(*words) for words in message["left"]]
@@ -489,11 +345,9 @@ class Keeper:
 
     def mark_lost(self) -> None:
         """Let nobody wait for a keeper that is gone."""
-        self.gone = True
-        for event in self._waiting.values():
-            event.set()
+        self._link.mark_lost()
         for process in self._processes.values():
-            process._exited.set()
+            process.note_lost()
 
     def _handle_message(self, message: dict[str, Any]) -> None:
         if "exit" in message:
@@ -520,9 +374,7 @@ class Keeper:
         if "pid" in message:  # known before its exit can be reported
             process = Process(self, number, message["pid"])
             message["process"] = self._processes[number] = process
-        if number in self._waiting:
-            self._replies[number] = message
-            self._waiting[number].set()
+        self._link.answer(number, message)
 
     def _note_held(self, tree: int, words: list[str]) -> None:
         if tree not in self._marks:

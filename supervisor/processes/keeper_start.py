@@ -117,7 +117,7 @@ async def open_keeper(
                 watching.cancel()
     finally:
         keeper.mark_lost()
-        with trio.CancelScope(shield=True), keeper.sock:
+        with trio.CancelScope(shield=True), contextlib.closing(keeper):
             if keeper.broken_off and not keeper.dead.is_set():
                 _STAYING.append(process)
                 log.warning("what runs goes on for %g s, for the next daemon to adopt", outlive)

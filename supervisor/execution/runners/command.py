@@ -20,8 +20,9 @@ from ....protocol.errors import RunFailed, shortened
 from ....protocol.model import Outcome, RunSpec, Status, one_line
 from ...host.private_files import env_of
 from ...processes.credentials import acting_as
-from ...processes.keeper_client import Keeper, Left, Process
+from ...processes.keeper_client import Keeper
 from ...processes.keeper_visit import About
+from ...processes.process import Left, Process
 from ...processes.terminal_size import Clients
 from .ends import FEED, SLAVE, Ends, adopt_ends, open_ends
 from .filters import filters_left
