@@ -17,6 +17,7 @@ async def purge(c: Context, r: messages.Purge) -> messages.Reply:
     if r.older_than is not None and r.older_than < 0:
         raise BadRequest("older_than must be 0 or more")
     drop: list[tuple[str, int]] = []
+    purged: list[str] = []
     runs = 0
     for thread in dict.fromkeys(map(check_thread, r.threads)):
         # Before all else is looked at: what is written from here on stays.
@@ -34,6 +35,7 @@ async def purge(c: Context, r: messages.Purge) -> messages.Reply:
             )
         if r.older_than is None:
             drop.append((subjects.thread_subjects(thread), there.last))
+            purged += [x.spec.run for x in c.registry.of(thread)]
             runs += len(there.records)
         else:
             old = await find_old(c, there.records, time.time() - r.older_than)
@@ -41,6 +43,7 @@ async def purge(c: Context, r: messages.Purge) -> messages.Reply:
             runs += len(old)
     if not r.check:
         await c.stored.drop(drop)
+        await c.streams.mark_purged(purged)
     return messages.Purged(runs)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,8 @@ LEAST_RECORD = 16 * 1024
 END_SHARE = 8
 #: So many publishes in a row without an answer, while reads have theirs: it stores nothing.
 UNANSWERED = 2
+#: A purge waits so long for what is written to say that it was purged, seconds.
+MARKED = 5.0
 #: JetStream's "maximum bytes exceeded".
 STORE_FAILED = 10077
 
@@ -116,6 +118,15 @@ class Streams:
             yield
         finally:
             self._writers.discard(attempt)
+
+    async def mark_purged(self, runs: Collection[str]) -> None:
+        """The records of these were deleted on purpose, as far as there were any: what is written
+        here says so to the next daemon, within ``MARKED`` seconds."""
+        with trio.move_on_after(MARKED):
+            async with trio.open_nursery() as nursery:
+                for attempt in self._writers:
+                    if attempt.run in runs:
+                        nursery.start_soon(attempt.mark)
 
     def _notice_stream_change(self) -> None:
         for attempt in self._writers:

@@ -60,6 +60,8 @@ class Writer:
         self._of: dict[StreamName, int] = {}
         self._notice: Callable[[Mapping[StreamName, int]], None] | None = None
         self._pending: list[Chunk] = []
+        #: Set once the stream says again how much of the output it has, or had.
+        self._mark: trio.Event | None = None
         self._bytes = 0
         self._read_at = 0.0
         self._end: End | None = None
@@ -160,6 +162,13 @@ class Writer:
             self._bytes += len(piece)
         self._changed.set()
 
+    async def mark(self) -> None:
+        """Its records were deleted on purpose: store an empty one, or the next daemon would take
+        what it still has of that output for such as was never stored."""
+        self._mark = self._mark or trio.Event()
+        self._changed.set()
+        await self._mark.wait()
+
     def watch_stored(self, notice: Callable[[Mapping[StreamName, int]], None]) -> None:
         """Have ``notice`` told how many bytes of each stream are stored, whenever some more are."""
         self._notice = notice
@@ -173,10 +182,12 @@ class Writer:
                     await self._changed.wait()
                     self._changed = trio.Event()
                     await self._resync()
-                    while self._pending:
+                    while self._pending or self._mark is not None:
                         await self._flush_one()
         except StreamUnfit as error:
             log.debug("run %s: %s", self.run, error)
+        finally:
+            self._note_marked()
 
     def notice_stream_change(self) -> None:
         """The stream may be another one, or serve again."""
@@ -209,7 +220,13 @@ class Writer:
             self._end = End(self.run, self._attempt, self._seq, time.time(), outcome)
         await self._store(self._end)
 
+    def _note_marked(self) -> None:
+        if self._mark is not None:
+            self._mark.set()
+            self._mark = None
+
     async def _flush_one(self) -> None:
+        mark = self._mark
         size = count = 0
         most = self._streams.max_record
         for chunk in self._pending:
@@ -225,6 +242,8 @@ class Writer:
             of[chunk.stream] = of.get(chunk.stream, 0) + len(chunk.data)
         await self._store(Chunks(self._attempt, self._seq + 1, self._read_at, batch, total, of))
         self._total, self._of = total, of
+        if mark is self._mark:
+            self._note_marked()
         if self._notice is not None:
             self._notice(of)
         self._streams.meters.stored(count, size)
