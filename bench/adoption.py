@@ -18,6 +18,8 @@ from .restarts import AT_ONCE
 
 KILLS = 5
 RUNS = 1000
+#: Says so once it is there: what is killed while it is being started is replayed.
+BEGUN = ["/bin/sh", "-c", "echo begun; exec sleep 600"]
 STEPS, STEP = 20, 0.5
 #: Tells the time, often.
 TALKER = """
@@ -62,8 +64,8 @@ def _is_written_after(moment: float) -> Callable[[dict[str, Any]], bool]:
     def wanted(event: dict[str, Any]) -> bool:
         if event["type"] != "chunk":
             return False
-        stamps = event["data"].split()
-        return (len(stamps) > 1 and float(stamps[-2]) > moment) or float(stamps[-1]) > moment
+        whole = event["data"].rpartition("\n")[0].split()
+        return bool(whole) and float(whole[-1]) > moment
 
     return wanted
 
@@ -115,19 +117,19 @@ async def adopt_many(count: int, times: int) -> list[float]:
 
             async def submit(n: int) -> None:
                 async with gate:
-                    await link.submit(f"adopted-{n}", ["/bin/sleep", "600"])
+                    await link.submit(f"adopted-{n}", BEGUN)
 
             await asyncio.gather(*(submit(n) for n in range(count)))
-        await all_are(daemon, count, lambda record: True)
+        await all_are(daemon, count, _is_output_since(0))
         for _ in range(times):
             daemon.kill()
             began, killed = time.perf_counter(), time.time()
             daemon.start()
-            await all_are(daemon, count, _is_fence(killed))
+            await all_are(daemon, count, _is_output_since(killed))
             samples.append((time.perf_counter() - began) * 1000)
             await daemon.wait_ready()
     return samples
 
 
-def _is_fence(killed: float) -> Callable[[records.Record], bool]:
+def _is_output_since(killed: float) -> Callable[[records.Record], bool]:
     return lambda record: isinstance(record, records.Chunks) and record.at > killed
