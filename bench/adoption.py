@@ -29,9 +29,10 @@ while True:
     time.sleep(0.01)
 """
 STEPPER = f"""
-import time
+import sys, time
 for n in range(1, {STEPS} + 1):
-    print("step", n, flush=True)
+    sys.stdout.write("step %d\\n" % n)
+    sys.stdout.flush()
     time.sleep({STEP})
 """
 
