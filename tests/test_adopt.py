@@ -134,6 +134,24 @@ def test_a_stop_in_order_ends_all(living: Box) -> None:
     living.runctl("abort", "t")
 
 
+def test_where_no_socket_can_be_made_all_ends_with_the_daemon(stopped_box: Box) -> None:
+    box = stopped_box
+    box.configure(OUTLIVE)
+    (box.state / "keeper.sock").mkdir(parents=True)
+    box.start()
+    said = "commands end with this daemon, since no other one could adopt them: keeper.sock cannot"
+    wait_until(lambda: said in box.log.read_text(), "it is told")
+    run = box.submit("t", "sleep", "600")
+    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
+    keeper = find_keeper(box.pid)
+    below = direct_children(keeper)
+    box.kill()
+    wait_until(lambda: not any(alive(pid) for pid in (keeper, *below)), "all has ended")
+    box.start()
+    wait_until(lambda: box.show(run)["attempt"] == 2, "it is replayed")
+    box.runctl("abort", "t")
+
+
 @pytest.mark.parametrize("first", ["keeper", "daemon"])
 def test_a_keeper_that_dies_with_its_daemon(living: Box, first: str) -> None:
     run = living.submit("t", "sleep", "600")

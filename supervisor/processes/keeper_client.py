@@ -20,6 +20,7 @@ from ...config.run_limits import Plan
 from ...config.schema import Account
 from ..host.private_files import Inherited
 from .cgroups import Groups
+from .keeper_door import SOCKET_FILE
 from .keeper_link import KeeperLink, KeeperLost
 from .keeper_messages import encode
 from .keeper_visit import About, Found, Visit
@@ -360,6 +361,13 @@ class Keeper:
         if "held" in message:
             self._note_held(
                 message["held"], [explain_hindrance(*words) for words in message["pids"]]
+            )
+            return
+        if "shut" in message:
+            log.warning(
+                "commands end with this daemon, since no other one could adopt them: %s cannot be"
+                " made in the state directory (%s)",
+                *(SOCKET_FILE, message["shut"]),
             )
             return
         if "gone" in message:

@@ -6,6 +6,7 @@ descriptor of the locked file comes with it. Nothing here waits: whoever is sile
 """
 
 import contextlib
+import errno
 import fcntl
 import math
 import os
@@ -22,6 +23,8 @@ from .message_socket import MessageSocket
 PROTOCOL = 2
 SOCKET_FILE = "keeper.sock"
 LOCK_FILE = "lock"
+#: Without a descriptor for who knocks we listen again after so many seconds.
+PAUSE = 0.1
 #: So long one who came may be silent, seconds; so many may be there at once, and so much may they
 #: say, bytes.
 PATIENCE, MOST_GUESTS, MOST_SAID = 2.0, 16, 4096
@@ -37,6 +40,8 @@ class Door:
         self._selector = selector
         #: Until when each may be silent.
         self._guests: dict[MessageSocket, float] = {}
+        #: While we have no descriptor for who knocks: when to listen again.
+        self._again = math.inf
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         # The path of a socket has 107 bytes, and that of a state directory more.
@@ -55,14 +60,17 @@ class Door:
         selector.register(self._listener, selectors.EVENT_READ, self)
 
     def next_deadline(self) -> float:
-        """When to call ``send_silent_away``."""
-        return min(self._guests.values(), default=math.inf)
+        """When to call ``keep_time``."""
+        return min(self._again, *self._guests.values(), math.inf)
 
     def knock(self, *, occupied: bool) -> None:
         """Somebody comes. ``occupied``: there is a daemon already, as far as we know."""
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                self._selector.unregister(self._listener)
+                self._again = time.monotonic() + PAUSE
             return
         sock.setblocking(False)
         if _read_user(sock) != os.geteuid():
@@ -106,9 +114,12 @@ class Door:
             guest.trust()
         return come
 
-    def send_silent_away(self) -> None:
-        """Those who have said nothing for too long."""
+    def keep_time(self) -> None:
+        """Send those away who have said nothing for too long; listen again."""
         now = time.monotonic()
+        if now >= self._again:
+            self._again = math.inf
+            self._selector.register(self._listener, selectors.EVENT_READ, self)
         for guest in [guest for guest, end in self._guests.items() if now >= end]:
             self._send_away(guest)
 
@@ -141,7 +152,8 @@ class Door:
     def close(self) -> None:
         for guest in list(self._guests):
             self._send_away(guest)
-        self._selector.unregister(self._listener)
+        if self._again == math.inf:
+            self._selector.unregister(self._listener)
         self._listener.close()
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._state, SOCKET_FILE))

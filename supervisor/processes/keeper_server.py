@@ -62,7 +62,13 @@ class Keeper:
         self.forest = Forest()
         self.selector = selectors.DefaultSelector()
         self.daemon: MessageSocket | None = MessageSocket(sock, self.selector)
-        self.door = Door(state, self.selector) if outlive > 0 else None
+        self.door: Door | None = None
+        self.shut = ""  # why no other daemon can come in
+        if outlive > 0:
+            try:
+                self.door = Door(state, self.selector)
+            except OSError as error:
+                self.shut = error.strerror or str(error)
         self.timer = -1  # while there is no daemon
         self.expired = False  # the time is over, and a daemon has not taken yet what is here
         self.lease = -1  # a descriptor that goes on holding the daemon's lease
@@ -87,6 +93,8 @@ class Keeper:
         self.selector.register(wake_r, selectors.EVENT_READ)
         fault = ""
         try:
+            if self.shut:
+                self.send({"shut": self.shut})
             while True:
                 due = self.next_due()
                 pause = None if due == math.inf else max(0.0, due - time.monotonic())
@@ -104,7 +112,7 @@ class Keeper:
                 if self.daemon is not None and self.daemon.again:
                     self.attempt(self.daemon, self.daemon.flush)
                 if self.door is not None and time.monotonic() >= self.door.next_deadline():
-                    self.door.send_silent_away()
+                    self.door.keep_time()
                 if self.has_overslept():
                     raise Leave  # the lease may be another's by now
                 self.reap_children()
