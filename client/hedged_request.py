@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from .given_up import give_up
+
 #: Seconds until another is asked, then until one more is, and how many are at most. It
 #: may be given to the same one again: which one, is NATS's free choice.
 PATIENCE, AGAIN = 2.0, 1.0
@@ -42,5 +44,4 @@ async def first_answer(send: Send, timeout: float) -> bytes:
             if done and all(task.done() for task in asked):
                 return done.pop().result()
     finally:
-        for task in asked:
-            task.cancel()
+        give_up(asked)

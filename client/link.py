@@ -24,6 +24,7 @@ from ..config.schema import Config, ConfigError, Nats
 from ..protocol import subjects
 from ..protocol.endpoint import ENDPOINT_FILE, Endpoint
 from ..protocol.errors import Denied, Unavailable
+from .given_up import give_up
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -122,8 +123,7 @@ class Link:
             waiting.pop(refused, None)
             if not waiting:
                 self._waiting.pop(subject.lower(), None)
-            for future in (answer, lost, refused):
-                future.cancel()
+            give_up((answer, lost, refused))
 
     async def _on_error(self, error: Exception) -> None:
         """nats-py tells of refusals here, and leaves the request to its time-out."""

@@ -5,6 +5,7 @@ RUNCTL_FAULTS=100 runs so many rounds rather than ten; the seeds go on from the 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from conftest import DEADLINE, Box, Watch, wait_until
 from proc import alive
 from runctl.cli.display.json_output import JsonOutput
 from runctl.cli.following.follow import Options, follow
+from runctl.client.given_up import give_up
 from runctl.client.link import Link, LinkLost, dial
 from runctl.client.locate import Target
 from runctl.config.load import load
@@ -562,6 +564,31 @@ def test_requests_do_not_close_the_connection_that_others_have_dialled(box: Box)
         await client.close()
 
     asyncio.run(main())
+
+
+def test_a_request_that_is_given_up_as_it_fails_says_nothing() -> None:
+    """What asyncio prints of an error that nobody asked for came between a user's lines."""
+    said: list[dict[str, Any]] = []
+
+    async def fail() -> None:
+        raise LinkLost("as it is given up")
+
+    async def fail_late() -> None:
+        try:
+            await asyncio.sleep(DEADLINE)
+        finally:
+            await fail()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        tasks = [asyncio.create_task(fail()), asyncio.create_task(fail_late())]
+        await asyncio.wait(tasks[:1])
+        give_up(tasks)
+        await asyncio.wait(tasks)
+
+    asyncio.run(main())
+    gc.collect()
+    assert not said
 
 
 # ---- rounds ---------------------------------------------------------------------------
