@@ -100,8 +100,8 @@ class Attachment:
 
     async def confirm_end(self) -> None:
         """Wait, briefly, until the daemon has recorded the end that was seen as it happened, so
-        that the next request finds the run ended."""
-        if self.live:
+        that the next request finds the run ended. When it goes on there is nothing to wait for."""
+        if self.live and self._ended:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RECORD_TIMEOUT):
                     await wait_until_recorded(self._config, self.watcher, self._run)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 from conftest import DEADLINE, Box, wait_until
@@ -101,3 +103,20 @@ def test_a_recovery_does_not_bring_back_what_was_left_out(box: Box, only: str) -
     (box.path / "go2").touch()
     assert terminal.wait() == 0
     assert terminal.text() == "new part and the end"
+
+
+def test_what_goes_on_is_not_waited_for(box: Box) -> None:
+    """Only the record of an end that was seen is."""
+    box.submit_py("t", "import time; print('begun', flush=True); time.sleep(600)")
+    code = (
+        "import runctl.client.attachment; from runctl.cli.start import main\n"
+        "runctl.client.attachment.RECORD_TIMEOUT = 600; main()"
+    )
+    argv = [sys.executable, "-c", code, "-c", str(box.config), "attach", "t", "--no-follow"]
+
+    def read() -> str:
+        return subprocess.run(
+            argv, capture_output=True, text=True, check=True, timeout=DEADLINE
+        ).stdout
+
+    wait_until(lambda: read() == "begun\n", "it has begun")
