@@ -14,6 +14,7 @@ SHARING = {
     "test_json.py",
     "test_metrics.py",
     "test_systemd.py",
+    "test_systemd_restarts.py",
 }
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, wait_until
+from daemon_unit import TEST, UNIT, DaemonUnit
 from machine import ROOT, Machine, as_json, own_cgroup, remove_cgroup, skip_without
 from proc import alive, read_proc
 from runctl.supervisor.processes import cgroups
 
-UNIT = "runctld.service"
 CHATS = "runctld@chats.service"
 CONFIG = """
 executor_id = "box-1"
@@ -27,17 +27,6 @@ state_dir = "/var/lib/runctl"
 [queue]
 stop_grace = "2500ms"
 """
-#: What takes the place of the distribution's runctld, and of a boot's other services.
-TEST = f"""
-[Unit]
-DefaultDependencies=no
-[Service]
-ExecStart=
-ExecStart={sys.executable} -m runctl.supervisor.main --config /etc/runctl/CONFIG
-WatchdogSec=10
-TimeoutAbortSec=1
-"""
-
 #: Leaves parent, session and environment at once, and hears no TERM.
 ESCAPES = """
 import os, signal, sys, time
@@ -55,56 +44,15 @@ time.sleep(600)
 """
 
 
-class Service:
-    """The unit with commands.conf, and clients of it."""
+class Service(DaemonUnit):
+    """And the template."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        folder = "/etc/systemd/system"
-        for unit, config in ((UNIT, "runctld.toml"), ("runctld@.service", "executors.toml")):
-            text = TEST.replace("CONFIG", config) + machine.bind_lines()
-            machine.write(f"{folder}/{unit}.d/zz-test.conf", text)
-        commands = (ROOT / "systemd/commands.conf").read_text()
-        machine.write(f"{folder}/{UNIT}.d/commands.conf", commands)
+    def install(self) -> None:
+        super().install()
+        text = TEST.replace("CONFIG", "/etc/runctl/executors.toml") + self.machine.bind_lines()
+        self.machine.write(f"{self.folder}/runctld@.service.d/zz-test.conf", text)
         # Less than the grace: what is missing the daemon has to ask for.
-        machine.write(f"{folder}/{UNIT}.d/zz-stop.conf", "[Service]\nTimeoutStopSec=1s\n")
-        machine.write("/etc/runctl/runctld.toml", CONFIG)
-        machine.call("systemctl", "daemon-reload")
-
-    def runctl(self, *argv: str) -> str:
-        command = [sys.executable, "-m", "runctl.cli.main", "-c", "/etc/runctl/runctld.toml"]
-        return self.machine.call(*command, *argv, user="runctl")
-
-    def submit(self, thread: str, code: str) -> str:
-        return self.runctl("submit", thread, "--", sys.executable, "-uc", code).strip()
-
-    def wait_output(self, run: str, thread: str, text: str) -> None:
-        def seen() -> bool:
-            return text in self.runctl("attach", thread, "--run", run, "--no-follow")
-
-        wait_until(seen, f"{text!r} in the output of {run}")
-
-    def attempt(self, run: str) -> int:
-        return int(json.loads(self.runctl("show", run, "--json"))["attempt"])
-
-    @property
-    def pid(self) -> int:
-        return self.machine.main_pid(UNIT)
-
-    def wait_other(self, pid: int) -> None:
-        def other() -> bool:
-            state = self.machine.show(UNIT, "ActiveState")
-            return state == "active" and self.pid not in (0, pid)
-
-        wait_until(other, "systemd has started it again")
-
-    def journal(self, *argv: str) -> str:
-        """What it has by now; journald takes its time."""
-        return self.machine.call("journalctl", *argv, "-o", "cat")
-
-    def groups(self) -> list[Path]:
-        """The cgroups of runs."""
-        return list((self.machine.cgroup / "system.slice" / UNIT).glob("run-*"))
+        self.write_drop_in("zz-stop", "[Service]\nTimeoutStopSec=1s\n")
 
 
 @pytest.fixture(scope="module")
@@ -119,25 +67,30 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def service(machine: Machine) -> Service:
-    made = Service(machine)
+    made = Service(machine, CONFIG)
     machine.call("systemctl", "start", UNIT)  # returns with READY=1
     return made
 
 
-def test_a_killed_daemon_is_started_again_and_replays(service: Service):
+def test_runs_go_on_when_the_daemon_is_killed_and_are_replayed_when_all_is(service: Service):
     code = (
         "import os, time\n"
-        "print('attempt', os.environ['RUNCTL_ATTEMPT'], 'NOTIFY_SOCKET' in os.environ)\n"
+        "told = {'NOTIFY_SOCKET', 'LISTEN_FDS'} & {*os.environ}\n"
+        "print('attempt', os.environ['RUNCTL_ATTEMPT'], bool(told))\n"
         "time.sleep(600 if os.environ['RUNCTL_ATTEMPT'] == '1' else 0)"
     )
     run = service.submit("replayed", code)
     service.wait_output(run, "replayed", "attempt 1 False")
-    wait_until(
-        lambda: service.machine.show(UNIT, "StatusText") == "1 running, 0 queued", "status text"
-    )
+    wait_until(lambda: service.show("StatusText") == "1 running, 0 queued", "status text")
     assert len(service.groups()) == 1
-    pid = service.pid
+    below, pid = service.list_pids("run-*"), service.pid
     service.machine.kill(pid, signal.SIGKILL)
+    service.wait_other(pid)
+    wait_until(lambda: service.show("StatusText") == "1 running, 0 queued", "status text")
+    assert service.list_pids("run-*") == below
+    assert service.attempt(run) == 1
+    pid = service.pid
+    service.systemctl("kill", "--signal", "KILL", UNIT)  # its cgroup
     service.wait_other(pid)
     service.runctl("wait", run)
     assert service.attempt(run) == 2
@@ -166,7 +119,7 @@ def test_reload(service: Service):
         "the new runner is known",
     )
     # systemd 252 may be done with kill before it hears RELOADING=1, and then waits for READY=1.
-    wait_until(lambda: service.machine.show(UNIT, "ActiveState") == "active", "reloaded")
+    wait_until(lambda: service.show("ActiveState") == "active", "reloaded")
     assert service.pid == pid
 
 
@@ -291,7 +244,7 @@ def test_runs_of_another_user(service: Service):
         wait_until(lambda: "up" in runctl("attach", "killed", "--no-follow"), "it is there")
         pid = machine.main_pid(unit)
         first = machine.call("pgrep", "-u", "nobody", "-f", "ESCAPED").split()
-        machine.kill(pid, signal.SIGKILL)
+        machine.call("systemctl", "kill", "--signal", "KILL", unit)  # its cgroup
         wait_until(
             lambda: (
                 machine.main_pid(unit) not in (0, pid)
@@ -323,8 +276,8 @@ def test_stop_waits_for_runs_to_end(service: Service):
     began = time.monotonic()
     service.machine.call("systemctl", "stop", UNIT)
     assert time.monotonic() - began > 2.4
-    assert service.machine.show(UNIT, "Result") == "success"
-    assert service.machine.show(UNIT, "ExecMainStatus") == "0"
+    assert service.show("Result") == "success"
+    assert service.show("ExecMainStatus") == "0"
     group = service.machine.cgroup / "system.slice" / UNIT
     wait_until(lambda: not group.exists(), "systemd has removed its cgroup")
 
@@ -376,8 +329,7 @@ def analyze(units: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("unit", ["runctld.service", "runctld@.service"])
 def test_units_are_clean_and_tight(units: Path, unit: str):
-    found = analyze(units, "verify", "--man=no", unit)
-    assert (found.returncode, found.stdout + found.stderr) == (0, "")
+    assert verify(units, unit) == ""
     assert score(units, unit) <= 1.5
 
 
@@ -387,9 +339,16 @@ def test_commands_get_looser_drop_ins(units: Path):
     drop_in.mkdir()
     for name, least, most in (("commands.conf", 1.5, 4.5), ("users.conf", 1.5, 5.0)):
         shutil.copy(ROOT / "systemd" / name, drop_in)
-        found = analyze(units, "verify", "--man=no", "./runctld.service")
-        assert (found.returncode, found.stdout + found.stderr) == (0, "")
+        assert verify(units, "./runctld.service") == ""
         assert least < score(units, "./runctld.service") <= most
+
+
+def verify(units: Path, unit: str) -> str:
+    """What there is against it, but that an older systemd does not know all of it."""
+    found = analyze(units, "verify", "--man=no", unit)
+    assert found.returncode == 0
+    lines = (found.stdout + found.stderr).splitlines()
+    return "\n".join(line for line in lines if "Unknown key 'DelegateSubgroup'" not in line)
 
 
 def score(units: Path, unit: str) -> float:

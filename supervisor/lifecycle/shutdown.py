@@ -34,9 +34,11 @@ class Shutdown:
 
     async def run(self, wishes: Wishes) -> None:
         core, fence = self.core, self.core.base.fence
-        if wishes.leave and core.base.outlives:
-            await self._leave()
-            return
+        if wishes.leave and self._may_leave(wishes):
+            await self._leave(wishes)
+            if wishes.leave:
+                return
+            core.base.keeper.broken_off = False
         with trio.move_on_after(core.settings.longest_grace + STOPPED) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hasten, wishes, limit)
@@ -54,13 +56,25 @@ class Shutdown:
         if self.database is not None:
             self.database.close()
 
-    async def _leave(self) -> None:
-        """What runs goes on, for the next daemon to adopt."""
+    def _may_leave(self, wishes: Wishes) -> bool:
+        base = self.core.base
+        groups = base.keeper.cgroups
+        if not base.outlives or wishes.again or groups is None or not groups.hinder_restart():
+            return base.outlives
+        log.warning(
+            "a systemd older than 254 cannot start a daemon beside runs with limits: all are ended,"
+            " and replayed; `runctl restart` lets them go on"
+        )
+        return False
+
+    async def _leave(self, wishes: Wishes) -> None:
+        """What runs goes on, for the next daemon to adopt, unless we are told to stop meanwhile."""
         if self.core.scrape is not None:
             self.core.scrape.stopping()
         await self.control.stop()
         await self.core.durable.stop_claiming()
-        await self.core.base.keeper.leave()
+        if wishes.leave:
+            await self.core.base.keeper.leave()
 
     async def _end_runs(self) -> None:
         if self.core.scrape is not None:

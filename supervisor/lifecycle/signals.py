@@ -26,6 +26,8 @@ class Wishes:
         self.stop = trio.Event()
         self.hurry = trio.Event()
         self.leave = self.again = False
+        #: systemd sends a TERM after the USR1 of its ExecStop=, which says nothing more.
+        self._followed = False
         self._reload = trio.Event()
         self._terminal = terminal
         self._scopes: set[trio.CancelScope] = set()
@@ -60,6 +62,11 @@ class Wishes:
                 self._reload.set()
             elif not self.stop.is_set():
                 self._end(name, leave=number in LEAVE, again=number == signal.SIGUSR2)
+            elif number in STOP and self.again:
+                log.info("%s: stopping", name)
+                self.leave = self.again = False
+            elif number in STOP and self._followed:
+                self._followed = False
             elif number in STOP and not self.hurry.is_set():
                 log.info("%s: runs get no more grace", name)
                 self.hurry.set()
@@ -71,7 +78,8 @@ class Wishes:
 
     def _end(self, why: str, *, leave: bool, again: bool) -> None:
         self.leave, self.again = leave, again
-        what = "starting again" if again else "leaving; what runs goes on" if leave else "stopping"
+        self._followed = leave and not again
+        what = "starting again" if again else "leaving" if leave else "stopping"
         log.info("%s: %s", why, what)
         self.stop.set()
         for scope in self._scopes:

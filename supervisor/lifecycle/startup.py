@@ -30,7 +30,7 @@ from ..host.open_files import raise_limit, restore_limit
 from ..host.private_files import UMASK, Inherited, inherited, prepare_state_dir
 from ..host.state_format import check_format, mark_format
 from ..host.stop_times import longest_stop
-from ..host.systemd_notify import Notifier, open_notifier
+from ..host.systemd_notify import Notifier, close_kept, open_notifier
 from ..messaging.embedded_server import Broker
 from ..processes import cgroups
 from ..processes.keeper_client import Keeper
@@ -53,12 +53,17 @@ async def run(config: Config, file: Path | None, early: Early | None, hide: Mask
 
     Raises: ConfigError, LeaseHeld, LeaseLost, Unavailable."""
     umask, files = os.umask(UMASK), raise_limit()
+    close_kept()
     # The keeper, both leases, NATS, the database and its recovery have start_timeout each.
     begin = 6 * config.start_timeout
     end = longest_stop(config.queue.stop_grace)
     async with (
         open_wishes(early) as wishes,
-        open_notifier(wishes.stop, begin, end, again=lambda: wishes.again) as notifier,
+        open_notifier(
+            *(wishes.stop, begin, end),
+            again=lambda: wishes.again,
+            leaves=lambda: wishes.leave and config.queue.outlive > 0,
+        ) as notifier,
     ):
         # Until DBOS is launched there is nothing to stop in order.
         with wishes.until_stop() as start:
@@ -118,7 +123,9 @@ async def _run(
                         users={account.uid for _, account in switched(config)},
                     )
                 )
-                with _leaving_runs(keeper, held, file_lease, outlive, wishes):
+                with _leaving_runs(keeper, held, file_lease, outlive, wishes, notifier):
+                    if outlive:
+                        await _share_token(notifier, keeper)
                     lease = None
                     if not config.database.embedded:
                         deputy = keeper if outlive else None
@@ -175,15 +182,22 @@ class _Held:
 
 @contextmanager
 def _leaving_runs(
-    keeper: Keeper, held: _Held, file_lease: FileLease, outlive: float, wishes: Wishes
+    keeper: Keeper,
+    held: _Held,
+    file_lease: FileLease,
+    outlive: float,
+    wishes: Wishes,
+    notifier: Notifier,
 ) -> Iterator[None]:
     """What runs is left to the next daemon when this one was told so, or an error ends it, unless
     somebody else may begin it by then, or nobody is to: who is told to stop while it starts does
-    so, in order."""
+    so, in order. A service manager tells it so for a restart as well: where that has the token, it
+    says with it whether all ends."""
     try:
         yield
     except BaseException as error:
-        over = held.lost or _is_of_lease(error) or (wishes.stop.is_set() and not wishes.leave)
+        stopped = wishes.stop.is_set() and not wishes.leave and not notifier.keeps
+        over = held.lost or _is_of_lease(error) or stopped
         keeper.broken_off |= bool(outlive and not over and keeper.has_runs)
         raise
     finally:
@@ -191,6 +205,13 @@ def _leaving_runs(
             file_lease.stay_expected()
             if held.fence is not None and held.fence.lease is not None:
                 held.fence.lease.abandon()
+
+
+async def _share_token(notifier: Notifier, keeper: Keeper) -> None:
+    """Have the keeper see when the service manager will not start another daemon."""
+    if (token := await notifier.store_token()) is not None:
+        with token:
+            await keeper.give_token(token.fileno())
 
 
 @asynccontextmanager

@@ -1,7 +1,9 @@
 """A cgroup for each run, where a service manager has delegated us a subtree (cgroup v2).
 
 The daemon, its keeper and the embedded nats-server sit in the leaf ``supervisor``, since a
-cgroup that is to hand out controllers may hold no processes itself. A process cannot leave
+cgroup that is to hand out controllers may hold no processes itself. systemd 254 starts the daemon
+in a leaf (DelegateSubgroup=); an older one starts it in the cgroup of its unit, and cannot while
+that hands out controllers, which it does as long as runs have limits. A process cannot leave
 its cgroup by forking, so ``cgroup.kill`` reaches what has left session, parent and
 environment behind. Standard library only: the keeper imports it too.
 """
@@ -15,6 +17,8 @@ import time
 from collections.abc import Collection, Mapping
 
 LEAF = "supervisor"
+#: The leaf in which systemd itself starts the daemon: DelegateSubgroup= of the units.
+GIVEN_LEAF = "service"
 #: In the environment of a unit that has Delegate=yes.
 UNIT_SAYS = "RUNCTL_DELEGATED"
 #: Files of a cgroup that not every kernel has: one without swap has no limit of it.
@@ -117,6 +121,10 @@ class Groups:
         if left := clear(self.start, wait):
             raise TimeoutError(f"processes of an earlier daemon do not die; see {left[0]}")
 
+    def hinder_restart(self) -> bool:
+        """Whether what runs keeps systemd from starting another daemon beside it."""
+        return hinder_restart(self.start)
+
     def enable(self, controllers: Collection[str]) -> frozenset[str]:
         """Have runs' cgroups limited by these; by which of them they are."""
         root = os.path.dirname(self.start)
@@ -141,8 +149,9 @@ def prepare(state_dir: str) -> Groups | None:
         return None
     start = os.path.join(root, make_prefix(state_dir))
     try:
-        os.makedirs(os.path.join(root, LEAF), exist_ok=True)
-        _write(os.path.join(root, LEAF), "cgroup.procs", str(os.getpid()))
+        if os.path.basename(find_own() or "") != GIVEN_LEAF:
+            os.makedirs(os.path.join(root, LEAF), exist_ok=True)
+            _write(os.path.join(root, LEAF), "cgroup.procs", str(os.getpid()))
     except OSError:
         return None
     return Groups(start)
@@ -159,12 +168,32 @@ def clear(start: str, wait: float) -> list[str]:
     return [group.path for group in left if not group.wait_empty(deadline) or not group.remove()]
 
 
+def hinder_restart(start: str) -> bool:
+    """Whether no other daemon can be started, beside runs whose cgroups begin with ``start``: each
+    start would end with status 219/CGROUP."""
+    if not start or os.path.basename(find_own() or "") != LEAF:
+        return False
+    try:
+        return bool(_read(os.path.dirname(start), "cgroup.subtree_control").split())
+    except OSError:
+        return False
+
+
+def stop_hindering(start: str) -> None:
+    """Once nothing of ``start`` is alive: have the next daemon be started."""
+    if hinder_restart(start):
+        root = os.path.dirname(start)
+        with contextlib.suppress(OSError):
+            given = _read(root, "cgroup.subtree_control").split()
+            _write(root, "cgroup.subtree_control", " ".join(f"-{name}" for name in given))
+
+
 def find_delegated() -> str | None:
     """The cgroup that was handed to this process to make others in, if one was."""
     path = find_own()
     if path is None:
         return None
-    if os.path.basename(path) == LEAF:
+    if os.path.basename(path) in (LEAF, GIVEN_LEAF):
         path = os.path.dirname(path)
     try:
         usable = (

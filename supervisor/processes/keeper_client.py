@@ -270,6 +270,11 @@ class Keeper:
         long as what runs goes on without us."""
         await self._link.tell({"op": "hold", "fds": 1}, (fd,))
 
+    async def give_token(self, fd: int) -> None:
+        """Have it hold ``fd``, whose other end closes when no daemon is started any more: once we
+        are gone it then ends all at once."""
+        await self._link.tell({"op": "token", "fds": 1}, (fd,))
+
     async def release_lease(self) -> bool:
         """Let go of what an earlier daemon had it hold; whether it did. Raises KeeperLost."""
         return bool((await self._link.ask({"op": "release"})).get("let_go"))

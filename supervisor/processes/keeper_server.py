@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from . import cgroups
 from .boot_timer import measure_sleep, open_boot_timer
 from .cgroups import Cgroup
 from .environments import Environments, Reader
@@ -73,6 +74,7 @@ class Keeper:
         self.expired = False  # the time is over, and a daemon has not taken yet what is here
         self.lease = -1  # a descriptor that goes on holding the daemon's lease
         self.leased = False  # whether there ever was one
+        self.token: socket.socket | None = None  # ends when nobody starts a daemon any more
         self.woke = 0.0  # how much longer the machine has slept than we know of
         self.left = False  # the daemon said that it goes, and another one comes
         self.last = 0  # number of a message of the daemon
@@ -135,6 +137,7 @@ class Keeper:
         for tree in list(self.forest.trees.values()):
             self.hear_child(tree)
         kill_all(self.forest, self.report_left)
+        cgroups.stop_hindering(self.groups)
 
     def has_overslept(self) -> bool:
         alone = self.daemon is None and self.lease >= 0
@@ -172,6 +175,8 @@ class Keeper:
             self.hear_lease()
         elif who == "timer":
             self.hear_timer()
+        elif who == "token":
+            self.hear_token()
         elif self.door is not None and (come := self.door.hear(who)) is not None:
             self.receive_daemon(*come)
 
@@ -226,6 +231,8 @@ class Keeper:
         self.daemon.close()
         self.daemon = None
         if self.door is None or self.expired or (self.leased and self.lease < 0):
+            raise Leave
+        if not self.left and cgroups.hinder_restart(self.groups):
             raise Leave
         if self.lease >= 0:  # nothing comes there but the news that it is lost
             self.selector.register(self.lease, selectors.EVENT_READ, "lease")
@@ -295,6 +302,35 @@ class Keeper:
         for fd in fds[1:]:
             os.close(fd)
 
+    def hold_token(self, fds: list[int]) -> None:
+        """In place of the one before, which the service manager lets go of then."""
+        self.drop_token()
+        if fds:
+            self.token = socket.socket(fileno=fds[0])
+            self.token.setblocking(False)
+            self.selector.register(self.token, selectors.EVENT_READ, "token")
+        for fd in fds[1:]:
+            os.close(fd)
+
+    def hear_token(self) -> None:
+        """The service manager has closed its end: when the daemon is gone, no other one comes. It
+        does that last, so one that is there says that this manager keeps nothing, and that nothing
+        is known. Raises Leave."""
+        if self.token is None:  # let go of at the same moment
+            return
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            if self.token.recv(1, socket.MSG_PEEK):
+                return
+            if self.daemon is None or self.daemon.is_hung_up():
+                raise Leave
+            self.drop_token()
+
+    def drop_token(self) -> None:
+        if self.token is not None:
+            self.selector.unregister(self.token)
+            self.token.close()
+            self.token = None
+
     def send(self, message: dict[str, Any]) -> None:
         """To the daemon, if there is one. Raises Leave."""
         if (daemon := self.daemon) is not None:
@@ -317,6 +353,9 @@ class Keeper:
             return
         if op == "hold":
             self.hold_lease(fds)
+            return
+        if op == "token":
+            self.hold_token(fds)
             return
         for fd in fds:
             os.close(fd)

@@ -5,6 +5,7 @@ it waits. Standard library only: the keeper imports it.
 import array
 import errno
 import os
+import select
 import selectors
 import socket
 from collections import deque
@@ -111,6 +112,12 @@ class MessageSocket:
 
     def _take_fds(self, message: dict[str, Any]) -> list[int]:
         return self._fds.popleft() if message.get("fds") and self._fds else []
+
+    def is_hung_up(self) -> bool:
+        """Whether the daemon is gone, also while what it has sent is not read yet."""
+        poll = select.poll()
+        poll.register(self.sock, 0)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         self._selector.unregister(self.sock)
