@@ -26,6 +26,7 @@ from proc import alive
 from runctl.protocol.errors import Unavailable
 from runctl.supervisor.host.private_files import inherited
 from runctl.supervisor.processes.keeper_client import Keeper, KeeperLost, Process
+from runctl.supervisor.processes.keeper_door import PROTOCOL
 from runctl.supervisor.processes.keeper_messages import encode
 from runctl.supervisor.processes.keeper_start import open_keeper
 from runctl.supervisor.processes.keeper_visit import About
@@ -282,6 +283,38 @@ async def test_only_the_end_of_the_leases_connection_is_its_end(state: State, en
             return
         async with state.daemon() as second:
             assert [tree.pid for tree in second.found.values()] == [process.pid]
+            await second.release_lease()
+            server.settimeout(DEADLINE)
+            assert server.recv(1) == b""
+
+
+async def test_what_a_daemon_said_before_it_died_is_done(state: State) -> None:
+    """Though the answers no longer reach it: nothing ends with them, and what follows is heard."""
+    async with state.daemon() as first:
+        process = await begin(first)
+        keeper = first.origin.pid
+        first.broken_off = True
+    server, client = socket.socketpair()
+    with server, client:
+        with state.knock() as daemon:
+            hello = {"op": "hello", "protocol": PROTOCOL, "pid": os.getpid(), "fds": 1}
+            send(daemon, encode(hello), state.lock)
+            assert daemon.recv(1000)
+            os.kill(keeper, signal.SIGSTOP)
+            try:
+                send(daemon, encode({"op": "taken", "outlive": 600}))
+                for n in range(3):
+                    send(daemon, encode({"op": "ping", "id": 100 + n}))
+                    send(daemon, encode({"op": "hold", "fds": 1}), client.fileno())
+                send(daemon, encode({"op": "leave", "id": 110}))
+                daemon.close()
+                client.close()
+            finally:
+                os.kill(keeper, signal.SIGCONT)
+        async with state.daemon() as second:
+            assert [tree.pid for tree in second.found.values()] == [process.pid]
+            assert second.found_left
+            assert second.origin.last == 110
             await second.release_lease()
             server.settimeout(DEADLINE)
             assert server.recv(1) == b""

@@ -107,8 +107,7 @@ class Door:
             if message["op"] == "bye" or message.get("protocol") == PROTOCOL:
                 come = guest, message
             else:  # it may say "bye"
-                with contextlib.suppress(EOFError):
-                    guest.send({"protocol": PROTOCOL, "pid": os.getpid(), "refused": "protocol"})
+                guest.send({"protocol": PROTOCOL, "pid": os.getpid(), "refused": "protocol"})
         if come is not None:
             del self._guests[guest]
             guest.trust()
@@ -129,8 +128,7 @@ class Door:
             self._refuse(guest, "busy")
 
     def _refuse(self, guest: MessageSocket, why: str) -> None:
-        with contextlib.suppress(EOFError):
-            guest.send({"protocol": PROTOCOL, "pid": os.getpid(), "refused": why})
+        guest.send({"protocol": PROTOCOL, "pid": os.getpid(), "refused": why})
         self._send_away(guest)
 
     def _send_away(self, guest: MessageSocket) -> None:

@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import cgroups
@@ -100,7 +99,7 @@ class Keeper:
             while True:
                 due = self.next_due()
                 pause = None if due == math.inf else max(0.0, due - time.monotonic())
-                for key, events in self.selector.select(pause):
+                for key, _ in self.selector.select(pause):
                     if key.fileobj == wake_r:
                         with contextlib.suppress(BlockingIOError):
                             os.read(wake_r, 65536)
@@ -110,9 +109,9 @@ class Keeper:
                     elif isinstance(key.data, Tree):
                         self.hear_child(key.data)
                     else:
-                        self.hear_daemons(key.data, events)
+                        self.hear_daemons(key.data)
                 if self.daemon is not None and self.daemon.again:
-                    self.attempt(self.daemon, self.daemon.flush)
+                    self.daemon.flush()
                 if self.door is not None and time.monotonic() >= self.door.next_deadline():
                     self.door.keep_time()
                 if self.has_overslept():
@@ -165,10 +164,10 @@ class Keeper:
 
     # ---- daemons ----------------------------------------------------------------------------
 
-    def hear_daemons(self, who: object, events: int) -> None:
+    def hear_daemons(self, who: object) -> None:
         """Raises Leave."""
         if who is self.daemon and self.daemon is not None:
-            self.attempt(self.daemon, lambda: self.hear_daemon(events))
+            self.hear_daemon(self.daemon)
         elif isinstance(who, Door):
             who.knock(occupied=self.daemon is not None)
         elif who == "lease":
@@ -209,21 +208,15 @@ class Keeper:
             pass
         raise Leave
 
-    def attempt(self, daemon: MessageSocket, what: Callable[[], object]) -> None:
+    def hear_daemon(self, daemon: MessageSocket) -> None:
         """Raises Leave."""
         try:
-            what()
-        except EOFError:
-            if self.daemon is daemon:
-                self.lose_daemon()
-
-    def hear_daemon(self, events: int) -> None:
-        """Raises EOFError, Leave."""
-        assert self.daemon is not None
-        if events & selectors.EVENT_READ:
-            for message, fds in self.daemon.receive():
+            for message, fds in daemon.receive():
                 self.handle_message(message, fds)
-        self.daemon.flush()
+        except EOFError:
+            self.lose_daemon()
+        else:
+            daemon.flush()
 
     def lose_daemon(self) -> None:
         """It is gone without a word: another one may come. Raises Leave, if none will."""
@@ -263,12 +256,11 @@ class Keeper:
             "version": self.version,
             "left": self.left,
         }
-        self.attempt(guest, lambda: self.show_trees(guest, greeting, trees))
+        self.show_trees(guest, greeting, trees)
         for tree in beginning:  # it may still fail to begin, of which nobody would be told
             self.end_tree({"tree": tree.number, "id": -1, "grace": 0, "keep": False})
 
     def show_trees(self, guest: MessageSocket, greeting: dict[str, Any], trees: list[Tree]) -> None:
-        """Raises EOFError."""
         guest.send(greeting)
         for tree in trees:
             what = {
@@ -332,9 +324,9 @@ class Keeper:
             self.token = None
 
     def send(self, message: dict[str, Any]) -> None:
-        """To the daemon, if there is one. Raises Leave."""
-        if (daemon := self.daemon) is not None:
-            self.attempt(daemon, lambda: daemon.send(message))
+        """To the daemon, if there is one."""
+        if self.daemon is not None:
+            self.daemon.send(message)
 
     def handle_message(self, message: dict[str, Any], fds: list[int]) -> None:
         """Raises Leave."""
@@ -612,5 +604,4 @@ class Keeper:
 
     def report_left(self, held: dict[int, str]) -> None:
         """At the end of all: nothing but these is left, and they cannot be ended."""
-        with contextlib.suppress(EOFError):
-            self.send({"left": describe_processes(held)})
+        self.send({"left": describe_processes(held)})

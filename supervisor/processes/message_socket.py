@@ -27,7 +27,10 @@ class MessageSocket:
     """Registered with ``selector`` for what it waits for, with itself as data. ``again``: whether
     ``flush`` is to be called again in a moment, of which no event tells. ``most``: so many bytes
     may be said there, and one set of descriptors; 0 for any. Whoever says more, or what is no
-    message, counts as gone."""
+    message, counts as gone.
+
+    That somebody is gone is heard by ``receive``, once all that they have said is read, and by
+    nothing else: what is sent to them before is lost."""
 
     def __init__(
         self, sock: socket.socket, selector: selectors.BaseSelector, most: int = 0
@@ -44,7 +47,6 @@ class MessageSocket:
         selector.register(sock, selectors.EVENT_READ, self)
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """Raises EOFError, when nobody takes anything any more."""
         if fds:
             message = {**message, "fds": len(fds)}
         data = encode(message)
@@ -70,16 +72,17 @@ class MessageSocket:
         except BlockingIOError:
             pass
         except OSError as error:
-            if error.errno != errno.ETOOMANYREFS:
-                raise EOFError from error
-            self.again = True
+            if error.errno == errno.ETOOMANYREFS:
+                self.again = True
+            else:  # nobody takes anything any more
+                self._out.clear()
         waits = bool(self._out) and not self.again
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waits else 0)
         if self._selector.get_key(self.sock).events != events:
             self._selector.modify(self.sock, events, self)
 
     def receive(self) -> list[Received]:
-        """What has come. Raises EOFError."""
+        """What has come. Raises EOFError, when there is nothing left and never will be."""
         try:
             data, ancillary, flags, _ = self.sock.recvmsg(1 << 20, socket.CMSG_SPACE(MOST_FDS * 4))
         except BlockingIOError:
