@@ -170,6 +170,7 @@ class Executor:
         self._offset, self._line = 0, b""
         self._may_start = asyncio.Event()
         self._may_start.set()
+        self._holds = 0
         #: Set when the process that runs now has ended; then another one is made.
         self.ended = asyncio.Event()
         #: Set when a process has been made; anew for each.
@@ -274,11 +275,14 @@ class Executor:
         return strike(pid, signal.SIGKILL)
 
     def hold(self) -> None:
-        """No other daemon is started when this one ends, until ``let``."""
+        """No other daemon is started when this one ends, until each who holds has ``let``."""
+        self._holds += 1
         self._may_start.clear()
 
     def let(self) -> None:
-        self._may_start.set()
+        self._holds -= 1
+        if not self._holds:
+            self._may_start.set()
 
     def keeper(self) -> int | None:
         """It may have outlived the daemon that began it."""
@@ -318,7 +322,7 @@ class Executor:
 
     async def close(self) -> None:
         self._released = True
-        self.let()
+        self._may_start.set()
         if self._task is None:
             return
         self.signal(signal.SIGCONT)
