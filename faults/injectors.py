@@ -77,8 +77,10 @@ async def _daemon(
     if how == "and keeper killed":
         return await _kill_both(stage, executor)
     if how == "told to leave":
+        _end_runs_unless_outlived(stage, executor, how)
         return executor.signal(signal.SIGUSR1)
     if how == "told to start again":
+        _end_runs_unless_outlived(stage, executor, how)
         return executor.signal(signal.SIGUSR2)
     if how == "stopped and continued":
         began = time.monotonic()
@@ -88,6 +90,13 @@ async def _daemon(
     if how.endswith("clock wrong"):
         executor.skew = skews[fault.target]
     return executor.signal(signal.SIGTERM)
+
+
+def _end_runs_unless_outlived(stage: Stage, executor: Executor, why: str) -> None:
+    """Where nothing outlives a daemon one that leaves stops in order: its runs may begin anew
+    elsewhere before it has ended."""
+    if not stage.outlive and executor.pid is not None:
+        executor.history.end_runs(time.monotonic(), why)
 
 
 async def _late(stage: Stage, executor: Executor, fault: Fault) -> bool:
@@ -144,6 +153,7 @@ async def _kill_both(stage: Stage, executor: Executor) -> bool:
 
 async def _restart(stage: Stage, executor: Executor) -> bool:
     """Amid other faults it may be told that it cannot, in one line."""
+    _end_runs_unless_outlived(stage, executor, "runctl restart")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "runctl.cli.main", "-c", str(executor.config), "restart"),
         stdin=asyncio.subprocess.DEVNULL,
