@@ -15,7 +15,7 @@ from conftest import DEADLINE, Box, wait_until
 from house import House
 from proc import alive, find_keeper
 from runctl.config.schema import Config, Database
-from runctl.supervisor.cluster.database_lease import hold_database_lease
+from runctl.supervisor.cluster.lease_taking import hold_database_lease
 
 OUTLIVE = "start_timeout = '600s'\n[queue]\noutlive = '600s'\nstop_grace = '600s'\n"
 #: Says when TERM comes, and ends only when it may.

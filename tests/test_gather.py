@@ -24,7 +24,7 @@ from runctl.config.schema import Config, Database
 from runctl.protocol import messages, subjects
 from runctl.protocol.errors import Refused
 from runctl.protocol.model import Run, Status
-from runctl.supervisor.cluster.database_lease import hold_database_lease
+from runctl.supervisor.cluster.lease_taking import hold_database_lease
 from runctl.supervisor.cluster.members import Members
 from runctl.supervisor.peers.remote import Others
 from test_postgres import House

@@ -22,7 +22,7 @@ from runctl.config.schema import Config, Database
 from runctl.config.schema import Takeover as TakeoverSettings
 from runctl.protocol import messages
 from runctl.protocol.errors import LeaseLost, Unavailable
-from runctl.supervisor.cluster.database_lease import hold_database_lease
+from runctl.supervisor.cluster.lease_taking import hold_database_lease
 from runctl.supervisor.cluster.members import Members
 from runctl.supervisor.host.postgres import connect
 from runctl.supervisor.peers import takeover

@@ -24,8 +24,8 @@ from pgserver import Postgres, TlsFront, free_port
 from proc import alive
 from runctl.config.schema import Config, ConfigError, Database
 from runctl.protocol import messages
-from runctl.supervisor.cluster import database_lease, members
-from runctl.supervisor.cluster.database_lease import hold_database_lease
+from runctl.supervisor.cluster import lease_taking, members
+from runctl.supervisor.cluster.lease_taking import hold_database_lease
 from runctl.supervisor.cluster.members import Members
 from runctl.supervisor.host.postgres import aio, connect, connection
 
@@ -410,7 +410,7 @@ async def test_a_connection_whose_end_confuses_asyncpg_has_broken(
     """ "cannot switch to state 12; another operation (2) is in progress": it came once, of a
     session that was ended amid a statement, and ended the daemon with a traceback."""
     config = Config(Path("/nowhere"), database=Database(house.url))
-    module = {"lease": database_lease, "members": members}[what]
+    module = {"lease": lease_taking, "members": members}[what]
     prepare, times = module.prepare_tables, []
 
     async def confused(conn: Any, key: str) -> None:

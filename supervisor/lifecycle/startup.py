@@ -22,9 +22,9 @@ from ...config.accounts import check_rights, switched
 from ...config.schema import Config
 from ...config.secrets import Masker
 from ...protocol.errors import LeaseHeld, LeaseLost
-from ..cluster.database_lease import hold_database_lease
 from ..cluster.file_lease import FileLease, executor_id, hold_file_lease, home_of
 from ..cluster.lease_guard import Fence
+from ..cluster.lease_taking import hold_database_lease
 from ..host.logs import name_executor
 from ..host.open_files import raise_limit, restore_limit
 from ..host.private_files import UMASK, Inherited, inherited, prepare_state_dir

@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import trio
@@ -21,7 +21,7 @@ from ...config.schema import Account
 from ..host.private_files import Inherited
 from .cgroups import Groups
 from .keeper_door import SOCKET_FILE
-from .keeper_link import KeeperLink, KeeperLost
+from .keeper_link import NOWHERE, KeeperLink, KeeperLost, Origin
 from .keeper_messages import encode
 from .keeper_visit import About, Found, Visit
 from .process import Left, Process
@@ -33,18 +33,6 @@ log = logging.getLogger("runctld.processes")
 #: Between two looks whether the keeper answers, seconds; after so many of silence it is ended.
 ASK, SILENCE = 2.0, 10.0
 _TICK = 0.5
-
-
-class Origin(NamedTuple):
-    """Of the keeper: its process id, the version of the daemon that started it, and the number of
-    the last message that it had of an earlier daemon."""
-
-    pid: int
-    version: str
-    last: int
-
-
-NOWHERE = Origin(0, "", 0)
 
 
 class Keeper:

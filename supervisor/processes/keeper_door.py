@@ -16,7 +16,8 @@ import struct
 import time
 from typing import Any
 
-from .message_socket import MessageSocket
+from .message_socket import MessageSocket, close_all
+from .trees import Tree
 
 #: Of the messages that a daemon and a keeper of another version tell each other; ``hello``, its
 #: answer and ``bye`` stay as they are for ever.
@@ -99,8 +100,7 @@ class Door:
             try:
                 known = message.get("op") in ("hello", "bye") and self._is_ours(fds)
             finally:
-                for fd in fds:
-                    os.close(fd)
+                close_all(fds)
             if come is not None or not known:
                 self._refuse(guest, "stranger")
                 return None
@@ -155,6 +155,24 @@ class Door:
         self._listener.close()
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._state, SOCKET_FILE))
+
+
+def offer_trees(guest: MessageSocket, greeting: dict[str, Any], trees: list[Tree]) -> None:
+    """Show the daemon that has come what is here; ``greeting`` goes before."""
+    guest.send(greeting)
+    for tree in trees:
+        what = {
+            "tree": tree.number,
+            "root": tree.pid,
+            "mark": tree.mark.partition(b"=")[2].decode(errors="surrogateescape"),
+            "status": tree.status,
+            "starved": tree.starved,
+            "cut": tree.cut,
+            "kept": tree.kept,
+            "names": list(tree.files),
+            "about": tree.about,
+        }
+        guest.send(what, list(tree.files.values()))
 
 
 def _read_user(sock: socket.socket) -> int:

@@ -7,7 +7,7 @@ import array
 import contextlib
 import errno
 import socket
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -21,6 +21,18 @@ class KeeperLost(Unavailable):
     def __init__(self, why: str | None = None) -> None:
         gone = "the process keeper is gone; restart runctld, which clears up after it"
         super().__init__(why or gone)
+
+
+class Origin(NamedTuple):
+    """Of the keeper: its process id, the version of the daemon that started it, and the number of
+    the last message that it had of an earlier daemon."""
+
+    pid: int
+    version: str
+    last: int
+
+
+NOWHERE = Origin(0, "", 0)
 
 
 class KeeperLink:

@@ -4,7 +4,6 @@ nothing in it waits. Standard library only.
 """
 
 import contextlib
-import errno
 import math
 import os
 import selectors
@@ -13,31 +12,20 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import cgroups
 from .boot_timer import measure_sleep, open_boot_timer
-from .cgroups import Cgroup
 from .environments import Environments, Reader
-from .keeper_door import PROTOCOL, Door
-from .message_socket import TOO_MANY, MessageSocket
-from .proctable import LINUX, Identity, Table, describe_processes, find_hindrance, read_row, scan
-from .signalling import kill_all, kill_processes, signal_process, terminate_processes
-from .spawned_child import become_command
-from .trees import STUCK, Forest, Look, Tree
+from .keeper_door import PROTOCOL, Door, offer_trees
+from .message_socket import TOO_MANY, MessageSocket, close_all
+from .proctable import describe_processes
+from .signalling import kill_all
+from .spawned_child import spawn_tree
+from .tree_ender import TreeEnder
+from .trees import Forest, Tree
 
-TICK = 0.03  # while a tree is being ended: what no SIGCHLD announces is seen by then
 MOST_SLEEP = 5.0  # of the machine, with a lease and without a daemon, seconds
-MIN_PAUSE = 0.002  # between two scans, however many children die
-
-
-class Waiting(NamedTuple):
-    """A scan with somebody in it who has not answered yet; whose the others are; and the trees
-    whose roots had been reaped before it. Of these, one that was empty then stays so."""
-
-    table: Table
-    seen: dict[Identity, Tree]
-    over: set[int]
 
 
 class Leave(Exception):
@@ -78,11 +66,7 @@ class Keeper:
         self.left = False  # the daemon said that it goes, and another one comes
         self.last = 0  # number of a message of the daemon
         self.environments = Environments(self.selector, self.forest.untracked)
-        self.waiting: Waiting | None = None
-        self.seen: dict[Identity, Tree] = {}  # by the last scan
-        self.dirty = False  # something happened since the last scan
-        self.scanned = 0.0  # when that was over
-        self.rested = 0.0  # when the next may be
+        self.ender = TreeEnder(self.forest, self.environments, self.send)
 
     def run(self) -> None:
         """Serve until the daemon is gone for good, then kill all."""
@@ -103,7 +87,7 @@ class Keeper:
                     if key.fileobj == wake_r:
                         with contextlib.suppress(BlockingIOError):
                             os.read(wake_r, 65536)
-                        self.dirty = True
+                        self.ender.dirty = True
                     elif isinstance(key.data, Reader):
                         self.environments.hear_reader(key.data)
                     elif isinstance(key.data, Tree):
@@ -118,9 +102,9 @@ class Keeper:
                     raise Leave  # the lease may be another's by now
                 self.reap_children()
                 self.environments.give_up()
-                self.report_silent()
-                if time.monotonic() >= self.next_scan():
-                    self.scan_trees()
+                self.ender.report_silent()
+                if time.monotonic() >= self.ender.next_scan():
+                    self.ender.scan_trees()
         except Leave:
             pass
         except Exception:
@@ -143,7 +127,7 @@ class Keeper:
         return alone and measure_sleep() - self.woke > MOST_SLEEP
 
     def next_due(self) -> float:
-        due = min(self.next_scan(), self.environments.next_deadline())
+        due = min(self.ender.next_scan(), self.environments.next_deadline())
         if self.door is not None:
             due = min(due, self.door.next_deadline())
         if self.daemon is not None and self.daemon.again:
@@ -151,16 +135,6 @@ class Keeper:
         if self.daemon is None and self.lease >= 0:  # nobody tells of a machine that has slept
             due = min(due, time.monotonic() + 1.0)
         return due
-
-    def next_scan(self) -> float:
-        """When to scan next; never, unless a tree is being ended, or somebody is to be asked."""
-        ending = self.forest.list_ending()
-        if not ending:
-            return max(self.rested, self.scanned + TICK, self.environments.next_ask())
-        if self.dirty or self.environments.changed:
-            return self.rested
-        kills = [tree.kill_at for tree in ending if not tree.killed]
-        return max(self.rested, min([self.scanned + TICK, *kills]))
 
     # ---- daemons ----------------------------------------------------------------------------
 
@@ -256,25 +230,9 @@ class Keeper:
             "version": self.version,
             "left": self.left,
         }
-        self.show_trees(guest, greeting, trees)
+        offer_trees(guest, greeting, trees)
         for tree in beginning:  # it may still fail to begin, of which nobody would be told
             self.end_tree({"tree": tree.number, "id": -1, "grace": 0, "keep": False})
-
-    def show_trees(self, guest: MessageSocket, greeting: dict[str, Any], trees: list[Tree]) -> None:
-        guest.send(greeting)
-        for tree in trees:
-            what = {
-                "tree": tree.number,
-                "root": tree.pid,
-                "mark": tree.mark.partition(b"=")[2].decode(errors="surrogateescape"),
-                "status": tree.status,
-                "starved": tree.starved,
-                "cut": tree.cut,
-                "kept": tree.kept,
-                "names": list(tree.files),
-                "about": tree.about,
-            }
-            guest.send(what, list(tree.files.values()))
 
     def be_taken(self, message: dict[str, Any]) -> None:
         """The daemon has all that was shown to it: it is ours from here on."""
@@ -291,8 +249,7 @@ class Keeper:
         self.leased = True
         if fds:
             os.set_blocking(self.lease, False)
-        for fd in fds[1:]:
-            os.close(fd)
+        close_all(fds[1:])
 
     def hold_token(self, fds: list[int]) -> None:
         """In place of the one before, which the service manager lets go of then."""
@@ -301,8 +258,7 @@ class Keeper:
             self.token = socket.socket(fileno=fds[0])
             self.token.setblocking(False)
             self.selector.register(self.token, selectors.EVENT_READ, "token")
-        for fd in fds[1:]:
-            os.close(fd)
+        close_all(fds[1:])
 
     def hear_token(self) -> None:
         """The service manager has closed its end: when the daemon is gone, no other one comes. It
@@ -335,22 +291,19 @@ class Keeper:
         if op == "spawn":
             kept = False
             try:
-                self.spawn(message, fds)
+                begun = spawn_tree(message, fds, self.state, self.groups)
                 kept = True
+                self.forest.add(begun)  # it is known from here on; ``hear_child`` answers
+                self.selector.register(begun.report, selectors.EVENT_READ, begun)
             except OSError as error:
                 self.send({"id": message["id"], "step": "fork", "errno": error.errno})
             finally:
-                for fd in fds[: 3 if kept else None]:
-                    os.close(fd)
+                close_all(fds[: 3 if kept else None])
             return
-        if op == "hold":
-            self.hold_lease(fds)
+        if op in ("hold", "token"):
+            (self.hold_lease if op == "hold" else self.hold_token)(fds)
             return
-        if op == "token":
-            self.hold_token(fds)
-            return
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         if op == "ping":
             self.send({"id": message["id"]})
         elif op == "end":
@@ -373,42 +326,6 @@ class Keeper:
             self.be_taken(message)
         elif op == "bye":
             raise Leave
-
-    def spawn(self, message: dict[str, Any], fds: list[int]) -> None:
-        """Fork. The tree is known from here on; ``hear`` answers. What comes behind the first
-        three of ``fds`` is held until it is forgotten. Raises OSError."""
-        names = message.get("keep", [])
-        if len(fds) != 3 + len(names):
-            raise OSError(errno.EMFILE, "descriptors were lost on the way")
-        env = {**message["env"], "RUNCTL_RUN": message["mark"], "RUNCTL_STATE": self.state}
-        group = None
-        if self.groups and message["group"] is not None:
-            group = Cgroup(self.groups + message["group"])
-        report_r, report_w = os.pipe()
-        try:
-            os.set_blocking(report_r, False)
-            keeper = os.getpid()
-            pid = os.fork()
-            if pid == 0:
-                become_command(message, env, fds[:3], report_w, keeper, group)
-        except OSError:
-            os.close(report_r)
-            raise
-        finally:
-            os.close(report_w)
-        try:
-            row = read_row(pid) if LINUX else None  # not reaped yet, hence still there
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.close(report_r)
-            raise
-        mark = b"RUNCTL_RUN=" + os.fsencode(message["mark"])
-        tree = Tree(message["id"], pid, row.start if row else 0, mark, group)
-        tree.report = report_r
-        tree.files = dict(zip(names, fds[3:], strict=True))
-        tree.about = message.get("about")
-        self.forest.add(tree)
-        self.selector.register(report_r, selectors.EVENT_READ, tree)
 
     def hear_child(self, tree: Tree) -> None:
         """How its root starts: the steps that it begins, "!" and the error that ended them.
@@ -452,7 +369,7 @@ class Keeper:
         # Before its exec it ignores TERM, as we do.
         grace = 0 if tree.void else message["grace"]
         tree.kill_at = min(tree.kill_at, time.monotonic() + grace)
-        self.dirty = True
+        self.ender.dirty = True
 
     def reap_children(self) -> None:
         """Collect the dead, orphans among them; report roots."""
@@ -475,132 +392,6 @@ class Keeper:
                 self.send({"exit": tree.number, "status": tree.status, "starved": tree.starved})
             elif not tree.waiting:
                 self.forest.remove(tree)
-
-    def scan_trees(self) -> None:
-        """One scan, and what follows from it for each tree that is being ended."""
-        began = time.monotonic()
-        self.dirty = self.environments.changed = False
-        self.settle_waiting_scan()
-        with contextlib.suppress(OSError):  # no descriptor left: nothing is concluded
-            over = {tree.number for tree in self.forest.trees.values() if tree.reaped}
-            table = {x: row for x, row in scan().items() if x not in self.forest.untracked}
-            look = self.forest.look(table, self.seen, self.environments.answers)
-            self.seen = look.owners
-            self.dirty = look.spoiled
-            self.environments.forget_gone(table, {} if self.waiting is None else self.waiting.table)
-            self.ask_unidentified(look)
-            if look.proven:
-                self.settle_scan(table, look, over)
-            elif not look.spoiled and self.waiting is None and self.forest.list_ending():
-                self.waiting = Waiting(table, look.owners, over)
-            kill_processes(table, look.late)
-            for tree in self.forest.list_ending():
-                pids = tree.select_wanted(table, look.members.get(tree.number, set()))
-                if tree.lingers(pid for pid in pids if not table[pid].zombie):
-                    self.finish_tree(tree, table, set())
-                elif pids or tree.is_occupied():
-                    self.signal_tree(tree, table, pids, look.unidentified)
-                    self.report_held(tree, table, pids)
-        self.scanned = time.monotonic()
-        # Many deaths must not mean as many scans.
-        self.rested = self.scanned + max(MIN_PAUSE, self.scanned - began)
-
-    def ask_unidentified(self, look: Look) -> None:
-        """Have those read whom nothing else identifies; when no tree is being ended, those of
-        whom an answer is missing since the last one was. Raises OSError."""
-        answers = self.environments.answers
-        silent = [x for x in look.unidentified if x in answers and answers[x].silent]
-        marks = {*self.forest.map_marks(), *self.forest.unsure}
-        self.environments.ask(look.unidentified if self.forest.list_ending() else silent, marks)
-        if not silent and not look.late:
-            self.forest.unsure.clear()
-
-    def settle_waiting_scan(self) -> None:
-        """Conclude from the scan that was waiting for answers, if they have all come. Another one
-        would have its own to wait for, without end when somebody forks and exits all the time."""
-        if self.waiting is not None:
-            table, seen, over = self.waiting
-            look = self.forest.look(table, seen, self.environments.answers)
-            if look.proven:
-                self.settle_scan(table, look, over)
-            if look.proven or look.spoiled:
-                self.waiting = None
-
-    def settle_scan(self, table: Table, look: Look, over: set[int]) -> None:
-        """What follows from a scan by which absence is proven. ``over``: the trees whose roots had
-        been reaped before it."""
-        for tree in self.forest.list_ending():
-            mine = look.members.get(tree.number, set())
-            pids = tree.select_wanted(table, mine)
-            if tree.number in over and not pids and not tree.is_occupied():
-                self.finish_tree(tree, table, mine)
-        for tree in self.forest.list_kept():
-            if tree.number in over - look.members.keys() and not tree.is_occupied():
-                self.forest.remove(tree)
-                self.send({"gone": tree.number})
-
-    def report_silent(self) -> None:
-        """Say who does not tell whose it is."""
-        if silent := self.environments.silenced:
-            self.send({"unidentified": describe_processes(dict.fromkeys(silent, ""))})
-            silent.clear()
-
-    def finish_tree(self, tree: Tree, table: Table, rest: set[int]) -> None:
-        """What was to be ended of it is gone; ``rest`` goes on."""
-        kept = {pid: "" for pid in rest if not table[pid].zombie}
-        if kept:
-            waiters, tree.waiting = tree.waiting, []
-            tree.kill_at, tree.killed, tree.keep = math.inf, False, False
-            tree.kept = True
-            tree.termed.clear()
-            tree.held = {}  # the daemon has forgotten it as well
-        else:
-            waiters = tree.waiting
-            if not tree.keep and any(x.silent for x in self.environments.answers.values()):
-                self.forest.unsure.add(tree.mark)
-            self.forest.remove(tree)
-        for waiter in waiters:
-            self.send(
-                {"id": waiter, "ended": sorted(tree.leftovers), "kept": describe_processes(kept)}
-            )
-        tree.leftovers = []
-        tree.doubtful.clear()
-
-    def signal_tree(
-        self, tree: Tree, table: Table, pids: set[int], unidentified: list[Identity]
-    ) -> None:
-        """TERM who is to hear it, or KILL all. ``unidentified``: who may be of it too."""
-        alive = [pid for pid in pids if not table[pid].zombie]
-        found = {pid: "" for pid in alive if (pid, table[pid].start) in tree.doubtful}
-        tree.leftovers += describe_processes(found)
-        tree.doubtful -= {(pid, table[pid].start) for pid in found}
-        if time.monotonic() >= tree.kill_at:
-            tree.killed = True
-            if tree.group is not None and not tree.keep:
-                tree.group.kill()
-            kill_processes(table, alive)
-        elif not tree.termed:
-            if tree.reaped:
-                tree.leftovers = describe_processes(dict.fromkeys(alive, ""))
-                tree.doubtful = set(unidentified)
-            terminate_processes(table, alive)
-            tree.termed.update((pid, table[pid].start) for pid in alive)
-        else:
-            for pid in [pid for pid in alive if tree.is_stray(table, pid)]:
-                identity = (pid, table[pid].start)
-                tree.termed.add(identity)
-                signal_process(*identity, signal.SIGTERM)
-                signal_process(*identity, signal.SIGCONT)  # a stopped process does not hear TERM
-
-    def report_held(self, tree: Tree, table: Table, pids: set[int]) -> None:
-        """Say who of it cannot be ended, if that is news."""
-        killed = time.monotonic() >= tree.kill_at + STUCK
-        alive = [pid for pid in pids if not table[pid].zombie and not tree.void]
-        why = {pid: find_hindrance(pid, table[pid].state, killed=killed) for pid in alive}
-        held = {pid: reason for pid, reason in why.items() if reason}
-        if held != tree.held:
-            tree.held = held
-            self.send({"held": tree.number, "pids": describe_processes(held)})
 
     def report_left(self, held: dict[int, str]) -> None:
         """At the end of all: nothing but these is left, and they cannot be ended."""

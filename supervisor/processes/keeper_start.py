@@ -25,7 +25,8 @@ from ...protocol.errors import Unavailable
 from ..host.private_files import Inherited, inherited
 from ..host.stop_times import CLOSE_WAIT
 from .cgroups import Groups
-from .keeper_client import Keeper, Origin
+from .keeper_client import Keeper
+from .keeper_link import Origin
 from .keeper_visit import Refused, Visit, visit_keeper
 from .leftovers import describe_leftovers, sweep_leftovers
 from .prctl import PR_SET_CHILD_SUBREAPER, prctl

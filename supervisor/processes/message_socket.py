@@ -9,7 +9,7 @@ import select
 import selectors
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .keeper_messages import encode, take_messages
@@ -126,6 +126,10 @@ class MessageSocket:
         self._selector.unregister(self.sock)
         self.sock.close()
         for fds in self._fds:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
         self._fds.clear()
+
+
+def close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -14,6 +14,45 @@ from typing import Any
 from . import credentials
 from .cgroups import Cgroup
 from .prctl import die_with_parent
+from .proctable import LINUX, read_row
+from .trees import Tree
+
+
+def spawn_tree(message: dict[str, Any], fds: list[int], state: str, groups: str) -> Tree:
+    """Fork what a ``spawn`` asks for. Its tree, with a pipe on which the child reports the steps
+    that it begins. What comes behind the first three of ``fds`` is held until it is forgotten.
+    ``state``, ``groups``: the keeper's. Raises OSError."""
+    names = message.get("keep", [])
+    if len(fds) != 3 + len(names):
+        raise OSError(errno.EMFILE, "descriptors were lost on the way")
+    env = {**message["env"], "RUNCTL_RUN": message["mark"], "RUNCTL_STATE": state}
+    group = None
+    if groups and message["group"] is not None:
+        group = Cgroup(groups + message["group"])
+    report_r, report_w = os.pipe()
+    try:
+        os.set_blocking(report_r, False)
+        keeper = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            become_command(message, env, fds[:3], report_w, keeper, group)
+    except OSError:
+        os.close(report_r)
+        raise
+    finally:
+        os.close(report_w)
+    try:
+        row = read_row(pid) if LINUX else None  # not reaped yet, hence still there
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.close(report_r)
+        raise
+    mark = b"RUNCTL_RUN=" + os.fsencode(message["mark"])
+    tree = Tree(message["id"], pid, row.start if row else 0, mark, group)
+    tree.report = report_r
+    tree.files = dict(zip(names, fds[3:], strict=True))
+    tree.about = message.get("about")
+    return tree
 
 
 def become_command(

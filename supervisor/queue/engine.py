@@ -319,7 +319,7 @@ class Durable:
     def list_unfinished(self) -> list[Waiting]:
         """The runs that have ended, or that nothing executes, while their rows say that they
         are running here."""
-        return [*self._outcomes.waiting.values(), *map(_describe_stray, self.strays.seen)]
+        return [*self._outcomes.waiting.values(), *self.strays.list_waiting()]
 
     def _kick_hooks(self) -> None:
         if self._claims is not None:
@@ -398,8 +398,3 @@ class Durable:
             loop: Any = asyncio.get_running_loop()
             found = await loop.trio_as_future(self.attempts.read_attempt, run)
         return found
-
-
-def _describe_stray(held: Held) -> Waiting:
-    why = "nothing executes it; it is put back in its queue within seconds"
-    return Waiting(held.workflow, held.thread or "", Status.RUNNING, why)

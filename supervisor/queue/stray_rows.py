@@ -14,7 +14,9 @@ from collections.abc import Callable
 
 import trio
 
+from ...protocol.model import Status
 from .attempt_rows import AttemptRows
+from .outcomes import Waiting
 from .retries import Complaint, reason
 from .row_access import Held
 
@@ -41,8 +43,13 @@ class Strays:
         self._knows = knows
         self._kick = kick
         self._lease_held = lease_held
-        #: Seen at the last look.
-        self.seen: frozenset[Held] = frozenset()
+        #: At the last look.
+        self._seen: frozenset[Held] = frozenset()
+
+    def list_waiting(self) -> list[Waiting]:
+        """Those that were seen at the last look."""
+        why = "nothing executes it; it is put back in its queue within seconds"
+        return [Waiting(x.workflow, x.thread or "", Status.RUNNING, why) for x in self._seen]
 
     async def watch(self) -> None:
         """No event tells of a row that somebody changed, or that we forgot: look."""
@@ -62,9 +69,9 @@ class Strays:
     async def _put_back_strays(self) -> None:
         if await self._rows.adopt_resumed():
             self._kick()
-        before = self.seen
-        self.seen = frozenset(x for x in await self._rows.list_held() if not self._knows(x))
-        again = self.seen & before
+        before = self._seen
+        self._seen = frozenset(x for x in await self._rows.list_held() if not self._knows(x))
+        again = self._seen & before
         if not again:
             return
         for held in await self._rows.put_back(again):
@@ -74,4 +81,4 @@ class Strays:
                 held.workflow,
             )
         self._kick()
-        self.seen -= again
+        self._seen -= again
