@@ -26,11 +26,15 @@ def is_harmful(about: About, now: float) -> bool:
     adopted = [(at, size) for at, size in about.adopted if at >= about.calm_since]
     if sum(at > now - 3600 for at, _ in adopted) >= MOST_AN_HOUR:
         return True
-    in_vain, later, stored = 0, now, -1
-    for at, size in reversed(adopted):
-        if later - at > SHORT or (size >= 0 and stored not in (-1, size)):
+    stored, since = -1, 0  # which is the first that took it over after more of it was stored
+    for n, (_, size) in enumerate(adopted):
+        if size >= 0:
+            since, stored = (since if stored in (-1, size) else n), size
+    in_vain, later = 0, now
+    for at, _ in reversed(adopted[since:]):
+        if later - at > SHORT:
             break
-        in_vain, later, stored = in_vain + 1, at, max(size, stored)
+        in_vain, later = in_vain + 1, at
     return in_vain >= MOST_IN_VAIN
 
 
