@@ -26,10 +26,14 @@ def is_harmful(about: About, now: float) -> bool:
     adopted = [(at, size) for at, size in about.adopted if at >= about.calm_since]
     if sum(at > now - 3600 for at, _ in adopted) >= MOST_AN_HOUR:
         return True
-    stored, since = -1, 0  # which is the first that took it over after more of it was stored
+    # Before the adoption number ``since`` something was stored: earlier ones were not in vain.
+    since, stored = 0, -1
     for n, (_, size) in enumerate(adopted):
-        if size >= 0:
-            since, stored = (since if stored in (-1, size) else n), size
+        if size < 0:
+            continue
+        if stored not in (-1, size):
+            since = n
+        stored = size
     in_vain, later = 0, now
     for at, _ in reversed(adopted[since:]):
         if later - at > SHORT:

@@ -18,7 +18,7 @@ import msgspec
 
 from .keeper_door import PROTOCOL, SOCKET_FILE
 from .keeper_messages import encode, take_messages
-from .message_socket import MOST_FDS
+from .message_socket import MOST_FDS, close_all
 from .terminal_size import Clients
 
 #: For one answer of the keeper, seconds.
@@ -102,8 +102,7 @@ class Visit:
     def close(self) -> None:
         self.sock.close()
         for tree in self.trees:
-            for fd in tree.fds.values():
-                os.close(fd)
+            close_all(tree.fds.values())
 
 
 class Refused(Exception):
@@ -241,8 +240,7 @@ def _check_room(count: int) -> None:
             raise
         raise OSError(NO_ROOM) from None
     finally:
-        for fd in opened:
-            os.close(fd)
+        close_all(opened)
 
 
 def _send(sock: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
@@ -290,6 +288,5 @@ class _Reader:
         return message, fds_of
 
     def close(self) -> None:
-        for fd in self._given:
-            os.close(fd)
+        close_all(self._given)
         self._given.clear()
