@@ -12,11 +12,10 @@ import math
 import os
 import selectors
 import socket
-import struct
 import time
 from typing import Any
 
-from .message_socket import MessageSocket, close_all
+from .message_socket import MessageSocket, close_all, read_peer
 from .trees import Tree
 
 #: Of the messages that a daemon and a keeper of another version tell each other; ``hello``, its
@@ -74,7 +73,7 @@ class Door:
                 self._again = time.monotonic() + PAUSE
             return
         sock.setblocking(False)
-        if _read_user(sock) != os.geteuid():
+        if read_peer(sock)[1] != os.geteuid():
             sock.close()
             return
         guest = MessageSocket(sock, self._selector, MOST_SAID)
@@ -173,9 +172,3 @@ def offer_trees(guest: MessageSocket, greeting: dict[str, Any], trees: list[Tree
             "about": tree.about,
         }
         guest.send(what, list(tree.files.values()))
-
-
-def _read_user(sock: socket.socket) -> int:
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    user: int = struct.unpack("3i", credentials)[1]
-    return user

@@ -3,16 +3,15 @@ descriptors beside them."""
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
-import socket
 from typing import Any, NamedTuple
 
 import trio
 
 from ...protocol.errors import Unavailable
 from .keeper_messages import encode, take_messages
+from .message_socket import TOO_MANY, make_rights
 
 
 class KeeperLost(Unavailable):
@@ -87,18 +86,17 @@ class KeeperLink:
         self._replies.pop(number, None)
 
     async def send(self, data: bytes, fds: tuple[int, ...]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             while True:
                 if self.gone:
                     raise KeeperLost(self.stopped)
                 try:
-                    sent = await self.sock.sendmsg([data], rights)
+                    sent = await self.sock.sendmsg([data], make_rights(fds))
                     break
                 except OSError as error:
                     if error.errno != errno.ETOOMANYREFS:
                         raise
-                    await trio.sleep(0.005)  # too many descriptors under way: let it take some
+                    await trio.sleep(TOO_MANY)  # too many descriptors under way: let it take some
             while sent < len(data):
                 sent += await self.sock.send(data[sent:])
         except (BrokenPipeError, ConnectionError, trio.ClosedResourceError) as error:

@@ -6,11 +6,29 @@ Each is 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
                                                 <- {id, pid}  or  {id, step, errno}
     -> {op: ping, id}                           <- {id}
     -> {op: end, id, tree, grace, keep}         <- {id, ended, kept}  once the tree is empty
+    -> {op: drop, tree, names}
+    -> {op: about, tree, about}
+    -> {op: forget, tree}
+    -> {op: hold, fds}
+    -> {op: release, id}                        <- {id, let_go}
+    -> {op: token, fds}
+    -> {op: leave}
                                                 <- {exit: tree, status, starved}
                                                 <- {held: tree, pids}
                                                 <- {gone: tree}
                                                 <- {unidentified: pids}
     (the daemon sends no more)                  <- {left: pids}
+
+A daemon that comes to a keeper whose own daemon is gone begins with ``hello``, or has it end
+all with ``bye``; the lock of the state directory goes beside either::
+
+    -> {op: hello, protocol, pid, fds}          <- {protocol, pid, refused}, or
+                                                <- {protocol, pid, trees, last, groups,
+                                                    version, left}
+                                                <- {tree, root, mark, status, starved, cut, kept,
+                                                    names, about, fds}  for each of ``trees``
+    -> {op: taken, outlive}
+    -> {op: bye, fds}                           (it ends what it has, and closes)
 
 A spawn is answered when the child has executed ``argv``, or cannot. An ``end`` may come
 before: then its answer is ``{id, step, hung}``, with the step that did not end.
@@ -30,6 +48,16 @@ the paths of runs' cgroups begin with, "" for none (``cgroups.py``); ``group`` i
 written to its cgroup's files, by their names, and [resource, value] of each of its processes.
 ``starved``: "limit", if the cgroup's memory limit had it killed; "machine", if the machine had no
 memory left; else "".
+
+``fds``: how many descriptors go with the message's first byte. Of a tree the keeper holds copies
+of the files that the daemon reads and writes, by their ``names``, until it is told to ``drop``
+them; ``about`` is what the daemon that started it would tell the next one, which the keeper hands
+on unread. ``forget``: the end of its run is stored, nobody is told of it any more. ``hold`` gives
+the connection that keeps the executor's lease, ``release`` takes it back; ``token`` gives one
+whose other end the service manager closes when no daemon is started any more. ``leave``: the
+daemon ends on purpose, and what runs goes on. ``refused``: "busy", "stranger" or "protocol".
+Until ``taken`` all stays as it was; ``outlive``: seconds that trees go on without a daemon, from
+then on.
 """
 
 import json

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import os
 import signal
 import socket
-import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ import msgspec
 
 from .keeper_door import PROTOCOL, SOCKET_FILE
 from .keeper_messages import encode, take_messages
-from .message_socket import MOST_FDS, close_all
+from .message_socket import MOST_FDS, close_all, make_rights, read_peer, read_rights
 from .terminal_size import Clients
 
 #: For one answer of the keeper, seconds.
@@ -159,13 +157,8 @@ def _wait_for_end(sock: socket.socket) -> None:
 
 def _kill(sock: socket.socket) -> None:
     """Whoever listens at the other end; what it has ends with it."""
-    with sock:
-        size = struct.calcsize("3i")
-        pid, _, _ = struct.unpack(
-            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        )
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    with sock, contextlib.suppress(ProcessLookupError):
+        os.kill(read_peer(sock)[0], signal.SIGKILL)
 
 
 def _connect(state: Path) -> socket.socket | None:
@@ -245,7 +238,7 @@ def _check_room(count: int) -> None:
 
 def _send(sock: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
     data = encode({**message, "fds": len(fds)})
-    sent = sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+    sent = sock.sendmsg([data], make_rights(fds))
     sock.sendall(data[sent:])
 
 
@@ -269,15 +262,12 @@ class _Reader:
             data, ancillary, flags, _ = self._sock.recvmsg(
                 1 << 16, socket.CMSG_SPACE(MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC
             )
-            fds = array.array("i")
-            for level, kind, body in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
+            fds = read_rights(ancillary)
             self._given += fds
             if flags & socket.MSG_CTRUNC:
                 raise OSError(NO_ROOM)
             if fds:
-                self._sets.append(list(fds))
+                self._sets.append(fds)
             if not data:
                 raise ConnectionResetError
             self._buffer += data

@@ -8,6 +8,7 @@ import os
 import select
 import selectors
 import socket
+import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,8 +20,13 @@ MOST_FDS = 16
 #: Before descriptors are sent again for which too many were under way, seconds.
 TOO_MANY = 0.005
 
+_CREDENTIALS = struct.Struct("3i")  # process, user, group: socket(7)
+
 #: A message, and the descriptors that came with it: whoever takes it closes them.
 Received = tuple[dict[str, Any], list[int]]
+#: What goes beside the bytes of a message, and what comes beside them: level, kind, body.
+Sent = list[tuple[int, int, "array.array[int]"]]
+Ancillary = list[tuple[int, int, bytes]]
 
 
 class MessageSocket:
@@ -62,10 +68,7 @@ class MessageSocket:
         try:
             while self._out:
                 data, fds = self._out[0]
-                rights = (
-                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-                )
-                del data[: self.sock.sendmsg([data], rights)]
+                del data[: self.sock.sendmsg([data], make_rights(fds))]
                 self._out.popleft()
                 if data:
                     self._out.appendleft((data, ()))
@@ -90,12 +93,9 @@ class MessageSocket:
         except OSError as error:
             raise EOFError from error
         # The kernel ends a receive at the first bytes that carry descriptors: one set at most.
-        fds = array.array("i")
-        for level, kind, body in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
+        fds = read_rights(ancillary)
         if fds or flags & socket.MSG_CTRUNC:  # truncated: we had no room for all of them
-            self._fds.append(list(fds))
+            self._fds.append(fds)
         if not data:
             raise EOFError
         self._buffer += data
@@ -128,6 +128,27 @@ class MessageSocket:
         for fds in self._fds:
             close_all(fds)
         self._fds.clear()
+
+
+def make_rights(fds: Sequence[int]) -> Sent:
+    """What ``sendmsg`` takes to send copies of ``fds``."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+
+
+def read_rights(ancillary: Ancillary) -> list[int]:
+    """The descriptors that came with a ``recvmsg``: whoever asks closes them."""
+    fds = array.array("i")
+    for level, kind, body in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
+    return list(fds)
+
+
+def read_peer(sock: socket.socket) -> tuple[int, int]:
+    """Process id and user id of who is at the other end."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, user, _ = _CREDENTIALS.unpack(credentials)
+    return pid, user
 
 
 def close_all(fds: Iterable[int]) -> None:
