@@ -1,9 +1,9 @@
-"""Tasks that are ended for sure."""
+"""Tasks and futures that are of no more interest."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 #: Seconds until a task that has not ended is cancelled once more.
@@ -21,3 +21,15 @@ async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # nobody asks for it any more
+
+
+def give_up(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel them. Of one that fails, or did at this moment, asyncio says nothing on stderr."""
+    for future in futures:
+        future.add_done_callback(_take_error)
+        future.cancel()
+
+
+def _take_error(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .given_up import give_up
+from .cancellation import give_up
 
 #: Seconds until another is asked, then until one more is, and how many are at most. It
 #: may be given to the same one again: which one, is NATS's free choice.

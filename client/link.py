@@ -24,7 +24,7 @@ from ..config.schema import Config, ConfigError, Nats
 from ..protocol import subjects
 from ..protocol.endpoint import ENDPOINT_FILE, Endpoint
 from ..protocol.errors import Denied, Unavailable
-from .given_up import give_up
+from .cancellation import give_up
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
