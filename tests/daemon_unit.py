@@ -35,7 +35,10 @@ KillMode=mixed
 
 
 class DaemonUnit:
-    """Of the system, as it is installed for commands."""
+    """Of the system, as it is installed for commands. ``session``: what its user's programs are
+    begun with to find that user's manager."""
+
+    session: tuple[str, ...] = ()
 
     def __init__(self, machine: Machine, config: str) -> None:
         self.machine = machine
@@ -62,9 +65,11 @@ class DaemonUnit:
     def systemctl(self, *argv: str, check: bool = True) -> str:
         return self.machine.call("systemctl", *argv, check=check)
 
-    def runctl(self, *argv: str, check: bool = True) -> str:
+    def runctl(self, *argv: str, check: bool = True, user: str = "") -> str:
         command = [sys.executable, "-m", "runctl.cli.main", "-c", self.config]
-        return self.machine.call(*command, *argv, user=self.user, check=check)
+        return self.machine.call(
+            *self.session, *command, *argv, user=user or self.user, check=check
+        )
 
     def submit(self, thread: str, code: str) -> str:
         return self.runctl("submit", thread, "--", sys.executable, "-uc", code).strip()
@@ -118,6 +123,8 @@ class DaemonUnit:
 class UserUnit(DaemonUnit):
     """Of a user's own systemd."""
 
+    session = ("env", "XDG_RUNTIME_DIR=/run/user/alice")
+
     def install(self) -> None:
         machine = self.machine
         self.user = "alice"
@@ -136,8 +143,9 @@ class UserUnit(DaemonUnit):
         machine.call("systemctl", "start", "manager.service")
 
     def systemctl(self, *argv: str, check: bool = True) -> str:
-        told = ("env", "XDG_RUNTIME_DIR=/run/user/alice", "systemctl", "--user")
-        return self.machine.call(*told, *argv, user="alice", check=check)
+        return self.machine.call(
+            *self.session, "systemctl", "--user", *argv, user="alice", check=check
+        )
 
     @property
     def cgroup(self) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from conftest import Box, running_box, wait_until
 from jsonschema import Draft202012Validator
 from pgserver import Postgres, free_port
-from runctl.cli.health import local_checks, process_limits, remote_checks
+from runctl.cli.health import local_checks, process_limits, remote_checks, systemd_unit
 from runctl.config.load import load
 from runctl.protocol.endpoint import ENDPOINT_FILE
 from runctl.protocol.stream_config import wanted
@@ -284,3 +284,41 @@ def test_an_environment_that_stops_every_chat(
     box.start(cold=True)
     monkeypatch.delenv("NO_PROXY")
     assert looked(box, 1)["chats"][1].endswith("cannot be read (of runctld)")
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("0::/system.slice/runctld.service/service\n", ("runctld.service", "--system")),
+        (
+            "4:memory:/x.service\n1:name=systemd:/system.slice/a@b.service\n",
+            ("a@b.service", "--system"),
+        ),
+        (
+            "0::/user.slice/user-7.slice/user@7.service/app.slice/r.service\n",
+            ("r.service", "--user"),
+        ),
+        ("0::/user.slice/user-7.slice/session-1.scope\n", None),
+        ("0::/\n", None),
+    ],
+)
+def test_the_unit_of_a_process(groups: str, expected: tuple[str, str] | None) -> None:
+    assert systemd_unit.find_unit(groups) == expected
+
+
+def test_what_a_unit_takes_from_commands() -> None:
+    ours = Path(__file__).parent.parent / "systemd"
+    for unit in ("runctld.service", "runctld@.service", "user.service"):
+        lines = (ours / unit).read_text().splitlines()
+        has = dict(line.partition("=")[::2] for line in lines if "=" in line)
+        assert list(systemd_unit.judge_unit(has)) == []
+        for name, value in (
+            ("KillMode", "mixed"),
+            ("Restart", "no"),
+            ("NotifyAccess", "none"),
+            ("FileDescriptorStoreMax", "0"),
+            ("ExecStop", ""),
+            ("PrivateTmp", "yes"),
+            ("RemoveIPC", "yes"),
+        ):
+            assert len(list(systemd_unit.judge_unit({**has, name: value}))) == 1, name

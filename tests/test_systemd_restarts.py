@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,3 +200,25 @@ def test_a_configuration_that_is_wrong_after_a_crash(unit: DaemonUnit):
         wait_until(lambda: unit.show("ActiveState") == "failed", "it has failed")
         assert unit.show("ExecMainStatus") == "78"
         unit.configure(right)
+
+
+def test_doctor_names_what_takes_commands_with_the_daemon(unit: DaemonUnit):
+    def look() -> list[tuple[str, str]]:
+        user = "root" if unit.user == "runctl" else unit.user  # others need D-Bus to ask systemd
+        said = unit.runctl("doctor", "--json", check=False, user=user)
+        findings = json.loads(said)["findings"]
+        return [(x["state"], x["said"]) for x in findings if x["check"] == "unit"]
+
+    assert [state for state, _ in look()] == ["ok"]
+    lacks = "KillMode=control-group\nFileDescriptorStoreMax=0\nRestart=no\nExecStop=\n"
+    unit.write_drop_in("zz-lacks", f"[Service]\n{lacks}")
+    unit.systemctl("daemon-reload")
+    try:
+        found = look()
+        assert {state for state, _ in found} == {"warn"}
+        said = "\n".join(said for _, said in found)
+        for word in ("KillMode=control-group", "keeps nothing", "Restart=no", "systemctl restart"):
+            assert word in said
+    finally:
+        unit.write_drop_in("zz-lacks", "")
+        unit.systemctl("daemon-reload")

@@ -15,7 +15,7 @@ from ...config.secrets import Masker
 from ...protocol import messages
 from ..common import FAILED, OK, App, Verb, pass_app, run
 from ..display import render
-from ..health import local_checks, process_limits, programs, remote_checks
+from ..health import local_checks, process_limits, programs, remote_checks, systemd_unit
 from ..health.finding import Finding, ok, split, warn
 
 _SHOWN = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL "}
@@ -92,6 +92,7 @@ def _look(app: App) -> Iterator[Finding]:
     )
     yield from local_checks.check_outgoing(config, here)
     yield from local_checks.check_transport(config, here)
+    yield from systemd_unit.check_unit(config, here)
     if status is not None and status.cgroups:
         yield ok("cgroups", "each run has one of its own")
     else:
