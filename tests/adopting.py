@@ -79,3 +79,19 @@ def go_on(path: Path, more: int = 1) -> None:
     """Wait until the work has written ``more`` bytes."""
     size = written(path)
     wait_until(lambda: written(path) >= size + more, "it writes")
+
+
+def wait_stored(watch: Watch, path: Path) -> None:
+    """Wait until ``watch`` has seen what the work writes from now on: the daemon that is there
+    has stored it, and no earlier one."""
+    begin = written(path)
+    count = size = 0
+
+    def is_beyond() -> bool:
+        nonlocal count, size
+        new = watch.chunks()[count:]
+        count += len(new)
+        size += sum(len(e["data"].encode()) for e in new if e["stream"] == "stdout")
+        return size > begin
+
+    wait_until(is_beyond, "what is written now is stored")

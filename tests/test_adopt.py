@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from adopting import OUTLIVE, TALKER, WRITER, go_on, is_exact, of, written
+from adopting import OUTLIVE, TALKER, WRITER, go_on, is_exact, of, wait_stored, written
 from conftest import DEADLINE, Box, Watch, wait_until
 from proc import alive, children, direct_children, find_keeper
 from runctl.supervisor.execution.found_runs import is_harmful
@@ -221,11 +221,8 @@ def test_kills_at_any_time_of_the_start(living: Box, tmp_path: Path, seed: int) 
         if n % 2 == 0:
             time.sleep(chance.uniform(0, 1.2))
             continue
-        before = {name: len(watches[name].chunks()) for name in names[max(0, n // 3) :]}
-        for name, count in before.items():
-            wait_until(
-                lambda name=name, count=count: len(watches[name].chunks()) > count, "it goes on"
-            )
+        for name in names[n // 3 :]:
+            wait_stored(watches[name], tmp_path / name)
     for name in names:
         (tmp_path / name / "finish").touch()
     for name in names:
