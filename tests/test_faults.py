@@ -21,7 +21,7 @@ from conftest import DEADLINE, Box, Watch, wait_until
 from proc import alive
 from runctl.cli.display.json_output import JsonOutput
 from runctl.cli.following.follow import Options, follow
-from runctl.client.given_up import give_up
+from runctl.client.cancellation import give_up
 from runctl.client.link import Link, LinkLost, dial
 from runctl.client.locate import Target
 from runctl.config.load import load
