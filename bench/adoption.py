@@ -41,7 +41,7 @@ async def bench_adopt() -> list[Table]:
     """SIGKILL, immediate restart, under a command that goes on."""
     baseline = time_processes(KILLS, [sys.executable, "-c", "import dbos, trio, nats"])
     samples = []
-    async with running(outlive="30s") as daemon:
+    async with running() as daemon:
         async with wired(daemon) as link:
             await link.submit("adopt", [sys.executable, "-c", TALKER])
         async with watching(daemon, "adopt") as watcher:
@@ -73,7 +73,7 @@ def _is_written_after(moment: float) -> Callable[[dict[str, Any]], bool]:
 
 async def _time_steps() -> Table:
     """The work that a kill costs: none."""
-    async with running(outlive="30s") as daemon:
+    async with running() as daemon:
         async with wired(daemon) as link:
             await link.submit("steps", [sys.executable, "-c", STEPPER])
         async with watching(daemon, "steps") as watcher:
@@ -112,7 +112,7 @@ async def bench_adopted() -> list[Table]:
 async def adopt_many(count: int, times: int) -> list[float]:
     """Milliseconds from a restart until ``count`` commands have all been taken over."""
     samples = []
-    async with running(f"max_running = {count + 100}\n", outlive="30s") as daemon:
+    async with running(f"max_running = {count + 100}\n") as daemon:
         async with wired(daemon) as link:
             gate = asyncio.Semaphore(AT_ONCE)
 

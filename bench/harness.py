@@ -43,7 +43,7 @@ class Daemon:
         self.program = ["-m", "runctl.supervisor.main"]
         self.configure("")
 
-    def configure(self, more: str, outlive: str = "0s") -> None:
+    def configure(self, more: str, outlive: str = "30s") -> None:
         """``more`` begins with keys of [queue]. ``outlive``: how long commands go on without it."""
         self.config.write_text(
             f"state_dir = {json.dumps(str(self.state))}\n"
@@ -103,7 +103,7 @@ class Daemon:
 
 
 @asynccontextmanager
-async def running(more: str = "", outlive: str = "0s") -> AsyncIterator[Daemon]:
+async def running(more: str = "", outlive: str = "30s") -> AsyncIterator[Daemon]:
     # The broker may still be writing its last words while the directory goes.
     with tempfile.TemporaryDirectory(prefix="runctl-bench-", ignore_cleanup_errors=True) as name:
         daemon = Daemon(Path(name))

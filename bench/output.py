@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from .harness import PATIENCE, Daemon, running, wired
-from .processes import peak_mib, process_tree
+from .processes import cpu_seconds, peak_mib, process_tree
 from .report import Row, Table
 
 LINE = 100
@@ -29,24 +29,33 @@ CROWD = 100
 #: Blocks of each of them.
 SHARE = 50
 TIMES = 3
+COMMANDS = {
+    "lines of 100 B": LINES.format(count=200_000),
+    "blocks of 64 KiB": BLOCKS.format(count=3200),
+}
+CROWDED = f"{CROWD} runs at once, blocks"
+ROOM = "max_running = 200\n"
+#: Milliseconds of the daemon's processor time for a megabyte, by what was written.
+Costs = dict[str, list[float]]
 
 
 async def bench_output() -> list[Table]:
     """Until all of it is stored in the stream; then it is read back and compared."""
     table = Table("output", "Throughput of output, until it is stored")
     table.aim = "at least 0.7 × nats-py's bytes per second; no loss, bounded memory"
-    async with running("max_running = 200\n") as daemon:
+    costs = Costs()
+    async with running(ROOM) as daemon:
         plain = await _nats(daemon, LINE, 100_000)
         floor = table.add("nats-py, pipelined: 100 B messages", plain, "MB/s", "floor")
-        await _both(table, daemon, "lines of 100 B", LINES.format(count=200_000), floor)
+        await _both(table, daemon, "lines of 100 B", floor, costs)
         plain = await _nats(daemon, BLOCK, 3200)
         floor = table.add("nats-py, pipelined: 64 KiB messages", plain, "MB/s", "floor")
         plain = await _nats(daemon, RECORD, 400, window=1)
         table.add("nats-py, one at a time: 512 KiB messages", plain, "MB/s", "floor")
-        await _both(table, daemon, "blocks of 64 KiB", BLOCKS.format(count=3200), floor)
-        ours = await _crowd(daemon)
-        row = table.add(f"runctl: {CROWD} runs at once, blocks", ours, "MB/s", against=floor)
-        table.judge(f"{CROWD} runs at once: 0.7 × nats-py", row.median >= 0.7 * floor.median)
+        await _both(table, daemon, "blocks of 64 KiB", floor, costs)
+        ours = await _crowd(daemon, costs)
+        row = table.add(f"runctl: {CROWDED}", ours, "MB/s", against=floor)
+        table.judge(f"{CROWDED}: 0.7 × nats-py", row.median >= 0.7 * floor.median)
         for pid, name in process_tree(daemon).items():
             table.add(f"peak memory, {name}", [peak_mib(pid)], "MiB", "count")
     table.note(
@@ -56,25 +65,51 @@ async def bench_output() -> list[Table]:
         " neither the pipe nor, pipelined, the wait"
     )
     table.note("what was stored was read back with `runctl attach`: each byte is there once")
-    return [table]
+    return [table, await _compare_costs(costs)]
 
 
-async def _both(table: Table, daemon: Daemon, what: str, command: str, floor: Row) -> None:
-    file = daemon.folder / "output"
-    size, digest = _to_file(command, file)
+async def _compare_costs(ours: Costs) -> Table:
+    """What it costs that commands can go on without their daemon."""
+    table = Table("cost", "Processor time of the daemon for a megabyte of output")
+    table.aim = "at most 1.15 × that of commands that end with their daemon"
+    plain = Costs()
+    async with running(ROOM, outlive="0s") as daemon:
+        for what, command in COMMANDS.items():
+            await _measure(daemon, what, command, plain)
+        await _crowd(daemon, plain)
+    for what, samples in ours.items():
+        floor = table.add(f'outlive = "0s": {what}', plain[what], "ms", "floor")
+        row = table.add(f"runctl: {what}", samples, "ms", against=floor)
+        table.judge(f"{what}: at most 1.15 × without", row.median <= 1.15 * floor.median)
+    return table
+
+
+async def _both(table: Table, daemon: Daemon, what: str, floor: Row, costs: Costs) -> None:
+    file, command = daemon.folder / "output", COMMANDS[what]
+    size, _ = _to_file(command, file)
     shell = _rates(size, lambda: _to_file(command, file))
     table.add(f"shell, to a file: {what}", shell, "MB/s", "floor")
+    row = table.add(
+        f"runctl: {what}", await _measure(daemon, what, command, costs), "MB/s", against=floor
+    )
+    table.judge(f"{what}: 0.7 × nats-py", row.median >= 0.7 * floor.median)
+
+
+async def _measure(daemon: Daemon, what: str, command: str, costs: Costs) -> list[float]:
+    """Megabytes a second; ``costs`` get the milliseconds for each."""
+    size, digest = _to_file(command, daemon.folder / "output")
     samples = []
     async with wired(daemon, listen=False) as link:
         for n in range(TIMES):
             thread = f"{what}-{n}".replace(" ", "-")
-            began = time.monotonic()
+            began, spent = time.monotonic(), cpu_seconds(daemon.process.pid)
             run = await link.submit(thread, ["/bin/sh", "-c", command])
             await link.ended(run)
             samples.append(size / 1e6 / (time.monotonic() - began))
+            spent = cpu_seconds(daemon.process.pid) - spent
+            costs.setdefault(what, []).append(spent * 1000 / (size / 1e6))
             _check(daemon, thread, digest)
-    row = table.add(f"runctl: {what}", samples, "MB/s", against=floor)
-    table.judge(f"{what}: 0.7 × nats-py", row.median >= 0.7 * floor.median)
+    return samples
 
 
 def _to_file(command: str, file: Path) -> tuple[int, str]:
@@ -98,8 +133,8 @@ def _check(daemon: Daemon, thread: str, digest: str) -> None:
         raise RuntimeError(f"what was stored of {thread} is not what was written")
 
 
-async def _crowd(daemon: Daemon) -> list[float]:
-    """All of them are there, and begin at once."""
+async def _crowd(daemon: Daemon, costs: Costs) -> list[float]:
+    """As ``_measure``. All of them are there, and begin at once."""
     gate = daemon.folder / "gate"
     command = f"echo x; while [ ! -e {gate} ]; do sleep 0.05; done; {BLOCKS.format(count=SHARE)}"
     digest = hashlib.sha256(b"x\n" + bytes(SHARE * BLOCK)).hexdigest()
@@ -111,11 +146,13 @@ async def _crowd(daemon: Daemon) -> list[float]:
             argv = ["/bin/sh", "-c", command]
             runs = [await link.submit(thread, argv) for thread in threads]
             await link.begun(CROWD)
-            began = time.monotonic()
+            began, spent = time.monotonic(), cpu_seconds(daemon.process.pid)
             gate.touch()
             for run in runs:
                 await link.ended(run)
             samples.append(CROWD * SHARE * BLOCK / 1e6 / (time.monotonic() - began))
+            spent = cpu_seconds(daemon.process.pid) - spent
+            costs.setdefault(CROWDED, []).append(spent * 1000 / (CROWD * SHARE * BLOCK / 1e6))
             for thread in threads[::20]:
                 _check(daemon, thread, digest)
     return samples

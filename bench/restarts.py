@@ -26,7 +26,7 @@ async def bench_replay() -> list[Table]:
     baseline = time_processes(KILLS, [sys.executable, "-c", "import dbos, trio, nats"])
     samples = []
     killed = 0.0
-    async with running() as daemon:
+    async with running(outlive="0s") as daemon:
         async with wired(daemon) as link:
             await link.submit("replay", ["/bin/sh", "-c", "echo x; exec sleep 600"])
         async with watching(daemon, "replay") as watcher:
@@ -94,7 +94,7 @@ async def bench_demo() -> list[Table]:
             '[runners.chat]\nkind = "chat"\nmodel = "mock"\n'
             f'base_url = "http://127.0.0.1:{port}/v1"\n'
         )
-        async with running(runner) as daemon:
+        async with running(runner, outlive="0s") as daemon:
             argv = daemon.runctl("submit", "demo", "--runner", "chat", "Count.")
             await asyncio.to_thread(time_processes, 1, argv)
             async with watching(daemon, "demo") as watcher:
@@ -119,7 +119,7 @@ async def redispatch(count: int = UNFINISHED, times: int = 1) -> list[float]:
     """Milliseconds from a restart until ``count`` unfinished runs, a thread each, have all
     begun their next attempt: until the last of them has published its reset."""
     samples = []
-    async with running(f"max_running = {count + 100}\n") as daemon:
+    async with running(f"max_running = {count + 100}\n", outlive="0s") as daemon:
         async with wired(daemon) as link:
             gate = asyncio.Semaphore(AT_ONCE)
 
