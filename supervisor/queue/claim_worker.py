@@ -14,7 +14,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from .dbos_internals import System
 from .retries import SAY_AGAIN, reason
 
 log = logging.getLogger("runctld.claims")
+T = TypeVar("T")
 
 #: Without an event, seconds: what others have queued is seen at the latest then.
 POLL = 1.0
@@ -30,6 +32,8 @@ POLL = 1.0
 CONFLICT = 0.1
 #: A claim whose answer was lost may be committed this long after, seconds.
 LOST = 60.0
+#: So many are begun at once.
+AT_ONCE = 32
 #: So many workflows are named in one statement.
 MANY = 5000
 #: PostgreSQL's codes of what it refuses to one of two that claim at once: a lock that is not
@@ -286,17 +290,27 @@ class Worker:
             return list(connection.scalars(query))
 
     def _begin(self) -> None:
-        rows = self._system.read_statuses(list(self._found))
-        tokens, self._found = self._found, {}
+        tokens, rows = self._found, self._system.read_statuses(list(self._found))
+        self._found = {}
+        ours = []
         for status in rows:
             if status["status"] != "PENDING" or status["executor_id"] != self._executor:
                 continue  # aborted since, or given back
             workflow = status["workflow_uuid"]
             self.claimed[workflow] = status["recovery_attempts"], status["created_at"] / 1000
             self._started.add(workflow)
+            ours.append(status)
+
+        def execute(status: dict[str, Any]) -> Exception | None:
             try:
-                self._system.execute(self._prepare(status), tokens[workflow])
+                self._system.execute(self._prepare(status), tokens[status["workflow_uuid"]])
             except Exception as error:
+                return error
+            return None
+
+        for status, error in zip(ours, _map(execute, ours), strict=True):
+            if error is not None:
+                workflow = status["workflow_uuid"]
                 self._report(workflow, error)
                 self._started.discard(workflow)
                 self.claimed.pop(workflow, None)
@@ -322,3 +336,11 @@ class Worker:
 def _is_conflict(error: sa.exc.DBAPIError) -> bool:
     """Whether another executor was claiming at the same moment."""
     return getattr(error.orig, "sqlstate", None) in CONFLICTS
+
+
+def _map(do: Callable[[dict[str, Any]], T], rows: list[dict[str, Any]]) -> list[T]:
+    """What ``do`` makes of each: of several at once, since each waits for a turn of the loop."""
+    if len(rows) < 2:
+        return [do(row) for row in rows]
+    with ThreadPoolExecutor(min(AT_ONCE, len(rows)), "begins") as pool:
+        return list(pool.map(do, rows))
