@@ -290,6 +290,45 @@ def test_owner_and_takeover_race(house: House) -> None:
     print(f"{RACES} races, won by {dict(won)}; the last delay {delay:.2f} s")
 
 
+@NIGHTLY
+def test_adoption_and_takeover_race(house: House) -> None:
+    """As above, of what outlives its daemon: the delay feels its way to where the keeper has just
+    ended it. Each run has one outcome: it goes on as it was, or is begun again by one executor."""
+    boxes = _three(house, TAKEOVER.replace("[queue]\n", "[queue]\noutlive = '3s'\n"))
+    delay, won = 2.8, Counter[str]()
+    for race in range(RACES):
+        go = house.path / f"go-{race}"
+        load = Load(house, 4, 1, go)
+        load.wait_begun(4)
+        runs = [runs[0] for runs in load.runs.values()]
+        owner = _owner(house, boxes, runs[0])
+        own = [run for run in runs if house.bus.run(run).executor == owner.name]
+        owner.kill()
+        time.sleep(delay)
+        owner.start()
+
+        def are_settled(own: list[str] = own) -> bool:
+            shown = [house.bus.run(run) for run in own]
+            return all(
+                run.status == "running" and (run.attempt > 1 or run.adopted_at) for run in shown
+            )
+
+        try:
+            wait_until(are_settled, "each goes on, or was begun again", 30)
+        except AssertionError:
+            for run in own: print("DEBUG", house.bus.run(run))
+            raise
+        adopted = [house.bus.run(run).attempt == 1 for run in own]
+        assert len(set(adopted)) == 1, "they went on, or ended, together"
+        go.touch()
+        assert load.assert_once() == 4 + (0 if adopted[0] else len(own))
+        assert len(ended(journal(load.path))) == 4, "each was finished once"
+        won["adopted" if adopted[0] else "begun again"] += 1
+        delay += 0.05 if adopted[0] else -0.05
+    print(f"{RACES} races: {dict(won)}; the last delay {delay:.2f} s")
+    assert len(won) == 2, "the race was met"
+
+
 def _takeovers(boxes: list[Box]) -> int:
     return sum(len(re.findall(r": [1-9]\d* runs taken over", b.log.read_text())) for b in boxes)
 

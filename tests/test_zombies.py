@@ -181,9 +181,14 @@ def _assert_second_attempt_only(box: Box, watch: Watch, run: str) -> None:
     assert (shown["attempt"], shown["exit_code"]) == (2, 0)
 
 
+@pytest.mark.parametrize("outlive", ["0s", "30s", "30s, then 0s"])
 def test_the_lock_file_is_gone_and_another_daemon_came(
-    box: Box, tmp_path: Path, pause: Pause
+    stopped_box: Box, tmp_path: Path, pause: Pause, outlive: str
 ) -> None:
+    box = stopped_box
+    first_outlive, _, then = outlive.partition(", then ")
+    box.configure(f"[queue]\noutlive = '{first_outlive}'\n")
+    box.start()
     run = box.submit_py("t", WORK, str(tmp_path))
     after = box.submit("t", "true")
     watch = Watch(box, "t", "--run", run)
@@ -199,9 +204,12 @@ def test_the_lock_file_is_gone_and_another_daemon_came(
     begun = box.log.stat().st_size
     second = Box(tmp_path)
     second.log = tmp_path / "second.log"
+    second.configure(f"[queue]\noutlive = '{then or first_outlive}'\n")
     try:
         second.start()
         assert not [pid for pid in first if alive(pid)], "the successor has ended them"
+        served = "its keeper serves a daemon that has lost the lock"
+        assert (served in second.log.read_text()) == (outlive != "0s")
         _pids(tmp_path, 2)
         wait_until(lambda: any("2." in e["data"] for e in watch.chunks()), "the second is seen")
         paused.go_on()

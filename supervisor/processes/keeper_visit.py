@@ -104,11 +104,18 @@ class Visit:
 
 
 class Refused(Exception):
-    """The keeper cannot hand over what it has, and was told to end all, or killed; in words."""
+    """The keeper cannot hand over what it has, and ends all, is killed, or is to be; in words."""
 
 
 class _Again(Exception):
     """The keeper has other things to do just now, in words."""
+
+
+class _Busy(_Again):
+    """Its daemon is there."""
+
+    def __init__(self) -> None:
+        super().__init__("serves another daemon")
 
 
 def visit_keeper(state: Path, lock: int, outlive: float) -> Visit | None:
@@ -123,22 +130,29 @@ def visit_keeper(state: Path, lock: int, outlive: float) -> Visit | None:
         sock = _connect(state)
         if sock is None:
             return None
+        (keeper, _), greeted = read_peer(sock), False
         try:
             if outlive <= 0:
-                _send(sock, {"op": "bye"}, [lock])
+                with contextlib.suppress(BrokenPipeError):  # it says why
+                    _send(sock, {"op": "bye"}, [lock])
                 _wait_for_end(sock)
                 return None
-            return _greet(sock, lock, outlive)
+            visit = _greet(sock, lock, outlive)
+            greeted = True
+            return visit
         except TimeoutError:
-            _kill(sock)
+            _kill(keeper)
             raise Refused("its keeper does not answer, and was killed") from None
         except _Again as again:
             if time.monotonic() > deadline:
-                raise OSError(f"its keeper {again}") from None
-        except BaseException:
-            sock.close()
-            raise
-        sock.close()
+                if not isinstance(again, _Busy):
+                    raise OSError(f"its keeper {again}") from None
+                # We have the lock that its daemon had. It is left to the sweep, which ends it with
+                # all below it: what has neither mark nor session is only known by that.
+                raise Refused("its keeper serves a daemon that has lost the lock") from None
+        finally:
+            if not greeted:
+                sock.close()
         time.sleep(BUSY_PAUSE)
 
 
@@ -152,13 +166,13 @@ def _wait_for_end(sock: socket.socket) -> None:
         except ConnectionResetError:
             pass
     if said:
-        raise _Again("serves another daemon")
+        raise _Busy
 
 
-def _kill(sock: socket.socket) -> None:
-    """Whoever listens at the other end; what it has ends with it."""
-    with sock, contextlib.suppress(ProcessLookupError):
-        os.kill(read_peer(sock)[0], signal.SIGKILL)
+def _kill(keeper: int) -> None:
+    """What it has ends with it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(keeper, signal.SIGKILL)
 
 
 def _connect(state: Path) -> socket.socket | None:
@@ -184,11 +198,12 @@ def _greet(sock: socket.socket, lock: int, outlive: float) -> Visit:
     """Raises _Again, Refused, OSError."""
     reader = _Reader(sock)
     try:
-        _send(sock, {"op": "hello", "protocol": PROTOCOL, "pid": os.getpid()}, [lock])
+        with contextlib.suppress(BrokenPipeError):  # it says why
+            _send(sock, {"op": "hello", "protocol": PROTOCOL, "pid": os.getpid()}, [lock])
         greeting = reader.read()[0]
         if (refused := greeting.get("refused")) is not None:
             if refused == "busy":
-                raise _Again("serves another daemon")
+                raise _Busy
             _send(sock, {"op": "bye"}, [lock])
             raise Refused(f"its keeper, of another version, says {refused!r}, and ends it")
         trees = []
