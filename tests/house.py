@@ -180,9 +180,9 @@ class Bus:
         assert isinstance(reply, messages.Submitted), reply
         return reply.run
 
-    def run(self, run: str) -> Any:
-        """The run as any executor knows it."""
-        reply = self.ask(subjects.control_subject("show"), messages.Show(run))
+    def run(self, run: str, executor: str | None = None) -> Any:
+        """The run as ``executor`` knows it, or any."""
+        reply = self.ask(subjects.control_subject("show", executor), messages.Show(run))
         assert isinstance(reply, messages.RunDetails), reply
         return reply.run
 

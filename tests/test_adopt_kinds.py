@@ -42,8 +42,8 @@ def test_streams_that_are_merged(stopped_box: Box, tmp_path: Path) -> None:
 @needs_root
 def test_a_command_of_another_user(stopped_box: Box, tmp_path: Path) -> None:
     box = stopped_box
-    told = f"[runners.agent]\nkind = 'command'\nargs = true\nuser = '{AGENT}'\ngroup = '{AGENT}'\ncwd = '/'\n"
-    box.configure(f"{OUTLIVE}{told}")
+    user = f"user = '{AGENT}'\ngroup = '{AGENT}'\ncwd = '/'\n"
+    box.configure(f"{OUTLIVE}[runners.agent]\nkind = 'command'\nargs = true\n{user}")
     box.start()
     code = "id -u; until [ -e /proc/self/nothing ]; do sleep 0.05; done"
     run = box.runctl("submit", "t", "--runner", "agent", "--", "sh", "-c", code).strip()
