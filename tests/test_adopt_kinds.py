@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from adopting import OUTLIVE
-from conftest import Box, Watch, wait_until
+from conftest import DEADLINE, Box, Watch, wait_until
 from proc import alive, find_keeper
 from users import AGENT, needs_root
 
@@ -131,6 +132,38 @@ def test_a_hook_is_told_again_and_not_adopted(stopped_box: Box, tmp_path: Path) 
     wait_until(lambda: done.exists() and len(done.read_text().split()) == 2, "both are told of")
     assert str(first) not in done.read_text().split()
     watch.wait()
+
+
+#: Runs a program with so few descriptors, which it cannot raise.
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("limit", [60, 150])  # not for the hand-over, not for the use of it
+def test_a_daemon_with_too_few_descriptors_leaves_them_to_the_next(
+    stopped_box: Box, tmp_path: Path, limit: int
+) -> None:
+    box = stopped_box
+    box.configure(f"{OUTLIVE}max_running = 30\n")
+    box.start()
+    code = f"echo a; until [ -e {tmp_path}/go ]; do sleep 0.1; done"
+    runs = [box.submit(f"t{n}", "sh", "-c", code) for n in range(25)]
+    wait_until(lambda: len(box.json("list", "--status", "running")) == len(runs), "all run")
+    box.kill()
+    box.prefix = [sys.executable, "-c", LIMITED, str(limit)]
+    assert box.start(ready=False).wait(DEADLINE) == 69
+    last = box.log.read_text().splitlines()[-1]
+    assert last.startswith("runctld: what an earlier daemon has left running cannot be taken over")
+    assert last.endswith("there are no file descriptors left; raise runctld's limit of them")
+    box.prefix = []
+    box.start()
+    (tmp_path / "go").touch()
+    for run in runs:
+        shown = box.ended(run)
+        assert (shown["status"], shown["attempt"]) == ("succeeded", 1)
 
 
 def count_files(pid: int) -> int:
