@@ -129,6 +129,28 @@ found = {"refused": refused, "done": done}
 found |= {"coming": list(worker._started), "claimed": worker.claimed}
 """
 
+END = """
+import threading
+import time
+from runctl.supervisor.queue.claim_worker import ClaimedQueue, Worker
+
+waiting = []
+def execute(row, token):
+    waiting.append(row["workflow_uuid"])
+    threading.Event().wait()  # as for a turn of a loop that is no more
+system.execute = execute
+for name in "abc":
+    enqueue(name, name + "1", 1)
+Worker(system, ClaimedQueue("q", queue, 10, True), "e", "v").start()
+deadline = time.monotonic() + 30
+while len(waiting) < 3 and time.monotonic() < deadline:
+    time.sleep(0.01)
+with open(sys.argv[2], "w") as file:
+    json.dump(sorted(waiting), file)
+DBOS.destroy(workflow_completion_timeout_sec=0)
+sys.exit()
+"""
+
 CANCEL = """
 import threading
 import trio
@@ -191,14 +213,13 @@ os._exit(0)
 TIMES = {"created_at", "updated_at", "started_at_epoch_ms"}
 
 
-def run(tmp_path: Path, program: str) -> dict[str, Any]:
+def run(tmp_path: Path, program: str) -> Any:
     file = tmp_path / "found.json"
     argv = [sys.executable, "-c", SETUP + program + SAVE]
     argv += [str(tmp_path / "dbos.sqlite"), str(file)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    return json.loads(file.read_text())
 
 
 def test_dbos_recovers_nothing_by_itself(tmp_path: Path) -> None:
@@ -252,3 +273,7 @@ def test_a_stop_fails_no_run_that_asks_the_database(tmp_path: Path) -> None:
     """It would be stored as failed: whoever asks waits for the end of the process."""
     asked = ("renumber", "aborts", "turns", "turns, away")
     assert run(tmp_path, STOPPING) == dict.fromkeys(asked, True)
+
+
+def test_what_waits_to_begin_holds_up_no_end_of_the_daemon(tmp_path: Path) -> None:
+    assert run(tmp_path, END) == ["a1", "b1", "c1"]

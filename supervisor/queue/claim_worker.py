@@ -14,8 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -24,7 +23,6 @@ from .dbos_internals import System
 from .retries import SAY_AGAIN, reason
 
 log = logging.getLogger("runctld.claims")
-T = TypeVar("T")
 
 #: Without an event, seconds: what others have queued is seen at the latest then.
 POLL = 1.0
@@ -300,23 +298,40 @@ class Worker:
             self.claimed[workflow] = status["recovery_attempts"], status["created_at"] / 1000
             self._started.add(workflow)
             ours.append(status)
-
-        def execute(status: dict[str, Any]) -> Exception | None:
-            try:
-                self._system.execute(self._prepare(status), tokens[status["workflow_uuid"]])
-            except Exception as error:
-                return error
-            return None
-
-        for status, error in zip(ours, _map(execute, ours), strict=True):
-            if error is not None:
-                workflow = status["workflow_uuid"]
-                self._report(workflow, error)
-                self._started.discard(workflow)
-                self.claimed.pop(workflow, None)
-                self._back[workflow] = tokens[workflow]
+        for workflow, error in self._execute(ours, tokens).items():
+            self._report(workflow, error)
+            self._started.discard(workflow)
+            self.claimed.pop(workflow, None)
+            self._back[workflow] = tokens[workflow]
         if self._back:
             self._put_back()
+
+    def _execute(
+        self, rows: list[dict[str, Any]], tokens: Mapping[str, str]
+    ) -> dict[str, Exception]:
+        """Start them, several at once, since each waits for a turn of the loop; what could not be
+        started, and why. When the loop is gone some may wait for ever: they hold up no end."""
+        refused: dict[str, Exception] = {}
+        left = iter(rows)
+
+        def start() -> None:
+            for status in left:
+                workflow = status["workflow_uuid"]
+                try:
+                    self._system.execute(self._prepare(status), tokens[workflow])
+                except Exception as error:
+                    refused[workflow] = error
+
+        helpers = [
+            threading.Thread(target=start, name="begins", daemon=True)
+            for _ in range(min(AT_ONCE, len(rows)) - 1)
+        ]
+        for helper in helpers:
+            helper.start()
+        start()
+        for helper in helpers:
+            helper.join()
+        return refused
 
     def _report(self, workflow: str, error: Exception) -> None:
         """That it could not be started. It is tried again each second: said each minute."""
@@ -336,11 +351,3 @@ class Worker:
 def _is_conflict(error: sa.exc.DBAPIError) -> bool:
     """Whether another executor was claiming at the same moment."""
     return getattr(error.orig, "sqlstate", None) in CONFLICTS
-
-
-def _map(do: Callable[[dict[str, Any]], T], rows: list[dict[str, Any]]) -> list[T]:
-    """What ``do`` makes of each: of several at once, since each waits for a turn of the loop."""
-    if len(rows) < 2:
-        return [do(row) for row in rows]
-    with ThreadPoolExecutor(min(AT_ONCE, len(rows)), "begins") as pool:
-        return list(pool.map(do, rows))
