@@ -7,7 +7,8 @@ import hashlib
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -98,18 +99,26 @@ async def _both(table: Table, daemon: Daemon, what: str, floor: Row, costs: Cost
 async def _measure(daemon: Daemon, what: str, command: str, costs: Costs) -> list[float]:
     """Megabytes a second; ``costs`` get the milliseconds for each."""
     size, digest = _to_file(command, daemon.folder / "output")
-    samples = []
+    samples: list[float] = []
     async with wired(daemon, listen=False) as link:
         for n in range(TIMES):
             thread = f"{what}-{n}".replace(" ", "-")
-            began, spent = time.monotonic(), cpu_seconds(daemon.process.pid)
-            run = await link.submit(thread, ["/bin/sh", "-c", command])
-            await link.ended(run)
-            samples.append(size / 1e6 / (time.monotonic() - began))
-            spent = cpu_seconds(daemon.process.pid) - spent
-            costs.setdefault(what, []).append(spent * 1000 / (size / 1e6))
+            with _measuring(daemon, size / 1e6, samples, costs.setdefault(what, [])):
+                run = await link.submit(thread, ["/bin/sh", "-c", command])
+                await link.ended(run)
             _check(daemon, thread, digest)
     return samples
+
+
+@contextmanager
+def _measuring(
+    daemon: Daemon, megabytes: float, rates: list[float], costs: list[float]
+) -> Iterator[None]:
+    """``rates`` get the megabytes a second, ``costs`` the daemon's milliseconds for each."""
+    began, spent = time.monotonic(), cpu_seconds(daemon.process.pid)
+    yield
+    rates.append(megabytes / (time.monotonic() - began))
+    costs.append((cpu_seconds(daemon.process.pid) - spent) * 1000 / megabytes)
 
 
 def _to_file(command: str, file: Path) -> tuple[int, str]:
@@ -138,7 +147,7 @@ async def _crowd(daemon: Daemon, costs: Costs) -> list[float]:
     gate = daemon.folder / "gate"
     command = f"echo x; while [ ! -e {gate} ]; do sleep 0.05; done; {BLOCKS.format(count=SHARE)}"
     digest = hashlib.sha256(b"x\n" + bytes(SHARE * BLOCK)).hexdigest()
-    samples = []
+    samples: list[float] = []
     async with wired(daemon, listen=False) as link:
         for n in range(TIMES):
             gate.unlink(missing_ok=True)
@@ -146,13 +155,11 @@ async def _crowd(daemon: Daemon, costs: Costs) -> list[float]:
             argv = ["/bin/sh", "-c", command]
             runs = [await link.submit(thread, argv) for thread in threads]
             await link.begun(CROWD)
-            began, spent = time.monotonic(), cpu_seconds(daemon.process.pid)
-            gate.touch()
-            for run in runs:
-                await link.ended(run)
-            samples.append(CROWD * SHARE * BLOCK / 1e6 / (time.monotonic() - began))
-            spent = cpu_seconds(daemon.process.pid) - spent
-            costs.setdefault(CROWDED, []).append(spent * 1000 / (CROWD * SHARE * BLOCK / 1e6))
+            megabytes = CROWD * SHARE * BLOCK / 1e6
+            with _measuring(daemon, megabytes, samples, costs.setdefault(CROWDED, [])):
+                gate.touch()
+                for run in runs:
+                    await link.ended(run)
             for thread in threads[::20]:
                 _check(daemon, thread, digest)
     return samples

@@ -3,7 +3,6 @@ tells at the worst moments."""
 
 from __future__ import annotations
 
-import array
 import contextlib
 import fcntl
 import json
@@ -30,6 +29,7 @@ from runctl.supervisor.processes.keeper_door import PROTOCOL
 from runctl.supervisor.processes.keeper_messages import encode
 from runctl.supervisor.processes.keeper_start import open_keeper
 from runctl.supervisor.processes.keeper_visit import About
+from runctl.supervisor.processes.message_socket import make_rights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
@@ -100,8 +100,7 @@ async def until(what: Any, why: str) -> None:
 
 
 def send(sock: socket.socket, data: bytes, *fds: int) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([data], rights)
+    sock.sendmsg([data], make_rights(fds))
 
 
 def body(text: str) -> bytes:

@@ -90,7 +90,7 @@ def judge_unit(has: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         said = "it keeps nothing for the keeper, which does not hear that no daemon will come"
         yield said, "FileDescriptorStoreMax=8"
     if "USR1" not in has.get("ExecStop", ""):
-        yield "systemctl restart ends commands, as a stop does", "ExecStop="
+        yield "systemctl restart ends commands, as a stop does", "an ExecStop= that sends USR1"
     if (private := has.get("PrivateTmp", "no")) != "no":
         yield f"PrivateTmp={private} empties /tmp below commands at a restart", "PrivateTmp=no"
     if has.get("RemoveIPC") == "yes":

@@ -107,15 +107,12 @@ class Refused(Exception):
     """The keeper cannot hand over what it has, and ends all, is killed, or is to be; in words."""
 
 
-class _Again(Exception):
-    """The keeper has other things to do just now, in words."""
+class _Busy(Exception):
+    """The keeper says that its daemon is there."""
 
 
-class _Busy(_Again):
-    """Its daemon is there."""
-
-    def __init__(self) -> None:
-        super().__init__("serves another daemon")
+class _BrokenOff(Exception):
+    """Nothing more is heard of the keeper: it was busy, or its time was over."""
 
 
 def visit_keeper(state: Path, lock: int, outlive: float) -> Visit | None:
@@ -130,49 +127,45 @@ def visit_keeper(state: Path, lock: int, outlive: float) -> Visit | None:
         sock = _connect(state)
         if sock is None:
             return None
-        (keeper, _), greeted = read_peer(sock), False
-        try:
-            if outlive <= 0:
-                with contextlib.suppress(BrokenPipeError):  # it says why
-                    _send(sock, {"op": "bye"}, [lock])
-                _wait_for_end(sock)
-                return None
-            visit = _greet(sock, lock, outlive)
-            greeted = True
-            return visit
-        except TimeoutError:
-            _kill(keeper)
-            raise Refused("its keeper does not answer, and was killed") from None
-        except _Again as again:
-            if time.monotonic() > deadline:
-                if not isinstance(again, _Busy):
-                    raise OSError(f"its keeper {again}") from None
-                # We have the lock that its daemon had. It is left to the sweep, which ends it with
-                # all below it: what has neither mark nor session is only known by that.
-                raise Refused("its keeper serves a daemon that has lost the lock") from None
-        finally:
-            if not greeted:
-                sock.close()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sock)
+            try:
+                if outlive <= 0:
+                    with contextlib.suppress(BrokenPipeError):  # it says why
+                        _send(sock, {"op": "bye"}, [lock])
+                    _wait_for_end(sock)
+                    return None
+                visit = _greet(sock, lock, outlive)
+                stack.pop_all()
+                return visit
+            except TimeoutError:
+                _kill(sock)
+                raise Refused("its keeper does not answer, and was killed") from None
+            except _Busy:
+                if time.monotonic() > deadline:
+                    # We have the lock that its daemon had. It is left to the sweep, which ends it
+                    # with all below it: what has neither mark nor session is only known by that.
+                    raise Refused("its keeper serves a daemon that has lost the lock") from None
+            except _BrokenOff:
+                if time.monotonic() > deadline:
+                    raise OSError("its keeper broke off") from None
         time.sleep(BUSY_PAUSE)
 
 
 def _wait_for_end(sock: socket.socket) -> None:
-    """Whoever is busy says so, and is asked again. Raises _Again."""
+    """Whoever is busy says so, and is asked again. Raises _Busy."""
     said = b""
-    with sock:
-        try:
-            while data := sock.recv(1 << 16):
-                said += data
-        except ConnectionResetError:
-            pass
+    with contextlib.suppress(ConnectionResetError):
+        while data := sock.recv(1 << 16):
+            said += data
     if said:
         raise _Busy
 
 
-def _kill(keeper: int) -> None:
-    """What it has ends with it."""
+def _kill(sock: socket.socket) -> None:
+    """Whoever listens at the other end; what it has ends with it."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(keeper, signal.SIGKILL)
+        os.kill(read_peer(sock)[0], signal.SIGKILL)
 
 
 def _connect(state: Path) -> socket.socket | None:
@@ -195,7 +188,7 @@ def _connect(state: Path) -> socket.socket | None:
 
 
 def _greet(sock: socket.socket, lock: int, outlive: float) -> Visit:
-    """Raises _Again, Refused, OSError."""
+    """Raises _Busy, _BrokenOff, Refused, OSError."""
     reader = _Reader(sock)
     try:
         with contextlib.suppress(BrokenPipeError):  # it says why
@@ -221,7 +214,7 @@ def _greet(sock: socket.socket, lock: int, outlive: float) -> Visit:
         sock.sendall(encode({"op": "taken", "outlive": outlive}))
     except ConnectionError as error:  # it was busy, or its time was over
         reader.close()
-        raise _Again("broke off") from error
+        raise _BrokenOff from error
     except BaseException:
         reader.close()
         raise
