@@ -40,12 +40,13 @@ class Patience:
         self._began = 0.0
         self._pause = PAUSE
         self._waits = False
+        self._expected = False
 
     async def wait(self, error: Exception) -> None:
         """A moment, before whoever met ``error`` tries again. Raises it when that is over."""
         now = time.monotonic()
         if not self._waits or now > self._began + self._seconds + LONGEST_PAUSE:
-            self._began, self._pause = now, PAUSE
+            self._began, self._pause, self._expected = now, PAUSE, False
         left = self._began + self._find_limit(error) - now
         if left <= 0:
             self._notice(False)
@@ -65,5 +66,6 @@ class Patience:
         if is_daemon_expected(self._config):
             return self._seconds
         if isinstance(error, NobodyAnswers) and not self._config.nats.embedded:
-            return min(self._seconds, CLUSTER)
+            self._expected |= error.expected  # NATS forgets, sooner perhaps than we lose patience
+            return self._seconds if self._expected else min(self._seconds, CLUSTER)
         return 0

@@ -10,7 +10,7 @@ from ..config.schema import Config
 from ..protocol import messages, subjects
 from ..protocol.errors import BadRequest, Busy, NotFound, RequestError, Unavailable
 from .hedged_request import first_answer
-from .link import Away, Link, LinkLost, dial
+from .link import Away, Link, LinkLost, NotReady, dial
 
 R = TypeVar("R", bound=messages.Reply)
 
@@ -23,7 +23,10 @@ BUSY_PAUSE, BUSY_LONGEST = 0.1, 1.0
 
 
 class NobodyAnswers(Away):
-    """NATS does, and nobody hears the request there: it has no effect."""
+    """NATS does, and nobody hears the request there: it has no effect. ``expected``: an executor
+    was there a moment ago, and did not stop in order."""
+
+    expected = False
 
 
 async def ask(
@@ -99,9 +102,11 @@ async def _ask(
             raise Unavailable(
                 f"executor {executor} does not answer (NATS does); it starts, or is to be started"
             ) from None
-        raise NobodyAnswers(
+        nobody = NobodyAnswers(
             "runctld is not running (NATS is, but no daemon answers on it); start runctld"
-        ) from None
+        )
+        nobody.expected = await _was_there(link)
+        raise nobody from None
     except NatsTimeout:
         raise Unavailable(f"runctld did not answer within {timeout:g} s{unsure}") from None
     except LinkLost as error:
@@ -121,6 +126,18 @@ async def _ask(
             " install the same version of runctl and runctld"
         )
     return reply
+
+
+async def _was_there(link: Link) -> bool:
+    """Whether NATS still knows of an executor. An embedded server's is known by the state
+    directory."""
+    if link.config.nats.embedded:
+        return False
+    try:
+        await link.api(f"CONSUMER.INFO.{subjects.STREAM}.{subjects.PRESENCE}")
+    except (NotReady, LinkLost, RequestError):  # there is none, or this user may not ask
+        return False
+    return True
 
 
 async def ask_once(config: Config, request: messages.Request, expect: type[R]) -> R:

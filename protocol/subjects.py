@@ -20,6 +20,11 @@ KICK_SUBJECT = "runctl.kick"
 #: A core message, its content a thread's name: a run was queued on it, or is no longer.
 #: What starts and ends a run is seen in the stream.
 CHANGED_SUBJECT = "runctl.changed"
+#: The consumer that JetStream keeps for as long as an executor hears ``PRESENCE_SUBJECT``, and
+#: ``presence.REMEMBERED`` seconds longer. Nothing is stored where it looks.
+PRESENCE = "runctld"
+PRESENCE_SUBJECT = f"{CONTROL_PREFIX}.any.alive"
+PRESENCE_FILTER = f"{SUBJECT_PREFIX}.x_.x"
 #: JetStream closes a connection on a payload above 1 MiB with headers: stay far below.
 MAX_RECORD_BYTES = 512 * 1024
 #: What an answer holds of a run beside its spec, at most, roughly.

@@ -160,3 +160,27 @@ def test_an_executor_that_restarts_while_its_nats_goes_on(house: House) -> None:
     assert box.term() == 0
     box.runctl("list", *FOR_EVER, code=4)
     assert "no daemon answers" in box.stderr
+
+
+def test_a_client_elsewhere_waits_for_an_executor_that_was_there(house: House) -> None:
+    """It sees NATS alone, and no state directory."""
+    box = house.box("a")
+    other = house.box("b")
+    away = house.box("away", start=False)
+
+    def is_gone() -> bool:
+        away.runctl("list", "--wait", "0", code=4)
+        return "no daemon answers" in away.stderr
+
+    assert other.term() == 0
+    box.kill()
+    wait_until(is_gone, "nobody answers")
+    terminal = Terminal(away, "list", *FOR_EVER)
+    terminal.until(WAITING)
+    away.runctl("list", "--wait", "3s", code=4)
+    assert terminal.process.poll() is None
+    box.start()
+    assert terminal.wait() == 0
+    assert box.term() == 0
+    away.runctl("list", *FOR_EVER, code=4)
+    assert "no daemon answers" in away.stderr

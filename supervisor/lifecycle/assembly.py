@@ -23,6 +23,7 @@ from ..api.abort import ANSWER, abort_limit
 from ..api.announce import Announcer
 from ..api.context import Context
 from ..api.metrics_endpoint import Scrape
+from ..api.presence import Presence
 from ..api.server import Control
 from ..cluster.absence import Absence
 from ..cluster.database_lease import PROBE_LIMIT
@@ -109,11 +110,13 @@ async def serve(base: Foundation, wishes: Wishes, start: trio.CancelScope) -> No
                 watchers.started()
                 if takeover is not None:
                     nursery.start_soon(takeover.watch)
+                presence = _make_presence(nursery, core, output)
                 _start_upkeep(nursery, core, output, wishes)
                 await _tell_ready(nursery, core, output)
             await wishes.stop.wait()
             with trio.CancelScope(shield=True):
-                await Shutdown(core, control, output.hooks, takeover, database).run(wishes)
+                end = Shutdown(core, control, output.hooks, takeover, database, presence)
+                await end.run(wishes)
         nursery.cancel_scope.cancel()
 
 
@@ -259,6 +262,16 @@ def _make_takeover(core: Core, announcer: Announcer) -> Takeover | None:
     return Takeover(
         *(core.config, core.base.executor, core.members, core.durable, announcer.tell_others)
     )
+
+
+def _make_presence(nursery: trio.Nursery, core: Core, output: Output) -> Presence | None:
+    """Clients of an embedded server see the state directory."""
+    if core.config.nats.embedded:
+        return None
+    presence = Presence(output.connection.client, output.streams.life)
+    output.connection.on_return.append(presence.renew)
+    nursery.start_soon(presence.keep)
+    return presence
 
 
 def _start_upkeep(nursery: trio.Nursery, core: Core, output: Output, wishes: Wishes) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
+from ..api.presence import Presence
 from ..api.server import Control
 from ..host.database_files import DatabaseFiles
 from ..host.stop_times import LEFT, STOPPED
@@ -31,6 +32,7 @@ class Shutdown:
     hooks: Hooks | None
     takeover: Takeover | None
     database: DatabaseFiles | None
+    presence: Presence | None
 
     async def run(self, wishes: Wishes) -> None:
         core, fence = self.core, self.core.base.fence
@@ -80,6 +82,8 @@ class Shutdown:
         if self.core.scrape is not None:
             self.core.scrape.stopping()
         await self.control.stop()
+        if self.presence is not None:
+            await self.presence.withdraw()
         self.core.registry.mark_stopping()
         await self.core.durable.stop_claiming()
         keeper, grace = self.core.base.keeper, self.core.settings.queue.stop_grace
