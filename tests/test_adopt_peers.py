@@ -13,6 +13,7 @@ from conftest import wait_until
 from house import House
 from pgserver import Postgres
 from proc import alive, find_keeper
+from runctl.protocol import messages, subjects
 
 TAKEOVER = "[takeover]\nenabled = true\nafter = '2s'\n"
 
@@ -41,6 +42,12 @@ def test_peers_leave_alone_what_goes_on_without_its_daemon(house: House, tmp_pat
         assert house.bus.run(run).attempt == 1
         a.start()
         wait_until(lambda size=size: written(tmp_path) > size + 100_000, "it goes on")
+    for executor in ("a", "b"):  # a peer knows what only the run's executor does
+        shown = house.ask(subjects.control_subject("show", executor), messages.Show(run))
+        listed = house.ask(subjects.control_subject("list", executor), messages.List("t"))
+        assert isinstance(shown, messages.RunDetails)
+        assert isinstance(listed, messages.Runs)
+        assert [len(shown.run.adopted_at), len(listed.runs[0].adopted_at)] == [3, 3]
     (tmp_path / "finish").touch()
     house.bus.wait_end("t", run)
     wait_until(lambda: house.bus.run(run).status == "failed", "it is recorded")

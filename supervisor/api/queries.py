@@ -47,6 +47,8 @@ async def list_(c: Context, r: messages.List) -> messages.Reply:
     runs, more = fit_page(c, runs, r.after, size)
     runs = [*map(c.waiting.seen, runs)]
     silent = await find_unheard(c, r, [x for x in runs if x.status is Status.RUNNING])
+    mute = {executor.executor_id for executor in silent}
+    runs = [x if x.executor in mute else await _see_at_owner(c, x) for x in runs]
     wanted_runs = [x for x in runs if not statuses or x.status in statuses]
     return messages.Runs(await with_output(c, thread, wanted_runs), more, silent)
 
@@ -128,10 +130,18 @@ async def read_details(c: Context, run: str) -> messages.RunDetails:
     if found is None:
         raise NotFound(f"no run {run!r}; see: runctl list THREAD")
     spec, row = found
+    waits_for = c.waiting.reason(run)
+    if (theirs := await c.others.look(row)) is not None:
+        row, waits_for = theirs.run, theirs.waits_for
     return messages.RunDetails(
         *(c.waiting.seen(row), list(spec.argv), spec.prompt, spec.cwd, spec.retry_of),
-        waits_for=c.waiting.reason(run),
+        waits_for=waits_for,
     )
+
+
+async def _see_at_owner(c: Context, run: Run) -> Run:
+    theirs = await c.others.look(run)
+    return run if theirs is None else theirs.run
 
 
 def how_many_fit(rows: Sequence[Run | ThreadRow], room: int) -> int:

@@ -138,6 +138,15 @@ class Others:
                 )
             await trio.sleep(0.1)
 
+    async def look(self, run: Run) -> messages.RunDetails | None:
+        """What the executor that runs it says of it: adoptions, and what it waits for. None
+        when it is no other's, or that does not answer."""
+        if run.status is not Status.RUNNING or not self.owns(run):
+            return None
+        assert run.executor is not None
+        reply = await self._ask(run.executor, messages.Show(run.run), HEAR_TIMEOUT)
+        return reply if isinstance(reply, messages.RunDetails) else None
+
     async def status(self) -> list[messages.ExecutorStatus]:
         """Every other executor that is announced, or owns unfinished runs."""
         if self._members is None:
