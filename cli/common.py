@@ -89,6 +89,8 @@ class Verb(click.Command):
 class DaemonVerb(Verb):
     """A command that needs a daemon, and is told how long it waits for one that restarts."""
 
+    usual = "5s"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(
@@ -98,7 +100,8 @@ class DaemonVerb(Verb):
                 metavar="D",
                 expose_value=False,
                 callback=_wait_given,
-                help="Wait at most D for a daemon that restarts; 0: do not wait.  [default: 5s]",
+                help="Wait at most D for a daemon that restarts; 0: do not wait. "
+                f" [default: {self.usual}]",
             )
         )
 

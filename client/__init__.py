@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..protocol.model import Run, Status, ThreadRow
     from .api import Client, Listing, connect
     from .attachment import RunEvent, RunEvents
-    from .events import Chunk, End, Gap, Reset
+    from .events import Chunk, Continue, End, Gap, Reset
 
 __all__ = [
     "BadRequest",
@@ -35,6 +35,7 @@ __all__ = [
     "Client",
     "Config",
     "ConfigError",
+    "Continue",
     "Denied",
     "End",
     "Gap",
@@ -68,7 +69,7 @@ _HOMES = {
     "..protocol.model": ("Run", "Status", "ThreadRow"),
     ".api": ("Client", "Listing", "connect"),
     ".attachment": ("RunEvent", "RunEvents"),
-    ".events": ("Chunk", "End", "Gap", "Reset"),
+    ".events": ("Chunk", "Continue", "End", "Gap", "Reset"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

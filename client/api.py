@@ -13,7 +13,7 @@ import msgspec
 from ..config.schema import Config
 from ..protocol import messages
 from ..protocol.errors import BadRequest, Unavailable
-from ..protocol.model import Run, ThreadRow, check_run_id, check_thread
+from ..protocol.model import OnInterrupt, Run, ThreadRow, check_run_id, check_thread
 from .patience import WAIT, Patience
 from .shared_link import SharedLink
 
@@ -81,6 +81,7 @@ class Client:
         runner: str | None = None,
         run: str | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        on_interrupt: OnInterrupt | None = None,
     ) -> messages.Submitted:
         """Put a run at the end of the queue of ``thread``; its ``run`` id and ``status``.
 
@@ -88,7 +89,8 @@ class Client:
         runner that takes one. ``runner``: None for "shell" with argv, else for the only or the
         "default" one. ``run``: an id of one's own; to submit the same again with it changes
         nothing, which makes it safe to repeat a submit that was not answered. ``cwd``: where
-        the command runs; None for the current directory.
+        the command runs; None for the current directory. ``on_interrupt``: "continue",
+        "restart" or "fail", should its machine die under it; None for what the runner says.
 
         Raises: BadRequest, the thread, run id or work is malformed or too large, or no such
         runner; Refused, as the daemon is stopping, or another run has that id; QueueFull.
@@ -97,7 +99,9 @@ class Client:
         if run is not None:
             check_run_id(run)
         directory = find_directory() if cwd is None else os.path.abspath(cwd)
-        request = messages.Submit(thread, runner, run, prompt, [*argv], directory)
+        request = messages.Submit(
+            *(thread, runner, run, prompt, [*argv], directory), on_interrupt=on_interrupt
+        )
         return await self.links.ask(request, messages.Submitted)
 
     @overload
@@ -202,8 +206,9 @@ class Client:
 
     def attach(self, thread: str, run: str | None = None) -> RunEvents:
         """The events of the thread's current or latest run, or of ``run``, from its first
-        chunk on, live, until its ``End``: an async iterator of ``Reset``, ``Chunk``, ``Gap``
-        and ``End``, each chunk once. Restarts of the daemon and of nats-server are waited out.
+        chunk on, live, until its ``End``: an async iterator of ``Reset``, ``Continue``,
+        ``Chunk``, ``Gap`` and ``End``, each chunk once. Restarts of the daemon and of nats-server
+        are waited out.
 
         Raises: BadRequest. Its first event raises NotFound, no such thread or run, and what
         all methods raise.

@@ -13,7 +13,18 @@ from ..protocol import subjects
 from ..protocol.model import check_run_id, check_thread
 from .cancellation import end_tasks
 from .consumer import Watcher
-from .events import CaughtUp, Chunk, Connection, End, Event, Gap, Lost, Malformed, Reset
+from .events import (
+    CaughtUp,
+    Chunk,
+    Connection,
+    Continue,
+    End,
+    Event,
+    Gap,
+    Lost,
+    Malformed,
+    Reset,
+)
 from .link import Link
 from .locate import Target, locate
 from .run_end import RECORD_TIMEOUT, make_end, push_lost_end, wait_until_recorded
@@ -21,7 +32,7 @@ from .shared_link import SharedLink
 
 logger = logging.getLogger(__name__)
 
-RunEvent = Reset | Chunk | Gap | End
+RunEvent = Reset | Continue | Chunk | Gap | End
 
 
 class Attachment:
@@ -108,9 +119,9 @@ class Attachment:
 
 
 class RunEvents:
-    """What ``Client.attach`` gives: an async iterator of ``Reset``, ``Chunk``, ``Gap`` and
-    ``End``. It is over after the ``End``. Whoever leaves it earlier calls ``aclose``, or leaves
-    that to the end of the client."""
+    """What ``Client.attach`` gives: an async iterator of ``Reset``, ``Continue``, ``Chunk``,
+    ``Gap`` and ``End``. It is over after the ``End``. Whoever leaves it earlier calls ``aclose``,
+    or leaves that to the end of the client."""
 
     def __init__(self, config: Config, links: SharedLink, thread: str, run: str | None) -> None:
         self._config = config

@@ -17,8 +17,22 @@ class Reset(msgspec.Struct, frozen=True, gc=False):
     tty: bool = False
 
 
+class Continue(msgspec.Struct, frozen=True, gc=False):
+    """Attempt ``attempt`` goes on behind chunk ``after``: what was shown beyond that is void, and
+    the next chunk is ``after + 1``. ``void``: how many chunks that were shown are. ``executor``,
+    ``tty``: as of a Reset."""
+
+    run: str
+    attempt: int
+    after: int
+    void: int = 0
+    executor: str = ""
+    tty: bool = False
+
+
 class Chunk(msgspec.Struct, frozen=True, gc=False):
-    """``seq`` begins at 1 in each attempt and rises by one. ``stream``: stdout, stderr, or text,
+    """``seq`` begins at 1 in each attempt that starts over, goes on in one that continues, and
+    rises by one. ``stream``: stdout, stderr, or text,
     a chat's reply in UTF-8."""
 
     run: str
@@ -85,4 +99,4 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
     subject: str = ""
 
 
-Event = Reset | Chunk | Gap | End | CaughtUp | Connection | Lost | Malformed | Progress
+Event = Reset | Continue | Chunk | Gap | End | CaughtUp | Connection | Lost | Malformed | Progress

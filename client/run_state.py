@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..protocol import records
-from .events import Chunk, End, Event, Gap, Reset
+from .events import Chunk, Continue, End, Event, Gap, Reset
 
 
 class RunState:
@@ -14,6 +14,8 @@ class RunState:
         self.attempt = 0
         self.expected = 1
         self._began = 0.0
+        #: The attempt whose reset began what was seen; None when that reset was not.
+        self._base: int | None = None
 
     def apply(self, record: records.Record, out: list[Event]) -> None:
         if isinstance(record, records.Chunks):
@@ -26,6 +28,9 @@ class RunState:
                 self._begin_attempt(record.attempt, out, record.executor, record.tty)
             if record.attempt == self.attempt:
                 self._began = record.at
+                self._base = record.attempt
+        elif isinstance(record, records.Continue):
+            self._apply_continue(record, out)
         else:
             self._apply_end(record, out)
 
@@ -35,7 +40,22 @@ class RunState:
         self.attempt = attempt
         self.expected = 1
         self._began = 0.0
+        self._base = None
         out.append(Reset(self.run, attempt, executor, tty))
+
+    def _apply_continue(self, record: records.Continue, out: list[Event]) -> None:
+        if record.attempt <= self.attempt:
+            return
+        after = record.after
+        if self.attempt and self._base in (None, record.base):
+            self._skip_to(after + 1, out)
+            void = self.expected - 1 - after
+            self.attempt, self.expected = record.attempt, after + 1
+            out.append(Continue(self.run, record.attempt, after, void, record.executor, record.tty))
+        else:  # what it goes on from is not stored any more, and was never seen
+            self._begin_attempt(record.attempt, out, record.executor, record.tty)
+            self._skip_to(after + 1, out)
+        self._began, self._base = record.at, record.base
 
     def _apply_chunks(self, record: records.Chunks, out: list[Event]) -> None:
         if record.attempt < self.attempt:

@@ -54,7 +54,8 @@ class CommandRunner(Section, frozen=True):
     arguments to ``argv``. ``cwd`` None: the home directory of whom the run is of. ``tty``: it
     runs on a terminal of its own. ``merge_output``: stdout and stderr are one pipe.
     ``leftovers``: whether what has left a run's session ends with it, or goes on until the
-    daemon ends. ``user`` and ``group``, names or numbers: whose its runs are, None for the
+    daemon ends. ``on_interrupt``: what becomes of a run whose keeper or machine
+    died under it. ``user`` and ``group``, names or numbers: whose its runs are, None for the
     daemon's; ``account`` is what the system says of them."""
 
     name: str
@@ -92,7 +93,10 @@ class CommandRunner(Section, frozen=True):
         dict[str, str],
         Environment(
             "Added to the environment.",
-            taken=("RUNCTL_THREAD", "RUNCTL_RUN", "RUNCTL_ATTEMPT"),
+            taken=(
+                *("RUNCTL_THREAD", "RUNCTL_RUN", "RUNCTL_ATTEMPT", "RUNCTL_SOCKET"),
+                *("RUNCTL_RESUME", "RUNCTL_CHECKPOINT_FILE", "RUNCTL_PREVIOUS_OUTPUT"),
+            ),
         ),
     ] = msgspec.field(default_factory=dict)
     tty: Annotated[bool, Flag("Whether each run is on a terminal of its own.")] = False
@@ -101,6 +105,10 @@ class CommandRunner(Section, frozen=True):
         Literal["end", "keep-until-daemon"],
         Choice("What becomes of processes that have left a run's session when it has ended."),
     ] = "end"
+    on_interrupt: Annotated[
+        Literal["continue", "restart", "fail"],
+        Choice("An interrupted run goes on from its checkpoint, if any; starts over; or fails."),
+    ] = "continue"
     account: Account | None = None
 
 
@@ -135,6 +143,10 @@ class ChatRunner(Section, frozen=True):
         int, Whole("Earlier messages of the thread that are sent along.", most=1_000_000)
     ] = 50
     history_bytes: Annotated[int, Size("How much text they may have.")] = 256 * 1024
+    on_interrupt: Annotated[
+        Literal["restart", "fail"],
+        Choice("What becomes of a turn whose daemon, or machine, died under it."),
+    ] = "restart"
     insecure: Annotated[bool, Flag("Whether `base_url` may be `http://` on another host.")] = False
 
 

@@ -215,7 +215,8 @@ class Stream(Section, frozen=True):
 
 class Queue(Section, frozen=True):
     """``max_running`` runs at once on this executor; a run is tried ``max_attempts``
-    times and is then ``dead``; ``stop_grace`` seconds lie between TERM and KILL. A submit
+    times since its last checkpoint, ``max_total_attempts`` in all, and is then ``dead``;
+    ``stop_grace`` seconds lie between TERM and KILL. A submit
     is refused while ``max_queued`` runs wait in the database, runs of ``max_queued_bytes``
     bytes, or ``max_queued_per_thread`` on its thread. Without its lease, while PostgreSQL is
     away, the daemon goes on for ``lease_grace`` seconds: less than its peers wait before a
@@ -227,7 +228,8 @@ class Queue(Section, frozen=True):
     max_attempts: Annotated[
         int,
         Whole(
-            "Attempts of a run that keeps taking the daemon down; then it is `dead`.",
+            "Attempts of a run that takes the daemon down, since its last checkpoint; then it is"
+            " `dead`.",
             live=True,
             least=1,
             most=1_000_000,
@@ -236,6 +238,15 @@ class Queue(Section, frozen=True):
     stop_grace: Annotated[float, Seconds("From TERM to KILL when a run is stopped.", live=True)] = (
         5.0
     )
+    max_total_attempts: Annotated[
+        int,
+        Whole(
+            "Attempts of a run in all, whether they got anywhere or not.",
+            live=True,
+            least=1,
+            most=1_000_000,
+        ),
+    ] = 100
     max_queued: Annotated[int, Whole("Runs that may wait in the database.", live=True, least=1)] = (
         100_000
     )

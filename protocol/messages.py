@@ -8,15 +8,21 @@ from typing import Literal
 import msgspec
 
 from .errors import BadRequest, Busy, NotFound, NotGone, QueueFull, Refused, RequestError
-from .model import Run, Status, ThreadRow, one_line
+from .model import OnInterrupt, Run, Status, ThreadRow, one_line
 
 #: The verbs that change nothing: they may be asked again, and need not be heard by nobody.
 READING = frozenset({"list", "locate", "show", "status"})
 
 
-class Submit(msgspec.Struct, tag="submit", tag_field="verb", forbid_unknown_fields=True):
+class Submit(
+    msgspec.Struct,
+    tag="submit",
+    tag_field="verb",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
     """``runner`` None: the runner "shell" with argv, else the configuration's only or
-    "default" runner."""
+    "default" runner. ``on_interrupt`` None: as the runner says."""
 
     thread: str
     runner: str | None = None
@@ -24,6 +30,7 @@ class Submit(msgspec.Struct, tag="submit", tag_field="verb", forbid_unknown_fiel
     prompt: str | None = None
     argv: list[str] = []
     cwd: str | None = None
+    on_interrupt: OnInterrupt | None = None
 
 
 class List(msgspec.Struct, tag="list", tag_field="verb", forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import time
+from typing import Literal
 
 import msgspec
 
@@ -21,6 +22,8 @@ from .errors import BadRequest
 MAX_THREAD_BYTES = 256
 MAX_PROMPT_BYTES = 1024 * 1024
 MAX_ARGV_BYTES = 1024 * 1024
+#: Of a checkpoint's data.
+MAX_CHECKPOINT_BYTES = 64 * 1024
 #: The longest path that Linux takes.
 MAX_CWD_BYTES = 4096
 #: Of a command or a prompt, where runs are listed.
@@ -58,11 +61,16 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 
+#: What becomes of a run whose attempt was interrupted.
+OnInterrupt = Literal["continue", "restart", "fail"]
+
+
 class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What to do: stored as the durable input of a run, so that it can be replayed.
 
     ``argv`` for a command whose runner leaves it open; ``cwd`` is the submitter's
-    directory; ``retry_of`` is the run that this one repeats."""
+    directory; ``retry_of`` is the run that this one repeats; ``on_interrupt``: None for what
+    the runner says."""
 
     run: str
     thread: str
@@ -70,6 +78,7 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     argv: tuple[str, ...] = ()
     cwd: str | None = None
     retry_of: str | None = None
+    on_interrupt: OnInterrupt | None = None
     prompt: str | None = None  # last: a list of runs reads only the beginning
 
 

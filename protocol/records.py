@@ -7,7 +7,8 @@ Other versions' records, and others' messages in the stream:
   so that records which lack it are read.
 * ``VERSION`` rises when an older reader could misread a newer record. A record of a higher
   version, or of a kind that we do not know, is ``NewerRecord``: the daemon leaves that run
-  alone, watchers leave the record out and say that runctl is to be upgraded.
+  alone, watchers leave the record out and say that runctl is to be upgraded. Each record says
+  the oldest version that can read it: 2 is ``Continue`` alone.
 * Whatever else is no record of ours was put there by another program: the daemon writes
   on behind it, watchers leave it out and say so.
 
@@ -23,7 +24,7 @@ import msgspec
 
 from .model import Outcome, one_line
 
-VERSION = 1
+VERSION = 2
 #: Each record's ``Summary``, for readers that ask the server to leave the content out.
 SUMMARY_HEADER = "Runctl"
 
@@ -44,13 +45,15 @@ class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="t"):
     at: float
     executor: str = ""
     tty: bool = False
-    v: int = VERSION
+    v: int = 1
 
 
 class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
     """Chunks ``seq``, ``seq + 1``, ... of an attempt; ``seq`` starts at 1. ``at``: Unix
     seconds at which the first was read. ``total``: bytes of output that the attempt has
-    written with it; 0 from a writer that does not count. ``of``: the same of each stream."""
+    written with it, or of its run, if it continues; 0 from a writer that does not count.
+    ``of``: the attempt's own, of each stream. ``checkpoint``: what the work needs to go on from
+    here, should it die."""
 
     attempt: int
     seq: int
@@ -58,7 +61,24 @@ class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
     chunks: list[Chunk]
     total: int = 0
     of: dict[StreamName, int] = {}
-    v: int = VERSION
+    v: int = 1
+    checkpoint: bytes | msgspec.UnsetType = msgspec.UNSET
+
+
+class Continue(msgspec.Struct, frozen=True, tag="continue", tag_field="t"):
+    """Attempt ``attempt`` goes on behind chunk ``after``: what earlier ones wrote up to there is
+    valid, and void beyond. Its first chunk is ``after + 1``. ``total``: bytes of output up to
+    there. ``base``: the attempt whose reset all of that followed."""
+
+    run: str
+    attempt: int
+    after: int
+    at: float
+    executor: str = ""
+    tty: bool = False
+    total: int = 0
+    base: int = 1
+    v: int = 2
 
 
 class End(msgspec.Struct, frozen=True, tag="end", tag_field="t"):
@@ -69,10 +89,10 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="t"):
     chunks: int
     at: float
     outcome: Outcome
-    v: int = VERSION
+    v: int = 1
 
 
-Record = Reset | Chunks | End
+Record = Reset | Continue | Chunks | End
 _record_decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -89,11 +109,11 @@ class _Head(msgspec.Struct):
     """What is looked at in a record that cannot be read."""
 
     t: str = ""
-    v: int = VERSION
+    v: int = 1
 
 
 _head_decoder = msgspec.msgpack.Decoder(_Head)
-_KINDS = ("reset", "chunk", "end")
+_KINDS = ("reset", "continue", "chunk", "end")
 #: A date in the year 9999, in Unix seconds: no later one can be shown.
 _LATEST = 253_000_000_000.0
 #: No count is higher: beyond it JSON's readers lose digits.
@@ -121,8 +141,12 @@ def decode_record(data: bytes) -> Record:
         raise ValueError("not a record: the numbers of its chunks are out of range")
     if isinstance(record, End) and not 0 <= record.chunks <= _MOST:
         raise ValueError("not a record: its number of chunks is out of range")
-    if isinstance(record, Reset) and len(record.executor.encode()) > MAX_EXECUTOR_BYTES:
+    if isinstance(record, Reset | Continue) and len(record.executor.encode()) > MAX_EXECUTOR_BYTES:
         raise ValueError("not a record: its executor's ID is too long")
+    if isinstance(record, Continue) and not all(
+        0 <= number <= _MOST for number in (record.after, record.total, record.base)
+    ):
+        raise ValueError("not a record: where it continues is out of range")
     return record
 
 
@@ -142,15 +166,18 @@ def _newer(what: str) -> NewerRecord:
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What a record says without its content. ``chunks``: how many the attempt has
-    written with it. ``status``: of an "end", how the run ended. ``total``: of a "chunk",
-    as in ``Chunks``."""
+    """What a record says without its content. ``chunks``: how many there are with it; of a
+    "continue", how many are valid before it. ``status``: of an "end", how the run ended.
+    ``total``: of a "chunk" or a "continue", as in those. ``checkpoint``: it holds one.
+    ``base``: of a "continue"."""
 
-    kind: Literal["reset", "chunk", "end"]
+    kind: Literal["reset", "continue", "chunk", "end"]
     attempt: int
     chunks: int = 0
     status: str = ""
     total: int = 0
+    checkpoint: bool = False
+    base: int = 0
 
 
 def summary(record: Record) -> str:
@@ -160,10 +187,14 @@ def summary(record: Record) -> str:
         return f"reset {record.attempt}"
     if isinstance(record, Chunks):
         last = record.seq + len(record.chunks) - 1
-        return f"chunk {record.attempt} {last} {record.total}"
+        mark = "" if record.checkpoint is msgspec.UNSET else f" {_CHECKPOINT}"
+        return f"chunk {record.attempt} {last} {record.total}{mark}"
+    if isinstance(record, Continue):
+        return f"continue {record.attempt} {record.after} {record.total} {record.base}"
     return f"end {record.attempt} {record.chunks} {record.outcome.status}"
 
 
+_CHECKPOINT = "checkpoint"
 _COUNT = re.compile(r"[0-9]{1,18}")
 _WORD = re.compile(r"[a-z][a-z-]{0,30}")
 
@@ -182,7 +213,10 @@ def read_summary(text: str) -> Summary:
         return Summary("reset", numbers[0])
     if kind == "chunk" and len(numbers) >= 2:
         total = numbers[2] if len(numbers) > 2 else 0
-        return Summary("chunk", numbers[0], numbers[1], total=total)
+        marked = after[:1] == [_CHECKPOINT]
+        return Summary("chunk", numbers[0], numbers[1], total=total, checkpoint=marked)
+    if kind == "continue" and len(numbers) >= 4:
+        return Summary("continue", numbers[0], numbers[1], total=numbers[2], base=numbers[3])
     if kind == "end" and len(numbers) == 2 and after and _WORD.fullmatch(after[0]):
         return Summary("end", numbers[0], numbers[1], after[0])
     raise ValueError(f"not a record's summary: {text[:80]!r}")

@@ -241,6 +241,9 @@ class Box:
                 self.daemon.wait()
         if self.daemon is not None:
             end_all_of(self.state)  # where the daemon was killed, and its runs outlive it
+            from runctl.supervisor.execution.runners.run_files import RunFiles
+
+            RunFiles(self.state).sweep(())
 
 
 def left_over(base: Path) -> dict[int, str]:

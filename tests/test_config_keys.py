@@ -112,7 +112,7 @@ def test_a_reload_names_what_waits_as_the_schema_says() -> None:
             other = replace(config, **{entry.name: part})
             assert differences(config, other) == [(f"{entry.name}.{name}", key.live)]
             looked += key.live
-    assert looked == 6, "of the queue"
+    assert looked == 7, "of the queue"
 
 
 CANARY = "canary-5dd1-77aa"

@@ -43,6 +43,7 @@ NOT_RUN = {
     ("hooks-and-metrics.md", "2026-"): "a hook that fails for a while: test_hooks.py",
     ("kubernetes.md", "podman build"): "podman, kubectl",
     ("nats.md", "$ runctl abort"): "a server with permissions: test_nats.py",
+    ("recovery.md", "#!/bin/sh"): "kills: test_checkpoints.py",
     ("scripting.md", "$ runctl abort build; echo"): "a process that the kernel holds",
     ("scripting.md", "$ nats request"): NATS_COMMAND,
     ("scripting.md", "jq -r .certificate"): NATS_COMMAND,

@@ -22,6 +22,8 @@ from runctl.protocol.model import RunSpec, Status
 from runctl.protocol.records import StreamName
 from runctl.supervisor.execution.runners import command as command_runner
 from runctl.supervisor.execution.runners.chat.runner import Chat
+from runctl.supervisor.execution.runners.protocol import Surroundings
+from runctl.supervisor.execution.runners.run_files import RunFiles
 from runctl.supervisor.host.private_files import inherited
 from runctl.supervisor.processes import keeper_client, keeper_start
 from runctl.supervisor.processes.keeper_messages import encode
@@ -279,3 +281,43 @@ async def test_an_abort_gets_through_when_only_the_last_output_is_left(
             await stuck.wait()
             await trio.testing.wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
+
+
+WRITES_THEN_ASKS = r"""
+import os, socket, sys
+sys.stdout.buffer.write(b"x" * 150_000 + b"\303")
+sys.stdout.flush()
+sys.stderr.write("e" * 10)
+sys.stderr.flush()
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect(os.environ["RUNCTL_SOCKET"])
+    s.sendall(b"CHECKPOINT\n")
+    assert s.makefile("rb").readline() == b"OK\n"
+sys.stdout.buffer.write(b"\251 and more")
+"""
+
+
+@pytest.mark.parametrize("tty", [False, True])
+async def test_a_checkpoint_waits_for_what_the_pipes_hold(
+    keeper: keeper_client.Keeper, tmp_path: Path, tty: bool
+) -> None:
+    """Also half a character, and however slowly the stream takes it."""
+    files, told, seen = RunFiles(tmp_path), dict.fromkeys(("stdout", "stderr"), b""), []
+
+    async def emit(name: StreamName, data: bytes) -> None:
+        await trio.sleep(0.05)
+        told[name] += data
+
+    async def checkpoint(_: bytes) -> None:
+        seen.append(dict(told))
+
+    config = CommandRunner("c", tty=tty)
+    runner = command_runner.Command(config, keeper, 1.0, files=files)
+    spec = RunSpec("r", "t", "c", (sys.executable, "-c", WRITES_THEN_ASKS))
+    with trio.fail_after(DEADLINE):
+        outcome = await runner.run(spec, 1, emit, [], Surroundings(checkpoint=checkpoint))
+    assert outcome.status is Status.SUCCEEDED
+    sent = b"x" * 150_000 + b"\303"
+    assert seen == [{"stdout": sent + b"e" * 10, "stderr": b""} if tty else
+                    {"stdout": sent, "stderr": b"e" * 10}]  # fmt: skip
+    assert told["stdout"].endswith(b"\251 and more")

@@ -8,14 +8,12 @@ import base64
 import contextlib
 import shutil
 import sys
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import trio
 import trio_asyncio
 from conftest import DEADLINE, Box, Watch, wait_until
 from nats.aio.client import Client
@@ -38,8 +36,8 @@ from runctl.supervisor.output.backpressure import Backpressure
 from runctl.supervisor.output.inventory import Stored
 from runctl.supervisor.output.publisher import Streams, Tail
 from runctl.supervisor.output.writer import Writer
+from streams import THREAD, data_of, ended, until, watching, write
 
-THREAD = "t"
 TRIES, MOST_TRIES = 80, 400
 
 
@@ -88,15 +86,6 @@ async def _streams(url: str) -> AsyncIterator[Lossy]:
         yield streams
 
 
-async def _write(attempt: Writer, *data: bytes) -> None:
-    for one in data:
-        await attempt.append("stdout", one)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(attempt.pump)
-        attempt.close()
-    attempt._closed = trio.Event()
-
-
 async def _purge(streams: Lossy, subject: str) -> None:
     await Stored(streams.client).drop([(subject, (await streams.tail(subject)).sequence)])
 
@@ -113,17 +102,17 @@ async def test_a_stale_tail_fences_nobody(nats_server: str, before: str) -> None
         second = Writer(streams, THREAD, run, 2, "e")
         await second.open()
         old.append(await streams.tail(subject))
-        await _write(second, b"one")
+        await write(second, b"one")
         streams.lose = 3
         streams.stale = [old[("nothing", "an older attempt", "fewer records").index(before)]] * 2
-        await _write(second, b"two")
+        await write(second, b"two")
         await second.end(Outcome(Status.SUCCEEDED))
         assert streams.stale == []
         last = (await streams.tail(subject)).record
         assert isinstance(last, records.End)
         assert last.chunks == 2
         with pytest.raises(ExceptionGroup) as group:
-            await _write(first, b"late")
+            await write(first, b"late")
         assert group.group_contains(Fenced)
 
 
@@ -132,9 +121,9 @@ async def test_a_purged_stream_goes_on(nats_server: str) -> None:
     async with _streams(nats_server) as streams:
         attempt = Writer(streams, THREAD, "purged", 1, "e")
         await attempt.open()
-        await _write(attempt, b"one")
+        await write(attempt, b"one")
         await _purge(streams, subject)
-        await _write(attempt, b"two")
+        await write(attempt, b"two")
         last = (await streams.tail(subject)).record
         assert isinstance(last, records.Chunks)
         assert last.seq == 2
@@ -157,7 +146,7 @@ async def test_the_end_of_an_attempt_that_never_began_leaves_the_output(nats_ser
     async with _streams(nats_server) as streams:
         attempt = Writer(streams, THREAD, "kept", 1, "e")
         await attempt.open()
-        await _write(attempt, b"one", b"two")
+        await write(attempt, b"one", b"two")
         subject = subjects.out_subject(THREAD, "kept")
         begun = (await streams.tail(subject)).record
         assert begun is not None
@@ -217,7 +206,7 @@ async def test_what_was_stored_without_an_ack_is_known_when_it_is_tried_again(
         attempt = Writer(streams, THREAD, run, 1, "e")
         await attempt.open()
         streams.deaf = frozenset({2, 3 if another else 4})
-        await _write(attempt, b"one")
+        await write(attempt, b"one")
         streams.life.number += another
         with pytest.raises(StreamUnfit):
             await attempt.finish(outcome)
@@ -246,12 +235,12 @@ async def test_nothing_is_written_behind_the_end_of_somebody_else(
     async with _streams(nats_server) as streams:
         attempt = Writer(streams, THREAD, run, 1, "e")
         await attempt.open()
-        await _write(attempt, b"one")
+        await write(attempt, b"one")
         await _purge(streams, subject)
         await streams.end(THREAD, run, 1, Outcome(Status.ABORTED))
         streams.life.number += 1
         with pytest.raises(BaseException) as caught:
-            await (attempt.end(Outcome(Status.SUCCEEDED)) if ended else _write(attempt, b"two"))
+            await (attempt.end(Outcome(Status.SUCCEEDED)) if ended else write(attempt, b"two"))
         assert caught.group_contains(Fenced) if not ended else caught.type is Fenced
         last = (await streams.tail(subject)).record
         assert isinstance(last, records.End)
@@ -294,7 +283,7 @@ async def test_resets_output_fences_and_adopted_ends_are_counted(nats_server: st
         first = Writer(streams, THREAD, "counted", 1, "e")
         second = Writer(streams, THREAD, "counted", 2, "e")
         await first.open()
-        await _write(first, b"one", b"more")
+        await write(first, b"one", b"more")
         await second.open()
         with pytest.raises(Fenced):
             await first.end(Outcome(Status.FAILED))
@@ -339,77 +328,34 @@ async def test_what_nats_has_acknowledged_and_lost_is_written_again(tmp_path: Pa
             await streams.open(config)
             one, other = (Writer(streams, THREAD, run, 1, "e") for run in ("lost", "other"))
             await one.open()
-            await _write(one, b"1")
-            async with _watching(node.url, "lost") as events:
-                await _until(lambda: _data(events) == b"1")
+            await write(one, b"1")
+            async with watching(node.url, "lost") as events:
+                await until(lambda: data_of(events) == b"1")
                 node.kill()
                 shutil.copytree(folder / "js", folder / "before")
                 node.start()
-                await _write(one, b"2")
+                await write(one, b"2")
                 await other.open()
-                await _write(one, b"3")
-                await _until(lambda: _data(events) == b"123")
+                await write(one, b"3")
+                await until(lambda: data_of(events) == b"123")
                 node.kill()
                 shutil.rmtree(folder / "js")
                 shutil.copytree(folder / "before", folder / "js")
                 node.start()
-                await _write(one, b"4")
-                await _write(other, b"a", b"b", b"c")
+                await write(one, b"4")
+                await write(other, b"a", b"b", b"c")
                 await one.end(Outcome(Status.SUCCEEDED))
                 await other.end(Outcome(Status.SUCCEEDED))
-                await _until(lambda: _ended(events))
-                assert _data(events) == b"1234"
+                await until(lambda: ended(events))
+                assert data_of(events) == b"1234"
                 assert not [e for e in events if isinstance(e, Gap)]
                 assert len([e for e in events if isinstance(e, Reset)]) == 1
             for run, data in (("lost", b"1234"), ("other", b"abc")):
-                async with _watching(node.url, run) as events:
-                    await _until(lambda e=events: _ended(e))
-                    assert _data(events) == data
+                async with watching(node.url, run) as events:
+                    await until(lambda e=events: ended(e))
+                    assert data_of(events) == data
     finally:
         node.close()
-
-
-def _ended(events: list[Event]) -> bool:
-    return any(isinstance(e, End) for e in events)
-
-
-def _data(events: list[Event]) -> bytes:
-    return b"".join(e.data for e in events if isinstance(e, Chunk))
-
-
-async def _until(what: Callable[[], object]) -> None:
-    with trio.fail_after(DEADLINE):
-        while not what():  # noqa: ASYNC110
-            await trio.sleep(0.02)
-
-
-@asynccontextmanager
-async def _watching(url: str, run: str) -> AsyncIterator[list[Event]]:
-    """The events of a watcher, in an event loop of its own, as they come."""
-    events: list[Event] = []
-    config = Config(state_dir=Path(), nats=Nats(url))
-    ends: list[Callable[[], object]] = []
-
-    async def collect() -> None:
-        async with consumer.Watcher(
-            lambda: dial(config), subjects.out_subject(THREAD, run)
-        ) as watcher:
-            async for batch in watcher:
-                events.extend(batch)
-
-    async def until_told() -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.create_task(collect())
-        ends.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        await asyncio.wait({task})
-
-    thread = threading.Thread(target=lambda: asyncio.run(until_told()))
-    thread.start()
-    try:
-        await _until(lambda: ends)
-        yield events
-    finally:
-        ends[0]()
-        await trio.to_thread.run_sync(thread.join)
 
 
 async def _api(link: Link, operation: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,9 @@ def test_records_of_a_newer_version_say_so(name: str) -> None:
         ("chunk 1 154", records.Summary("chunk", 1, 154)),  # before sizes were counted
         ("chunk 1 154 20480", records.Summary("chunk", 1, 154, total=20480)),
         ("end 2 20 succeeded", records.Summary("end", 2, 20, "succeeded")),
+        ("chunk 2 9 4712 checkpoint", records.Summary("chunk", 2, 9, total=4712, checkpoint=True)),
+        ("continue 3 9 4712 2", records.Summary("continue", 3, 9, total=4712, base=2)),
+        ("continue 3 9 4712 2 more", records.Summary("continue", 3, 9, total=4712, base=2)),
         ("reset 2 then more", records.Summary("reset", 2)),
         ("chunk 1 154 20480 then more", records.Summary("chunk", 1, 154, total=20480)),
         ("end 2 20 paused then more", records.Summary("end", 2, 20, "paused")),

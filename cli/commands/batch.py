@@ -16,7 +16,7 @@ from ...client.requests import ask
 from ...client.shared_link import SharedLink
 from ...protocol import messages
 from ...protocol.errors import BadRequest, RequestError, Unavailable
-from ...protocol.model import one_line
+from ...protocol.model import OnInterrupt, one_line
 from ..common import FAILED, OK, UNAVAILABLE, innermost
 from ..display import render
 
@@ -37,6 +37,7 @@ class Line(msgspec.Struct, forbid_unknown_fields=True):
     prompt: str | None = None
     argv: list[str] = []
     cwd: str | None = None
+    on_interrupt: OnInterrupt | None = None
 
 
 class Problem(msgspec.Struct):
@@ -157,6 +158,7 @@ class Batch:
         request = messages.Submit(
             *(line.thread, line.runner or self._runner, line.id, line.prompt, line.argv),
             os.path.join(self._cwd, line.cwd or ""),
+            line.on_interrupt,
         )
         try:
             if self._first is asyncio.current_task():  # nothing was sent behind it yet

@@ -10,7 +10,13 @@ import click
 from ...client.api import find_directory
 from ...client.locate import locate_submitted
 from ...protocol.errors import BadRequest
-from ...protocol.model import MAX_PROMPT_BYTES, Status, check_run_id, check_thread
+from ...protocol.model import (
+    MAX_PROMPT_BYTES,
+    OnInterrupt,
+    Status,
+    check_run_id,
+    check_thread,
+)
 from ..common import App, DaemonVerb, Duration, pass_app, run
 from ..completion.argument_types import RUNNER, THREAD, WORK
 from ..display import render
@@ -72,6 +78,11 @@ Examples:
 @click.option(
     "--id", "run_id", metavar="RUN", help="Use this run id; repeating the same submit is a no-op."
 )
+@click.option(
+    "--on-interrupt",
+    type=click.Choice(["continue", "restart", "fail"]),
+    help="When its machine dies under it: go on from its checkpoint, start over, or fail.",
+)
 @click.option("--attach", "-a", is_flag=True, help="Attach to the run, and exit with its code.")
 @click.option(
     "--timeout",
@@ -94,6 +105,7 @@ def submit(
     words: tuple[str, ...],
     runner: str | None,
     run_id: str | None,
+    on_interrupt: OnInterrupt | None,
     attach: bool,
     timeout: float | None,
     batch: str | None,
@@ -107,12 +119,13 @@ def submit(
     and not in that of this shell. Its stdin is empty; "-" before "--" passes ours on, up to
     1 MiB of UTF-8.
 
-    A line of a --batch has "thread" and, optionally, "runner", "id", "prompt", "argv" and
-    "cwd". Each is answered with {"thread", "run", "status"}, or {"error", "code", "line",
-    "thread", "id"}. A bad line does not stop the lines after it; the exit code is then 1.
+    A line of a --batch has "thread" and, optionally, "runner", "id", "prompt", "argv", "cwd" and
+    "on_interrupt". Each is answered with {"thread", "run", "status"}, or {"error", "code",
+    "line", "thread", "id"}. A bad line does not stop the lines after it; the exit code is then 1.
     """
     if batch is not None:
-        if thread is not None or words or run_id or attach or timeout or ctx.meta.get(_ARGV):
+        given = thread is not None or words or run_id or attach or timeout or on_interrupt
+        if given or ctx.meta.get(_ARGV):
             raise click.UsageError(
                 "--batch takes everything from its lines; only --runner can be added", ctx
             )
@@ -143,7 +156,13 @@ def submit(
             if not piped and unread_input() == "ours":
                 raise BadRequest(f"stdin holds data, which is not passed on: {_advice(argv)}")
             done = await client.submit(
-                thread, prompt, argv=argv, runner=runner, run=run_id, cwd=directory
+                thread,
+                prompt,
+                argv=argv,
+                runner=runner,
+                run=run_id,
+                cwd=directory,
+                on_interrupt=on_interrupt,
             )
             # A loop's, which goes on; or it came after we had looked.
             if not piped and unread_input() != "nothing":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ...client.attachment import RunEvent
-from ...client.events import Connection, Event, Reset
+from ...client.events import Connection, Continue, Event, Reset
 from ...client.locate import find_predecessor
 from ...client.waiting import wait_for_end
 from ...protocol.model import Run, Status
@@ -102,7 +102,7 @@ async def _wait(app: App, standing: Standing, timeout: float | None) -> Run:
                 nonlocal state
                 if isinstance(event, RunEvent) and standing.queued:
                     standing.queued, state = False, "running"
-                if isinstance(event, Reset):
+                if isinstance(event, Reset | Continue):
                     state = f"running, attempt {event.attempt}"
                 elif isinstance(event, Connection):
                     lost = "runctl: connection lost; waiting for runctld to come back"

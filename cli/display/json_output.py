@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from ...client.events import Chunk, End, Event, Gap, Reset
+from ...client.events import Chunk, Continue, End, Event, Gap, Reset
 from ...protocol import json_text
 from .output import Output
 from .render import STDOUT, write_all
@@ -38,6 +38,13 @@ class JsonOutput(Output):
                 value["encoding"] = "base64"
         elif isinstance(event, Reset):
             value = {"type": "reset", "run": event.run, "attempt": event.attempt}
+        elif isinstance(event, Continue):
+            value = {
+                "type": "continue",
+                "run": event.run,
+                "attempt": event.attempt,
+                "after": event.after,
+            }
         elif isinstance(event, Gap):
             value = {"type": "gap", "from": event.from_, "to": event.to}
         elif isinstance(event, End):

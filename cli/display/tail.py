@@ -28,6 +28,13 @@ class Tail:
         self._left_out: list[Chunk] = []
         self._left_size = 0
 
+    def void(self, run: str, after: int) -> None:
+        """Chunks of ``run``, the last one, beyond ``after`` are void."""
+        while self._kept and self._kept[-1].run == run and self._kept[-1].seq > after:
+            self._units -= self._size(self._kept.pop())
+        while self._left_out and self._left_out[-1].run == run and self._left_out[-1].seq > after:
+            self._left_size -= len(self._left_out.pop().data)
+
     def add(self, chunk: Chunk) -> None:
         self._kept.append(chunk)
         self._units += self._size(chunk)

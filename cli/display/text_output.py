@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 
-from ...client.events import Chunk, End, Event, Gap, Reset
+from ...client.events import Chunk, Continue, End, Event, Gap, Reset
 from ..common import ReaderGone, WriteFailed
 from .harmless_text import Text
 from .keyboard import Keyboard
@@ -70,7 +70,7 @@ class HumanOutput(Output):
     def show(self, event: Event) -> None:
         if not self._tty:
             self._show(event)
-        elif isinstance(event, Reset | Chunk | Gap | End):
+        elif isinstance(event, Reset | Continue | Chunk | Gap | End):
             hold = self._get_filter(event.run)
             for shown in hold.take(event):
                 self._show(shown)
@@ -106,10 +106,13 @@ class HumanOutput(Output):
             self._finish_run(event.run)
             self._print_header(event.run)
             if event.attempt > 1:
-                self.remark(
-                    f"── runctl: run {event.run} interrupted;"
-                    f" attempt {event.attempt} starts over ──"
-                )
+                after = event.after if isinstance(event, Restart) else 0
+                self._remark_attempt(event.run, event.attempt, after)
+        elif isinstance(event, Continue):
+            if event.void:  # else it goes on as if nothing had been
+                self._finish_run(event.run)
+                self._print_header(event.run)
+                self._remark_attempt(event.run, event.attempt, event.after)
         elif isinstance(event, Gap):
             self._print_header(event.run)
             self.remark(f"runctl: {describe_gap(event)} no longer stored")
@@ -117,6 +120,10 @@ class HumanOutput(Output):
             self._finish_run(event.run)
             self._print_header(event.run)
             self.report_end(event.run, event.status, event.error, event.note)
+
+    def _remark_attempt(self, run: str, attempt: int, after: int) -> None:
+        how = f"continues after chunk {after}" if after else "starts over"
+        self.remark(f"── runctl: run {run} interrupted; attempt {attempt} {how} ──")
 
     def _add(self, fd: int, data: bytes) -> None:
         if fd != self._fd or self._size > 65536:

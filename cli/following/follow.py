@@ -8,7 +8,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ...client.attachment import Attachment, RunEvent
-from ...client.events import CaughtUp, Chunk, Connection, End, Event, Lost, Malformed, Reset
+from ...client.events import (
+    CaughtUp,
+    Chunk,
+    Connection,
+    Continue,
+    End,
+    Event,
+    Lost,
+    Malformed,
+    Reset,
+)
 from ...client.link import Link
 from ...client.locate import Target
 from ...config.schema import Config
@@ -113,7 +123,7 @@ async def follow(
                     limit.reschedule(None)  # the code is known, and stays
                     await attachment.confirm_end()
                     return code
-                if isinstance(event, Reset):
+                if isinstance(event, Reset | Continue):
                     presence.note_executor(event.executor)
                 elif isinstance(event, End):
                     presence.note_executor("")
@@ -201,6 +211,8 @@ class _Follower:
             if isinstance(event, Reset):
                 self._tail.clear()
                 self._held_reset, self._held_end = event, None
+            elif isinstance(event, Continue):
+                self._tail.void(event.run, event.after)
             elif isinstance(event, End):
                 self._held_end = event
             return None

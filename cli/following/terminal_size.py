@@ -15,7 +15,7 @@ from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from ...client import consumer
-from ...client.events import Connection, End, Event, Reset
+from ...client.events import Connection, Continue, End, Event, Reset
 from ...client.link import Link
 from ...client.requests import ask
 from ...protocol import messages, subjects
@@ -45,7 +45,7 @@ class Window:
     def __init__(self, watcher: consumer.Watcher, enabled: bool) -> None:
         self._watcher = watcher
         self._enabled = enabled and os.isatty(STDOUT)
-        self._reset: Reset | None = None
+        self._reset: Reset | Continue | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._link: Link | None = None
@@ -57,7 +57,7 @@ class Window:
     def take(self, event: Event) -> None:
         if not self._enabled:
             return
-        if isinstance(event, Reset):
+        if isinstance(event, Reset | Continue):
             self._reset = event if event.tty and event.executor else None
         elif isinstance(event, End):
             self._reset = None

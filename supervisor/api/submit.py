@@ -44,6 +44,8 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
         raise BadRequest(f"runner {name!r} is a chat: submit a prompt, not a command")
     if runner.kind == "chat" and not (r.prompt or "").strip():
         raise BadRequest(f"runner {name!r} is a chat and needs a prompt")
+    if runner.kind == "chat" and r.on_interrupt == "continue":
+        raise BadRequest(f"runner {name!r} is a chat, which cannot continue: restart, or fail")
     check_work(c, runner, r.prompt, r.argv)
     if len((r.cwd or "").encode(errors="replace")) > MAX_CWD_BYTES:
         raise BadRequest(f"cwd is longer than {MAX_CWD_BYTES} bytes; submit from elsewhere")
@@ -52,7 +54,9 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
     if any("\0" in a for a in [*r.argv, r.prompt or "", r.cwd or ""]):
         raise BadRequest("a NUL character cannot be passed to a command; remove it")
     cwd = r.cwd if takes_directory(runner) else None
-    spec = RunSpec(run, thread, name, tuple(r.argv), cwd, prompt=r.prompt)
+    spec = RunSpec(
+        *(run, thread, name, tuple(r.argv), cwd), on_interrupt=r.on_interrupt, prompt=r.prompt
+    )
     # Whoever asks for it gets it back in one answer, with what became of it.
     size, most = len(msgspec.json.encode(spec)) + subjects.DETAILS_BYTES, c.client.max_payload
     if size > most:

@@ -14,6 +14,7 @@ from ..host.logs import about
 from ..output.publisher import Streams
 from ..output.writer import Writer
 from ..queue.engine import Durable
+from .attempt_start import Start, open_output
 from .found_runs import FoundRuns
 from .registry import Live, Registry
 from .run_end import Ended
@@ -97,7 +98,8 @@ class Attempts:
             tty=live.window is not None,
         )
         opened = False
-        adopted = outcome = remains = None
+        outcome = remains = None
+        start = Start()
         found = self._found.take(spec.run, live.attempt)
         if found is not None and found.about is not None:
             live.go_on([at for at, _ in found.about.adopted])
@@ -106,34 +108,40 @@ class Attempts:
                 with live.scope:
                     await self._wait_turn(live)
                     if found is None or found.about is None:
-                        adopted = await writer.open()
+                        start = await open_output(self._streams, self._work, live, writer, runner)
+                        outcome = start.refused
                     else:
                         await self._found.note_adopted(found)
                         there = await writer.adopt(found.about.began)
                         if isinstance(there, Outcome):
-                            adopted = there
+                            start = Start(adopted=there)
                         else:
                             remains = Remains(found, there, writer.skip)
-                    if adopted is None:
+                    if start.adopted is start.refused is None:
                         opened = True
                         nursery.start_soon(writer.pump)
                         if live.window is not None:
                             nursery.start_soon(live.window.watch)
-                        outcome = await self._work.do(live, writer, runner, unreadable, remains)
+                        outcome = await self._work.do(
+                            live, writer, runner, unreadable, remains, start.resumption
+                        )
             finally:
                 if found is not None:
-                    await self._found.give_up(found, over=adopted is not None)
+                    await self._found.give_up(found, over=start.adopted is not None)
             if live.window is not None:
                 live.window.close()
             writer.close()
-        if adopted is not None:
-            return Ended(spec, live.decide(adopted), written=False, stored=True)
+        if start.adopted is not None:
+            return Ended(spec, live.decide(start.adopted), written=False, stored=True)
         if outcome is None and not live.aborting:
             return None
         decided = live.decide(outcome or Outcome(Status.ABORTED))
-        stored = opened and await self._write_end(live, writer, decided)
+        if start.refused is not None:
+            stored = await self._append_end(live, decided)
+        else:
+            stored = opened and await self._write_end(live, writer, decided)
         log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
-        return Ended(spec, decided, opened, stored)
+        return Ended(spec, decided, opened or start.refused is not None, stored)
 
     async def _wait_turn(self, live: Live) -> None:
         """Until nothing of its thread is before it. Cancels it when it is not to begin."""
@@ -163,15 +171,20 @@ class Attempts:
             return None
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
-        spec, stored = live.spec, True
         log.error("the attempt was ended by an internal error", exc_info=error)
         decided = live.decide(self._work.make_internal_error(error))
         try:
-            await self._streams.end(spec.thread, spec.run, live.attempt, decided)
+            stored = await self._append_end(live, decided)
         except Fenced as fenced:
             log.warning("%s", fenced)
             return None
+        return Ended(live.spec, decided, True, stored)
+
+    async def _append_end(self, live: Live, decided: Outcome) -> bool:
+        """Behind whatever is stored of the run: whether the stream has it by now."""
+        try:
+            await self._streams.end(live.spec.thread, live.spec.run, live.attempt, decided)
         except StreamUnfit as unfit:
             log.warning("its end is not stored: %s", unfit)
-            stored = False
-        return Ended(spec, decided, True, stored)
+            return False
+        return True

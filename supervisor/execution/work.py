@@ -19,7 +19,7 @@ from ..processes.keeper_client import Keeper
 from ..processes.terminal_size import Window
 from ..queue.engine import Durable
 from .registry import Live
-from .runners.protocol import Remains, Runner, Surroundings, Turn
+from .runners.protocol import Remains, Resumption, Runner, Surroundings, Turn
 from .settings import Settings
 
 log = logging.getLogger("runctld")
@@ -53,6 +53,34 @@ class Work:
             live.show_in(self._open_window())
         return runner
 
+    def may_continue(self, live: Live, runner: tuple[RunnerConfig, Runner] | None) -> bool:
+        """Whether the attempt goes on from the checkpoint of an earlier one, if there is one."""
+        if live.attempt == 1 or runner is None or not isinstance(runner[0], CommandRunner):
+            return False
+        return _find_policy(live, runner) == "continue"
+
+    def refuse(
+        self, live: Live, runner: tuple[RunnerConfig, Runner] | None, since: int
+    ) -> Outcome | None:
+        """How the run ends, when there is to be no further attempt. ``since``: the attempt that
+        has stored its last checkpoint, 0 for none."""
+        if live.attempt == 1:
+            return None
+        if _find_policy(live, runner) == "fail":
+            return Outcome(
+                Status.FAILED,
+                error=f"interrupted; not run again (on_interrupt); runctl retry {live.spec.run}",
+            )
+        queue = self._settings.queue
+        if live.attempt - since > queue.max_attempts:
+            behind = " without a checkpoint" if since else ""
+            why = f"its daemon died in each of {queue.max_attempts} attempts{behind}"
+        elif live.attempt > queue.max_total_attempts:
+            why = f"it was interrupted in each of {queue.max_total_attempts} attempts"
+        else:
+            return None
+        return Outcome(Status.DEAD, error=f"{why}; not tried again")
+
     async def do(
         self,
         live: Live,
@@ -60,16 +88,14 @@ class Work:
         runner: tuple[RunnerConfig, Runner] | None,
         unreadable: str | None,
         found: Remains | None = None,
+        resumption: Resumption | None = None,
     ) -> Outcome:
-        """``found``: its command, when that outlived the daemon that began it. When the daemon is
+        """``found``: its command, when that outlived the daemon that began it. ``resumption``: the
+        attempt continues. When the daemon is
         about to end it neither returns nor raises. Raises Fenced."""
-        spec, limit = live.spec, self._settings.queue.max_attempts
+        spec = live.spec
         if found is not None:
             return await self._go_on(live, writer, runner, found)
-        if live.attempt > limit:
-            return Outcome(
-                Status.DEAD, error=f"its daemon died in each of {limit} attempts; not tried again"
-            )
         if unreadable is not None:
             return Outcome(Status.FAILED, error=unreadable)
         if runner is None:
@@ -79,7 +105,11 @@ class Work:
             )
         log.info("run started")
         self._meters.dispatched(time.monotonic() - live.began)
-        around = Surroundings(live.window, writer.watch_stored, began=writer.began)
+        around = Surroundings(
+            *(live.window, writer.watch_stored, None, writer.began),
+            checkpoint=writer.checkpoint,
+            resumption=resumption,
+        )
         return await self._run(live, writer, runner, around)
 
     async def _go_on(
@@ -95,7 +125,9 @@ class Work:
             # What it was begun with is not configured any more.
             config = CommandRunner(live.spec.runner)
             runner = config, self._settings.make_runner(config)
-        around = Surroundings(live.window, writer.watch_stored, found, writer.began)
+        around = Surroundings(
+            *(live.window, writer.watch_stored, found, writer.began), checkpoint=writer.checkpoint
+        )
         return await self._run(live, writer, runner, around)
 
     async def _run(
@@ -144,3 +176,9 @@ class Work:
     def make_internal_error(self, error: Exception) -> Outcome:
         words = self._hide(f"{type(error).__name__}: {error}")
         return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))
+
+
+def _find_policy(live: Live, runner: tuple[RunnerConfig, Runner] | None) -> str | None:
+    if live.spec.on_interrupt is not None:
+        return live.spec.on_interrupt
+    return None if runner is None else runner[0].on_interrupt

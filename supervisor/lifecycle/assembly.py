@@ -32,6 +32,7 @@ from ..execution.aborted_ends import Endings
 from ..execution.attempt import Attempts
 from ..execution.found_runs import FoundRuns
 from ..execution.registry import Registry
+from ..execution.runners.run_files import RunFiles
 from ..execution.settings import Settings
 from ..execution.thread_order import Order
 from ..execution.wait_reasons import Waiting
@@ -123,7 +124,7 @@ async def serve(base: Foundation, wishes: Wishes, start: trio.CancelScope) -> No
 def _make_core(base: Foundation) -> Core:
     """Raises ConfigError."""
     config, registry, scrape = base.config, Registry(), None
-    settings = Settings(config, RunnerFactory(base.keeper).make)
+    settings = Settings(config, RunnerFactory(base.keeper, RunFiles(config.state_dir)).make)
     counted = config.metrics.listen is not None
     meters = Prometheus(base.executor, lambda: settings.runners) if counted else Meters()
     durable = Durable(
@@ -186,6 +187,7 @@ async def _launch(core: Core, output: Output, wishes: Wishes, start: trio.Cancel
         lambda end: core.meters.run_ended(end.outcome.status, end.spec.runner),
     ]
     found = FoundRuns(base.keeper)
+    RunFiles(core.config.state_dir).sweep(found.list_attempts())
     attempts = Attempts(
         *(base.executor, core.registry, order, output.streams, core.durable, work, found, on_end)
     )

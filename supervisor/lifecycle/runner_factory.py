@@ -9,6 +9,7 @@ from ...config.schema import ChatRunner, CommandRunner, Queue, Runner
 from ..execution.runners import protocol
 from ..execution.runners.chat import Chat
 from ..execution.runners.command import Command
+from ..execution.runners.run_files import RunFiles
 from ..processes.keeper_client import Keeper
 from ..processes.memory_files import can_move
 
@@ -16,15 +17,20 @@ log = logging.getLogger("runctld")
 
 
 class RunnerFactory:
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Keeper, files: RunFiles) -> None:
         self._keeper = keeper
+        self._files = files
         self._spooled = can_move()
 
     def make(self, runner: Runner, queue: Queue) -> protocol.Runner:
         if isinstance(runner, ChatRunner):
             return Chat(runner)
         limits = self._plan_limits(runner)
-        return Command(runner, self._keeper, queue.stop_grace, limits, spooled=self._spooled)
+        return Command(
+            *(runner, self._keeper, queue.stop_grace, limits),
+            files=self._files,
+            spooled=self._spooled,
+        )
 
     def _plan_limits(self, runner: CommandRunner) -> Plan:
         wanted, groups = controllers(runner.limits), self._keeper.cgroups

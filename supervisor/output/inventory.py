@@ -7,11 +7,12 @@ each page or batch, never for each record.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import trio
@@ -29,6 +30,7 @@ from ...protocol.records import (
     read_summary,
 )
 from ...protocol.stream_config import LEAST_IDLE
+from ...protocol.subjects import NO_MESSAGE as ABSENT
 from ...protocol.subjects import NO_STREAM, STREAM, SUBJECT_PREFIX
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ BATCH = 1000
 #: Requests in flight at once.
 AT_ONCE = 256
 NO_MESSAGE, NO_RESPONDERS = "404", "503"
+#: What JetStream says to the deletion of a message that is gone.
+GONE_ALREADY = (10043, 10057)
 _SIZE = re.compile(r"[0-9]{1,18}")
 
 
@@ -82,6 +86,9 @@ class Counts(msgspec.Struct, frozen=True):
 
 class _NoStream(Unavailable):
     """There is no stream at all."""
+
+
+_LASTS: Final = "last_per_subject"
 
 
 class Stored:
@@ -175,11 +182,36 @@ class Stored:
             return True
         return False
 
+    async def remove(self, sequences: Sequence[int]) -> None:
+        """Delete the messages with these stream sequences, as far as they are there."""
+        bodies = [{"seq": number, "no_erase": True} for number in sequences]
+        for msg in await aio(self._many)(f"STREAM.MSG.DELETE.{STREAM}", bodies):
+            reply = json.loads(msg.data or b'{"error": {}}')  # empty: nobody answers
+            if "error" in reply and reply["error"].get("err_code") not in GONE_ALREADY:
+                raise Unavailable(f"JetStream refused to delete a message: {reply['error']}")
+
+    async def read(self, sequences: Sequence[int]) -> list[Record | None]:
+        """The records there, by leader reads; None for one that is no more, or is none of ours."""
+        bodies = [{"seq": number} for number in sequences]
+        found: list[Record | None] = []
+        for msg in await aio(self._many)(f"STREAM.MSG.GET.{STREAM}", bodies):
+            reply = json.loads(msg.data or b'{"error": {}}')
+            if "error" in reply and reply["error"].get("err_code") not in (ABSENT, NO_STREAM):
+                raise Unavailable(f"JetStream does not read the stream: {reply['error']}")
+            try:
+                found.append(decode_record(base64.b64decode(reply["message"].get("data") or "")))
+            except (KeyError, ValueError):
+                found.append(None)
+        return found
+
     @asynccontextmanager
-    async def lasts(self, subjects: str = EVERYTHING) -> AsyncIterator[Lasts]:
-        """The last record of each subject that matches, in the order they were stored."""
+    async def lasts(
+        self, subjects: str = EVERYTHING, policy: Literal["last_per_subject", "all"] = _LASTS
+    ) -> AsyncIterator[Lasts]:
+        """The last record of each subject that matches, or all of them, in the order they were
+        stored."""
         config = {
-            "deliver_policy": "last_per_subject",
+            "deliver_policy": policy,
             "filter_subject": subjects,
             "ack_policy": "none",
             "headers_only": True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from ...protocol.model import Outcome
 from ...protocol.records import (
     SUMMARY_HEADER,
     Chunks,
+    Continue,
     End,
     NewerRecord,
     Record,
@@ -32,6 +33,8 @@ from ...protocol.records import (
 from ...protocol.subjects import MAX_RECORD_BYTES, out_subject
 from ..host.metrics import Meters
 from .backpressure import Backpressure
+from .continuation import Place, find_place, remove_void
+from .inventory import Stored
 from .stream_life import StreamLife
 from .tail import Tail, read_tail
 
@@ -61,6 +64,8 @@ END_SHARE = 8
 UNANSWERED = 2
 #: A purge waits so long for what is written to say that it was purged, seconds.
 MARKED = 5.0
+#: Records that are read at once, each of ``MAX_RECORD_BYTES`` at most.
+READ_AT_ONCE = 16
 #: JetStream's "maximum bytes exceeded".
 STORE_FAILED = 10077
 
@@ -92,6 +97,7 @@ class Streams:
         """``wait_lease_valid`` is awaited before each publish, which is not sent before it
         returns. ``replace_server`` replaces one that stores nothing, where that is up to us."""
         self._nc = client
+        self._stored = Stored(client)
         self.meters = meters or Meters()
         self._room = room
         self._wait_lease_valid = wait_lease_valid
@@ -208,6 +214,28 @@ class Streams:
                 if self._unanswered >= UNANSWERED:
                     await self._stuck()
                 return found
+
+    async def find_place(self, subject: str) -> Place | None:
+        """Where the next attempt can go on; waits while NATS is away, or the stream is."""
+        while True:
+            try:
+                return await find_place(self._stored, subject)
+            except Unavailable as error:
+                log.debug("%s: %s", subject, error)
+                await self.life.check()
+                await self.life.wait_until_fit()
+                await trio.sleep(0.1)
+
+    async def read_valid(self, place: Place) -> AsyncIterator[bytes]:
+        """The output up to there, some at a time. Raises Unavailable."""
+        for at in range(0, len(place.valid), READ_AT_ONCE):
+            for record in await self._stored.read(place.valid[at : at + READ_AT_ONCE]):
+                if isinstance(record, Chunks):
+                    yield b"".join(chunk.data for chunk in record.chunks)
+
+    async def remove_void(self, place: Place) -> None:
+        """What cannot be deleted stays, and is passed over."""
+        await remove_void(self._stored, place)
 
     async def last_sequence(self, subject: str) -> int:
         """The stream sequence of what is stored last under ``subject``; 0 when nothing is, or
@@ -337,4 +365,6 @@ class Streams:
 
 
 def _count(record: Record | None) -> int:
+    if isinstance(record, Continue):
+        return record.after
     return record.seq + len(record.chunks) - 1 if isinstance(record, Chunks) else 0

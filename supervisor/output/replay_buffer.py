@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ...protocol.records import Chunks, Record, Reset
+from ...protocol.records import Chunks, Continue, Record, Reset
 
 #: Bytes of output kept per run, at least one record.
 MOST = 64 * 1024
@@ -14,10 +14,10 @@ OVERHEAD = 200
 
 
 class ReplayBuffer:
-    """The reset, and the newest records after it."""
+    """The reset, or continue, and the newest records after it."""
 
-    def __init__(self, reset: Reset) -> None:
-        self._reset = reset
+    def __init__(self, first: Reset | Continue) -> None:
+        self._first = first
         self._records: deque[tuple[Record, int]] = deque()
         self._bytes = 0
 
@@ -25,6 +25,7 @@ class ReplayBuffer:
         size = OVERHEAD
         if isinstance(record, Chunks):
             size += sum(len(chunk.data) + OVERHEAD for chunk in record.chunks)
+            size += len(record.checkpoint or b"")
         self._records.append((record, size))
         self._bytes += size
         while self._bytes > MOST and len(self._records) > 1:
@@ -39,9 +40,9 @@ class ReplayBuffer:
         records = [record for record, _ in self._records]
         if last is not None and last in records:
             return records[records.index(last) + 1 :]
-        ours = last is not None and last.attempt == self._reset.attempt
+        ours = last is not None and last.attempt == self._first.attempt
         if not ours:
-            return [self._reset, *records]
+            return [self._first, *records]
         if isinstance(last, Chunks):
             begin = last.seq + len(last.chunks)
             return [r for r in records if not isinstance(r, Chunks) or r.seq >= begin]

@@ -1,4 +1,4 @@
-"""One attempt's writer: ``open`` (the reset), ``append``, ``end``.
+"""One attempt's writer: ``open`` (the reset) or ``go_on`` (from a checkpoint), ``append``, ``end``.
 
 The protocol (docs/design.md, "One reply, even mid-watch"): a reset is one publish that rolls
 the subject up; each further publish names the subject's last sequence, one in flight, and what
@@ -10,30 +10,38 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 import trio
 
-from ...protocol.errors import Fenced, StreamUnfit
+from ...protocol.errors import BadRequest, StreamUnfit
 from ...protocol.model import Outcome
-from ...protocol.records import Chunk, Chunks, End, Record, Reset, StreamName
+from ...protocol.records import Chunk, Chunks, Continue, End, Reset, StreamName
 from ...protocol.subjects import out_subject
+from .continuation import Place
 from .publisher import Streams
-from .replay_buffer import ReplayBuffer
+from .record_chain import RecordChain
 from .tail import Tail
 
 log = logging.getLogger("runctld.stream")
 
-#: Before a publish that was not stored is tried again, seconds.
-RETRY = 0.05
 #: Roughly what msgpack adds to a chunk.
 CHUNK_OVERHEAD = 16
 
 
+class _Checkpoint:
+    """What is to be stored once all that was appended before is."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.stored = trio.Event()
+
+
 class Writer:
-    """One attempt of one run. ``open``, then ``pump`` in a nursery, ``append`` any number
-    of times, ``close``, ``end`` once. Any of them raises Fenced when a newer attempt took over."""
+    """One attempt of one run. ``open`` or ``go_on``, then ``pump`` in a nursery, ``append`` any
+    number of times, ``close``, ``end`` once. Any of them raises Fenced when a newer attempt took
+    over."""
 
     def __init__(
         self,
@@ -50,8 +58,10 @@ class Writer:
         self._attempt = attempt
         self._executor = executor
         self._tty = tty
-        self._sequence = 0
-        self._kept: ReplayBuffer | None = None
+        self._closed = trio.Event()
+        self._chain = RecordChain(
+            *(streams, run, self._subject, attempt, lambda: self._closed),
+        )
         #: When the attempt's output began, in Unix seconds.
         self.began = 0.0
         self._seq = 0
@@ -59,16 +69,12 @@ class Writer:
         #: Bytes of each stream that are stored.
         self._of: dict[StreamName, int] = {}
         self._notice: Callable[[Mapping[StreamName, int]], None] | None = None
-        self._pending: list[Chunk] = []
+        self._pending: list[Chunk | _Checkpoint] = []
         #: Set once the stream says again how much of the output it has, or had.
         self._mark: trio.Event | None = None
         self._bytes = 0
         self._read_at = 0.0
         self._end: End | None = None
-        #: What is being stored, and was not acknowledged.
-        self._sent: Record | None = None
-        self._closed = trio.Event()
-        self._life = streams.life.number
         self._changed = trio.Event()
         self._drained = trio.Event()
 
@@ -77,11 +83,10 @@ class Writer:
         attempt had already written its end."""
         self.began = time.time()
         record = Reset(self.run, self._attempt, self.began, self._executor, self._tty)
-        self._kept = ReplayBuffer(record)
         # Before a first attempt there is nothing, unless NATS says so; then it is read.
         tail = Tail(0, None) if self._attempt == 1 else None
         while True:
-            self._life = self._streams.life.number
+            life = self._streams.life.number
             if tail is None:
                 tail = await self._streams.tail(self._subject)
             last = tail.record
@@ -89,19 +94,57 @@ class Writer:
                 self._streams.meters.adopted()
                 return last.outcome
             if isinstance(last, Reset) and last == record:
-                self._sequence = tail.sequence
+                self._chain.begin(record, tail.sequence, life)
                 return None
             if last is not None and last.attempt >= self._attempt:
                 why = f"attempt {last.attempt} is already in the stream"
-                raise self._fenced(why, last.attempt)
+                raise self._chain.fenced(why, last.attempt)
             done = await self._streams.publish(self._subject, record, tail.sequence, rollup=True)
             if done is not None:
-                self._sequence = done
+                self._chain.begin(record, done, life)
                 self._streams.meters.reset()
                 return None
             tail = None
             await self._streams.life.check()
             await self._streams.life.wait_until_fit()
+
+    async def go_on(self, place: Place | None) -> Outcome | Place | None:
+        """Continue behind the last checkpoint of an earlier attempt, where that is. ``place``:
+        where it was when one looked. None when there is none any more, and nothing was done.
+        An outcome, when the run's end is stored already. Raises Fenced."""
+        self.began = time.time()
+        record: Continue | None = None
+        while place is not None:
+            life = self._streams.life.number
+            tail = await self._streams.tail(self._subject)
+            last = tail.record
+            if isinstance(last, End):
+                self._streams.meters.adopted()
+                return last.outcome
+            if record is None or last != record:
+                if last is not None and last.attempt >= self._attempt:
+                    why = f"attempt {last.attempt} is already in the stream"
+                    raise self._chain.fenced(why, last.attempt)
+                await self._streams.remove_void(place)
+                tail = await self._streams.tail(self._subject)
+                if tail.sequence > place.last:  # the dead one's last words came meanwhile
+                    place = await self._streams.find_place(self._subject)
+                    continue
+                record = Continue(
+                    *(self.run, self._attempt, place.after, self.began, self._executor),
+                    *(self._tty, place.total, place.base),
+                )
+                done = await self._streams.publish(self._subject, record, tail.sequence)
+            else:
+                done = tail.sequence
+            if done is not None:
+                self._chain.begin(record, done, life)
+                self._seq, self._total = place.after, place.total
+                return place
+            await self._streams.life.check()
+            await self._streams.life.wait_until_fit()
+            place = await self._streams.find_place(self._subject)
+        return None
 
     async def adopt(self, at: float) -> Outcome | dict[StreamName, int]:
         """Go on with the output of this attempt, which another daemon of this executor began at
@@ -111,7 +154,7 @@ class Writer:
         What that daemon still has on its way to NATS is not stored from here on: an empty record
         goes before it. Raises Fenced."""
         while True:
-            self._life = self._streams.life.number
+            life = self._streams.life.number
             tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
@@ -119,7 +162,7 @@ class Writer:
                 return last.outcome
             if last is not None and last.attempt > self._attempt:
                 why = f"attempt {last.attempt} is already in the stream"
-                raise self._fenced(why, last.attempt)
+                raise self._chain.fenced(why, last.attempt)
             ours = last is not None and last.attempt == self._attempt
             began = at if ours else time.time()  # another time: watchers start over
             reset = Reset(self.run, self._attempt, began, self._executor, self._tty)
@@ -127,14 +170,16 @@ class Writer:
             of: dict[StreamName, int] = {}
             if isinstance(last, Chunks) and ours:
                 seq, total, of = last.seq + len(last.chunks) - 1, last.total, last.of
+            elif isinstance(last, Continue) and ours:
+                seq, total = last.after, last.total
             fence = Chunks(self._attempt, seq + 1, time.time(), [], total, of)
             record = fence if ours else reset
             done = await self._streams.publish(
                 self._subject, record, tail.sequence, rollup=not ours
             )
             if done is not None:
-                self._kept, self.began = ReplayBuffer(reset), began
-                self._sequence, self._seq, self._total, self._of = done, seq, total, of
+                self._chain.begin(reset, done, life)
+                self.began, self._seq, self._total, self._of = began, seq, total, of
                 return of
             await self._streams.life.check()
             await self._streams.life.wait_until_fit()
@@ -144,10 +189,6 @@ class Writer:
         chunk's number is left out, by which watchers know of it."""
         self._seq += 1
         self._of |= of
-
-    def _fenced(self, why: str, found: int | None = None) -> Fenced:
-        self._streams.meters.fenced()
-        return Fenced(f"run {self.run}: {why}", found)
 
     async def append(self, stream: StreamName, data: bytes) -> None:
         """Add one chunk; waits while more than ``most_buffered`` bytes are unacked."""
@@ -161,6 +202,19 @@ class Writer:
             self._pending.append(Chunk(stream, piece))
             self._bytes += len(piece)
         self._changed.set()
+
+    async def checkpoint(self, data: bytes) -> None:
+        """``data`` is stored with all that was appended before when this returns. Raises
+        BadRequest, when it is more than a record may hold."""
+        if len(data) > self._streams.max_record:
+            raise BadRequest(
+                f"the data has {len(data)} bytes; at most {self._streams.max_record}, as the stream"
+                " is small (stream.max_bytes)"
+            )
+        mark = _Checkpoint(data)
+        self._pending.append(mark)
+        self._changed.set()
+        await mark.stored.wait()
 
     async def mark(self) -> None:
         """Its records were deleted on purpose: store an empty one, or the next daemon would take
@@ -181,7 +235,7 @@ class Writer:
                 while self._pending or not self._closed.is_set():
                     await self._changed.wait()
                     self._changed = trio.Event()
-                    await self._resync()
+                    await self._chain.resync()
                     while self._pending or self._mark is not None:
                         await self._flush_one()
         except StreamUnfit as error:
@@ -218,7 +272,7 @@ class Writer:
             if len((outcome.reply or "").encode()) > self._streams.max_end:
                 outcome = msgspec.structs.replace(outcome, reply=None)
             self._end = End(self.run, self._attempt, self._seq, time.time(), outcome)
-        await self._store(self._end)
+        await self._chain.store(self._end)
 
     def _note_marked(self) -> None:
         if self._mark is not None:
@@ -227,134 +281,40 @@ class Writer:
 
     async def _flush_one(self) -> None:
         mark = self._mark
-        size = count = 0
+        size = 0
         most = self._streams.max_record
-        for chunk in self._pending:
-            full = size + len(chunk.data) + CHUNK_OVERHEAD * count > most
-            if (count and full) or count >= 4096:
+        batch: list[Chunk] = []
+        checkpoint: _Checkpoint | None = None
+        for item in self._pending:
+            full = size + len(item.data) + CHUNK_OVERHEAD * len(batch) > most
+            if (batch and full) or len(batch) >= 4096:
                 break
-            size += len(chunk.data)
-            count += 1
-        batch = self._pending[:count]
+            if isinstance(item, _Checkpoint):
+                checkpoint = item
+                break
+            size += len(item.data)
+            batch.append(item)
+        count = len(batch)
         total = self._total + size  # counted once it is stored: until then it may be tried again
         of = dict(self._of)
         for chunk in batch:
             of[chunk.stream] = of.get(chunk.stream, 0) + len(chunk.data)
-        await self._store(Chunks(self._attempt, self._seq + 1, self._read_at, batch, total, of))
+        record = Chunks(
+            *(self._attempt, self._seq + 1, self._read_at or time.time(), batch, total, of),
+            checkpoint=msgspec.UNSET if checkpoint is None else checkpoint.data,
+        )
+        await self._chain.store(record)
         self._total, self._of = total, of
+        if checkpoint is not None:
+            checkpoint.stored.set()
         if mark is self._mark:
             self._note_marked()
         if self._notice is not None:
             self._notice(of)
         self._streams.meters.stored(count, size)
-        del self._pending[:count]
+        del self._pending[: count + (checkpoint is not None)]
         self._read_at = time.time()
         self._seq += count
         self._bytes -= size
         self._drained.set()
         self._drained = trio.Event()
-
-    async def _store(self, record: Record) -> None:
-        """Store ``record`` behind the last one of ours, whatever NATS goes through.
-
-        A tail that is older than what was acked is either a read of before (a leader that
-        has lost its quorum answers for a while), or the loss of what was acked. Writing
-        again what follows it is right in both cases: where nothing was lost it is refused.
-        Fenced is who finds another attempt's record, or one of ours that we did not write."""
-        self._sent = record
-        await self._resync()
-        known = expected = self._sequence
-        while self._sent is not None:
-            done = await self._streams.publish(self._subject, record, expected)
-            if done is not None:
-                self._note_stored(record, done)
-                return
-            await self._wait_until_fit()
-            tail = await self._tail()
-            if tail.record == record:
-                self._note_stored(record, tail.sequence)
-                return
-            if self._life != self._streams.life.number:
-                await self._resync()
-                known = expected = self._sequence
-            elif tail.record is None:
-                if expected == tail.sequence:
-                    await trio.sleep(RETRY)
-                expected = tail.sequence  # purged, or expired while the run was silent
-            elif tail.record.attempt == self._attempt and tail.at == known:
-                if expected == tail.sequence:
-                    await trio.sleep(RETRY)  # not stored; NATS is away
-                expected = tail.sequence  # behind what others published there
-            elif tail.record.attempt <= self._attempt and tail.at < known:
-                await self._rewrite_after(tail)
-                known = expected = self._sequence
-            else:
-                raise self._fenced("another attempt writes its stream")
-
-    async def _wait_until_fit(self) -> None:
-        """Returns when the stream takes records, as far as one knows. Raises StreamUnfit
-        when it does not and the work has ended: nobody is to wait for it on."""
-        life = self._streams.life
-        await life.check()
-        while life.unfit is not None:
-            if self._closed.is_set():
-                await life.wait_for_change()
-                continue
-            async with trio.open_nursery() as nursery:
-
-                async def either(wait: Callable[[], Awaitable[object]]) -> None:
-                    await wait()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(either, life.wait_until_fit)
-                nursery.start_soon(either, self._closed.wait)
-
-    async def _tail(self) -> Tail:
-        """The subject's end. Raises StreamUnfit as ``_wait_until_fit`` does."""
-        while True:
-            try:
-                return await self._streams.tail_now(self._subject)
-            except StreamUnfit:
-                await self._wait_until_fit()
-
-    async def _resync(self) -> None:
-        """After the stream was lost: see whether what we stored last is in the one that is
-        there now, else write what is kept of it."""
-        while self._life != (now := self._streams.life.number):
-            await self._wait_until_fit()
-            tail, known = await self._tail(), self._sequence
-            last = tail.record
-            if last is not None and last.attempt > self._attempt:
-                raise self._fenced("another attempt writes its stream")
-            assert self._kept is not None
-            if self._sent is not None and last == self._sent:
-                self._note_stored(self._sent, tail.sequence)
-                self._life = now
-                continue
-            there = tail.at == known and not self._kept.records_after(last)
-            if there or await self._rewrite_after(tail):
-                self._life = now
-
-    async def _rewrite_after(self, tail: Tail) -> bool:
-        """Write what follows ``tail``, as if it were lost; False as long as it is not all
-        there, and then it is to be looked at again."""
-        assert self._kept is not None
-        if isinstance(tail.record, End) and tail.record not in self._kept:
-            raise self._fenced("somebody else has written its end")
-        at, lost = tail.sequence, self._kept.records_after(tail.record)
-        for record in lost:
-            rollup = isinstance(record, Reset)
-            done = await self._streams.publish(self._subject, record, at, rollup=rollup)
-            if done is None:
-                await trio.sleep(RETRY)
-                return False
-            at = done
-        log.warning("run %s: NATS had lost %d stored records; rewritten", self.run, len(lost))
-        self._sequence = at
-        return True
-
-    def _note_stored(self, record: Record, sequence: int) -> None:
-        self._sequence = sequence
-        self._sent = None
-        if self._kept is not None:
-            self._kept.add(record)

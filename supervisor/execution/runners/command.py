@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -27,7 +29,9 @@ from ...processes.terminal_size import Clients
 from .ends import FEED, SLAVE, Ends, adopt_ends, open_ends
 from .filters import filters_left
 from .flow import Flow
-from .protocol import ALONE, Emit, Remains, Surroundings, Turn, ignore_stored
+from .protocol import ALONE, Emit, Remains, Resumption, Surroundings, Turn, ignore_stored
+from .run_files import CHECKPOINT, OUTPUT, SOCKET, RunFiles
+from .run_socket import RunSocket, read_data
 from .terminal import terminal_environment
 
 log = logging.getLogger("runctld.command")
@@ -38,6 +42,8 @@ QUIET = 0.5
 #: Looks at what a command left behind that a runner may have at once. One that hangs keeps its
 #: thread for good, and what other parts of the daemon do in threads must not wait for that.
 LOOKS = 8
+#: The kernel passes on what is written to a terminal a little later, seconds.
+TERMINAL_LAG = 0.05
 
 
 #: Of why memory had a command killed, in words that name its limit.
@@ -55,6 +61,7 @@ class _Job:
     ends: Ends
     flow: Flow
     about: About
+    listener: socket.socket | None
 
     async def keep_clients(self, clients: Clients) -> None:
         """The next daemon is told of whoever watches on a terminal."""
@@ -65,7 +72,8 @@ class _Job:
 class Command:
     """Runs one process tree per run. ``grace``: seconds between TERM and KILL, and the
     longest that what is left behind may still write after the command's own end. ``limits``:
-    how those of ``config`` are kept. ``spooled``: see ``open_ends``."""
+    how those of ``config`` are kept. ``files``: what its runs have beside them; None for
+    nothing. ``spooled``: see ``open_ends``."""
 
     def __init__(
         self,
@@ -74,9 +82,11 @@ class Command:
         grace: float,
         limits: Plan | None = None,
         *,
+        files: RunFiles | None = None,
         spooled: bool = False,
     ) -> None:
         self._config = config
+        self._files = files
         self._limits = limits
         self._keeper = keeper
         self._grace = grace
@@ -98,17 +108,51 @@ class Command:
             if around.found is None:
                 job = await self._begin(stack, spec, attempt, emit, around)
             else:
-                job = await self._go_on(stack, emit, around, around.found)
+                job = await self._go_on(stack, spec.run, emit, around, around.found)
             if around.window is not None and job.ends.kept:
                 await around.window.keep_for_next(job.keep_clients)
             around.watch_stored(job.ends.note_stored)
             stack.callback(around.watch_stored, ignore_stored)
-            return await self._follow(job)
+            return await self._follow(job, self._answer(stack, job, spec, around))
+
+    def _answer(
+        self, stack: ExitStack, job: _Job, spec: RunSpec, around: Surroundings
+    ) -> RunSocket | None:
+        """Who answers the run's requests; None when there is no socket."""
+
+        files = self._files
+        if files is None:
+            return None
+
+        def forget() -> None:
+            if not self._keeper.broken_off:  # or the next daemon has them
+                files.remove(spec.run)
+
+        stack.callback(forget)
+        if job.listener is None:
+            return None
+
+        async def store_checkpoint(text: str) -> None:
+            data = read_data(text)
+            if job.ends.terminal is not None:
+                await trio.sleep(TERMINAL_LAG)
+            await job.flow.drain()
+            await around.checkpoint(data)
+
+        return RunSocket(job.listener, {"CHECKPOINT": store_checkpoint})
 
     async def _begin(
         self, stack: ExitStack, spec: RunSpec, attempt: int, emit: Emit, around: Surroundings
     ) -> _Job:
         argv, prompt = self._argv(spec)
+        env = self._environment(spec, attempt)
+        listener = self._listen(stack, spec.run)
+        if self._files is not None:
+            if listener is not None:
+                path = self._files.path(spec.run, SOCKET, self._config.account)
+                env["RUNCTL_SOCKET"] = os.fspath(path)
+            if around.resumption is not None:
+                env |= await self._write_files(self._files, spec.run, around.resumption)
         with self._as_its_user():  # or it could not open /dev/stdout, or its terminal
             ends = open_ends(stack, self._config, prompt, around.window, spooled=self._spooled)
         flow = Flow(ends.sources, emit)
@@ -121,7 +165,7 @@ class Command:
             process = await self._keeper.spawn(
                 argv,
                 mark=spec.run,
-                env=self._environment(spec, attempt),
+                env=env,
                 cwd=self._directory(spec),
                 stdin=ends.given[0],
                 stdout=ends.given[1],
@@ -136,10 +180,32 @@ class Command:
             )
         finally:
             ends.hand_over()
-        return _Job(process, ends, flow, about)
+        return _Job(process, ends, flow, about, listener)
+
+    def _listen(self, stack: ExitStack, run: str) -> socket.socket | None:
+        if self._files is None:
+            return None
+        listener = self._files.listen(run, self._config.account)
+        return None if listener is None else stack.enter_context(listener)
+
+    async def _write_files(
+        self, files: RunFiles, run: str, resumption: Resumption
+    ) -> dict[str, str]:
+        """What an attempt that continues finds of the one before: variables that say so."""
+        account = self._config.account
+        with files.create(run, CHECKPOINT, account) as checkpoint:
+            checkpoint.write(resumption.checkpoint)
+        with files.create(run, OUTPUT, account) as output:
+            async for piece in resumption.read_output():
+                await trio.to_thread.run_sync(output.write, piece)
+        return {
+            "RUNCTL_RESUME": "1",
+            "RUNCTL_CHECKPOINT_FILE": os.fspath(files.path(run, CHECKPOINT, account)),
+            "RUNCTL_PREVIOUS_OUTPUT": os.fspath(files.path(run, OUTPUT, account)),
+        }
 
     async def _go_on(
-        self, stack: ExitStack, emit: Emit, around: Surroundings, found: Remains
+        self, stack: ExitStack, run: str, emit: Emit, around: Surroundings, found: Remains
     ) -> _Job:
         tree = found.tree
         assert tree.about is not None
@@ -154,19 +220,24 @@ class Command:
         adopted = [*tree.about.adopted[:-1], (at, total)]
         about = msgspec.structs.replace(tree.about, adopted=adopted)
         await self._keeper.describe(tree.number, about)
+        listener = self._listen(stack, run)
         # Last: from here on whoever has the job ends it, until then whoever gave us the tree.
-        return _Job(self._keeper.claim_found(tree), ends, flow, about)
+        return _Job(self._keeper.claim_found(tree), ends, flow, about, listener)
 
-    async def _follow(self, job: _Job) -> Outcome:
+    async def _follow(self, job: _Job, answering: RunSocket | None) -> Outcome:
         process, ends, flow, about = job.process, job.ends, job.flow, job.about
         # The reader outlives a cancellation, so that what the tree says while it is
         # stopped is kept; after it is gone a second is plenty.
         reading = trio.CancelScope(shield=True)
         feed = trio.CancelScope()
+        # A program may want to store a checkpoint when it is told to end.
+        asking = trio.CancelScope(shield=True)
         left: Left | None = None
         read = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_read, flow, reading, read)
+            if answering is not None:
+                nursery.start_soon(_serve, answering, asking)
             if ends.pipe >= 0:
                 nursery.start_soon(_feed, ends, process, feed)
             try:
@@ -187,6 +258,7 @@ class Command:
                             gone = True
                     finally:
                         await self._release_terminal(job)
+                        asking.cancel()
                         flow.finish()
                         # Some may live on and have our pipes: what is kept, or all when
                         # the keeper is lost.
@@ -297,6 +369,11 @@ async def _feed(ends: Ends, process: Process, scope: trio.CancelScope) -> None:
     await ends.feed(scope)
     if ends.kept:  # or the command would not see the end of its stdin
         await process.drop(FEED)
+
+
+async def _serve(answering: RunSocket, scope: trio.CancelScope) -> None:
+    with scope:
+        await answering.serve()
 
 
 async def _read(flow: Flow, scope: trio.CancelScope, over: trio.Event) -> None:

@@ -7,9 +7,13 @@ kernel's order, and in small steps while both have something.
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import selectors
+import termios
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
@@ -24,7 +28,8 @@ STEP = 4096
 
 class Source(Protocol):
     """Output that comes through ``fd``. ``held``: the beginning of a UTF-8 character whose rest is
-    to come. ``waits``: there is something to read, whatever ``fd`` says."""
+    to come. ``waits``: there is something to read, whatever ``fd`` says. ``backlog``: how many
+    bytes there are to read now."""
 
     name: StreamName
     fd: int
@@ -32,6 +37,9 @@ class Source(Protocol):
 
     @property
     def waits(self) -> bool: ...
+
+    @property
+    def backlog(self) -> int: ...
 
     def read(self, most: int) -> bytes | None:
         """Up to ``most`` bytes; None when there is nothing now, b"" at the end."""
@@ -49,11 +57,33 @@ class PipeSource:
         self.fd = fd
         self.held = b""
 
+    @property
+    def backlog(self) -> int:
+        return count_readable(self.fd)
+
     def read(self, most: int) -> bytes | None:
         try:
             return os.read(self.fd, most)
         except BlockingIOError:
             return None
+
+
+def count_readable(fd: int) -> int:
+    """How many bytes a pipe, or a terminal, holds for its reader."""
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(fd, termios.FIONREAD, count)
+    except OSError:  # a terminal that nobody writes to any more
+        return 0
+    return count[0]
+
+
+@dataclass(eq=False)
+class _Drain:
+    """``goals``: how much of each source is to be passed on."""
+
+    goals: dict[int, int]
+    done: trio.Event = field(default_factory=trio.Event)
 
 
 class Flow:
@@ -75,6 +105,10 @@ class Flow:
         self._finished = False
         self._waiting = trio.CancelScope()
         self._moved: trio.Event | None = None
+        #: Bytes of each source, by its descriptor, that were read, and that were passed on.
+        self._read = dict.fromkeys([source.fd for source in sources], 0)
+        self._passed = dict(self._read)
+        self._drains: list[_Drain] = []
 
     @property
     def open(self) -> bool:
@@ -83,8 +117,17 @@ class Flow:
 
     async def moved(self) -> None:
         """Wait until something is read, was passed on, or has ended."""
-        self._moved = trio.Event()
+        self._moved = self._moved or trio.Event()
         await self._moved.wait()
+
+    async def drain(self) -> None:
+        """Returns when all that was written before is passed on, half characters too."""
+        if not self._open:
+            return
+        drain = _Drain({x.fd: self._read[x.fd] + x.backlog for x in self._sources})
+        self._drains.append(drain)
+        self._waiting.cancel()
+        await drain.done.wait()
 
     def finish(self) -> None:
         """Whoever wrote is gone: what is there now is the rest, whoever holds the other end."""
@@ -107,13 +150,26 @@ class Flow:
                         self._selector.unregister(source.fd)
             elif self._finished:
                 break
-            else:
+            elif not self._drains:
                 with trio.CancelScope() as self._waiting:
                     await trio.lowlevel.wait_readable(self._selector)
+            if self._drains:
+                await self._end_drains(idle=not ready)
         for source in self._sources:  # those that had no end
             await self._pass_on(source.name, source.held)
         self._open = 0
+        await self._end_drains(idle=True)
         self._tell()
+
+    async def _end_drains(self, *, idle: bool) -> None:
+        """``idle``: there was nothing to read."""
+        for drain in list(self._drains):
+            if idle or all(self._passed[fd] >= goal for fd, goal in drain.goals.items()):
+                for source in self._sources:
+                    held, source.held = source.held, b""
+                    await self._pass_on(source.name, held)
+                self._drains.remove(drain)
+                drain.done.set()
 
     async def _take(self, source: Source, size: int) -> bool:
         """Whether it was the end."""
@@ -125,11 +181,14 @@ class Flow:
             held, source.held = source.held, b""
             await self._pass_on(source.name, held)
             return True
-        self.total += len(data)
+        read = len(data)
+        self.total += read
+        self._read[source.fd] += read
         data = source.held + data
         cut = incomplete_tail(data)
         source.held = data[len(data) - cut :]
         await self._pass_on(source.name, data[: len(data) - cut])
+        self._passed[source.fd] += read
         return False
 
     async def _pass_on(self, name: StreamName, data: bytes) -> None:

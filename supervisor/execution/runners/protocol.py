@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ....protocol.errors import BadRequest
 from ....protocol.model import Outcome, RunSpec
 from ....protocol.records import StreamName
 from ...processes.keeper_visit import Found
@@ -40,16 +41,33 @@ class Remains:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumption:
+    """Where an earlier attempt was interrupted: the data of its last checkpoint, and the output
+    up to there, some at a time."""
+
+    checkpoint: bytes
+    read_output: Callable[[], AsyncIterator[bytes]]
+
+
+async def refuse_checkpoint(_: bytes) -> None:
+    raise BadRequest("this run stores no checkpoints")
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What an attempt has besides its output. ``window``: the size of its terminal, if it has one.
     ``watch_stored`` has somebody told how many bytes of each stream are stored, whenever some
     more are. ``found``: its command, when that outlived the daemon that began it.
-    ``began``: Unix seconds, as the stream has it."""
+    ``began``: Unix seconds, as the stream has it. ``checkpoint`` makes data durable, with the
+    output that was emitted before; raises BadRequest. ``resumption``: an attempt that
+    continues."""
 
     window: Window | None = None
     watch_stored: Callable[[NoteStored], None] = lambda _: None
     found: Remains | None = None
     began: float = 0.0
+    checkpoint: Callable[[bytes], Awaitable[None]] = refuse_checkpoint
+    resumption: Resumption | None = None
 
 
 #: Of work that nobody watches.

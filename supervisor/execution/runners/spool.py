@@ -10,6 +10,7 @@ import os
 
 from ....protocol.records import StreamName
 from ...processes.memory_files import give_back, move
+from .flow import count_readable
 
 #: Memory is given back in steps of so many bytes.
 STEP_BACK = 256 * 1024
@@ -35,6 +36,10 @@ class Spool:
     def waits(self) -> bool:
         """Whether there is something to read, whatever ``fd`` says."""
         return self._read < self._size
+
+    @property
+    def backlog(self) -> int:
+        return self._size - self._read + count_readable(self.fd)
 
     def read(self, most: int) -> bytes | None:
         if not self.waits:

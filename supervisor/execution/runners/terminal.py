@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ....protocol.errors import RunFailed
 from ....protocol.records import StreamName
 from ...processes.terminal_size import Size
-from .flow import Source
+from .flow import Source, count_readable
 
 TERM = "xterm-256color"
 
@@ -78,6 +78,10 @@ class TerminalSource:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.held = b""
+
+    @property
+    def backlog(self) -> int:
+        return count_readable(self.fd)
 
     def read(self, most: int) -> bytes | None:
         """The kernel hands out 4 KiB at most: take several, for fewer chunks."""

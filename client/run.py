@@ -1,0 +1,86 @@
+"""For a program inside a run: what it tells runctl while it works. Standard library alone.
+
+::
+
+    from runctl.client import run
+
+    state = run.resumed()          # None at first, else the data of the last checkpoint
+    ...
+    run.checkpoint(b"step 3")      # what was written before is kept, this far nothing is repeated
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import time
+
+from ..protocol.errors import BadRequest, Unavailable
+
+#: How long a daemon that restarts is waited for, seconds.
+WAIT = 60.0
+PAUSE, LONGEST_PAUSE = 0.05, 0.5
+
+
+class NotInside(BadRequest):
+    """This program is not inside a run of runctl."""
+
+
+def resumed() -> bytes | None:
+    """The data of the run's last checkpoint, when this attempt continues behind it; None when
+    the work begins. Raises OSError."""
+    if not os.environ.get("RUNCTL_RESUME"):
+        return None
+    with open(os.environ["RUNCTL_CHECKPOINT_FILE"], "rb") as file:
+        return file.read()
+
+
+def checkpoint(data: bytes | str = b"", *, wait: float = WAIT) -> None:
+    """Store ``data``, at most 64 KiB, from which the work can go on, with all output that was
+    written before: flush it first. Both are durable when this returns, so that an attempt
+    after an interruption continues here.
+
+    ``wait``: for how many seconds a daemon that restarts is waited for.
+
+    Raises: NotInside; BadRequest, the data is too large; Unavailable, nobody answered in time,
+    and it may have been stored.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    _ask(b"CHECKPOINT " + base64.b64encode(content), wait)
+
+
+def _ask(line: bytes, wait: float) -> None:
+    path = os.environ.get("RUNCTL_SOCKET")
+    if not path:
+        raise NotInside("not inside a run: RUNCTL_SOCKET is not set")
+    end, pause = time.monotonic() + wait, PAUSE
+    while True:
+        try:
+            answer = _ask_once(path, line)
+        except OSError as error:
+            why = error.strerror or str(error)
+        else:
+            if answer == "OK":
+                return
+            if answer:
+                raise BadRequest(answer.removeprefix("ERROR "))
+            why = "it went away"
+        if time.monotonic() + pause > end:
+            raise Unavailable(f"runctld did not answer within {wait:g} s ({why})")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _ask_once(path: str, line: bytes) -> str:
+    """Its answer, "" when it went away before."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(path)
+        connection.sendall(line + b"\n")
+        found = b""
+        while not found.endswith(b"\n"):
+            more = connection.recv(4096)
+            if not more:
+                return ""
+            found += more
+    return found.decode(errors="replace").strip()
