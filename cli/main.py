@@ -45,6 +45,7 @@ VERBS = {
     "retry": ("commands.retry", "retry"),
     "purge": ("commands.purge", "purge"),
     "status": ("commands.status", "status"),
+    "session": ("commands.session", "session"),
     "checkpoint": ("commands.checkpoint", "checkpoint"),
     "restart": ("commands.restart", "restart"),
     "doctor": ("commands.doctor", "doctor"),

@@ -44,8 +44,14 @@ class RunState:
         out.append(Reset(self.run, attempt, executor, tty))
 
     def _apply_continue(self, record: records.Continue, out: list[Event]) -> None:
-        if record.attempt <= self.attempt:
-            return
+        if record.attempt > self.attempt:
+            self._begin_continued(record, out)
+        if record.chunks:  # also when it was seen already: those that were not come out
+            self._apply_chunks(
+                records.Chunks(record.attempt, record.after + 1, record.at, record.chunks), out
+            )
+
+    def _begin_continued(self, record: records.Continue, out: list[Event]) -> None:
         after = record.after
         if self.attempt and self._base in (None, record.base):
             self._skip_to(after + 1, out)

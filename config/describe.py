@@ -8,6 +8,7 @@ from typing import Any
 
 from .integrations import shown_target
 from .keys import Argv, Environment, Key, Seconds, Section, Size, Url, entries
+from .runner_schema import RESUME_PROMPT
 from .schema import ChatRunner, CommandRunner, Config, Database, Hooks, Nats
 from .secrets import HIDDEN, Masker, hide_in_urls, hide_secrets
 from .typed_table import quote
@@ -64,8 +65,13 @@ def _show_section(section: Section, hide: Callable[[str], str]) -> dict[str, Any
             )
             shown["headers"] = dict.fromkeys(section.headers, HIDDEN) or None
             shown["env"] = shown["env"] or None
-        case CommandRunner(argv=()):
-            shown["args"] = None
+        case CommandRunner():
+            if not section.argv:
+                shown["args"] = None
+            for key in ("next_argv", "resume_argv"):
+                shown[key] = shown[key] or None
+            if section.resume_prompt == RESUME_PROMPT:
+                shown["resume_prompt"] = None
         case ChatRunner(kind=kind):
             shown = {"kind": kind, **shown}
     return shown

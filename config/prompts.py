@@ -15,7 +15,7 @@ from pathlib import PurePath
 
 from .schema import CommandRunner, Config
 
-PROMPT = "{prompt}"
+PROMPT, SESSION, THREAD, RUN = "{prompt}", "{session}", "{thread}", "{run}"
 #: What a runner's argv should hold instead.
 SAFE = 'write "--", "{prompt}" or "--NAME={prompt}", or leave {prompt} out: it then goes to stdin'
 
@@ -113,58 +113,81 @@ def refusal(runner: CommandRunner, prompt: str | None, args: Sequence[str]) -> s
             f"runner {name!r} takes no arguments: submit a prompt, or set args = true for it"
             " where every submitter may use every option of its command"
         )
-    if not takes_prompt(runner.argv):
+    for key, argv in commands(runner):
+        if not takes_prompt(argv):
+            continue
+        if prompt is None:
+            return f"runner {name!r} needs a prompt: runctl submit THREAD --runner {name} PROMPT"
+        if not prompt.strip():
+            return f"the prompt is empty, and runner {name!r} passes it as an argument: write one"
+        for index, lead in _leads(argv):
+            if lead:
+                return (
+                    f"{key}[{index}] of runner {name!r} makes an option's name of the prompt;"
+                    f" change it: {SAFE}"
+                )
+            if prompt.startswith("-"):
+                return (
+                    'the prompt begins with "-", which the command would take for an option:'
+                    f' begin it with something else, or have "--", "{PROMPT}" in the {key} of'
+                    f" runner {name!r}"
+                )
+    return None
+
+
+def thread_refusal(runner: CommandRunner, thread: str) -> str | None:
+    """Why ``runner`` is not given the name of ``thread``, in one line; None if it is."""
+    if not thread.startswith("-"):
         return None
-    if prompt is None:
-        return f"runner {name!r} needs a prompt: runctl submit THREAD --runner {name} PROMPT"
-    if not prompt.strip():
-        return f"the prompt is empty, and runner {name!r} passes it as an argument: write one"
-    for index, lead in _leads(runner.argv):
-        if lead:
+    for key, argv in commands(runner):
+        if any(not lead for _, lead in _leads(argv, THREAD)):
             return (
-                f"argv[{index}] of runner {name!r} makes an option's name of the prompt;"
-                f" change it: {SAFE}"
-            )
-        if prompt.startswith("-"):
-            return (
-                'the prompt begins with "-", which the command would take for an option: begin'
-                f' it with something else, or have "--", "{PROMPT}" in the argv of runner {name!r}'
+                f'the thread\'s name begins with "-", and {key} of runner {runner.name!r} passes it'
+                " as an argument of its own: choose another name"
             )
     return None
+
+
+def commands(runner: CommandRunner) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(key, argv) of each command that ``runner`` may run."""
+    for key in ("argv", "next_argv", "resume_argv"):
+        if argv := getattr(runner, key):
+            yield key, argv
 
 
 def warnings(config: Config) -> Iterator[tuple[str, str, str]]:
     """(runner's name, what a prompt could become in its argv, what to do about it)."""
     for name, runner in config.runners.items():
         if isinstance(runner, CommandRunner):
-            for said, fix in _warnings(runner.argv):
-                yield name, said, fix
+            for key, argv in commands(runner):
+                for said, fix in _warnings(key, argv):
+                    yield name, said, fix
 
 
-def _warnings(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _warnings(key: str, argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     if argv and PROMPT in argv[0]:
-        yield "a prompt chooses the program", "name the program in argv[0]"
+        yield "a prompt chooses the program", f"name the program in {key}[0]"
     for index, lead in _leads(argv):
         yield (
             (
-                f"argv[{index}] makes an option's name of the prompt: all prompts are refused"
+                f"{key}[{index}] makes an option's name of the prompt: all prompts are refused"
                 if lead
-                else f'argv[{index}] is the prompt alone: one that begins with "-" is refused'
+                else f'{key}[{index}] is the prompt alone: one that begins with "-" is refused'
             ),
             SAFE,
         )
     for index, program in _code(argv):
         yield (
-            f"argv[{index}] has a prompt run as code by {program}",
+            f"{key}[{index}] has a prompt run as code by {program}",
             'pass it as an argument: ["sh", "-c", "my-agent -- \\"$1\\"", "--", "{prompt}"],'
             " or on stdin",
         )
 
 
-def _leads(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _leads(argv: Sequence[str], what: str = PROMPT) -> Iterator[tuple[int, str]]:
     """(index, what stands before the prompt) where a prompt could become an option."""
     for index, part in enumerate(argv):
-        lead, found, _ = part.partition(PROMPT)
+        lead, found, _ = part.partition(what)
         if index and part == "--":
             return
         if index and found and (not lead or _NAME.fullmatch(lead)):

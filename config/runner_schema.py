@@ -48,9 +48,18 @@ class Limits(Section, frozen=True):
     files: Annotated[int | None, Whole("Open files of each process.", least=8, most=2**30)] = None
 
 
+#: What a resumed agent is told, by default: it may not have its task, and not know what it did.
+RESUME_PROMPT = (
+    "You were interrupted. A command may have run whose result you cannot see: check before you"
+    " repeat it. Then finish: {prompt}"
+)
+
+
 class CommandRunner(Section, frozen=True):
     """A process. ``argv`` empty: given at submit time. "{prompt}" in an element is
-    replaced by the prompt; without it the prompt goes to stdin. ``args``: submitters may add
+    replaced by the prompt; without it the prompt goes to stdin. ``next_argv`` and
+    ``resume_argv``, empty for none, go on with the thread's ``session``: "uuid", or "json:" and
+    where it stands in a line of the command's output. ``args``: submitters may add
     arguments to ``argv``. ``cwd`` None: the home directory of whom the run is of. ``tty``: it
     runs on a terminal of its own. ``merge_output``: stdout and stderr are one pipe.
     ``leftovers``: whether what has left a run's session ends with it, or goes on until the
@@ -69,6 +78,41 @@ class CommandRunner(Section, frozen=True):
             default="given with each submit",
         ),
     ] = ()
+    next_argv: Annotated[
+        tuple[str, ...],
+        Argv(
+            "The command of later runs of a thread, once it has a session.",
+            default="`resume_argv`, or else `argv`",
+        ),
+    ] = ()
+    resume_argv: Annotated[
+        tuple[str, ...],
+        Argv(
+            "The command of a run that was interrupted, once its thread has a session.",
+            default="`next_argv`, or else the run starts over",
+        ),
+    ] = ()
+    resume_prompt: Annotated[
+        str,
+        Text(
+            "What that is told; `{prompt}` is replaced by the prompt.",
+            default="that it was interrupted, and the prompt",
+        ),
+    ] = RESUME_PROMPT
+    session: Annotated[
+        str | None,
+        Own(
+            "Where `{session}` comes from: made by runctl, or read from the command's output.",
+            form='`"uuid"`, or `{ json = "KEY.KEY" }`',
+            default="no session",
+        ),
+    ] = None
+    session_missing: Annotated[
+        str | None,
+        Text(
+            "What the command says on stderr, and nothing on stdout, when it has no such session."
+        ),
+    ] = None
     args: Annotated[
         bool, Flag("Whether submitters may add arguments, and with them any option.")
     ] = False

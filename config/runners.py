@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .accounts import find_account, read_user
 from .keys import names_of
+from .prompts import SESSION
 from .read_keys import RUNNER_KINDS, read_keys
 from .schema import ChatRunner, CommandRunner, Limits, Runner
 from .typed_table import Table
@@ -53,6 +54,8 @@ def _read_command(name: str, table: Table) -> CommandRunner:
             " in argv, or remove args",
         )
     values["args"] = values.get("args", False) and bool(argv)  # without argv it goes without saying
+    session = _read_session(table)
+    _check_placeholders(table, values, session)
     user, group = read_user(table)
     return CommandRunner(
         name,
@@ -61,6 +64,7 @@ def _read_command(name: str, table: Table) -> CommandRunner:
         group=group,
         limits=Limits(**read_keys(Limits, table.table("limits"))),
         account=None if user is None else find_account(table, user, group),
+        session=session,
         **values,
     )
 
@@ -70,6 +74,32 @@ def _read_cwd(table: Table, closed: bool) -> Path | Literal["submitter"] | None:
     if table.values.get("cwd", None if closed else "submitter") == "submitter":
         return "submitter"
     return table.path("cwd")
+
+
+def _read_session(table: Table) -> str | None:
+    value = table.values.get("session")
+    if isinstance(value, dict) and set(value) == {"json"} and isinstance(value["json"], str):
+        value = f"json:{value['json']}"
+    if value is None or value == "uuid":
+        return value
+    if isinstance(value, str) and re.fullmatch(r"json:[^.\s]+(\.[^.\s]+)*", value):
+        return value
+    table.mismatch("session", '"uuid", or { json = "KEY" }, with dots between nested keys')
+
+
+def _check_placeholders(table: Table, values: dict[str, Any], session: str | None) -> None:
+    argv = values.get("argv", ())
+    for key in ("next_argv", "resume_argv"):
+        if values.get(key) and not argv:
+            table.fail(key, "needs an argv, for the first run of a thread: add it, or remove this")
+    if session is not None and not argv:
+        table.fail("session", "needs an argv: a submitter's own command has no session")
+    if session is None:
+        for key in ("argv", "next_argv", "resume_argv"):
+            if any(SESSION in part for part in values.get(key, ())):
+                table.fail(key, f'holds {SESSION}: say where it comes from, session = "uuid"')
+    if session is None and values.get("session_missing") is not None:
+        table.fail("session_missing", "there is no session: add one, or remove this")
 
 
 def _read_chat(name: str, table: Table) -> ChatRunner:

@@ -117,7 +117,41 @@ class Resize(msgspec.Struct, tag="resize", tag_field="verb", forbid_unknown_fiel
     rows: int
 
 
-Request = Submit | List | Locate | Abort | Purge | Show | Retry | StatusRequest | Resize | Restart
+class Session(msgspec.Struct, tag="session", tag_field="verb", forbid_unknown_fields=True):
+    """By which names agents know the conversation of ``thread``. ``forget``: they begin another
+    one with its next run."""
+
+    thread: str
+    forget: bool = False
+
+
+Request = (
+    Submit
+    | List
+    | Locate
+    | Abort
+    | Purge
+    | Show
+    | Retry
+    | StatusRequest
+    | Resize
+    | Restart
+    | Session
+)
+
+
+class ThreadSession(msgspec.Struct):
+    """``session``: its name there. ``made_at``: when it was stored, RFC 3339 UTC."""
+
+    runner: str
+    session: str
+    made_at: str
+
+
+class Sessions(msgspec.Struct, tag="sessions", tag_field="reply"):
+    """Those that there are, or were until they were forgotten."""
+
+    sessions: list[ThreadSession] = []
 
 
 class Submitted(msgspec.Struct, tag="submitted", tag_field="reply"):
@@ -175,7 +209,7 @@ class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
 class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
     """``spec`` holds argv or prompt, cwd and retry_of as submitted. ``output``: see
     ``RunRow``; only of ``Show``. ``waits_for``: in words, the run before it, or processes of
-    its own that cannot be ended."""
+    its own that cannot be ended. ``session``: by which name its agent knows the thread."""
 
     run: Run
     argv: list[str] = []
@@ -184,6 +218,7 @@ class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
     retry_of: str | None = None
     output: Output | None = None
     waits_for: str | None = None
+    session: str | None = None
 
 
 def details_json(details: RunDetails) -> dict[str, object]:
@@ -196,6 +231,7 @@ def details_json(details: RunDetails) -> dict[str, object]:
         "cwd": details.cwd,
         "retry_of": details.retry_of,
         "waits_for": details.waits_for,
+        "session": details.session,
     }
 
 
@@ -322,6 +358,7 @@ Reply = (
     | Resized
     | DaemonStatus
     | Restarting
+    | Sessions
     | Problem
 )
 

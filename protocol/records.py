@@ -67,8 +67,9 @@ class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
 
 class Continue(msgspec.Struct, frozen=True, tag="continue", tag_field="t"):
     """Attempt ``attempt`` goes on behind chunk ``after``: what earlier ones wrote up to there is
-    valid, and void beyond. Its first chunk is ``after + 1``. ``total``: bytes of output up to
-    there. ``base``: the attempt whose reset all of that followed."""
+    valid, and void beyond. Its first chunk is ``after + 1``: the first of ``chunks``, which
+    repeat what is valid of a record that is not valid as a whole. ``total``: bytes of output up
+    to ``after``. ``base``: the attempt whose reset all of that followed."""
 
     run: str
     attempt: int
@@ -78,6 +79,7 @@ class Continue(msgspec.Struct, frozen=True, tag="continue", tag_field="t"):
     tty: bool = False
     total: int = 0
     base: int = 1
+    chunks: list[Chunk] = []
     v: int = 2
 
 
@@ -169,7 +171,7 @@ class Summary(msgspec.Struct, frozen=True):
     """What a record says without its content. ``chunks``: how many there are with it; of a
     "continue", how many are valid before it. ``status``: of an "end", how the run ended.
     ``total``: of a "chunk" or a "continue", as in those. ``checkpoint``: it holds one.
-    ``base``: of a "continue"."""
+    ``base``: of a "continue", and ``own`` how many chunks it holds."""
 
     kind: Literal["reset", "continue", "chunk", "end"]
     attempt: int
@@ -178,6 +180,7 @@ class Summary(msgspec.Struct, frozen=True):
     total: int = 0
     checkpoint: bool = False
     base: int = 0
+    own: int = 0
 
 
 def summary(record: Record) -> str:
@@ -190,7 +193,10 @@ def summary(record: Record) -> str:
         mark = "" if record.checkpoint is msgspec.UNSET else f" {_CHECKPOINT}"
         return f"chunk {record.attempt} {last} {record.total}{mark}"
     if isinstance(record, Continue):
-        return f"continue {record.attempt} {record.after} {record.total} {record.base}"
+        return (
+            f"continue {record.attempt} {record.after} {record.total} {record.base}"
+            f" {len(record.chunks)}"
+        )
     return f"end {record.attempt} {record.chunks} {record.outcome.status}"
 
 
@@ -216,7 +222,10 @@ def read_summary(text: str) -> Summary:
         marked = after[:1] == [_CHECKPOINT]
         return Summary("chunk", numbers[0], numbers[1], total=total, checkpoint=marked)
     if kind == "continue" and len(numbers) >= 4:
-        return Summary("continue", numbers[0], numbers[1], total=numbers[2], base=numbers[3])
+        own = numbers[4] if len(numbers) > 4 else 0
+        return Summary(
+            "continue", numbers[0], numbers[1], total=numbers[2], base=numbers[3], own=own
+        )
     if kind == "end" and len(numbers) == 2 and after and _WORD.fullmatch(after[0]):
         return Summary("end", numbers[0], numbers[1], after[0])
     raise ValueError(f"not a record's summary: {text[:80]!r}")

@@ -59,7 +59,7 @@ while step < steps:
 
 
 def valid(watch: Watch) -> str:
-    """What the watcher takes for the output, by what it was told."""
+    """What the watcher takes for the output on stdout, by what it was told."""
     chunks: list[dict[str, Any]] = []
     for event in list(watch.events):
         if event["type"] == "reset":
@@ -69,7 +69,7 @@ def valid(watch: Watch) -> str:
         elif event["type"] == "chunk":
             assert event["seq"] == len(chunks) + 1
             chunks.append(event)
-    return "".join(x["data"] for x in chunks)
+    return "".join(x["data"] for x in chunks if x["stream"] != "stderr")
 
 
 def output(steps: int) -> str:

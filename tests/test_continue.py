@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,8 @@ async def store_checkpoint(attempt: Writer, data: bytes) -> None:
 
 
 async def go_on(streams: Streams, writer: Writer) -> Outcome | Place | None:
-    return await writer.go_on(await streams.find_place(_subject(writer.run)))
+    find = partial(streams.find_place, _subject(writer.run))
+    return await writer.go_on(find, await find())
 
 
 async def test_without_a_checkpoint_nothing_goes_on(nats_server: str) -> None:

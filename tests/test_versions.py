@@ -69,6 +69,7 @@ def test_records_of_a_newer_version_say_so(name: str) -> None:
         ("end 2 20 succeeded", records.Summary("end", 2, 20, "succeeded")),
         ("chunk 2 9 4712 checkpoint", records.Summary("chunk", 2, 9, total=4712, checkpoint=True)),
         ("continue 3 9 4712 2", records.Summary("continue", 3, 9, total=4712, base=2)),
+        ("continue 3 9 4712 2 5", records.Summary("continue", 3, 9, total=4712, base=2, own=5)),
         ("continue 3 9 4712 2 more", records.Summary("continue", 3, 9, total=4712, base=2)),
         ("reset 2 then more", records.Summary("reset", 2)),
         ("chunk 1 154 20480 then more", records.Summary("chunk", 1, 154, total=20480)),

@@ -62,6 +62,7 @@ def show(app: App, run_id: str) -> None:
         ("error", row.error),
         ("note", row.note),
         ("waits for", details.waits_for),
+        ("session", details.session),
         ("output", _OUTPUT.get(details.output or "")),
     ]
     render.fields((key, value) for key, value in pairs if value is not None)

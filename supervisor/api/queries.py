@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from ...config.schema import CommandRunner
 from ...protocol import messages, subjects
 from ...protocol.errors import BadRequest, NotFound
 from ...protocol.model import Run, RunSpec, Status, ThreadRow, check_thread, is_run_id
@@ -105,7 +106,10 @@ async def show(c: Context, r: messages.Show) -> messages.Reply:
     details = await read_details(c, await find_beginning(c, r.run) if r.prefix else r.run)
     subject = subjects.out_subject(details.run.thread, details.run.run)
     (output,) = await c.stored.outputs([subject])
-    return msgspec.structs.replace(details, output=output)
+    runner, name = c.settings.runners.get(details.run.runner), None
+    if isinstance(runner, CommandRunner) and runner.session is not None:
+        name = await c.durable.sessions.find(details.run.thread, runner.name)
+    return msgspec.structs.replace(details, output=output, session=name)
 
 
 async def find_beginning(c: Context, beginning: str) -> str:

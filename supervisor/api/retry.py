@@ -24,7 +24,7 @@ async def retry(c: Context, r: messages.Retry) -> messages.Reply:
             f"run {r.run} is {run.status}; only failed, aborted or dead runs can be retried"
         )
     if (runner := c.settings.runners.get(spec.runner)) is not None:
-        check_work(c, runner, spec.prompt, spec.argv)
+        check_work(c, runner, spec.thread, spec.prompt, spec.argv)
         if not takes_directory(runner):
             spec = msgspec.structs.replace(spec, cwd=None)
     if spec.runner == NO_RUNNER:

@@ -23,6 +23,7 @@ from .request_lanes import MIB, Bounds, Lane, client_of
 from .resize import resize
 from .restart import restart
 from .retry import retry
+from .session import session
 from .status import status
 from .submit import submit
 
@@ -44,6 +45,7 @@ VERBS: dict[type, Callable[[Context, Any], Awaitable[messages.Reply]]] = {
     messages.StatusRequest: status,
     messages.Resize: resize,
     messages.Restart: restart,
+    messages.Session: session,
 }
 #: Between two lines in the log that say that a verb is busy, seconds.
 SELDOM = 60.0
@@ -60,6 +62,7 @@ BOUNDS = {
     "retry": Bounds(8, 512, 256, 4 * MIB, MIB),
     "status": READS,
     "resize": READS,
+    "session": Bounds(4, 512, 128, 4 * MIB, MIB),
     "restart": Bounds(1, 8, 8, MIB, MIB),
 }
 #: What is asked of one executor, by its name.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ...config.prompts import refusal
+from ...config.prompts import refusal, thread_refusal
 from ...config.schema import Runner
 from ...config.submitters import takes_directory
 from ...protocol import messages, subjects
@@ -46,7 +46,7 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
         raise BadRequest(f"runner {name!r} is a chat and needs a prompt")
     if runner.kind == "chat" and r.on_interrupt == "continue":
         raise BadRequest(f"runner {name!r} is a chat, which cannot continue: restart, or fail")
-    check_work(c, runner, r.prompt, r.argv)
+    check_work(c, runner, thread, r.prompt, r.argv)
     if len((r.cwd or "").encode(errors="replace")) > MAX_CWD_BYTES:
         raise BadRequest(f"cwd is longer than {MAX_CWD_BYTES} bytes; submit from elsewhere")
     if r.cwd is not None and not r.cwd.startswith("/"):
@@ -67,8 +67,13 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
     return await enqueue(c, spec, fresh=fresh)
 
 
-def check_work(c: Context, runner: Runner, prompt: str | None, argv: Sequence[str]) -> None:
-    if runner.kind == "command" and (reason := refusal(runner, prompt, argv)) is not None:
+def check_work(
+    c: Context, runner: Runner, thread: str, prompt: str | None, argv: Sequence[str]
+) -> None:
+    if runner.kind != "command":
+        return
+    reason = refusal(runner, prompt, argv) or thread_refusal(runner, thread)
+    if reason is not None:
         raise BadRequest(reason)
 
 

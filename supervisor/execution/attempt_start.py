@@ -45,10 +45,11 @@ async def open_output(
     end = (await streams.tail(subject)).record
     if isinstance(end, End):
         return Start(adopted=await writer.open())
-    place = await streams.find_place(subject) if work.may_continue(live, runner) else None
+    find = partial(streams.find_place, subject, line=await work.has_session(live, runner))
+    place = await find() if work.may_continue(live, runner) else None
     if (refused := work.refuse(live, runner, place.attempt if place else 0)) is not None:
         return Start(refused=refused)
-    there = await writer.go_on(place)
+    there = await writer.go_on(find, place)
     if isinstance(there, Place):
         log.info("the attempt continues after chunk %d", there.after)
         resumption = Resumption(there.checkpoint, partial(streams.read_valid, there))

@@ -18,6 +18,7 @@ from ..output.writer import Writer
 from ..processes.keeper_client import Keeper
 from ..processes.terminal_size import Window
 from ..queue.engine import Durable
+from ..queue.session_rows import SessionRows
 from .registry import Live
 from .runners.protocol import Remains, Resumption, Runner, Surroundings, Turn
 from .settings import Settings
@@ -58,6 +59,16 @@ class Work:
         if live.attempt == 1 or runner is None or not isinstance(runner[0], CommandRunner):
             return False
         return _find_policy(live, runner) == "continue"
+
+    async def has_session(self, live: Live, runner: tuple[RunnerConfig, Runner] | None) -> bool:
+        """Whether the run's agent can go on with a session of its thread."""
+        if runner is None or not isinstance(runner[0], CommandRunner):
+            return False
+        resumes = runner[0].resume_argv or runner[0].next_argv
+        return bool(resumes) and await self._sessions_of(live.spec).find() is not None
+
+    def _sessions_of(self, spec: RunSpec) -> ThreadSession:
+        return ThreadSession(self._durable.sessions, spec.thread, spec.runner)
 
     def refuse(
         self, live: Live, runner: tuple[RunnerConfig, Runner] | None, since: int
@@ -109,6 +120,8 @@ class Work:
             *(live.window, writer.watch_stored, None, writer.began),
             checkpoint=writer.checkpoint,
             resumption=resumption,
+            sessions=self._sessions_of(spec),
+            begin_anew=writer.begin_anew,
         )
         return await self._run(live, writer, runner, around)
 
@@ -126,7 +139,10 @@ class Work:
             config = CommandRunner(live.spec.runner)
             runner = config, self._settings.make_runner(config)
         around = Surroundings(
-            *(live.window, writer.watch_stored, found, writer.began), checkpoint=writer.checkpoint
+            *(live.window, writer.watch_stored, found, writer.began),
+            checkpoint=writer.checkpoint,
+            sessions=self._sessions_of(live.spec),
+            begin_anew=writer.begin_anew,
         )
         return await self._run(live, writer, runner, around)
 
@@ -176,6 +192,24 @@ class Work:
     def make_internal_error(self, error: Exception) -> Outcome:
         words = self._hide(f"{type(error).__name__}: {error}")
         return Outcome(Status.FAILED, error=one_line(f"internal error: {words}"))
+
+
+class ThreadSession:
+    """The session of one thread with one runner."""
+
+    def __init__(self, rows: SessionRows, thread: str, runner: str) -> None:
+        self._rows = rows
+        self._thread = thread
+        self._runner = runner
+
+    async def find(self) -> str | None:
+        return await self._rows.find(self._thread, self._runner)
+
+    async def store(self, name: str) -> None:
+        await self._rows.store(self._thread, self._runner, name)
+
+    async def forget(self) -> None:
+        await self._rows.forget(self._thread, self._runner)
 
 
 def _find_policy(live: Live, runner: tuple[RunnerConfig, Runner] | None) -> str | None:

@@ -1,9 +1,9 @@
 """Where the next attempt of a run can go on: behind the last checkpoint that is stored of it.
 
-What a dead attempt wrote behind its checkpoint is void. Those records are deleted one by one,
-then a ``continue`` goes behind the last valid one; so whoever comes late reads valid output
-alone. When a crash comes between the two, or messages may not be deleted, the next
-attempt finds void records in front of a ``continue``, and passes them over.
+What a dead attempt wrote behind its checkpoint is void. A ``continue`` record says so, and then
+the void ones are deleted one by one; so whoever comes late reads valid output alone. When a
+crash comes between the two, or messages may not be deleted, the next attempt finds void
+records in front of a ``continue``, and passes them over.
 """
 
 from __future__ import annotations
@@ -13,34 +13,36 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ...protocol.errors import Unavailable
-from ...protocol.records import Chunks, Summary
+from ...protocol.records import Chunk, Chunks, Continue, Reset, Summary
 from .inventory import Last, Stored
 
 log = logging.getLogger("runctld.stream")
 
+#: Records whose contents are searched for the end of a line.
+MOST_LOOKED_AT = 32
+
 
 class Place(NamedTuple):
     """``after``: the last valid chunk. ``total``: bytes of output up to there. ``base``: the
-    attempt whose reset all of it follows. ``checkpoint``: what ``attempt`` has stored there.
-    ``valid``: stream sequences of the records up to there, ``void`` of those behind it. ``last``:
-    the last of all that was looked at."""
+    attempt whose reset all of it follows. ``checkpoint``: what ``attempt`` has stored there; None
+    and 0, when it is but the end of a line. ``valid``: stream sequences of the records up to
+    there, ``void`` of those behind it. ``last``: the last of all that was looked at. ``chunks``:
+    what is valid of the first void one."""
 
     after: int
     total: int
     base: int
     attempt: int
-    checkpoint: bytes
+    checkpoint: bytes | None
     valid: list[int]
     void: list[int]
     last: int
+    chunks: list[Chunk]
 
 
 async def find_place(stored: Stored, subject: str) -> Place | None:
     """None: no checkpoint is stored. Raises Unavailable."""
-    records: list[Last] = []
-    async with stored.lasts(subject, "all") as found:
-        while batch := await found.next():
-            records += batch
+    records = await _read_summaries(stored, subject)
     valid = find_valid(records)
     marked = [x for x in valid if x.summary is not None and x.summary.checkpoint]
     while marked:
@@ -56,8 +58,70 @@ async def find_place(stored: Stored, subject: str) -> Place | None:
                 [x.sequence for x in valid if x.sequence <= last.sequence],
                 [x.sequence for x in records if x.sequence > last.sequence],
                 records[-1].sequence,
+                [],
             )
     return None
+
+
+async def find_line_end(stored: Stored, subject: str) -> Place | None:
+    """Behind the last complete line on stdout; behind everything, where nothing is on stdout, or
+    no end of a line among the last ``MOST_LOOKED_AT`` records. None: nothing is stored. Raises
+    Unavailable."""
+    records = await _read_summaries(stored, subject)
+    valid = find_valid(records)
+    if not valid:
+        return None
+    latest = valid[-MOST_LOOKED_AT:]
+    found = await stored.read([x.sequence for x in latest])
+    behind = False  # whether a line without its end is behind what is looked at
+    for at in range(len(latest) - 1, -1, -1):
+        record = found[at]
+        if not isinstance(record, Chunks | Continue):
+            if behind and isinstance(record, Reset):
+                return _place(records, valid, latest[at].sequence, 0, 0, [])
+            continue
+        for index in range(len(record.chunks) - 1, -1, -1):
+            chunk = record.chunks[index]
+            end = chunk.data.rfind(b"\n") + 1
+            if chunk.stream == "stderr" or not (behind or chunk.data):
+                continue
+            if end == len(chunk.data) and not behind:
+                return _place_behind_all(records, valid)
+            behind = True
+            if end:
+                kept = [*record.chunks[:index], Chunk(chunk.stream, chunk.data[:end])]
+                first = record.seq if isinstance(record, Chunks) else record.after + 1
+                total = record.total
+                if isinstance(record, Chunks):
+                    total -= sum(len(x.data) for x in record.chunks)
+                before = latest[at].sequence - 1
+                return _place(records, valid, before, first - 1, total, kept)
+    return _place_behind_all(records, valid)
+
+
+def _place_behind_all(records: list[Last], valid: list[Last]) -> Place:
+    said = valid[-1].summary
+    assert said is not None
+    after = said.chunks + said.own
+    return _place(records, valid, valid[-1].sequence, after, said.total, [])
+
+
+def _place(
+    records: list[Last], valid: list[Last], sequence: int, after: int, total: int, kept: list[Chunk]
+) -> Place:
+    """``sequence``: what is stored up to there stays, as far as it is valid."""
+    stay = [x.sequence for x in valid if x.sequence <= sequence]
+    void = [x.sequence for x in records if x.sequence not in set(stay)]
+    base = _find_base(valid)
+    return Place(after, total, base, 0, None, stay, void, records[-1].sequence, kept)
+
+
+async def _read_summaries(stored: Stored, subject: str) -> list[Last]:
+    records: list[Last] = []
+    async with stored.lasts(subject, "all") as found:
+        while batch := await found.next():
+            records += batch
+    return records
 
 
 def find_valid(records: Iterable[Last]) -> list[Last]:
@@ -76,7 +140,7 @@ def find_valid(records: Iterable[Last]) -> list[Last]:
 
 
 def _stays(summary: Summary | None, after: int) -> bool:
-    return summary is not None and summary.chunks <= after
+    return summary is not None and summary.chunks + summary.own <= after
 
 
 def _find_base(valid: list[Last]) -> int:

@@ -33,7 +33,7 @@ from ...protocol.records import (
 from ...protocol.subjects import MAX_RECORD_BYTES, out_subject
 from ..host.metrics import Meters
 from .backpressure import Backpressure
-from .continuation import Place, find_place, remove_void
+from .continuation import Place, find_line_end, find_place, remove_void
 from .inventory import Stored
 from .stream_life import StreamLife
 from .tail import Tail, read_tail
@@ -215,11 +215,15 @@ class Streams:
                     await self._stuck()
                 return found
 
-    async def find_place(self, subject: str) -> Place | None:
-        """Where the next attempt can go on; waits while NATS is away, or the stream is."""
+    async def find_place(self, subject: str, *, line: bool = False) -> Place | None:
+        """Where the next attempt can go on: behind a checkpoint, or with ``line`` else behind a
+        line. Waits while NATS is away, or the stream is."""
         while True:
             try:
-                return await find_place(self._stored, subject)
+                place = await find_place(self._stored, subject)
+                if place is None and line:
+                    place = await find_line_end(self._stored, subject)
+                return place
             except Unavailable as error:
                 log.debug("%s: %s", subject, error)
                 await self.life.check()
@@ -230,8 +234,9 @@ class Streams:
         """The output up to there, some at a time. Raises Unavailable."""
         for at in range(0, len(place.valid), READ_AT_ONCE):
             for record in await self._stored.read(place.valid[at : at + READ_AT_ONCE]):
-                if isinstance(record, Chunks):
+                if isinstance(record, Chunks | Continue):
                     yield b"".join(chunk.data for chunk in record.chunks)
+        yield b"".join(chunk.data for chunk in place.chunks)
 
     async def remove_void(self, place: Place) -> None:
         """What cannot be deleted stays, and is passed over."""
@@ -366,5 +371,5 @@ class Streams:
 
 def _count(record: Record | None) -> int:
     if isinstance(record, Continue):
-        return record.after
+        return record.after + len(record.chunks)
     return record.seq + len(record.chunks) - 1 if isinstance(record, Chunks) else 0

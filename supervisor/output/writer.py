@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import trio
@@ -108,10 +108,12 @@ class Writer:
             await self._streams.life.check()
             await self._streams.life.wait_until_fit()
 
-    async def go_on(self, place: Place | None) -> Outcome | Place | None:
-        """Continue behind the last checkpoint of an earlier attempt, where that is. ``place``:
-        where it was when one looked. None when there is none any more, and nothing was done.
-        An outcome, when the run's end is stored already. Raises Fenced."""
+    async def go_on(
+        self, find: Callable[[], Awaitable[Place | None]], place: Place | None
+    ) -> Outcome | Place | None:
+        """Continue where ``find`` says. ``place``: what it has said a moment ago. None when there
+        is none any more, and nothing was done. An outcome, when the run's end is stored
+        already. Raises Fenced."""
         self.began = time.time()
         record: Continue | None = None
         while place is not None:
@@ -125,25 +127,25 @@ class Writer:
                 if last is not None and last.attempt >= self._attempt:
                     why = f"attempt {last.attempt} is already in the stream"
                     raise self._chain.fenced(why, last.attempt)
-                await self._streams.remove_void(place)
-                tail = await self._streams.tail(self._subject)
                 if tail.sequence > place.last:  # the dead one's last words came meanwhile
-                    place = await self._streams.find_place(self._subject)
+                    place = await find()
                     continue
                 record = Continue(
                     *(self.run, self._attempt, place.after, self.began, self._executor),
-                    *(self._tty, place.total, place.base),
+                    *(self._tty, place.total, place.base, place.chunks),
                 )
                 done = await self._streams.publish(self._subject, record, tail.sequence)
             else:
                 done = tail.sequence
             if done is not None:
                 self._chain.begin(record, done, life)
-                self._seq, self._total = place.after, place.total
+                self._seq = place.after + len(place.chunks)
+                self._total = place.total + sum(len(chunk.data) for chunk in place.chunks)
+                await self._streams.remove_void(place)
                 return place
             await self._streams.life.check()
             await self._streams.life.wait_until_fit()
-            place = await self._streams.find_place(self._subject)
+            place = await find()
         return None
 
     async def adopt(self, at: float) -> Outcome | dict[StreamName, int]:
@@ -171,7 +173,8 @@ class Writer:
             if isinstance(last, Chunks) and ours:
                 seq, total, of = last.seq + len(last.chunks) - 1, last.total, last.of
             elif isinstance(last, Continue) and ours:
-                seq, total = last.after, last.total
+                seq = last.after + len(last.chunks)
+                total = last.total + sum(len(chunk.data) for chunk in last.chunks)
             fence = Chunks(self._attempt, seq + 1, time.time(), [], total, of)
             record = fence if ours else reset
             done = await self._streams.publish(
@@ -215,6 +218,13 @@ class Writer:
         self._pending.append(mark)
         self._changed.set()
         await mark.stored.wait()
+
+    async def begin_anew(self) -> None:
+        """What is appended from here on comes of other pipes: none of that is stored yet."""
+        while self._pending:
+            await self._drained.wait()
+        self._of = {}
+        await self.mark()
 
     async def mark(self) -> None:
         """Its records were deleted on purpose: store an empty one, or the next daemon would take

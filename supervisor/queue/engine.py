@@ -48,6 +48,7 @@ from .retries import reason
 from .row_access import APP_VERSION, QUEUE, Held, RowAccess
 from .row_status import WORKFLOW, hook_id, read_claimed
 from .rows import Rows
+from .session_rows import SessionRows
 from .sessions import Sessions
 from .stray_rows import Strays
 from .thread_index import ThreadIndex
@@ -67,8 +68,6 @@ GIVE_WAY = 0.05
 
 #: (what to do, which attempt it is, why it cannot be done if it cannot)
 Dispatch = Callable[[RunSpec, int, str | None], Awaitable[Outcome]]
-
-
 T = TypeVar("T")
 
 
@@ -114,6 +113,7 @@ class Durable:
         self.history: HistoryRows
         self.conversations: ConversationRows
         self.thread_index: ThreadIndex
+        self.sessions: SessionRows
         self.strays: Strays
         self._sessions: Sessions
         self._system: System
@@ -223,7 +223,7 @@ class Durable:
         )
         self.rows, self.attempts = Rows(database), AttemptRows(database)
         self.history, self.conversations = HistoryRows(database), ConversationRows(database)
-        self.thread_index = ThreadIndex(database)
+        self.thread_index, self.sessions = ThreadIndex(database), SessionRows(database)
         with contextlib.suppress(sa.exc.DBAPIError):  # ``make_patiently`` goes on with it
             await trio.to_thread.run_sync(self.thread_index.make)
         try:

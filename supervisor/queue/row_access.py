@@ -160,7 +160,9 @@ class RowAccess:
 
         return self.patiently(fetch, patience)
 
-    async def change(self, query: sa.Insert | sa.Update, patience: float = math.inf) -> int:
+    async def change(
+        self, query: sa.Insert | sa.Update | sa.Delete, patience: float = math.inf
+    ) -> int:
         """How many rows it changed. Tried for ``patience`` seconds until the database takes it;
         by default for as long as it takes, whatever it says."""
 

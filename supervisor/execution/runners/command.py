@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
 import trio
 
-from ....config.prompts import PROMPT, refusal, takes_prompt
+from ....config.prompts import refusal, thread_refusal
 from ....config.run_limits import Plan
 from ....config.schema import CommandRunner
 from ....config.units import readable
 from ....protocol.errors import RunFailed, shortened
 from ....protocol.model import Outcome, RunSpec, Status, one_line
-from ...host.private_files import env_of
-from ...processes.credentials import acting_as
 from ...processes.keeper_client import Keeper
 from ...processes.keeper_visit import About
 from ...processes.process import Left, Process
 from ...processes.terminal_size import Clients
+from .agent_session import Invocation, SessionWatch, begin, choose
 from .ends import FEED, SLAVE, Ends, adopt_ends, open_ends
 from .filters import filters_left
 from .flow import Flow
-from .protocol import ALONE, Emit, Remains, Resumption, Surroundings, Turn, ignore_stored
-from .run_files import CHECKPOINT, OUTPUT, SOCKET, RunFiles
+from .protocol import ALONE, Emit, Remains, Surroundings, Turn, ignore_stored
+from .run_files import RunFiles
 from .run_socket import RunSocket, read_data
-from .terminal import terminal_environment
+from .workplace import Workplace
 
 log = logging.getLogger("runctld.command")
 
@@ -86,7 +84,7 @@ class Command:
         spooled: bool = False,
     ) -> None:
         self._config = config
-        self._files = files
+        self._place = Workplace(config, keeper, files)
         self._limits = limits
         self._keeper = keeper
         self._grace = grace
@@ -104,11 +102,47 @@ class Command:
     ) -> Outcome:
         """Ends with the process's exit code. The whole tree is gone on every way out but that of a
         daemon that breaks off: then another one finds it."""
+        sessions = around.sessions
+        refused = refusal(self._config, spec.prompt, spec.argv)
+        refused = refused or thread_refusal(self._config, spec.thread)
+        invocation = None
+        if around.found is None:
+            # Refused at submit time as well: it may have been queued under another configuration.
+            if refused is not None:
+                raise RunFailed(refused)
+            resumed = around.resumption is not None
+            invocation = await choose(self._config, spec, sessions, resumed=resumed)
+        if self._config.session is None or sessions is None:
+            return await self._run_once(invocation, spec, attempt, emit, around)
+        watch = SessionWatch(self._config, emit, sessions)
+        outcome = await self._run_once(invocation, spec, attempt, watch.emit, around)
+        may_miss = refused is None and (invocation is None or invocation.goes_on)
+        if may_miss and watch.is_missing(outcome):
+            log.warning("the session is missing: the same attempt begins another one")
+            if self._config.session != "uuid":
+                await sessions.forget()
+            await around.begin_anew()
+            watch = SessionWatch(self._config, emit, sessions)
+            invocation = await begin(self._config, spec, sessions)
+            anew = replace(around, found=None, resumption=None)
+            outcome = await self._run_once(invocation, spec, attempt, watch.emit, anew)
+        return outcome
+
+    async def _run_once(
+        self,
+        invocation: Invocation | None,
+        spec: RunSpec,
+        attempt: int,
+        emit: Emit,
+        around: Surroundings,
+    ) -> Outcome:
+        """``invocation``: None for what outlived an earlier daemon."""
         with ExitStack() as stack:
-            if around.found is None:
-                job = await self._begin(stack, spec, attempt, emit, around)
-            else:
+            if invocation is None:
+                assert around.found is not None
                 job = await self._go_on(stack, spec.run, emit, around, around.found)
+            else:
+                job = await self._begin(stack, spec, attempt, emit, around, invocation)
             if around.window is not None and job.ends.kept:
                 await around.window.keep_for_next(job.keep_clients)
             around.watch_stored(job.ends.note_stored)
@@ -120,13 +154,9 @@ class Command:
     ) -> RunSocket | None:
         """Who answers the run's requests; None when there is no socket."""
 
-        files = self._files
-        if files is None:
-            return None
-
         def forget() -> None:
             if not self._keeper.broken_off:  # or the next daemon has them
-                files.remove(spec.run)
+                self._place.forget(spec.run)
 
         stack.callback(forget)
         if job.listener is None:
@@ -142,18 +172,19 @@ class Command:
         return RunSocket(job.listener, {"CHECKPOINT": store_checkpoint})
 
     async def _begin(
-        self, stack: ExitStack, spec: RunSpec, attempt: int, emit: Emit, around: Surroundings
+        self,
+        stack: ExitStack,
+        spec: RunSpec,
+        attempt: int,
+        emit: Emit,
+        around: Surroundings,
+        invocation: Invocation,
     ) -> _Job:
-        argv, prompt = self._argv(spec)
-        env = self._environment(spec, attempt)
-        listener = self._listen(stack, spec.run)
-        if self._files is not None:
-            if listener is not None:
-                path = self._files.path(spec.run, SOCKET, self._config.account)
-                env["RUNCTL_SOCKET"] = os.fspath(path)
-            if around.resumption is not None:
-                env |= await self._write_files(self._files, spec.run, around.resumption)
-        with self._as_its_user():  # or it could not open /dev/stdout, or its terminal
+        argv, prompt = invocation.argv, invocation.stdin
+        env, directory, listener = await self._place.prepare(
+            stack, spec, attempt, invocation.session, around.resumption
+        )
+        with self._place.as_its_user():  # or it could not open /dev/stdout, or its terminal
             ends = open_ends(stack, self._config, prompt, around.window, spooled=self._spooled)
         flow = Flow(ends.sources, emit)
         stack.callback(flow.close)
@@ -166,7 +197,7 @@ class Command:
                 argv,
                 mark=spec.run,
                 env=env,
-                cwd=self._directory(spec),
+                cwd=directory,
                 stdin=ends.given[0],
                 stdout=ends.given[1],
                 stderr=ends.given[2],
@@ -181,28 +212,6 @@ class Command:
         finally:
             ends.hand_over()
         return _Job(process, ends, flow, about, listener)
-
-    def _listen(self, stack: ExitStack, run: str) -> socket.socket | None:
-        if self._files is None:
-            return None
-        listener = self._files.listen(run, self._config.account)
-        return None if listener is None else stack.enter_context(listener)
-
-    async def _write_files(
-        self, files: RunFiles, run: str, resumption: Resumption
-    ) -> dict[str, str]:
-        """What an attempt that continues finds of the one before: variables that say so."""
-        account = self._config.account
-        with files.create(run, CHECKPOINT, account) as checkpoint:
-            checkpoint.write(resumption.checkpoint)
-        with files.create(run, OUTPUT, account) as output:
-            async for piece in resumption.read_output():
-                await trio.to_thread.run_sync(output.write, piece)
-        return {
-            "RUNCTL_RESUME": "1",
-            "RUNCTL_CHECKPOINT_FILE": os.fspath(files.path(run, CHECKPOINT, account)),
-            "RUNCTL_PREVIOUS_OUTPUT": os.fspath(files.path(run, OUTPUT, account)),
-        }
 
     async def _go_on(
         self, stack: ExitStack, run: str, emit: Emit, around: Surroundings, found: Remains
@@ -220,7 +229,7 @@ class Command:
         adopted = [*tree.about.adopted[:-1], (at, total)]
         about = msgspec.structs.replace(tree.about, adopted=adopted)
         await self._keeper.describe(tree.number, about)
-        listener = self._listen(stack, run)
+        listener = self._place.listen(stack, run)
         # Last: from here on whoever has the job ends it, until then whoever gave us the tree.
         return _Job(self._keeper.claim_found(tree), ends, flow, about, listener)
 
@@ -325,44 +334,8 @@ class Command:
         return False
 
     def _filters_left(self, session: int, ends: Ends) -> bool:
-        with self._as_its_user():
+        with self._place.as_its_user():
             return filters_left(session, ends.outputs, ends.stdin)
-
-    def _as_its_user(self) -> AbstractContextManager[None]:
-        account = self._config.account
-        return nullcontext() if account is None else acting_as(account.uid, account.gid)
-
-    def _directory(self, spec: RunSpec) -> str | None:
-        """Where it runs; None for its user's home. A submitter's directory is not entered unless
-        the runner says so: many programs look there for settings, and for parts of themselves."""
-        if self._config.cwd == "submitter":
-            return spec.cwd
-        if self._config.cwd is not None:
-            return str(self._config.cwd)
-        return None
-
-    def _environment(self, spec: RunSpec, attempt: int) -> dict[str, str]:
-        env = dict(self._keeper.inherited.env)
-        if self._config.account is not None:
-            env = env_of(self._config.account, env)
-        if self._config.tty:
-            env = terminal_environment(env, self._config.env)
-        else:
-            env.update(self._config.env)
-        env.update(RUNCTL_THREAD=spec.thread, RUNCTL_ATTEMPT=str(attempt))
-        return env
-
-    def _argv(self, spec: RunSpec) -> tuple[list[str], bytes | None]:
-        """(argv, stdin): the prompt goes where "{prompt}" stands in the runner's argv, else to
-        stdin. What is refused at submit time is refused here too: the run may have been queued
-        under another configuration. Raises RunFailed."""
-        ours = list(self._config.argv)
-        if (reason := refusal(self._config, spec.prompt, spec.argv)) is not None:
-            raise RunFailed(reason)
-        if spec.prompt is not None and takes_prompt(ours):
-            ours = [part.replace(PROMPT, spec.prompt) for part in ours]
-            return [*ours, *spec.argv], None
-        return [*ours, *spec.argv], None if spec.prompt is None else spec.prompt.encode()
 
 
 async def _feed(ends: Ends, process: Process, scope: trio.CancelScope) -> None:

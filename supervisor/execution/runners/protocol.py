@@ -42,11 +42,26 @@ class Remains:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """Where an earlier attempt was interrupted: the data of its last checkpoint, and the output
-    up to there, some at a time."""
+    """Where an earlier attempt was interrupted: the data of its last checkpoint, None where it has
+    stored none, and the output up to there, some at a time."""
 
-    checkpoint: bytes
+    checkpoint: bytes | None
     read_output: Callable[[], AsyncIterator[bytes]]
+
+
+class Sessions(Protocol):
+    """By which name the run's agent knows the conversation of its thread. Each is durable when it
+    returns."""
+
+    async def find(self) -> str | None: ...
+
+    async def store(self, name: str) -> None: ...
+
+    async def forget(self) -> None: ...
+
+
+async def begin_nothing_anew() -> None:
+    """Nobody counts what is stored."""
 
 
 async def refuse_checkpoint(_: bytes) -> None:
@@ -60,7 +75,7 @@ class Surroundings:
     more are. ``found``: its command, when that outlived the daemon that began it.
     ``began``: Unix seconds, as the stream has it. ``checkpoint`` makes data durable, with the
     output that was emitted before; raises BadRequest. ``resumption``: an attempt that
-    continues."""
+    continues. ``begin_anew``: what is emitted from here on comes of another process."""
 
     window: Window | None = None
     watch_stored: Callable[[NoteStored], None] = lambda _: None
@@ -68,6 +83,8 @@ class Surroundings:
     began: float = 0.0
     checkpoint: Callable[[bytes], Awaitable[None]] = refuse_checkpoint
     resumption: Resumption | None = None
+    sessions: Sessions | None = None
+    begin_anew: Callable[[], Awaitable[None]] = begin_nothing_anew
 
 
 #: Of work that nobody watches.
