@@ -104,14 +104,15 @@ async def serve(base: Foundation, wishes: Wishes, start: trio.CancelScope) -> No
             database = _guard_database(base) if core.config.database.embedded else None
             announcer = Announcer(connection.client, core.registry, core.settings)
             control = Control(_make_context(core, output, announcer, wishes))
-            takeover = _make_takeover(core, announcer)
+            takeover, presence = _make_takeover(core, announcer), _make_presence(core, output)
             with wishes.until_stop():
                 await control.start(nursery, watchers.client)
                 connection.started()
                 watchers.started()
                 if takeover is not None:
                     nursery.start_soon(takeover.watch)
-                presence = _make_presence(nursery, core, output)
+                if presence is not None:
+                    nursery.start_soon(presence.keep)
                 _start_upkeep(nursery, core, output, wishes)
                 await _tell_ready(nursery, core, output)
             await wishes.stop.wait()
@@ -266,13 +267,12 @@ def _make_takeover(core: Core, announcer: Announcer) -> Takeover | None:
     )
 
 
-def _make_presence(nursery: trio.Nursery, core: Core, output: Output) -> Presence | None:
+def _make_presence(core: Core, output: Output) -> Presence | None:
     """Clients of an embedded server see the state directory."""
     if core.config.nats.embedded:
         return None
     presence = Presence(output.connection.client, output.streams.life)
     output.connection.on_return.append(presence.renew)
-    nursery.start_soon(presence.keep)
     return presence
 
 

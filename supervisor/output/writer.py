@@ -229,7 +229,8 @@ class Writer:
     async def mark(self) -> None:
         """Its records were deleted on purpose: store an empty one, or the next daemon would take
         what it still has of that output for such as was never stored."""
-        self._mark = self._mark or trio.Event()
+        if self._mark is None:
+            self._mark = trio.Event()
         self._changed.set()
         await self._mark.wait()
 

@@ -117,7 +117,8 @@ class Flow:
 
     async def moved(self) -> None:
         """Wait until something is read, was passed on, or has ended."""
-        self._moved = self._moved or trio.Event()
+        if self._moved is None:
+            self._moved = trio.Event()
         await self._moved.wait()
 
     async def drain(self) -> None:
