@@ -12,8 +12,8 @@ from .work import stream_of, text
 class Line:
     """``label``: the attempt of a command, "c" and a number for a call of a chat endpoint.
     ``writer``: executor and pid of a process, or a call. ``what``: begin, part, alive, cut (the
-    caller went away), fed (``part`` bytes came as stdin, the right ones if ``size``) or end.
-    ``at``: seconds on the machine's monotonic clock."""
+    caller went away), saved (``part`` is in a checkpoint), fed (``part`` bytes came as stdin, the
+    right ones if ``size``) or end. ``at``: seconds on the machine's monotonic clock."""
 
     run: str
     label: str
@@ -36,6 +36,7 @@ class Try:
     parts: list[tuple[int, int]] = field(default_factory=list)
     ends: int = 0
     begins: int = 0
+    saved: int = 0
 
     @property
     def executor(self) -> str:
@@ -71,6 +72,8 @@ def tries(lines: list[Line]) -> dict[str, list[Try]]:
         this.writers.add(line.writer)
         if line.what == "part":
             this.parts.append((line.part, line.size))
+        elif line.what == "saved":
+            this.saved = line.part
         elif line.what == "begin":
             this.begins += 1
         elif line.what == "end":

@@ -17,6 +17,7 @@ from .history import Absence, Silence
 from .journal import Line, Try
 from .load import Seen, Told
 from .plan import Work
+from .work import SAME
 
 EXIT = {"succeeded": 0, "failed": 1, "dead": 1, "aborted": 5}
 #: A run that lived through the ends of so many daemons may be ended, and begin anew.
@@ -101,6 +102,7 @@ class Judge:
             self._statuses,
             self._order,
             self._attempts,
+            self._steps,
             self._replays,
             self._silences,
             self._overlaps,
@@ -178,7 +180,12 @@ class Judge:
 
     def _completed(self, run: str) -> bool:
         work = self._facts.works[run]
-        return any(_whole(this, work) for this in self._facts.tries.get(run, []))
+        tries = self._facts.tries.get(run, [])
+        if work.mode == "steps":
+            return {part for this in tries for part, _ in this.parts} == set(
+                range(1, work.parts + 1)
+            )
+        return any(_whole(this, work) for this in tries)
 
     def _order(self) -> None:
         """Runs of a thread began in the order in which one client had them accepted."""
@@ -204,8 +211,9 @@ class Judge:
                     this.begins <= 1, "repeated", f"attempt {this.label} of {run} ran twice"
                 )
                 parts = [part for part, _ in this.parts]
+                first = parts[0] if parts and work.mode == "steps" else 1
                 self._check(
-                    parts == list(range(1, len(parts) + 1)),
+                    parts == list(range(first, first + len(parts))),
                     "repeated",
                     f"attempt {this.label} of {run} did these parts: {parts}",
                 )
@@ -220,6 +228,26 @@ class Judge:
                 self._check(
                     last <= row.attempt, "repeated", f"{run} has {row.attempt} attempts, {last} ran"
                 )
+
+    def _steps(self) -> None:
+        """Who stores checkpoints goes on behind the last one, and not beyond what was done."""
+        for run, tries in self._facts.tries.items():
+            work = self._facts.works.get(run)
+            if work is None or work.mode != "steps":
+                continue
+            saved = done = 0
+            for this in sorted(tries, key=lambda x: int(x.label)):
+                if this.parts:
+                    begun = this.parts[0][0] - 1
+                    # A purge, or a full stream, may have taken it: then all is done again.
+                    gone = self._facts.thin or work.thread in self._facts.purged
+                    self._check(
+                        saved <= begun <= done or (gone and begun == 0),
+                        "repeated" if begun < saved else "lost",
+                        f"attempt {this.label} of {run} began behind part {begun}; {saved} was"
+                        f" saved, and {done} done",
+                    )
+                    saved, done = max(begun, this.saved), max(done, this.parts[-1][0])
 
     def _replays(self) -> None:
         """Attempts that had begun were followed by others only where they could not go on; and
@@ -357,6 +385,10 @@ class Judge:
         for record in stored:
             if isinstance(record, records.Reset):
                 events.append({"type": "reset", "run": record.run, "attempt": record.attempt})
+            elif isinstance(record, records.Continue):
+                events.append(
+                    {"type": "continue", "attempt": record.attempt, "after": record.after}
+                )
             elif isinstance(record, records.Chunks):
                 for n, chunk in enumerate(record.chunks):
                     data = chunk.data.decode(errors="replace")
@@ -458,13 +490,18 @@ class Judge:
         chunk once; if not ``whole``, its beginning. ``gaps``: its beginning may be gone."""
         work = self._facts.works[run]
         last = max((n for n, e in enumerate(events) if e["type"] == "reset"), default=-1)
-        chunks, expected, gap = [], 1, False
+        chunks: list[dict[str, Any]] = []
+        expected, gap = 1, False
         attempt = events[last]["attempt"] if last >= 0 else None
         for event in events[last + 1 :]:
             if event["type"] == "gap":
                 gap = True
                 self._check(gaps, "lost", f"{name}: a gap {event}")
                 expected = event["to"] + 1
+            elif event["type"] == "continue":
+                self._check(work.mode == "steps", "wrong", f"{name}: it continues")
+                chunks = [chunk for chunk in chunks if chunk["seq"] <= event["after"]]
+                attempt, expected = event["attempt"], event["after"] + 1
             elif event["type"] == "chunk":
                 if gaps and not shown and event["seq"] > expected:
                     expected, gap = event["seq"], True
@@ -491,18 +528,22 @@ class Judge:
             row is not None and row.status is not Status.ABORTED and not _names_poverty(row.error)
         )
         labels = set(re.findall(rf"^{re.escape(run)} (\S+) ", "\n".join(texts.values()), re.M))
+        if work.mode == "steps":
+            labels.discard(SAME)
         if not work.chat and attempt is not None:
             labels |= {str(attempt)}
         if not self._check(len(labels) <= 1, "repeated", f"{name}: attempts {labels} in one reply"):
             return
-        tries = [this for this in self._facts.tries.get(run, []) if {this.label} == labels]
+        tries = self._facts.tries.get(run, [])
+        if work.mode != "steps":
+            tries = [this for this in tries if {this.label} == labels]
         if not tries:
             self._check(not texts, "wrong", f"{name}: text that no work wrote: {str(texts)[:200]}")
             self._check(
                 gaps or not (whole and done), "lost", f"{name}: nothing, and the run had output"
             )
             return
-        wrote = tries[0].content(work.kind)
+        wrote = self._find_content(work, tries[0])
         for stream in {*wrote, *texts}:
             had, saw = wrote.get(stream, ""), texts.get(stream, "")
             if gap:
@@ -519,6 +560,13 @@ class Judge:
                     f" ({_difference(had, saw)})"
                 ),
             )
+
+    def _find_content(self, work: Work, this: Try) -> dict[str, str]:
+        """What the reply is made of; of one that goes on, by all of its attempts."""
+        if work.mode != "steps":
+            return this.content(work.kind)
+        sizes = {n: size for x in self._facts.tries[work.run] for n, size in x.parts}
+        return Try(work.run, SAME, 0.0, parts=sorted(sizes.items())).content(work.kind)
 
     def _histories(self) -> None:
         """Each chat call was given the whole replies of earlier turns, each once."""

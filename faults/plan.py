@@ -204,7 +204,7 @@ def _lanes(r: Random, seed: int) -> dict[str, list[Work]]:
 
 def _work(r: Random, run: str, thread: str) -> Work:
     kind = r.choices(["chat", "terminal", "shell"], [5, 3, 12])[0]
-    mode = r.choice(["lines"] * 4 + ["tree", "stubborn", "reader", "reader"])
+    mode = r.choice(["lines"] * 4 + ["tree", "stubborn", "reader", "reader", "steps", "steps"])
     if kind == "chat" or (kind == "terminal" and mode == "reader"):
         mode = "lines"
     shape = r.random()

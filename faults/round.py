@@ -243,6 +243,9 @@ def _count(result: Result, facts: Facts, load: Load) -> None:
     counts["resets seen"] += sum(
         event["type"] == "reset" for seen in facts.watchers for event in seen.events
     )
+    counts["continues seen"] += sum(
+        event["type"] == "continue" for seen in facts.watchers for event in seen.events
+    )
     counts["chunks seen"] += sum(
         event["type"] == "chunk" for seen in facts.watchers for event in seen.events
     )

@@ -3,9 +3,10 @@
 A program of its own that imports little, as it starts many times a round:
 ``work.py JOURNAL MODE PARTS PAUSE SIZE CODE PROMPT``. Modes: ``lines``; ``tree``, which leaves
 grandchildren in sessions of their own that ignore TERM; ``stubborn``, which ignores it
-itself; ``reader``, which reads its stdin slowly, and compares it with what it is to be. Each
-part is noted *before* it is written: whoever is killed has written all that its journal says,
-except for the last part.
+itself; ``reader``, which reads its stdin slowly, and compares it with what it is to be;
+``steps``, which stores a checkpoint after each third part, and goes on behind it. Each part is
+noted *before* it is written: whoever is killed has written all that its journal says, except
+for the last part.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 #: Each fifth part goes to stderr.
 STDERR_EVERY = 5
+#: After so many parts there is a checkpoint.
+STEP = 3
+#: What stands in the parts of one that goes on, in place of the attempt.
+SAME = "same"
 
 
 def text(run: str, label: str, part: int, size: int) -> str:
@@ -57,6 +62,32 @@ def writer() -> str:
     return f"{os.path.basename(os.environ['RUNCTL_STATE'])}/{os.getpid()}"
 
 
+def _store(part: int) -> None:
+    """Until it is stored: a daemon that restarts does not answer."""
+    import base64
+    import socket
+
+    line = b"CHECKPOINT " + base64.b64encode(b"%d" % part) + b"\n"
+    while True:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(os.environ["RUNCTL_SOCKET"])
+                connection.sendall(line)
+                if connection.recv(100) == b"OK\n":
+                    return
+        except OSError:
+            pass
+        time.sleep(0.02)
+
+
+def _find_first() -> int:
+    """The part to begin with."""
+    if not os.environ.get("RUNCTL_RESUME"):
+        return 1
+    with open(os.environ["RUNCTL_CHECKPOINT_FILE"]) as file:
+        return int(file.read()) + 1
+
+
 def _leave_children(path: str, run: str, label: str) -> None:
     """Two that no process group and no TERM reaches, and that say how long they live."""
     import signal
@@ -88,11 +119,17 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if mode == "tree":
         _leave_children(path, run, label)
-    for part in range(1, int(parts) + 1):
+    first, shown = 1, label
+    if mode == "steps":
+        first, shown = _find_first(), SAME
+    for part in range(first, int(parts) + 1):
         journal.note("part", part, int(size))
         out = sys.stderr if stream_of(part) == "stderr" else sys.stdout
-        out.write(text(run, label, part, int(size)))
+        out.write(text(run, shown, part, int(size)))
         out.flush()
+        if mode == "steps" and part % STEP == 0:
+            _store(part)
+            journal.note("saved", part)
         if mode == "reader":
             read += os.read(0, int(prompt) // (int(parts) + 1) + 1)
         time.sleep(float(pause))
