@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
 from house import House
-from runctl.supervisor.execution.runners.run_files import SOCKET, RunFiles
+from runctl.supervisor.execution.runners.run_files import CHECKPOINT, SOCKET, RunFiles
 
 ROOT = Path(__file__).parents[1]
 #: Each step is one line of the journal, which is its side effect, and two of output; every third
@@ -378,3 +378,33 @@ def test_a_terminal_and_a_merged_pipe(stopped_box: Box, tmp_path: Path) -> None:
         assert watch.wait() == 0
         assert valid(watch) == output(60)
         assert len(journal(tmp_path / runner)) <= 63
+
+
+def test_a_state_directory_with_a_long_path(tmp_path: Path) -> None:
+    """A socket's path is short: it is elsewhere then, in a folder that nobody else may enter."""
+    state = tmp_path / ("x" * 60) / ("y" * 60)
+    files = RunFiles(state)
+    listener = files.listen("r", None)
+    assert listener is not None
+    with listener:
+        path = files.path("r", SOCKET, None)
+        assert path.parts[:2] == ("/", "tmp")
+        assert stat.S_IMODE(path.parent.parent.stat().st_mode) == 0o700
+        with files.create("r", CHECKPOINT, None) as file:
+            file.write(b"x")
+        files.sweep(["r"])
+        assert path.exists()
+        assert files.path("r", CHECKPOINT, None).read_bytes() == b"x"
+        files.sweep([])
+    assert not path.parent.exists()
+
+
+def test_a_folder_of_somebody_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run").symlink_to("/tmp")
+    files = RunFiles(tmp_path)
+    assert files.listen("r", None) is None
+    assert "there is no RUNCTL_SOCKET" in caplog.text
+    with pytest.raises(OSError, match="somebody else"):
+        files.create("r", CHECKPOINT, None)

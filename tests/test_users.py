@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +15,9 @@ import pytest
 from conftest import DEADLINE, Box, wait_until
 from proc import alive
 from runctl.config.load import load
-from runctl.config.schema import CommandRunner, ConfigError
+from runctl.config.schema import Account, CommandRunner, ConfigError
 from runctl.protocol import messages
+from runctl.supervisor.execution.runners.run_files import SOCKET, RunFiles
 from runctl.supervisor.processes import credentials
 from runctl.supervisor.processes.proctable import scan
 from users import (
@@ -330,3 +333,29 @@ def test_acting_as_another_ends(tmp_path: Path) -> None:
     finally:
         os.close(read)
         os.close(write)
+
+
+def test_its_socket_is_for_its_user(box: Box) -> None:
+    """Whom else the daemon may become does not matter: nobody else may ask there."""
+    thread, account = "asks", Account("agent", AGENT, AGENT)
+    (made,) = box.ask(
+        messages.Submit(
+            thread, "agent", argv=["sh", "-c", 'echo "$RUNCTL_SOCKET"; sleep 600'], cwd="/"
+        )
+    )
+    path = RunFiles(box.state).path(made.run, SOCKET, account)
+    wait_until(path.exists, "its socket is there")
+    found = path.stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (AGENT, 0o600)
+
+    def ask(uid: int) -> bytes:
+        with credentials.acting_as(uid, uid), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b"CHECKPOINT eA==\n")
+            return connection.makefile("rb").readline()
+
+    assert ask(AGENT) == b"OK\n"
+    with pytest.raises(PermissionError):
+        ask(STRANGER)
+    box.runctl("abort", thread)
+    assert not path.exists()

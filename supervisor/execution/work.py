@@ -11,7 +11,7 @@ import trio
 
 from ...config.schema import ChatRunner, CommandRunner
 from ...config.schema import Runner as RunnerConfig
-from ...protocol.errors import Fenced, RunFailed
+from ...protocol.errors import Fenced, RunFailed, Unavailable
 from ...protocol.model import Outcome, RunSpec, Status, one_line
 from ..host.metrics import Meters
 from ..output.writer import Writer
@@ -64,8 +64,12 @@ class Work:
         """Whether the run's agent can go on with a session of its thread."""
         if runner is None or not isinstance(runner[0], CommandRunner):
             return False
-        resumes = runner[0].resume_argv or runner[0].next_argv
-        return bool(resumes) and await self._sessions_of(live.spec).find() is not None
+        if runner[0].session is None or not (runner[0].resume_argv or runner[0].next_argv):
+            return False
+        try:
+            return await self._sessions_of(live.spec).find() is not None
+        except Unavailable:  # its runner says so
+            return False
 
     def _sessions_of(self, spec: RunSpec) -> ThreadSession:
         return ThreadSession(self._durable.sessions, spec.thread, spec.runner)
@@ -160,6 +164,8 @@ class Work:
                 return await runner[1].run(spec, live.attempt, writer.append, history, around)
             except RunFailed as error:
                 return Outcome(Status.FAILED, error.exit_code, one_line(str(error)))
+            except Unavailable as error:
+                return Outcome(Status.FAILED, error=one_line(str(error)))
             except (Fenced, trio.Cancelled):
                 raise
             except Exception as error:

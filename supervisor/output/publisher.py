@@ -12,7 +12,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 import trio_asyncio
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
     from ...config.schema import Config
     from .writer import Writer
+
+T = TypeVar("T")
 
 log = logging.getLogger("runctld.stream")
 aio = trio_asyncio.aio_as_trio
@@ -218,22 +221,27 @@ class Streams:
     async def find_place(self, subject: str, *, line: bool = False) -> Place | None:
         """Where the next attempt can go on: behind a checkpoint, or with ``line`` else behind a
         line. Waits while NATS is away, or the stream is."""
+        place = await self._insist(partial(find_place, self._stored, subject))
+        if place is None and line:
+            place = await self._insist(partial(find_line_end, self._stored, subject))
+        return place
+
+    async def _insist(self, read: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                place = await find_place(self._stored, subject)
-                if place is None and line:
-                    place = await find_line_end(self._stored, subject)
-                return place
+                return await read()
             except Unavailable as error:
-                log.debug("%s: %s", subject, error)
+                log.debug("%s", error)
                 await self.life.check()
                 await self.life.wait_until_fit()
                 await trio.sleep(0.1)
 
     async def read_valid(self, place: Place) -> AsyncIterator[bytes]:
-        """The output up to there, some at a time. Raises Unavailable."""
+        """The output up to there, some at a time; waits while NATS is away."""
         for at in range(0, len(place.valid), READ_AT_ONCE):
-            for record in await self._stored.read(place.valid[at : at + READ_AT_ONCE]):
+            for record in await self._insist(
+                partial(self._stored.read, place.valid[at : at + READ_AT_ONCE])
+            ):
                 if isinstance(record, Chunks | Continue):
                     yield b"".join(chunk.data for chunk in record.chunks)
         yield b"".join(chunk.data for chunk in place.chunks)

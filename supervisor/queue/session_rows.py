@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from .retries import Complaint
+from ...protocol.errors import Unavailable
+from .retries import Complaint, reason, until_done
 from .row_access import PATIENCE, RowAccess
 
 
@@ -24,8 +25,9 @@ class Session(NamedTuple):
 
 
 class SessionRows:
-    """Methods raise SQLAlchemyError when the database cannot be used for PATIENCE. What an attempt
-    must know, or store, is tried for as long as it takes."""
+    """Methods raise SQLAlchemyError when the database cannot be used for PATIENCE, and Unavailable
+    where there may be no such table. What an attempt must know, or store, is tried for as long
+    as it takes."""
 
     def __init__(self, database: RowAccess) -> None:
         self._db = database
@@ -42,7 +44,7 @@ class SessionRows:
 
     async def find(self, thread: str, runner: str) -> str | None:
         """The session of ``thread`` with ``runner``; for as long as it takes."""
-        await self._make(math.inf)
+        await self._make()
         c = self._table.c
         query = sa.select(c.session).where(c.thread == thread, c.runner == runner)
         rows = await self._db.read(query, math.inf)
@@ -50,7 +52,7 @@ class SessionRows:
 
     async def store(self, thread: str, runner: str, session: str) -> None:
         """Durable when this returns; for as long as it takes."""
-        await self._make(math.inf)
+        await self._make()
         values = {"session": session, "made": time.time_ns() // 1_000_000}
         key = {"thread": thread, "runner": runner}
         c = self._table.c
@@ -65,33 +67,44 @@ class SessionRows:
         await self._db.insist(write, Complaint("a thread's session"))
 
     async def list_of(self, thread: str) -> list[Session]:
-        await self._make(PATIENCE)
+        await self._make()
         c = self._table.c
         query = sa.select(c.runner, c.session, c.made).where(c.thread == thread).order_by(c.runner)
         return [Session(r, s, made / 1000) for r, s, made in await self._db.read(query)]
 
     async def forget(self, thread: str, runner: str | None = None) -> int:
         """How many sessions the thread had; with ``runner``, of that one."""
-        await self._make(PATIENCE)
+        await self._make()
         c = self._table.c
         which = [c.thread == thread] + ([c.runner == runner] if runner is not None else [])
         return await self._db.change(sa.delete(self._table).where(*which), PATIENCE)
 
-    async def _make(self, patience: float) -> None:
+    async def _make(self) -> None:
+        """Raises Unavailable, when we may not make it."""
         if self._there:
             return
 
         def make() -> None:
             with self._db.engine.begin() as connection:
-                if not sa.inspect(connection).has_table(
-                    self._table.name, schema=self._translated()
-                ):
+                found = sa.inspect(connection)
+                if not found.has_table(self._table.name, schema=self._translated()):
                     connection.execute(sa.schema.CreateTable(self._table, if_not_exists=True))
 
-        if patience < math.inf:
-            await self._db.in_thread(self._db.patiently, make, patience)
-        else:
-            await self._db.insist(make, Complaint("the table of sessions", "made"))
+        async def try_once() -> None:
+            try:
+                await self._db.in_thread(make)
+            except sa.exc.IntegrityError:  # another executor has made it just now
+                await self._db.in_thread(make)
+
+        complaint = Complaint("the table of sessions", "made")
+        refusals = sa.exc.OperationalError
+        try:
+            await until_done(try_once, complaint, self._db.stopping, refusals=refusals)
+        except sa.exc.SQLAlchemyError as error:
+            raise Unavailable(
+                f"sessions cannot be stored ({reason(error)}); let the role of database.url create"
+                f" the table {self._table.name} beside DBOS's"
+            ) from None
         self._there = True
 
     def _translated(self) -> str | None:

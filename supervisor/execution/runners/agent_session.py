@@ -116,6 +116,10 @@ class SessionWatch:
         self._one = config.tty or config.merge_output
         self._said = 0
 
+    def stop_searching(self) -> None:
+        """The session is known."""
+        self._keys = []
+
     async def emit(self, stream: StreamName, data: bytes) -> None:
         if stream == "stdout":
             self._said += len(data)

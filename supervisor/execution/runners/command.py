@@ -115,6 +115,8 @@ class Command:
         if self._config.session is None or sessions is None:
             return await self._run_once(invocation, spec, attempt, emit, around)
         watch = SessionWatch(self._config, emit, sessions)
+        if around.found is not None and await sessions.find() is not None:
+            watch.stop_searching()
         outcome = await self._run_once(invocation, spec, attempt, watch.emit, around)
         may_miss = refused is None and (invocation is None or invocation.goes_on)
         if may_miss and watch.is_missing(outcome):

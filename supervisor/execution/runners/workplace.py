@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -18,6 +19,8 @@ from .agent_session import fill_name
 from .protocol import Resumption
 from .run_files import CHECKPOINT, OUTPUT, SOCKET, RunFiles
 from .terminal import terminal_environment
+
+log = logging.getLogger("runctld.command")
 
 
 class Workplace:
@@ -57,7 +60,7 @@ class Workplace:
     def forget(self, run: str) -> None:
         """It is over, and so is the use of what it had beside it."""
         if self._files is not None:
-            self._files.remove(run)
+            self._files.remove(run, self._config.account)
 
     async def _find_directory(self, spec: RunSpec, session: str) -> str | None:
         """None for its user's home. A submitter's directory is not entered unless the runner says
@@ -94,18 +97,28 @@ class Workplace:
     async def _write_files(
         self, files: RunFiles, run: str, resumption: Resumption
     ) -> dict[str, str]:
-        """What an attempt that continues finds of the one before: variables that say so."""
-        account = self._config.account
-        env = {"RUNCTL_RESUME": "1"}
-        if resumption.checkpoint is not None:
-            with files.create(run, CHECKPOINT, account) as checkpoint:
-                checkpoint.write(resumption.checkpoint)
-            path = files.path(run, CHECKPOINT, account)
-            env["RUNCTL_CHECKPOINT_FILE"] = os.fspath(path)
-        with files.create(run, OUTPUT, account) as output:
-            async for piece in resumption.read_output():
-                await trio.to_thread.run_sync(output.write, piece)
-        env["RUNCTL_PREVIOUS_OUTPUT"] = os.fspath(files.path(run, OUTPUT, account))
+        """What an attempt that continues finds of the one before: variables that say so. Raises
+        RunFailed."""
+        account, env = self._config.account, {"RUNCTL_RESUME": "1"}
+        path = files.path(run, CHECKPOINT, account)
+        try:
+            if resumption.checkpoint is not None:
+                with files.create(run, CHECKPOINT, account) as checkpoint:
+                    checkpoint.write(resumption.checkpoint)
+                env["RUNCTL_CHECKPOINT_FILE"] = os.fspath(path)
+            path = files.path(run, OUTPUT, account)
+            with files.create(run, OUTPUT, account) as output:
+                async for piece in resumption.read_output():
+                    await trio.to_thread.run_sync(output.write, piece)
+            env["RUNCTL_PREVIOUS_OUTPUT"] = os.fspath(path)
+        except OSError as error:
+            # An agent with a session can do without; what goes on from a checkpoint cannot.
+            if resumption.checkpoint is not None:
+                raise RunFailed(
+                    f"{path}, from which it continues, cannot be written: {error.strerror};"
+                    " mend that, then retry"
+                ) from None
+            log.warning("there is no RUNCTL_PREVIOUS_OUTPUT: %s: %s", path, error.strerror)
         return env
 
     def as_its_user(self) -> AbstractContextManager[None]:
