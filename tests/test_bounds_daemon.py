@@ -94,7 +94,10 @@ def place(shared: Place) -> Iterator[Place]:
 
 #: A request of each verb that is as it should be, and does no harm.
 PLAIN: dict[str, dict[str, Any]] = {
-    "submit": {"thread": "t", "runner": "shell", "run": "r", "argv": ["true"], "cwd": "/"},
+    "submit": {
+        **{"thread": "t", "runner": "shell", "run": "r", "argv": ["true"], "cwd": "/"},
+        "on_interrupt": "fail",
+    },
     "list": {"thread": "t", "status": "idle", "limit": 1, "after": 0, "live": False},
     "locate": {"thread": "t", "run": "r"},
     "abort": {"thread": "t", "run": "r", "queued": False},
@@ -102,6 +105,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "show": {"run": "r"},
     "retry": {"run": "r"},
     "status": {"alone": True, "brief": False},
+    "session": {"thread": "t", "forget": False},
     "resize": {"run": "r", "client": "_INBOX.a", "columns": 80, "rows": 24},
 }
 #: What is asked of any executor.
