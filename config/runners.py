@@ -98,8 +98,10 @@ def _check_placeholders(table: Table, values: dict[str, Any], session: str | Non
         for key in ("argv", "next_argv", "resume_argv"):
             if any(SESSION in part for part in values.get(key, ())):
                 table.fail(key, f'holds {SESSION}: say where it comes from, session = "uuid"')
-    if session is None and values.get("session_missing") is not None:
-        table.fail("session_missing", "there is no session: add one, or remove this")
+    if session is None:
+        for key in ("next_argv", "session_missing"):
+            if values.get(key):
+                table.fail(key, "there is no session: add one, or remove this")
 
 
 def _read_chat(name: str, table: Table) -> ChatRunner:

@@ -274,6 +274,7 @@ def test_where_a_session_has_its_name(line: bytes, name: str | None) -> None:
         ('argv = ["a"]\nsession = { json = "" }', "runners.x.session: expected"),
         ('argv = ["a"]\nsession = { file = "x" }', "runners.x.session: expected"),
         ('next_argv = ["a"]', "runners.x.next_argv: needs an argv"),
+        ('argv = ["a"]\nnext_argv = ["a"]', "runners.x.next_argv: there is no session"),
         ('argv = ["a"]\nsession_missing = "x"', "runners.x.session_missing: there is no session"),
     ],
 )

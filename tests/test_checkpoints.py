@@ -209,6 +209,28 @@ def test_other_policies(stopped_box: Box, tmp_path: Path, policy: str, how: str)
     assert late.text() == watch.text()
 
 
+def test_a_command_of_its_own_to_go_on_with(stopped_box: Box, tmp_path: Path) -> None:
+    """Of a program that has checkpoints, and no session."""
+    box = stopped_box
+    file = tmp_path / "steps.py"
+    said = "import sys\nprint(sys.argv[4], file=open(sys.argv[1] + '/said', 'a'))\n"
+    file.write_text(said + STEPS)
+    begin = f'"{sys.executable}", "{file}", "{tmp_path}", "30", "0.05"'
+    box.configure(
+        f'[runners.r]\nkind = "command"\nargv = [{begin}, "--first={{prompt}}"]\n'
+        f'resume_argv = [{begin}, "--again={{prompt}}"]\nresume_prompt = "finish {{prompt}}"\n'
+    )
+    box.start()
+    run = box.runctl("submit", "t", "--runner", "r", "do it").strip()
+    watch = Watch(box, "--run", run, "t")
+    wait_until(lambda: len(journal(tmp_path)) > 6, "it works")
+    box.kill()
+    box.start()
+    assert watch.wait() == 0
+    assert valid(watch) == output(30)
+    assert (tmp_path / "said").read_text() == "--first=do it\n--again=finish do it\n"
+
+
 def test_a_chat_cannot_continue(stopped_box: Box) -> None:
     box = stopped_box
     box.configure('[runners.c]\nkind = "chat"\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "m"\n')

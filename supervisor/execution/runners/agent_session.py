@@ -47,19 +47,21 @@ async def choose(
     config: CommandRunner, spec: RunSpec, sessions: Sessions | None, *, resumed: bool
 ) -> Invocation:
     """What to run. ``resumed``: after an interruption."""
+    told = spec.prompt
+    if resumed and told is not None:
+        told = config.resume_prompt.replace(PROMPT, told)
     if config.session is None or sessions is None:
+        if resumed and config.resume_argv:  # from a checkpoint
+            return invoke(config, spec, config.resume_argv, told, "")
         return invoke(config, spec, config.argv, spec.prompt, "")
     session = await sessions.find()
     if session is None:
         return await begin(config, spec, sessions)
     if resumed:
         argv = config.resume_argv or config.next_argv or config.argv
-        prompt = spec.prompt
-        if prompt is not None:
-            prompt = config.resume_prompt.replace(PROMPT, prompt)
     else:
-        argv, prompt = config.next_argv or config.resume_argv or config.argv, spec.prompt
-    return invoke(config, spec, argv, prompt, session, goes_on=True)
+        argv = config.next_argv or config.resume_argv or config.argv
+    return invoke(config, spec, argv, told, session, goes_on=True)
 
 
 async def begin(config: CommandRunner, spec: RunSpec, sessions: Sessions) -> Invocation:
