@@ -89,6 +89,7 @@ class Verb(click.Command):
 class DaemonVerb(Verb):
     """A command that needs a daemon, and is told how long it waits for one that restarts."""
 
+    #: How long that is unless it is told otherwise, as it would be told.
     usual = "5s"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -159,6 +159,34 @@ async def test_messages_that_may_not_be_deleted_stay_and_count_for_nothing(
         assert data_of(late) == b"1xx2yyy3"
 
 
+async def test_what_a_crash_has_left_is_deleted_by_the_next_attempt(
+    nats_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in front of a ``continue`` and of a later checkpoint."""
+
+    async def die(*_: object) -> None:
+        raise Unavailable("as if it had died just then")
+
+    run = "left"
+    async with streams_of(nats_server) as streams:
+        for attempt, kept, void in ((1, b"1", b"xx"), (2, b"2", b"y"), (3, b"3", b"")):
+            writer = Writer(streams, THREAD, run, attempt, "e")
+            with monkeypatch.context() as patch:
+                if attempt == 1:
+                    await writer.open()
+                else:
+                    if attempt == 2:
+                        patch.setattr(Stored, "remove", die)
+                    assert isinstance(await go_on(streams, writer), Place)
+            await write(writer, kept)
+            await store_checkpoint(writer, kept)
+            await write(writer, *(bytes([x]) for x in void))
+        await writer.end(DONE)
+        async with watching(nats_server, run) as late:
+            await until(lambda: has_ended(late))
+        assert data_of(late) == b"123"
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_every_watcher_has_what_the_writer_has(nats_server: str, seed: int) -> None:
     """Kills, resets, continues, and watchers that come at any time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import get_args
 
 import click
 
@@ -80,7 +81,7 @@ Examples:
 )
 @click.option(
     "--on-interrupt",
-    type=click.Choice(["continue", "restart", "fail"]),
+    type=click.Choice(get_args(OnInterrupt)),
     help="When its machine dies under it: go on from its checkpoint, start over, or fail.",
 )
 @click.option("--attach", "-a", is_flag=True, help="Attach to the run, and exit with its code.")

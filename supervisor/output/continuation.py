@@ -26,7 +26,7 @@ class Place(NamedTuple):
     """``after``: the last valid chunk. ``total``: bytes of output up to there. ``base``: the
     attempt whose reset all of it follows. ``checkpoint``: what ``attempt`` has stored there; None
     and 0, when it is but the end of a line. ``valid``: stream sequences of the records up to
-    there, ``void`` of those behind it. ``last``: the last of all that was looked at. ``chunks``:
+    there, ``void`` of all others. ``last``: the last of all that was looked at. ``chunks``:
     what is valid of the first void one."""
 
     after: int
@@ -49,17 +49,9 @@ async def find_place(stored: Stored, subject: str) -> Place | None:
         last = marked.pop()
         (record,) = await stored.read([last.sequence])
         if isinstance(record, Chunks) and isinstance(record.checkpoint, bytes):
-            return Place(
-                record.seq + len(record.chunks) - 1,
-                record.total,
-                _find_base(valid),
-                record.attempt,
-                record.checkpoint,
-                [x.sequence for x in valid if x.sequence <= last.sequence],
-                [x.sequence for x in records if x.sequence > last.sequence],
-                records[-1].sequence,
-                [],
-            )
+            after = record.seq + len(record.chunks) - 1
+            place = _place(records, valid, last.sequence, after, record.total, [])
+            return place._replace(attempt=record.attempt, checkpoint=record.checkpoint)
     return None
 
 
@@ -109,9 +101,14 @@ def _place_behind_all(records: list[Last], valid: list[Last]) -> Place:
 def _place(
     records: list[Last], valid: list[Last], sequence: int, after: int, total: int, kept: list[Chunk]
 ) -> Place:
-    """``sequence``: what is stored up to there stays, as far as it is valid."""
+    """``sequence``: what is stored up to there stays, as far as it is valid, or none of ours."""
     stay = [x.sequence for x in valid if x.sequence <= sequence]
-    void = [x.sequence for x in records if x.sequence not in set(stay)]
+    stays = set(stay)
+    void = [
+        x.sequence
+        for x in records
+        if x.sequence > sequence or (x.sequence not in stays and x.summary is not None)
+    ]
     base = _find_base(valid)
     return Place(after, total, base, 0, None, stay, void, records[-1].sequence, kept)
 
