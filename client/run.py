@@ -29,10 +29,11 @@ class NotInside(BadRequest):
 
 def resumed() -> bytes | None:
     """The data of the run's last checkpoint, when this attempt continues behind it; None when
-    the work begins. Raises OSError."""
-    if not os.environ.get("RUNCTL_RESUME"):
+    the work begins, or goes on with an agent's session alone. Raises OSError."""
+    path = os.environ.get("RUNCTL_CHECKPOINT_FILE")
+    if path is None:
         return None
-    with open(os.environ["RUNCTL_CHECKPOINT_FILE"], "rb") as file:
+    with open(path, "rb") as file:
         return file.read()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, Watch, wait_until
 from house import House
+from runctl.client import run as inside
 from runctl.supervisor.execution.runners.run_files import CHECKPOINT, SOCKET, RunFiles
 
 ROOT = Path(__file__).parents[1]
@@ -430,3 +431,15 @@ def test_a_folder_of_somebody_else_is_not_used(
     assert "there is no RUNCTL_SOCKET" in caplog.text
     with pytest.raises(OSError, match="somebody else"):
         files.create("r", CHECKPOINT, None)
+
+
+def test_a_command_that_never_began_leaves_nothing(box: Box) -> None:
+    box.runctl("wait", box.submit("t", "no-such-command"), code=1)
+    assert not list((box.state / "run").iterdir())
+
+
+def test_an_attempt_that_goes_on_without_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its agent's session alone."""
+    monkeypatch.setenv("RUNCTL_RESUME", "1")
+    monkeypatch.delenv("RUNCTL_CHECKPOINT_FILE", raising=False)
+    assert inside.resumed() is None

@@ -140,6 +140,7 @@ class Command:
     ) -> Outcome:
         """``invocation``: None for what outlived an earlier daemon."""
         with ExitStack() as stack:
+            stack.callback(self._forget, spec.run)
             if invocation is None:
                 assert around.found is not None
                 job = await self._go_on(stack, spec.run, emit, around, around.found)
@@ -149,18 +150,14 @@ class Command:
                 await around.window.keep_for_next(job.keep_clients)
             around.watch_stored(job.ends.note_stored)
             stack.callback(around.watch_stored, ignore_stored)
-            return await self._follow(job, self._answer(stack, job, spec, around))
+            return await self._follow(job, self._answer(job, around))
 
-    def _answer(
-        self, stack: ExitStack, job: _Job, spec: RunSpec, around: Surroundings
-    ) -> RunSocket | None:
+    def _forget(self, run: str) -> None:
+        if not self._keeper.broken_off:  # or the next daemon has what is beside it
+            self._place.forget(run)
+
+    def _answer(self, job: _Job, around: Surroundings) -> RunSocket | None:
         """Who answers the run's requests; None when there is no socket."""
-
-        def forget() -> None:
-            if not self._keeper.broken_off:  # or the next daemon has them
-                self._place.forget(spec.run)
-
-        stack.callback(forget)
         if job.listener is None:
             return None
 
