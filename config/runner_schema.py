@@ -63,9 +63,9 @@ class CommandRunner(Section, frozen=True):
     arguments to ``argv``. ``cwd`` None: the home directory of whom the run is of. ``tty``: it
     runs on a terminal of its own. ``merge_output``: stdout and stderr are one pipe.
     ``leftovers``: whether what has left a run's session ends with it, or goes on until the
-    daemon ends. ``on_interrupt``: what becomes of a run whose keeper or machine
-    died under it. ``user`` and ``group``, names or numbers: whose its runs are, None for the
-    daemon's; ``account`` is what the system says of them."""
+    daemon ends. ``stop_signal``: without its "SIG". ``on_interrupt``: what becomes of a run
+    whose keeper or machine died under it. ``user`` and ``group``, names or numbers: whose its
+    runs are, None for the daemon's; ``account`` is what the system says of them."""
 
     name: str
     kind: Annotated[Literal["command"], Choice('A command: `"command"`.', default="required")] = (
@@ -149,6 +149,10 @@ class CommandRunner(Section, frozen=True):
         Literal["end", "keep-until-daemon"],
         Choice("What becomes of processes that have left a run's session when it has ended."),
     ] = "end"
+    stop_signal: Annotated[
+        Literal["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"],
+        Choice("What a run is told to end with. In the middle of `stop_grace` it hears TERM."),
+    ] = "TERM"
     on_interrupt: Annotated[
         Literal["continue", "restart", "fail"],
         Choice("An interrupted run goes on from its checkpoint, if any; starts over; or fails."),

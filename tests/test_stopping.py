@@ -282,3 +282,43 @@ def test_handlers_may_clean_up(box: Box, tmp_path: Path) -> None:
     said = {name: (tmp_path / name).read_text() for name in HANDLERS}
     assert said == dict.fromkeys(HANDLERS, "done\n")
     wait_until(lambda: "piped\ndone\n" in watch.text(), "what it says is shown")
+
+
+HEARS = (
+    'trap "echo HUP" HUP; trap "echo TERM; exit 0" TERM; {}; echo up'
+    "; while :; do sleep 600 & wait $!; done"
+)
+
+
+def test_a_signal_of_its_own(stopped_box: Box) -> None:
+    """It comes first, to all that runs; TERM to whoever is still there in the middle of the grace;
+    what a command has left behind hears TERM alone."""
+    box = stopped_box
+    box.configure(
+        '[queue]\nstop_grace = "8s"\n[runners.shell]\nkind = "command"\nstop_signal = "HUP"\n'
+    )
+    box.start()
+    leave = "(" + HEARS.format("exec 0</dev/null") + ") & sleep 0.2"
+    jobs = {
+        "content": 'trap "echo HUP; exit 0" HUP; echo up; while :; do sleep 600 & wait $!; done',
+        "deaf": HEARS.format("trap '' HUP"),
+        "both": HEARS.format(":"),
+        "left": leave,
+    }
+    watches = {}
+    for name, job in jobs.items():
+        box.submit(name, "bash", "-c", job)
+        watches[name] = Watch(box, name)
+    for name in jobs:
+        wait_until(lambda name=name: "up\n" in watches[name].text(), f"{name} is up")
+    for name in ("content", "deaf", "both"):
+        box.runctl("abort", name)
+    for watch in watches.values():
+        watch.wait()
+    said = {name: watch.text().split() for name, watch in watches.items()}
+    assert said == {
+        "content": ["up", "HUP"],
+        "deaf": ["up", "TERM"],
+        "both": ["up", "HUP", "TERM"],
+        "left": ["up", "TERM"],
+    }

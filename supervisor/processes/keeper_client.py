@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -106,6 +107,7 @@ class Keeper:
         group: str | None = None,
         account: Account | None = None,
         limits: Plan | None = None,
+        stop_signal: int = signal.SIGTERM,
         keep: Mapping[str, int] | None = None,
         tell: About | None = None,
     ) -> Process:
@@ -113,7 +115,8 @@ class Keeper:
         home directory of its user, or / where that is none, or our state's. With ``tty``
         ``stdout``, a terminal, controls that session. ``umask``: None for ours.
         ``group``: what its cgroup is called, where there are cgroups. ``account``: whom it runs
-        as, None for us. ``keep``: descriptors that outlive us, by name, and ``tell`` what the next
+        as, None for us. ``stop_signal``: what it is told to end with; in the middle of the grace
+        it hears TERM. ``keep``: descriptors that outlive us, by name, and ``tell`` what the next
         daemon is told of the tree, until it is forgotten. What a cancelled spawn has started is
         killed, and gone when this returns.
 
@@ -131,6 +134,7 @@ class Keeper:
             "group": group,
             "account": None,
             "limits": limits and {"files": limits.files, "each": limits.each},
+            "stop_signal": stop_signal,
             "keep": list(keep or ()),
             "about": None if tell is None else msgspec.to_builtins(tell),
         }

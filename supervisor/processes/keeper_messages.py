@@ -2,7 +2,8 @@
 
 Each is 4 bytes length, JSON. ``spawn`` carries three descriptors (SCM_RIGHTS)::
 
-    -> {op: spawn, id, argv, mark, env, cwd, otherwise, tty, umask, group, account, limits}
+    -> {op: spawn, id, argv, mark, env, cwd, otherwise, tty, umask, group, account, limits,
+        stop_signal}
                                                 <- {id, pid}  or  {id, step, errno}
     -> {op: ping, id}                           <- {id}
     -> {op: end, id, tree, grace, keep}         <- {id, ended, kept}  once the tree is empty

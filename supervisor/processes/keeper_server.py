@@ -367,8 +367,7 @@ class Keeper:
         tree.keep = message["keep"] and (tree.keep or not tree.waiting)
         tree.waiting.append(message["id"])
         # Before its exec it ignores TERM, as we do.
-        grace = 0 if tree.void else message["grace"]
-        tree.kill_at = min(tree.kill_at, time.monotonic() + grace)
+        tree.give_grace(0 if tree.void else message["grace"])
         self.ender.dirty = True
 
     def reap_children(self) -> None:

@@ -46,12 +46,13 @@ def kill_processes(table: Table, pids: Iterable[int]) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def terminate_processes(table: Table, pids: Iterable[int]) -> None:
-    """TERM these by their process groups: what one of them forks just now gets it as well,
-    and nothing that it forks on hearing it. Stopped ones do not hear it before CONT."""
+def terminate_processes(table: Table, pids: Iterable[int], first: int = signal.SIGTERM) -> None:
+    """TERM these, or what they want to hear ``first``, by their process groups: what one of them
+    forks just now gets it as well, and nothing that it forks on hearing it. Stopped ones do not
+    hear it before CONT."""
     pids = list(pids)
     groups = {table[pid].group for pid in pids} - {os.getpgrp(), 0}
-    for number in (signal.SIGTERM, signal.SIGCONT):
+    for number in (first, signal.SIGCONT):
         for group in groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, number)

@@ -52,6 +52,7 @@ def spawn_tree(message: dict[str, Any], fds: list[int], state: str, groups: str)
     tree.report = report_r
     tree.files = dict(zip(names, fds[3:], strict=True))
     tree.about = message.get("about")
+    tree.stop_signal = message.get("stop_signal", signal.SIGTERM)  # older daemons have none
     return tree
 
 

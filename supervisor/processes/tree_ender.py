@@ -149,7 +149,7 @@ class TreeEnder:
     def signal_tree(
         self, tree: Tree, table: Table, pids: set[int], unidentified: list[Identity]
     ) -> None:
-        """TERM who is to hear it, or KILL all. ``unidentified``: who may be of it too."""
+        """Tell who is to hear it to end, or KILL all. ``unidentified``: who may be of it too."""
         alive = [pid for pid in pids if not table[pid].zombie]
         found = {pid: "" for pid in alive if (pid, table[pid].start) in tree.doubtful}
         tree.leftovers += describe_processes(found)
@@ -163,9 +163,14 @@ class TreeEnder:
             if tree.reaped:
                 tree.leftovers = describe_processes(dict.fromkeys(alive, ""))
                 tree.doubtful = set(unidentified)
-            terminate_processes(table, alive)
+            # What a command has left behind knows nothing of the command's own signal.
+            terminate_processes(table, alive, signal.SIGTERM if tree.reaped else tree.stop_signal)
             tree.termed.update((pid, table[pid].start) for pid in alive)
         else:
+            if time.monotonic() >= tree.term_at:
+                tree.term_at = math.inf
+                for identity in tree.termed:
+                    signal_process(*identity, signal.SIGTERM)
             for pid in [pid for pid in alive if tree.is_stray(table, pid)]:
                 identity = (pid, table[pid].start)
                 tree.termed.add(identity)

@@ -3,6 +3,7 @@ only: the keeper imports it.
 """
 
 import os
+import signal
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -34,6 +35,9 @@ class Tree:
         self.void = False
         self.reaped = False
         self.waiting: list[int] = []
+        #: What it is told to end with; by then, if that was not TERM, it hears TERM as well.
+        self.stop_signal: int = signal.SIGTERM
+        self.term_at = float("inf")
         self.kill_at = float("inf")
         self.killed = False
         self.termed: set[tuple[int, int]] = set()
@@ -64,6 +68,13 @@ class Tree:
         for name in names:
             if (fd := self.files.pop(name, -1)) >= 0:
                 os.close(fd)
+
+    def give_grace(self, seconds: float) -> None:
+        """So long it may take to end, unless it has less already."""
+        now = time.monotonic()
+        self.kill_at = min(self.kill_at, now + seconds)
+        if self.stop_signal != signal.SIGTERM:
+            self.term_at = min(self.term_at, now + seconds / 2)
 
     def lingers(self, alive: Iterable[int]) -> bool:
         """Whether nothing of it is ``alive`` but a root that never was the command, and that

@@ -205,6 +205,7 @@ class Command:
                 group=f"{spec.run}.{attempt}",
                 account=self._config.account,
                 limits=self._limits,
+                stop_signal=signal.Signals[f"SIG{self._config.stop_signal}"],
                 keep=ends.kept,
                 tell=about if ends.kept else None,
             )
