@@ -51,6 +51,22 @@ def checkpoint(data: bytes | str = b"", *, wait: float = WAIT) -> None:
     _ask(b"CHECKPOINT " + base64.b64encode(content), wait)
 
 
+def session() -> str | None:
+    """The session that an earlier run of the thread has named, or this one did in an attempt
+    before; None for none."""
+    return os.environ.get("RUNCTL_SESSION")
+
+
+def name_session(name: str, *, wait: float = WAIT) -> None:
+    """Tell by which ``name`` (1 to 200 of A-Z a-z 0-9 _ . : @ -) the conversation of the run's
+    thread goes on. It is durable when this returns: the thread's later runs, and later attempts of
+    this one, have it in ``session()``.
+
+    ``wait`` and Raises: as of ``checkpoint``.
+    """
+    _ask(b"SESSION " + name.encode(), wait)
+
+
 def _ask(line: bytes, wait: float) -> None:
     path = os.environ.get("RUNCTL_SOCKET")
     if not path:

@@ -140,6 +140,7 @@ class CommandRunner(Section, frozen=True):
             taken=(
                 *("RUNCTL_THREAD", "RUNCTL_RUN", "RUNCTL_ATTEMPT", "RUNCTL_SOCKET"),
                 *("RUNCTL_RESUME", "RUNCTL_CHECKPOINT_FILE", "RUNCTL_PREVIOUS_OUTPUT"),
+                "RUNCTL_SESSION",
             ),
         ),
     ] = msgspec.field(default_factory=dict)

@@ -107,8 +107,8 @@ async def show(c: Context, r: messages.Show) -> messages.Reply:
     subject = subjects.out_subject(details.run.thread, details.run.run)
     (output,) = await c.stored.outputs([subject])
     runner, name = c.settings.runners.get(details.run.runner), None
-    if isinstance(runner, CommandRunner) and runner.session is not None:
-        name = await c.durable.sessions.find(details.run.thread, runner.name)
+    if isinstance(runner, CommandRunner):
+        name = await c.durable.sessions.look(details.run.thread, runner.name)
     return msgspec.structs.replace(details, output=output, session=name)
 
 

@@ -211,6 +211,9 @@ class ThreadSession:
     async def find(self) -> str | None:
         return await self._rows.find(self._thread, self._runner)
 
+    async def look(self) -> str | None:
+        return await self._rows.look(self._thread, self._runner)
+
     async def store(self, name: str) -> None:
         await self._rows.store(self._thread, self._runner, name)
 

@@ -50,6 +50,14 @@ class SessionRows:
         rows = await self._db.read(query, math.inf)
         return str(rows[0][0]) if rows else None
 
+    async def look(self, thread: str, runner: str) -> str | None:
+        """The same, where it may be that no session was ever stored: then no table is made."""
+        if not self._there:
+            self._there = await self._db.insist(
+                self._is_there, Complaint("the table of sessions", "looked for")
+            )
+        return await self.find(thread, runner) if self._there else None
+
     async def store(self, thread: str, runner: str, session: str) -> None:
         """Durable when this returns; for as long as it takes."""
         await self._make()
@@ -85,9 +93,8 @@ class SessionRows:
             return
 
         def make() -> None:
-            with self._db.engine.begin() as connection:
-                found = sa.inspect(connection)
-                if not found.has_table(self._table.name, schema=self._translated()):
+            if not self._is_there():
+                with self._db.engine.begin() as connection:
                     connection.execute(sa.schema.CreateTable(self._table, if_not_exists=True))
 
         async def try_once() -> None:
@@ -106,6 +113,11 @@ class SessionRows:
                 f" the table {self._table.name} beside DBOS's"
             ) from None
         self._there = True
+
+    def _is_there(self) -> bool:
+        with self._db.engine.connect() as connection:
+            found = sa.inspect(connection)
+            return found.has_table(self._table.name, schema=self._translated())
 
     def _translated(self) -> str | None:
         options = self._db.engine.get_execution_options()

@@ -17,6 +17,7 @@ import msgspec
 
 from ....config.prompts import PROMPT, RUN, SESSION, THREAD, takes_prompt
 from ....config.schema import CommandRunner
+from ....protocol.errors import BadRequest
 from ....protocol.model import Outcome, RunSpec, Status, token
 from ....protocol.records import StreamName
 from .protocol import Emit, Sessions
@@ -51,9 +52,10 @@ async def choose(
     if resumed and told is not None:
         told = config.resume_prompt.replace(PROMPT, told)
     if config.session is None or sessions is None:
+        named = (await sessions.look() or "") if sessions is not None else ""
         if resumed and config.resume_argv:  # from a checkpoint
-            return invoke(config, spec, config.resume_argv, told, "")
-        return invoke(config, spec, config.argv, spec.prompt, "")
+            return invoke(config, spec, config.resume_argv, told, named)
+        return invoke(config, spec, config.argv, spec.prompt, named)
     session = await sessions.find()
     if session is None:
         return await begin(config, spec, sessions)
@@ -83,7 +85,7 @@ def invoke(
     goes_on: bool = False,
 ) -> Invocation:
     if not config.argv:
-        return Invocation(list(spec.argv), None if prompt is None else prompt.encode())
+        return Invocation(list(spec.argv), None if prompt is None else prompt.encode(), session)
     values = {SESSION: session, THREAD: spec.thread, RUN: spec.run}
     stdin = None if prompt is None else prompt.encode()
     if prompt is not None and takes_prompt(template):
@@ -155,10 +157,21 @@ class SessionWatch:
     async def _store(self, name: str) -> None:
         if self._sessions is None:
             return
-        if not _NAME.fullmatch(name):
-            log.warning("the output names a session that cannot be used: %s", ascii(name[:100]))
-        elif name != await self._sessions.find():
-            await self._sessions.store(name)
+        try:
+            await store_name(self._sessions, name)
+        except BadRequest as error:
+            log.warning("the output names a session that cannot be used: %s", error)
+
+
+async def store_name(sessions: Sessions, name: str) -> None:
+    """Durable when this returns. Raises BadRequest; Unavailable, sessions cannot be stored."""
+    if not _NAME.fullmatch(name):
+        raise BadRequest(
+            f"a session's name is 1 to 200 of A-Z a-z 0-9 _ . : @ -, and begins with a letter, a"
+            f" digit or _; this is {name[:100]!a}"
+        )
+    if name != await sessions.find():
+        await sessions.store(name)
 
 
 def find_name(line: bytes, keys: Sequence[str]) -> str | None:

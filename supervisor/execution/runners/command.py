@@ -17,13 +17,13 @@ from ....config.prompts import refusal, thread_refusal
 from ....config.run_limits import Plan
 from ....config.schema import CommandRunner
 from ....config.units import readable
-from ....protocol.errors import RunFailed, shortened
+from ....protocol.errors import BadRequest, RunFailed, Unavailable, shortened
 from ....protocol.model import Outcome, RunSpec, Status, one_line
 from ...processes.keeper_client import Keeper
 from ...processes.keeper_visit import About
 from ...processes.process import Left, Process
 from ...processes.terminal_size import Clients
-from .agent_session import Invocation, SessionWatch, begin, choose
+from .agent_session import Invocation, SessionWatch, begin, choose, store_name
 from .ends import FEED, SLAVE, Ends, adopt_ends, open_ends
 from .filters import filters_left
 from .flow import Flow
@@ -168,7 +168,17 @@ class Command:
             await job.flow.drain()
             await around.checkpoint(data)
 
-        return RunSocket(job.listener, {"CHECKPOINT": store_checkpoint})
+        async def name_session(name: str) -> None:
+            if around.sessions is None:
+                raise BadRequest("this run has no session")
+            try:
+                await store_name(around.sessions, name)
+            except Unavailable as error:
+                raise BadRequest(str(error)) from None
+
+        return RunSocket(
+            job.listener, {"CHECKPOINT": store_checkpoint, "SESSION": name_session}
+        )
 
     async def _begin(
         self,

@@ -1,7 +1,8 @@
 """What a command asks of us while it runs: one request a line, one answer a line.
 
 ``CHECKPOINT <base64>`` is answered by ``OK`` once that state, and all output before it, is
-durable. What cannot be done is answered by ``ERROR`` and why.
+durable, ``SESSION <name>`` once that is the session of the run's thread. What cannot be done is
+answered by ``ERROR`` and why.
 """
 
 from __future__ import annotations

@@ -92,6 +92,9 @@ class Workplace:
         else:
             env.update(ours)
         env.update(RUNCTL_THREAD=spec.thread, RUNCTL_ATTEMPT=str(attempt))
+        env.pop("RUNCTL_SESSION", None)  # of a run that has started this daemon
+        if session:
+            env["RUNCTL_SESSION"] = session
         return env
 
     async def _write_files(
