@@ -107,6 +107,12 @@ class DaemonVerb(Verb):
         )
 
 
+class PatientVerb(DaemonVerb):
+    """One that a program runs within its own run: it can as well wait."""
+
+    usual = "1m"
+
+
 class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # 8.3 made it generic
     """Seconds, written like "90s", "5m", "24h", "7d" or a bare number."""
 

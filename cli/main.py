@@ -47,6 +47,7 @@ VERBS = {
     "status": ("commands.status", "status"),
     "session": ("commands.session", "session"),
     "checkpoint": ("commands.checkpoint", "checkpoint"),
+    "note": ("commands.note", "note"),
     "restart": ("commands.restart", "restart"),
     "doctor": ("commands.doctor", "doctor"),
     "install-service": ("commands.install_service", "install_service"),

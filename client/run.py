@@ -7,6 +7,7 @@
     state = run.resumed()          # None at first, else the data of the last checkpoint
     ...
     run.checkpoint(b"step 3")      # what was written before is kept, this far nothing is repeated
+    run.note("step 3 of 7", usage={"input": 1200, "output": 300})
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import base64
 import os
 import socket
 import time
+import uuid
+from collections.abc import Mapping
 
 from ..protocol.errors import BadRequest, Unavailable
 
@@ -65,6 +68,25 @@ def name_session(name: str, *, wait: float = WAIT) -> None:
     ``wait`` and Raises: as of ``checkpoint``.
     """
     _ask(b"SESSION " + name.encode(), wait)
+
+
+def note(
+    status: str | None = None,
+    *,
+    usage: Mapping[str, float] | None = None,
+    wait: float = WAIT,
+) -> None:
+    """Say something of this run. ``status``: a line that lists show of it while it runs, ""
+    for none any more. ``usage``: what it has used since it said so last, by names of its own, such
+    as input, output, cached and cost: it is added up, over all attempts.
+
+    Both are durable when this returns. ``wait``, and what is raised: as ``checkpoint``."""
+    if status is not None:
+        _ask(b"STATUS " + " ".join(status.split()).encode(errors="replace"), wait)
+    if usage:
+        words = " ".join(f"{name}={number}" for name, number in usage.items())
+        # Asked again when the answer is lost, and counted once.
+        _ask(f"USAGE id={uuid.uuid4().hex} {words}".encode(errors="replace"), wait)
 
 
 def _ask(line: bytes, wait: float) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from .errors import BadRequest, Busy, NotFound, NotGone, QueueFull, Refused, RequestError
-from .model import OnInterrupt, Run, Status, ThreadRow, one_line
+from .model import AttemptRow, OnInterrupt, Run, Status, ThreadRow, one_line
 
 #: The verbs that change nothing: they may be asked again, and need not be heard by nobody.
 READING = frozenset({"list", "locate", "show", "status"})
@@ -209,7 +209,8 @@ class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
 class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
     """``spec`` holds argv or prompt, cwd and retry_of as submitted. ``output``: see
     ``RunRow``; only of ``Show``. ``waits_for``: in words, the run before it, or processes of
-    its own that cannot be ended. ``session``: by which name its agent knows the thread."""
+    its own that cannot be ended. ``session``: by which name its agent knows the thread.
+    ``usage``: of all ``attempts``."""
 
     run: Run
     argv: list[str] = []
@@ -219,6 +220,8 @@ class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
     output: Output | None = None
     waits_for: str | None = None
     session: str | None = None
+    attempts: list[AttemptRow] = []
+    usage: dict[str, int | float] = {}
 
 
 def details_json(details: RunDetails) -> dict[str, object]:
@@ -232,6 +235,8 @@ def details_json(details: RunDetails) -> dict[str, object]:
         "retry_of": details.retry_of,
         "waits_for": details.waits_for,
         "session": details.session,
+        "attempts": msgspec.to_builtins(details.attempts),
+        "usage": details.usage,
     }
 
 

@@ -107,7 +107,8 @@ ABORTED = Outcome(Status.ABORTED, error="aborted by an operator")
 class Run(msgspec.Struct, frozen=True):
     """A run as listed. Times are RFC 3339 UTC. ``adopted_at``: when daemons took over its last
     attempt, which had outlived the one before. ``command`` and ``prompt``: the work as it
-    was submitted, ``shortened``; None when there is none."""
+    was submitted, ``shortened``; None when there is none. ``status_text``: what a running run
+    says of itself."""
 
     run: str
     thread: str
@@ -124,6 +125,30 @@ class Run(msgspec.Struct, frozen=True):
     command: str | None = None
     prompt: str | None = None
     adopted_at: list[str] = []
+    status_text: str | None = None
+
+    @property
+    def work(self) -> str:
+        """What it says of itself, and what it is; "" when it is nothing."""
+        work = self.command or self.prompt or ""
+        return work if self.status_text is None else f"{self.status_text} ({work})"
+
+
+class AttemptRow(msgspec.Struct, frozen=True):
+    """One attempt of a run. ``end``: how the run ended, of its last one; "died", when the daemon
+    or the machine did; "stopped", when the daemon was; None while it works, or when that is not
+    known. ``after``: behind which chunk it continued, None when it began anew.
+    ``void_bytes``: earlier output that it made void. ``usage``: what it says that it has used.
+    Times are RFC 3339 UTC, None when they are not known."""
+
+    attempt: int
+    executor: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    end: str | None = None
+    after: int | None = None
+    void_bytes: int = 0
+    usage: dict[str, int | float] = {}
 
 
 def shortened(text: str) -> str:

@@ -349,8 +349,8 @@ def test_what_is_no_request_is_refused_in_one_line(box: Box) -> None:
         b"CHECKPOINT " + big + b"\n",
         b"CHECKPOINT " + base64.b64encode(bytes(64 * 1024 + 1)) + b"\n",
     ) == [
-        "ERROR no request 'HELLO'; one of: CHECKPOINT, SESSION",
-        "ERROR no request ''; one of: CHECKPOINT, SESSION",
+        "ERROR no request 'HELLO'; one of: CHECKPOINT, SESSION, STATUS, USAGE",
+        "ERROR no request ''; one of: CHECKPOINT, SESSION, STATUS, USAGE",
         "ERROR the request is not UTF-8",
         "ERROR the data is not base64",
         "OK",

@@ -1042,4 +1042,4 @@ async def test_the_end_of_a_daemon_is_no_failure_of_its_runs(tmp_path: Path) -> 
     assert keeper.gone
     live = Live(RunSpec("r", "t", "shell"), 1)
     nothing: Any = None
-    assert Work(nothing, nothing, keeper, nothing, nothing, nothing).is_ending(live)
+    assert Work(nothing, nothing, keeper, nothing, nothing, nothing, nothing).is_ending(live)

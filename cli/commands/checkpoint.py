@@ -8,15 +8,11 @@ import sys
 import click
 
 from ...protocol.model import MAX_CHECKPOINT_BYTES
-from ..common import App, DaemonVerb, pass_app
-
-
-class _PatientVerb(DaemonVerb):
-    usual = "1m"
+from ..common import App, PatientVerb, pass_app
 
 
 @click.command(
-    cls=_PatientVerb,
+    cls=PatientVerb,
     short_help="Inside a run: store a checkpoint, from which it can continue.",
     epilog="""\b
 Examples:

@@ -42,9 +42,9 @@ Examples:
 def list_(app: App, thread: str | None, status: str | None, limit: int | None) -> None:
     """List all threads, a row each; with THREAD, that thread's runs, latest first.
 
-    A thread's row shows its running run, or else the next one, or else the last. WORK is the
-    run's command or prompt. A narrow terminal shows fewer columns; a pipe gets all of them
-    in full.
+    A thread's row shows its running run, or else the next one, or else the last. WORK is what the
+    run says of itself, and its command or prompt. A narrow terminal shows fewer columns; a pipe
+    gets all of them in full.
     """
     if thread is not None:
         check_thread(thread)
@@ -85,7 +85,7 @@ def _print_threads(rows: Sequence[ThreadRow], status: str | None) -> None:
                 row.run.runner,
                 render.since(row.run.created_at),
                 str(row.queued),
-                _describe_work(row.run),
+                row.run.work or "-",
                 _describe_error(row.run),
             )
             for row in rows
@@ -93,10 +93,6 @@ def _print_threads(rows: Sequence[ThreadRow], status: str | None) -> None:
         least={"THREAD": 9, "WORK": 14, "ERROR": 18},
         drop=("RUNNER", "RUN", "ATTEMPT", "AGE", "QUEUED", "WORK", "ERROR"),
     )
-
-
-def _describe_work(run: Run) -> str:
-    return run.command or run.prompt or "-"
 
 
 def _describe_error(run: Run) -> str:
@@ -140,7 +136,7 @@ def _print_runs(rows: Sequence[messages.RunRow], status: str | None) -> None:
                 row.executor or "-",
                 render.moment(row.created_at),
                 _describe_error(row),
-                _describe_work(row),
+                row.work or "-",
             )
             for row in rows
         ),

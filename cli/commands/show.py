@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 
 import click
 
 from ...protocol import messages
+from ...protocol.model import AttemptRow
 from ..common import App, DaemonVerb, pass_app, run
 from ..completion.argument_types import RUN
 from ..display import render
@@ -46,6 +48,7 @@ def show(app: App, run_id: str) -> None:
         ("run", row.run),
         ("thread", row.thread),
         ("status", row.status),
+        ("says", row.status_text),
         ("attempt", str(row.attempt)),
         ("adopted", _describe_adoptions(row.adopted_at)),
         ("runner", row.runner),
@@ -64,7 +67,10 @@ def show(app: App, run_id: str) -> None:
         ("waits for", details.waits_for),
         ("session", details.session),
         ("output", _OUTPUT.get(details.output or "")),
+        ("used", _describe_usage(details.usage)),
     ]
+    if row.attempt > 1:
+        pairs += [(f"attempt {x.attempt}", _describe_attempt(x)) for x in details.attempts]
     render.fields((key, value) for key, value in pairs if value is not None)
 
 
@@ -75,3 +81,30 @@ def _describe_adoptions(times: list[str]) -> str | None:
     count = "once" if len(times) == 1 else f"{len(times)} times"
     last = render.moment(times[-1])
     return f"{count}, by a new daemon, last at {last}: it went on as it was"
+
+
+_ENDS = {"died": "its daemon, or machine, died", "stopped": "its daemon was stopped"}
+
+
+def _describe_attempt(attempt: AttemptRow) -> str:
+    """When and where it was, what it repeats, and why it ended."""
+    said = []
+    if attempt.started_at is not None:
+        said.append(render.moment(attempt.started_at))
+        if attempt.ended_at is not None:
+            said[0] += f", {render.duration(attempt.started_at, attempt.ended_at)}"
+    if attempt.executor is not None:
+        said.append(f"on {attempt.executor}")
+    if attempt.after is not None:
+        said.append(f"continued after chunk {attempt.after}")
+    elif attempt.attempt > 1 and attempt.started_at is not None:
+        said.append("started over")
+    if attempt.void_bytes:
+        said.append(f"{render.size(attempt.void_bytes)} of output void")
+    if attempt.end is not None:
+        said.append(_ENDS.get(attempt.end, attempt.end))
+    return "; ".join(said) or "nothing is known of it"
+
+
+def _describe_usage(usage: Mapping[str, float]) -> str | None:
+    return ", ".join(f"{name} {number:,}" for name, number in sorted(usage.items())) or None

@@ -166,7 +166,7 @@ class Board:
             queued=row.queued,
             live=live,
             error=run.error or "",
-            work=run.command or run.prompt or "",
+            work=run.work,
         )
 
 

@@ -41,7 +41,7 @@ HELP = """\
   q, Ctrl-C           quit; runs go on
 
   RUN is the thread's running run, else the next queued one, else the latest;
-  WORK is its command or prompt, ERROR why it did not succeed.
+  WORK is what it says of itself, and its command or prompt, ERROR why it did not succeed.
   AGE is the time in this status, TRY the attempt, CHUNKS what it has written
   so far, RATE chunks a second over the last 5 s, QUEUE how many runs wait."""
 

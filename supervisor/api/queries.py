@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -11,6 +11,7 @@ from ...config.schema import CommandRunner
 from ...protocol import messages, subjects
 from ...protocol.errors import BadRequest, NotFound
 from ...protocol.model import Run, RunSpec, Status, ThreadRow, check_thread, is_run_id
+from ..queue.attempt_log import sum_usage
 from .context import Context
 
 Row = TypeVar("Row", Run, ThreadRow)
@@ -37,7 +38,8 @@ async def list_(c: Context, r: messages.List) -> messages.Reply:
             busy = r.status in (Status.RUNNING, Status.QUEUED)
             threads = await c.durable.rows.list_threads(limit=size, offset=r.after, busy=busy)
         threads, more = fit_page(c, threads, r.after, size)
-        threads = [*map(c.waiting.seen_thread, threads)]
+        said = await c.durable.attempts.log.find_words(list_running(x.run for x in threads))
+        threads = [replace_words(c.waiting.seen_thread(x), said) for x in threads]
         wanted = [t for t in threads if r.status is None or _has(t, r.status)]
         return messages.Threads(wanted, more, await find_unheard(c, r))
     thread = check_thread(r.thread)
@@ -50,8 +52,22 @@ async def list_(c: Context, r: messages.List) -> messages.Reply:
     silent = await find_unheard(c, r, [x for x in runs if x.status is Status.RUNNING])
     mute = {executor.executor_id for executor in silent}
     runs = [x if x.executor in mute else await _see_at_owner(c, x) for x in runs]
+    said = await c.durable.attempts.log.find_words(list_running(runs))
+    runs = [msgspec.structs.replace(x, status_text=said.get(x.run)) for x in runs]
     wanted_runs = [x for x in runs if not statuses or x.status in statuses]
     return messages.Runs(await with_output(c, thread, wanted_runs), more, silent)
+
+
+def list_running(runs: Iterable[Run]) -> list[str]:
+    return [run.run for run in runs if run.status is Status.RUNNING]
+
+
+def replace_words(row: ThreadRow, said: Mapping[str, str]) -> ThreadRow:
+    """``said``: what runs say of themselves."""
+    if row.run.run not in said:
+        return row
+    run = msgspec.structs.replace(row.run, status_text=said[row.run.run])
+    return msgspec.structs.replace(row, run=run)
 
 
 def fit_page(c: Context, rows: list[Row], after: int, size: int) -> tuple[list[Row], int | None]:
@@ -109,7 +125,10 @@ async def show(c: Context, r: messages.Show) -> messages.Reply:
     runner, name = c.settings.runners.get(details.run.runner), None
     if isinstance(runner, CommandRunner):
         name = await c.durable.sessions.look(details.run.thread, runner.name)
-    return msgspec.structs.replace(details, output=output, session=name)
+    attempts = await c.durable.attempts.log.describe(details.run)
+    return msgspec.structs.replace(
+        details, output=output, session=name, attempts=attempts, usage=sum_usage(attempts)
+    )
 
 
 async def find_beginning(c: Context, beginning: str) -> str:
@@ -137,6 +156,8 @@ async def read_details(c: Context, run: str) -> messages.RunDetails:
     waits_for = c.waiting.reason(run)
     if (theirs := await c.others.look(row)) is not None:
         row, waits_for = theirs.run, theirs.waits_for
+    said = await c.durable.attempts.log.find_words(list_running([row]))
+    row = msgspec.structs.replace(row, status_text=said.get(run))
     return messages.RunDetails(
         *(c.waiting.seen(row), list(spec.argv), spec.prompt, spec.cwd, spec.retry_of),
         waits_for=waits_for,

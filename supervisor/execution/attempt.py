@@ -117,6 +117,7 @@ class Attempts:
                             start = Start(adopted=there)
                         else:
                             remains = Remains(found, there, writer.skip)
+                    nursery.start_soon(self._durable.attempts.log.note, *start.notes)
                     if start.adopted is start.refused is None:
                         opened = True
                         nursery.start_soon(writer.pump)
@@ -134,6 +135,7 @@ class Attempts:
         if start.adopted is not None:
             return Ended(spec, live.decide(start.adopted), written=False, stored=True)
         if outcome is None and not live.aborting:
+            await self._work.note_stop(live, writer)
             return None
         decided = live.decide(outcome or Outcome(Status.ABORTED))
         if start.refused is not None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
+import msgspec
 import trio
 
 from ...config.schema import ChatRunner, CommandRunner
 from ...config.schema import Runner as RunnerConfig
 from ...protocol.errors import Fenced, RunFailed, Unavailable
-from ...protocol.model import Outcome, RunSpec, Status, one_line
+from ...protocol.model import Outcome, RunSpec, Status, one_line, unix_ms
 from ..host.metrics import Meters
 from ..output.writer import Writer
 from ..processes.keeper_client import Keeper
 from ..processes.terminal_size import Window
+from ..queue.attempt_log import AttemptNote
 from ..queue.engine import Durable
 from ..queue.session_rows import SessionRows
 from .registry import Live
+from .run_notes import RunNotes
 from .runners.protocol import Remains, Resumption, Runner, Surroundings, Turn
 from .settings import Settings
 
@@ -37,14 +41,17 @@ class Work:
         meters: Meters,
         hide: Callable[[str], str],
         open_window: Callable[[], Window],
+        tell_changed: Callable[[str], Awaitable[None]],
     ) -> None:
-        """``hide`` masks what is secret in a text. ``open_window``: of a run on a terminal."""
+        """``hide`` masks what is secret in a text. ``open_window``: of a run on a terminal.
+        ``tell_changed``: what lists show of a thread is not what it was."""
         self._settings = settings
         self._durable = durable
         self._keeper = keeper
         self._meters = meters
         self._hide = hide
         self._open_window = open_window
+        self._tell_changed = tell_changed
 
     def choose(self, live: Live) -> tuple[RunnerConfig, Runner] | None:
         """The run's runner and its settings, with a terminal for ``live`` if it is on one; None
@@ -74,11 +81,33 @@ class Work:
     def _sessions_of(self, spec: RunSpec) -> ThreadSession:
         return ThreadSession(self._durable.sessions, spec.thread, spec.runner)
 
+    def _notes_of(self, live: Live) -> RunNotes:
+        log = self._durable.attempts.log
+        tell = partial(self._tell_changed, live.spec.thread)
+        return RunNotes(log, live.spec.run, live.attempt, tell)
+
+    async def list_past(self, live: Live) -> list[AttemptNote]:
+        """What is known of the run's earlier attempts: nothing, where the database does not say."""
+        try:
+            return await self._durable.attempts.log.list_of(live.spec.run)
+        except Exception as error:
+            log.warning("nothing is known of earlier attempts: %s", error)
+            return []
+
+    async def note_stop(self, live: Live, writer: Writer) -> None:
+        """The attempt was ended by a daemon that stops in order, if by anything of ours."""
+        if live.stopping and not self._keeper.gone and not self._keeper.broken_off:
+            note = note_stopped(live, writer.executor)
+            if writer.began:
+                note = msgspec.structs.replace(note, began=int(writer.began * 1000))
+            await self._durable.attempts.log.note(note)
+
     def refuse(
-        self, live: Live, runner: tuple[RunnerConfig, Runner] | None, since: int
+        self, live: Live, runner: tuple[RunnerConfig, Runner] | None, since: int, deaths: int
     ) -> Outcome | None:
         """How the run ends, when there is to be no further attempt. ``since``: the attempt that
-        has stored its last checkpoint, 0 for none."""
+        has stored its last checkpoint, 0 for none; ``deaths``: of daemons, or machines, in those
+        behind it."""
         if live.attempt == 1:
             return None
         if _find_policy(live, runner) == "fail":
@@ -87,9 +116,9 @@ class Work:
                 error=f"interrupted; not run again (on_interrupt); runctl retry {live.spec.run}",
             )
         queue = self._settings.queue
-        if live.attempt - since > queue.max_attempts:
+        if deaths >= queue.max_attempts:
             behind = " without a checkpoint" if since else ""
-            why = f"its daemon died in each of {queue.max_attempts} attempts{behind}"
+            why = f"its daemon died in {deaths} attempts{behind}"
         elif live.attempt > queue.max_total_attempts:
             why = f"it was interrupted in each of {queue.max_total_attempts} attempts"
         else:
@@ -125,6 +154,7 @@ class Work:
             checkpoint=writer.checkpoint,
             resumption=resumption,
             sessions=self._sessions_of(spec),
+            notes=self._notes_of(live),
             begin_anew=writer.begin_anew,
         )
         return await self._run(live, writer, runner, around)
@@ -146,6 +176,7 @@ class Work:
             *(live.window, writer.watch_stored, found, writer.began),
             checkpoint=writer.checkpoint,
             sessions=self._sessions_of(live.spec),
+            notes=self._notes_of(live),
             begin_anew=writer.begin_anew,
         )
         return await self._run(live, writer, runner, around)
@@ -225,3 +256,14 @@ def _find_policy(live: Live, runner: tuple[RunnerConfig, Runner] | None) -> str 
     if live.spec.on_interrupt is not None:
         return live.spec.on_interrupt
     return None if runner is None else runner[0].on_interrupt
+
+
+def note_stopped(live: Live, executor: str) -> AttemptNote:
+    """It ends now, with a daemon that stops in order."""
+    return AttemptNote(
+        run=live.spec.run,
+        attempt=live.attempt,
+        executor=executor,
+        ended=unix_ms(),
+        cause="stopped",
+    )

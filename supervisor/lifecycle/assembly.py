@@ -100,9 +100,9 @@ async def serve(base: Foundation, wishes: Wishes, start: trio.CancelScope) -> No
             nursery.start_soon(connection.watch)
             nursery.start_soon(watchers.watch)
             output = await _open_output(core, connection)
-            await _launch(core, output, wishes, start)
-            database = _guard_database(base) if core.config.database.embedded else None
             announcer = Announcer(connection.client, core.registry, core.settings)
+            await _launch(core, output, announcer, wishes, start)
+            database = _guard_database(base) if core.config.database.embedded else None
             control = Control(_make_context(core, output, announcer, wishes))
             takeover, presence = _make_takeover(core, announcer), _make_presence(core, output)
             with wishes.until_stop():
@@ -174,14 +174,19 @@ async def _open_output(core: Core, connection: Connection) -> Output:
     )
 
 
-async def _launch(core: Core, output: Output, wishes: Wishes, start: trio.CancelScope) -> None:
+async def _launch(
+    core: Core, output: Output, announcer: Announcer, wishes: Wishes, start: trio.CancelScope
+) -> None:
     """From here on there are runs. Raises ConfigError, Unavailable."""
     base = core.base
     if core.members is not None:
         await _announce(core.members, base, output)
     order = Order(core.durable, output.streams, output.endings, output.absence, core.settings)
     open_window = partial(Window, make_alive_check(output.connection.client))
-    work = Work(core.settings, core.durable, base.keeper, core.meters, base.hide, open_window)
+    work = Work(
+        *(core.settings, core.durable, base.keeper, core.meters, base.hide, open_window),
+        announcer.tell_changed,
+    )
     on_end = [
         output.retention.hear_end,
         output.endings.hear_end,

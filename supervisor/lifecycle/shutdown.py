@@ -13,6 +13,7 @@ import trio
 
 from ..api.presence import Presence
 from ..api.server import Control
+from ..execution.work import note_stopped
 from ..host.database_files import DatabaseFiles
 from ..host.stop_times import LEFT, STOPPED
 from ..peers.takeover import Takeover
@@ -76,7 +77,20 @@ class Shutdown:
         await self.control.stop()
         await self.core.durable.stop_claiming()
         if wishes.leave:
+            await self._note_stopped()
+        if wishes.leave:
             await self.core.base.keeper.leave()
+
+    async def _note_stopped(self) -> None:
+        """What ends with us, and begins again under the next daemon: chats, and what waits."""
+        base, attempts = self.core.base, self.core.durable.attempts
+        stay = base.keeper.list_runs()
+        with trio.move_on_after(LEFT):
+            async with trio.open_nursery() as nursery:
+                for live in self.core.registry:
+                    if live.spec.run not in stay:
+                        note = note_stopped(live, base.executor)
+                        nursery.start_soon(attempts.log.note, note)
 
     async def _end_runs(self) -> None:
         if self.core.scrape is not None:

@@ -198,7 +198,7 @@ def _leaving_runs(
     except BaseException as error:
         stopped = wishes.stop.is_set() and not wishes.leave and not notifier.keeps
         over = held.lost or _is_of_lease(error) or stopped
-        keeper.broken_off |= bool(outlive and not over and keeper.has_runs)
+        keeper.broken_off |= bool(outlive and not over and keeper.list_runs())
         raise
     finally:
         if keeper.broken_off:

@@ -37,7 +37,7 @@ from .backpressure import Backpressure
 from .continuation import Place, find_line_end, find_place, remove_void
 from .inventory import Stored
 from .stream_life import StreamLife
-from .tail import Tail, read_tail
+from .tail import Tail, read_first, read_tail
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -217,6 +217,15 @@ class Streams:
                 if self._unanswered >= UNANSWERED:
                     await self._stuck()
                 return found
+
+    async def find_first(self, subject: str) -> Record | None:
+        """Its first record; None when that is none, or cannot be read now."""
+        try:
+            found: Record | None = await aio(read_first)(self._nc, subject, ACK_TIMEOUT)
+        except Exception as error:
+            log.debug("beginning of %s: %r", subject, error)
+            return None
+        return found
 
     async def find_place(self, subject: str, *, line: bool = False) -> Place | None:
         """Where the next attempt can go on: behind a checkpoint, or with ``line`` else behind a

@@ -66,6 +66,12 @@ async def read_tail(client: Client, subject: str, timeout: float) -> Tail:
         reach *= REACH
 
 
+async def read_first(client: Client, subject: str, timeout: float) -> Record | None:
+    """The subject's first message, where that is a record. As ``read_tail``."""
+    found = await _read(client, {"seq": 1, "next_by_subj": subject}, timeout)
+    return None if found is None else _ours(found[1])
+
+
 def _ours(data: bytes) -> Record | None:
     try:
         return decode_record(data)

@@ -56,7 +56,7 @@ class Writer:
         self._subject = out_subject(thread, run)
         self.run = run
         self._attempt = attempt
-        self._executor = executor
+        self.executor = executor
         self._tty = tty
         self._closed = trio.Event()
         self._chain = RecordChain(
@@ -82,7 +82,7 @@ class Writer:
         """Reset the subject for this attempt; or the outcome to adopt, when an earlier
         attempt had already written its end."""
         self.began = time.time()
-        record = Reset(self.run, self._attempt, self.began, self._executor, self._tty)
+        record = Reset(self.run, self._attempt, self.began, self.executor, self._tty)
         # Before a first attempt there is nothing, unless NATS says so; then it is read.
         tail = Tail(0, None) if self._attempt == 1 else None
         while True:
@@ -131,7 +131,7 @@ class Writer:
                     place = await find()
                     continue
                 record = Continue(
-                    *(self.run, self._attempt, place.after, self.began, self._executor),
+                    *(self.run, self._attempt, place.after, self.began, self.executor),
                     *(self._tty, place.total, place.base, place.chunks),
                 )
                 done = await self._streams.publish(self._subject, record, tail.sequence)
@@ -167,7 +167,7 @@ class Writer:
                 raise self._chain.fenced(why, last.attempt)
             ours = last is not None and last.attempt == self._attempt
             began = at if ours else time.time()  # another time: watchers start over
-            reset = Reset(self.run, self._attempt, began, self._executor, self._tty)
+            reset = Reset(self.run, self._attempt, began, self.executor, self._tty)
             seq = total = 0
             of: dict[StreamName, int] = {}
             if isinstance(last, Chunks) and ours:

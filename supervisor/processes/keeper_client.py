@@ -271,11 +271,10 @@ class Keeper:
         """Let go of what an earlier daemon had it hold; whether it did. Raises KeeperLost."""
         return bool((await self._link.ask({"op": "release"})).get("let_go"))
 
-    @property
-    def has_runs(self) -> bool:
-        """Whether anything runs that another daemon could adopt."""
-        found = (tree.about for tree in self.found.values())
-        return bool(self._told) or any(about is not None and about.run for about in found)
+    def list_runs(self) -> set[str]:
+        """Those that another daemon could adopt."""
+        found = {tree.about.run for tree in self.found.values() if tree.about is not None}
+        return (found | self._told.keys()) - {""}
 
     async def forget_run(self, run: str) -> None:
         """Its end is stored: nobody is told of its tree any more."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 import sqlalchemy as sa
 
 from ...protocol.model import Run, RunSpec
+from .attempt_log import AttemptLog
 from .row_access import APP_VERSION, HOOKS_QUEUE, PATIENCE, QUEUE, Held, RowAccess
 from .row_status import HOOK, NO_THREAD, WORKFLOW, read_run
 
@@ -25,6 +26,7 @@ class AttemptRows:
 
     def __init__(self, database: RowAccess) -> None:
         self._db = database
+        self.log = AttemptLog(database)
 
     async def read_attempt(self, run: str) -> tuple[int, float]:
         """(which attempt this is, Unix seconds of the submit)"""

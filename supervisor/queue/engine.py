@@ -23,13 +23,7 @@ import msgspec
 import sqlalchemy as sa
 import trio
 import trio_asyncio
-from dbos import (
-    DBOS,
-    DBOSConfig,
-    DBOSPortableJSONSerializer,
-    SetEnqueueOptions,
-    SetWorkflowID,
-)
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
 
 from ...config.schema import Config, Queue
 from ...protocol.errors import Unavailable
@@ -356,6 +350,7 @@ class Durable:
 
     async def forget(self, runs: list[str]) -> None:
         """Delete finished runs' rows: their ids count as new from here on."""
+        await self.attempts.log.forget(runs)
         await aio(DBOS.delete_workflows_async)([*runs, *map(hook_id, runs)])
         for run in runs:
             self._cancelled.pop(run, None)

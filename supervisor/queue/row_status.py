@@ -72,9 +72,9 @@ def read_run(row: Any) -> tuple[RunSpec, Run]:
         attempt=row.recovery_attempts or 0,
         runner=spec.runner,
         executor=row.executor_id if row.recovery_attempts else None,
-        created_at=_format_time(created) or "",
-        started_at=_format_time(started),
-        ended_at=_format_time(ended),
+        created_at=format_time(created) or "",
+        started_at=format_time(started),
+        ended_at=format_time(ended),
         exit_code=outcome.exit_code if outcome else None,
         error=error,
         note=outcome.note if outcome else None,
@@ -205,10 +205,11 @@ def _find_moments(
 
 def format_times(moments: Iterable[int]) -> list[str]:
     """RFC 3339 UTC, of Unix milliseconds."""
-    return [stamp for ms in moments if (stamp := _format_time(ms)) is not None]
+    return [stamp for ms in moments if (stamp := format_time(ms)) is not None]
 
 
-def _format_time(ms: int | None) -> str | None:
+def format_time(ms: int | None) -> str | None:
+    """Of Unix milliseconds, as RFC 3339 UTC."""
     if ms is None:
         return None
     stamp = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)

@@ -10,6 +10,7 @@ from ...protocol import messages, subjects
 from ..execution.aborted_ends import Endings
 from ..execution.registry import Registry
 from ..output.inventory import Stored
+from ..queue.attempt_log import sum_usage
 from ..queue.engine import Durable
 
 log = logging.getLogger("runctld.hooks")
@@ -50,6 +51,9 @@ class EndedRuns:
                 (output,) = await self._stored.outputs([subjects.out_subject(row.thread, run)])
             except Exception as error:
                 log.debug("output of %s: %r", run, error)
+        attempts = await self._durable.attempts.log.describe(row)
         return messages.RunDetails(
-            row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of, output
+            *(row, list(spec.argv), spec.prompt, spec.cwd, spec.retry_of, output),
+            attempts=attempts,
+            usage=sum_usage(attempts),
         )

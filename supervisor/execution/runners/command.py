@@ -17,7 +17,7 @@ from ....config.prompts import refusal, thread_refusal
 from ....config.run_limits import Plan
 from ....config.schema import CommandRunner
 from ....config.units import readable
-from ....protocol.errors import BadRequest, RunFailed, Unavailable, shortened
+from ....protocol.errors import BadRequest, RunFailed, shortened
 from ....protocol.model import Outcome, RunSpec, Status, one_line
 from ...processes.keeper_client import Keeper
 from ...processes.keeper_visit import About
@@ -171,14 +171,12 @@ class Command:
         async def name_session(name: str) -> None:
             if around.sessions is None:
                 raise BadRequest("this run has no session")
-            try:
-                await store_name(around.sessions, name)
-            except Unavailable as error:
-                raise BadRequest(str(error)) from None
+            await store_name(around.sessions, name)
 
-        return RunSocket(
-            job.listener, {"CHECKPOINT": store_checkpoint, "SESSION": name_session}
-        )
+        verbs = {"CHECKPOINT": store_checkpoint, "SESSION": name_session}
+        if around.notes is not None:
+            verbs |= {"STATUS": around.notes.say, "USAGE": around.notes.add_usage}
+        return RunSocket(job.listener, verbs)
 
     async def _begin(
         self,

@@ -64,6 +64,16 @@ class Sessions(Protocol):
     async def forget(self) -> None: ...
 
 
+class Notes(Protocol):
+    """What the run says of itself. Each is durable when it returns. Raises Unavailable."""
+
+    async def say(self, text: str) -> None: ...
+
+    async def add_usage(self, text: str) -> None:
+        """Raises BadRequest."""
+        ...
+
+
 async def begin_nothing_anew() -> None:
     """Nobody counts what is stored."""
 
@@ -88,6 +98,7 @@ class Surroundings:
     checkpoint: Callable[[bytes], Awaitable[None]] = refuse_checkpoint
     resumption: Resumption | None = None
     sessions: Sessions | None = None
+    notes: Notes | None = None
     begin_anew: Callable[[], Awaitable[None]] = begin_nothing_anew
 
 

@@ -1,8 +1,9 @@
 """What a command asks of us while it runs: one request a line, one answer a line.
 
 ``CHECKPOINT <base64>`` is answered by ``OK`` once that state, and all output before it, is
-durable, ``SESSION <name>`` once that is the session of the run's thread. What cannot be done is
-answered by ``ERROR`` and why.
+durable, ``SESSION <name>`` once that is the session of the run's thread, ``STATUS <text>`` and
+``USAGE <name=number ...>`` once what is said is. What cannot be done is answered by ``ERROR``
+and why.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
-from ....protocol.errors import BadRequest
-from ....protocol.model import MAX_CHECKPOINT_BYTES
+from ....protocol.errors import BadRequest, Unavailable
+from ....protocol.model import MAX_CHECKPOINT_BYTES, one_line
 
 log = logging.getLogger("runctld.command")
 
@@ -82,8 +83,8 @@ class RunSocket:
             return f"ERROR no request {verb[:40]!a}; one of: {', '.join(self._verbs)}".encode()
         try:
             await do(rest.strip())
-        except BadRequest as error:
-            return f"ERROR {error}".encode()
+        except (BadRequest, Unavailable) as error:
+            return f"ERROR {one_line(str(error))}".encode()
         return b"OK"
 
 
