@@ -29,6 +29,11 @@ def wait_up(path: Path, attempt: int) -> None:
     wait_until((path / f"up-{attempt}").exists, f"attempt {attempt} works")
 
 
+def wait_stored(box: Box, attempt: int) -> None:
+    said = f"attempt {attempt}\n"
+    wait_until(lambda: box.runctl("attach", "t", "--no-follow") == said, "its output is stored")
+
+
 def test_only_deaths_count(stopped_box: Box, tmp_path: Path) -> None:
     box = stopped_box
     box.configure("[queue]\nmax_attempts = 2\n")
@@ -36,9 +41,11 @@ def test_only_deaths_count(stopped_box: Box, tmp_path: Path) -> None:
     run = submit_waiting(box, tmp_path)
     for attempt in range(1, 5):
         wait_up(tmp_path, attempt)
+        wait_stored(box, attempt)
         assert box.term() == 0
         box.start()
     wait_up(tmp_path, 5)
+    wait_stored(box, 5)
     box.kill()
     box.start()
     wait_up(tmp_path, 6)
@@ -68,7 +75,7 @@ def test_the_first_one_died(box: Box, tmp_path: Path) -> None:
     """Nothing was noted of it: its own output says when and where it was."""
     run = submit_waiting(box, tmp_path)
     wait_up(tmp_path, 1)
-    wait_until(lambda: "attempt" in box.runctl("attach", "t", "--no-follow"), "it is stored")
+    wait_stored(box, 1)
     began = box.show(run)["started_at"]
     box.kill()
     box.start()

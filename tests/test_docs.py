@@ -44,6 +44,7 @@ NOT_RUN = {
     ("kubernetes.md", "podman build"): "podman, kubectl",
     ("nats.md", "$ runctl abort"): "a server with permissions: test_nats.py",
     ("recovery.md", "#!/bin/sh"): "kills: test_checkpoints.py",
+    ("recovery.md", "runctl note"): "inside a run: test_notes.py",
     ("scripting.md", "$ runctl abort build; echo"): "a process that the kernel holds",
     ("scripting.md", "$ nats request"): NATS_COMMAND,
     ("scripting.md", "jq -r .certificate"): NATS_COMMAND,

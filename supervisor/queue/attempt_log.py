@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -148,7 +148,8 @@ class AttemptLog:
                 .order_by(self._table.c.run, self._table.c.attempt)
             )
             for row in await self._db.read(query):
-                found.setdefault(row.run, []).append(_read_note(row._mapping))
+                note = _read_note(zip(self._table.c.keys(), row, strict=True))
+                found.setdefault(note.run, []).append(note)
         return found
 
     def _write(self, notes: Sequence[AttemptNote]) -> None:
@@ -200,7 +201,7 @@ def _build_row(note: AttemptNote) -> dict[str, Any]:
     return {k: json.dumps(v) if k in _AS_JSON else v for k, v in values.items()}
 
 
-def _read_note(row: Mapping[str, Any]) -> AttemptNote:
-    known = {str(name): value for name, value in row.items() if value is not None}
+def _read_note(row: Iterable[tuple[str, Any]]) -> AttemptNote:
+    known = {str(name): value for name, value in row if value is not None}
     values = {k: json.loads(v) if k in _AS_JSON else v for k, v in known.items()}
     return msgspec.convert(values, AttemptNote)
