@@ -9,7 +9,7 @@ from typing import Any
 from .integrations import shown_target
 from .keys import Argv, Environment, Key, Seconds, Section, Size, Url, entries
 from .runner_schema import RESUME_PROMPT
-from .schema import ChatRunner, CommandRunner, Config, Database, Hooks, Nats
+from .schema import AcpRunner, ChatRunner, CommandRunner, Config, Database, Hooks, Nats
 from .secrets import HIDDEN, Masker, hide_in_urls, hide_secrets
 from .typed_table import quote
 from .units import format_duration, format_size
@@ -65,6 +65,10 @@ def _show_section(section: Section, hide: Callable[[str], str]) -> dict[str, Any
             )
             shown["headers"] = dict.fromkeys(section.headers, HIDDEN) or None
             shown["env"] = shown["env"] or None
+        case AcpRunner(kind=kind):
+            shown = {"kind": kind, **shown}
+            if section.resume_prompt == RESUME_PROMPT:
+                shown["resume_prompt"] = None
         case CommandRunner():
             if not section.argv:
                 shown["args"] = None

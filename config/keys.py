@@ -7,7 +7,7 @@ Each is written once, as the annotation of its field in ``schema``: reading, ``-
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -113,7 +113,10 @@ class Entry(NamedTuple):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """A table of a file, once it is read. Its ``repr`` holds no secrets."""
+    """A table of a file, once it is read. Its ``repr`` holds no secrets. ``inapplicable``: fields
+    of the section it derives from that a file may not set."""
+
+    inapplicable: ClassVar[tuple[str, ...]] = ()
 
     def __repr__(self) -> str:
         shown = (
@@ -129,14 +132,20 @@ def entries(section: type[Section]) -> tuple[Entry, ...]:
     """The fields of ``section``, in order."""
     names, defaults = section.__struct_fields__, section.__struct_defaults__
     default_of = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
+    annotations: dict[str, Any] = {}
+    for base in reversed(section.__mro__):
+        if issubclass(base, Section) and base is not Section:
+            annotations |= base.__annotations__
     found = []
-    for name, kind in section.__annotations__.items():
+    for name, kind in annotations.items():
         if isinstance(kind, str):
             raise TypeError(f"{section.__name__}: its module must not postpone annotations")
         marks = getattr(kind, "__metadata__", ())
         value = kind.__origin__ if marks else kind
         key = next((mark for mark in marks if isinstance(mark, Key)), None)
         part = value if isinstance(value, type) and issubclass(value, Section) else None
+        if name in section.inapplicable:
+            key = part = None
         default = default_of.get(name, msgspec.NODEFAULT)
         factory = getattr(default, "factory", None)
         default = default if factory is None else factory()

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
-from .schema import CommandRunner, Config
+from .schema import AcpRunner, CommandRunner, Config
 
 PROMPT, SESSION, THREAD, RUN = "{prompt}", "{session}", "{thread}", "{run}"
 #: What a runner's argv should hold instead.
@@ -113,6 +113,8 @@ def refusal(runner: CommandRunner, prompt: str | None, args: Sequence[str]) -> s
             f"runner {name!r} takes no arguments: submit a prompt, or set args = true for it"
             " where every submitter may use every option of its command"
         )
+    if isinstance(runner, AcpRunner) and not (prompt or "").strip():
+        return f"runner {name!r} needs a prompt: runctl submit THREAD --runner {name} PROMPT"
     for key, argv in commands(runner):
         if not takes_prompt(argv):
             continue

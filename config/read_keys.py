@@ -22,12 +22,13 @@ from .keys import (
     entries,
     names_of,
 )
-from .schema import ChatRunner, CommandRunner, Config
+from .schema import AcpRunner, ChatRunner, CommandRunner, Config
 from .typed_table import Table, check_url
 
 #: The class for each ``kind`` of runner.
 RUNNER_KINDS: dict[str, type[CommandRunner] | type[ChatRunner]] = {
     "command": CommandRunner,
+    "acp": AcpRunner,
     "chat": ChatRunner,
 }
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from .accounts import find_account, read_user
 from .keys import names_of
-from .prompts import SESSION
+from .prompts import PROMPT, SESSION
 from .read_keys import RUNNER_KINDS, read_keys
-from .schema import ChatRunner, CommandRunner, Limits, Runner
+from .schema import AcpRunner, ChatRunner, CommandRunner, Limits, Runner
 from .typed_table import Table
 
 _NAME = "[A-Za-z0-9_-]{1,64}"
@@ -35,13 +35,14 @@ def add_shell(runners: dict[str, Runner], allow_shell: bool) -> dict[str, Runner
 
 
 def _read_runner(name: str, table: Table) -> Runner:
-    if table.choice("kind", tuple(RUNNER_KINDS)) == "command":
-        return _read_command(name, table)
-    chats = names_of(ChatRunner)
+    kind = table.choice("kind", tuple(RUNNER_KINDS))
+    known = names_of(RUNNER_KINDS[kind])
     for key in names_of(CommandRunner):
-        if key in table.values and key not in chats:
+        if key in table.values and key not in known:
             table.fail(key, 'is for kind = "command" only: remove it')
-    return _read_chat(name, table)
+    if kind == "command":
+        return _read_command(name, table)
+    return _read_acp(name, table) if kind == "acp" else _read_chat(name, table)
 
 
 def _read_command(name: str, table: Table) -> CommandRunner:
@@ -65,6 +66,25 @@ def _read_command(name: str, table: Table) -> CommandRunner:
         limits=Limits(**read_keys(Limits, table.table("limits"))),
         account=None if user is None else find_account(table, user, group),
         session=session,
+        **values,
+    )
+
+
+def _read_acp(name: str, table: Table) -> AcpRunner:
+    values = read_keys(AcpRunner, table)
+    if not values.get("argv"):
+        table.fail("argv", 'is missing: name the agent, such as ["opencode", "acp"]')
+    for what in (PROMPT, SESSION):
+        if any(what in part for part in values["argv"]):
+            table.fail("argv", f"holds {what}, which an ACP agent is told as a message: remove it")
+    user, group = read_user(table)
+    return AcpRunner(
+        name,
+        cwd=_read_cwd(table, True),
+        user=user,
+        group=group,
+        limits=Limits(**read_keys(Limits, table.table("limits"))),
+        account=None if user is None else find_account(table, user, group),
         **values,
     )
 

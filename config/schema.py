@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from .acp_schema import AcpRunner
 from .integration_schema import ENDED, Hooks, Metrics, Traces
 from .keys import (
     Choice,
@@ -30,6 +31,7 @@ __all__ = [
     "ENDED",
     "MAX_ID_BYTES",
     "Account",
+    "AcpRunner",
     "ChatRunner",
     "CommandRunner",
     "Config",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .prompts import interpreter, open_wrapper, reach, takes_prompt
 from .prompts import warnings as prompt_warnings
-from .schema import CommandRunner, Config, Runner
+from .schema import AcpRunner, CommandRunner, Config, Runner
 
 
 def decided(runner: Runner) -> dict[str, bool]:
@@ -50,6 +50,8 @@ def described(runner: Runner) -> str:
     no = [what for what, theirs in decided(runner).items() if not theirs]
     if not isinstance(runner, CommandRunner):
         how = "the prompt"
+    elif isinstance(runner, AcpRunner):
+        how = "the prompt (a message to the agent)"
     elif takes_prompt(runner.argv):
         how = "the prompt (an argument)"
     else:
@@ -70,7 +72,9 @@ def warnings(config: Config, uid: int) -> Iterator[tuple[str, str, str]]:
                 f"argv[0] is looked for in the submitter's directory: {runner.argv[0]}",
                 "write its whole path, or name a directory in cwd",
             )
-        if (program := interpreter(runner.argv)) is not None:
+        # An agent's stdin is our bridge's.
+        program = None if isinstance(runner, AcpRunner) else interpreter(runner.argv)
+        if program is not None:
             yield (
                 name,
                 f"a prompt is run as code by {program}, which reads it from stdin",

@@ -468,8 +468,11 @@ SERVER = "[nats]\nurl = 'nats://h'\n"
         ("[stream]\nmax_runs = -1", "stream.max_runs: expected at least 0, got -1"),
         ("[stream]\nmax_runs = '5'", "stream.max_runs: expected a whole number, got a string"),
         ("[stream]\nsync = 'never'", 'stream.sync: expected "default" or "always", got "never"'),
-        ("[runners.x]", 'runners.x.kind: is missing: set it to "command" or "chat"'),
-        ("[runners.x]\nkind = 'shell'", 'runners.x.kind: expected "command" or "chat", got "shell'),
+        ("[runners.x]", 'runners.x.kind: is missing: set it to "command" or "acp" or "chat"'),
+        (
+            "[runners.x]\nkind = 'shell'",
+            'runners.x.kind: expected "command" or "acp" or "chat", got "shell',
+        ),
         ("[runners.x]\nkind = 1", "runners.x.kind: expected a string, got the number 1"),
         # runners
         ("[runners.'a b']\nkind = 'command'", 'runners."a b": a runner\'s name is 1 to 64'),

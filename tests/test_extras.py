@@ -14,6 +14,7 @@ from runctl.client.link import _find_server
 from runctl.config import connection
 from runctl.config.load import load
 from runctl.protocol.errors import ConfigError, Unavailable
+from runctl.supervisor.lifecycle import optional_packages, reload
 from runctl.supervisor.lifecycle.optional_packages import PINNED, require
 
 pytestmark = pytest.mark.short
@@ -59,6 +60,17 @@ def test_the_pins_are_those_of_the_package() -> None:
         if (found := re.fullmatch(r"([a-z-]+)~=(\d+\.\d+)\.0", line))
     }
     assert pinned == PINNED
+
+
+def test_acp_runners_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "runctld.toml"
+    file.write_text(f'state_dir = "{tmp_path}"\n[runners.x]\nkind = "acp"\nargv = ["a"]\n')
+    require(load(file))
+    monkeypatch.setattr(optional_packages, "_there", lambda name: not name.startswith("acp"))
+    words = "runners.x.kind: needs a package that is not installed: pip install 'runctl\\[acp\\]'"
+    for check in (lambda: require(load(file)), lambda: reload._load(file)):
+        with pytest.raises(ConfigError, match=words):
+            check()
 
 
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:1", "nats://127.0.0.1:1", "WSS://a,wss://b"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ...config.prompts import refusal, thread_refusal
-from ...config.schema import Runner
+from ...config.schema import CommandRunner, Runner
 from ...config.submitters import takes_directory
 from ...protocol import messages, subjects
 from ...protocol.errors import BadRequest, Refused
@@ -70,7 +70,7 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
 def check_work(
     c: Context, runner: Runner, thread: str, prompt: str | None, argv: Sequence[str]
 ) -> None:
-    if runner.kind != "command":
+    if not isinstance(runner, CommandRunner):
         return
     reason = refusal(runner, prompt, argv) or thread_refusal(runner, thread)
     if reason is not None:

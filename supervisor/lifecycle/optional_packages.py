@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ...config.connection import find_missing_package
-from ...config.schema import Config
+from ...config.schema import AcpRunner, Config
 from ...protocol.errors import ConfigError
 
 #: Of these we use what is private to them: another minor version may have it no more.
@@ -24,6 +24,7 @@ def require(config: Config) -> None:
             f"{config.source}: metrics.listen: needs a package that is not installed:"
             " pip install prometheus-client, or remove the key"
         )
+    require_of_runners(config)
     if (missing := find_missing_package(config.nats)) is not None:
         raise ConfigError(f"{config.source}: {missing}")
     if config.traces.endpoint is not None and not all(
@@ -33,6 +34,16 @@ def require(config: Config) -> None:
             f"{config.source}: traces.endpoint: needs packages that are not installed:"
             " pip install 'runctl[traces]', or remove the key"
         )
+
+
+def require_of_runners(config: Config) -> None:
+    """The same of its runners alone."""
+    for name, runner in config.runners.items():
+        if isinstance(runner, AcpRunner) and not _there("acp.connection"):
+            raise ConfigError(
+                f"{config.source}: runners.{name}.kind: needs a package that is not installed:"
+                " pip install 'runctl[acp]', or remove the runner"
+            )
 
 
 def _require_version(package: str, wanted: str) -> None:

@@ -20,6 +20,7 @@ from ...config.schema import Config, ConfigError, Runner
 from ...config.secrets import Masker
 from ...config.transport import check_transport
 from ..execution.settings import Settings
+from .optional_packages import require_of_runners
 
 log = logging.getLogger("runctld.reload")
 
@@ -80,11 +81,12 @@ class Reload:
 
 
 def _load(file: Path | None) -> Config:
-    """Raises ConfigError, also when this process may not do what it says."""
+    """Raises ConfigError, also when this process may not do, or has not, what it says."""
     config = load(file)
     check_access(config)
     check_transport(config)
     check_rights(config)
+    require_of_runners(config)
     return config
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 from ...config.run_limits import Plan, controllers, plan
-from ...config.schema import ChatRunner, CommandRunner, Queue, Runner
+from ...config.schema import AcpRunner, ChatRunner, CommandRunner, Queue, Runner
 from ..execution.runners import protocol
+from ..execution.runners.acp import Acp, make_command
 from ..execution.runners.chat import Chat
 from ..execution.runners.command import Command
 from ..execution.runners.run_files import RunFiles
@@ -25,12 +26,13 @@ class RunnerFactory:
     def make(self, runner: Runner, queue: Queue) -> protocol.Runner:
         if isinstance(runner, ChatRunner):
             return Chat(runner)
-        limits = self._plan_limits(runner)
-        return Command(
-            *(runner, self._keeper, queue.stop_grace, limits),
+        command = Command(
+            *(make_command(runner) if isinstance(runner, AcpRunner) else runner, self._keeper),
+            *(queue.stop_grace, self._plan_limits(runner)),
             files=self._files,
             spooled=self._spooled,
         )
+        return Acp(runner, command) if isinstance(runner, AcpRunner) else command
 
     def _plan_limits(self, runner: CommandRunner) -> Plan:
         wanted, groups = controllers(runner.limits), self._keeper.cgroups
