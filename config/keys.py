@@ -7,7 +7,7 @@ Each is written once, as the annotation of its field in ``schema``: reading, ``-
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 
@@ -109,7 +109,9 @@ class Entry(NamedTuple):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        return get_args(self.type)
+        found = get_args(self.type)
+        literals = [part for part in found if get_origin(part) is Literal]
+        return get_args(literals[0]) if literals else found
 
 
 class Section(msgspec.Struct, frozen=True):

@@ -168,7 +168,11 @@ class ChatRunner(Section, frozen=True):
 
     ``retry``: seconds from a turn's first failure in which it is tried again, as long as no
     text has come. ``history``: earlier messages that are sent along, two a turn, and at most
-    ``history_bytes`` bytes of them, in whole turns."""
+    ``history_bytes`` bytes of them, in whole turns.
+
+    ``prefill``: how the endpoint is told to go on with a reply that was cut, None where it cannot.
+    ``background``: the endpoint goes on with a response while nobody listens. With either, a turn
+    that was interrupted can continue."""
 
     name: str
     base_url: Annotated[
@@ -192,11 +196,32 @@ class ChatRunner(Section, frozen=True):
         int, Whole("Earlier messages of the thread that are sent along.", most=1_000_000)
     ] = 50
     history_bytes: Annotated[int, Size("How much text they may have.")] = 256 * 1024
+    api: Annotated[
+        Literal["chat", "responses"],
+        Choice("What is asked of the endpoint: `/chat/completions`, or `/responses`."),
+    ] = "chat"
+    background: Annotated[
+        bool, Flag("With `responses`: whether it goes on while nobody listens.")
+    ] = False
+    prefill: Annotated[
+        Literal["vllm", "mistral", "deepseek", "llama.cpp"] | None,
+        Choice(
+            "With `chat`: how the endpoint is told to go on with the beginning of a reply.",
+            default="it cannot",
+        ),
+    ] = None
     on_interrupt: Annotated[
-        Literal["restart", "fail"],
-        Choice("What becomes of a turn whose daemon, or machine, died under it."),
+        Literal["continue", "restart", "fail"],
+        Choice(
+            "A turn whose daemon, or machine, died under it goes on, starts over, or fails.",
+            default='`"continue"` with `background` or `prefill`, else `"restart"`',
+        ),
     ] = "restart"
     insecure: Annotated[bool, Flag("Whether `base_url` may be `http://` on another host.")] = False
+
+    @property
+    def can_continue(self) -> bool:
+        return self.background or self.prefill is not None
 
 
 Runner = CommandRunner | ChatRunner

@@ -129,4 +129,23 @@ def _read_chat(name: str, table: Table) -> ChatRunner:
     if "api_key" in values and "api_key_file" in values:
         table.fail("api_key", f"{table.full_name('api_key_file')} is set too: remove one")
     values["base_url"] = values["base_url"].rstrip("/")
+    _check_continuing(table, values)
     return ChatRunner(name, **values)
+
+
+def _check_continuing(table: Table, values: dict[str, Any]) -> None:
+    """Whether a chat can go on where it was interrupted, and by which means."""
+    responses = values.get("api") == "responses"
+    if values.get("background") and not responses:
+        table.fail("background", 'needs api = "responses": add it, or remove this')
+    if "prefill" in values and responses:
+        table.fail("prefill", 'is for api = "chat": with "responses" use background = true')
+    can = values.get("background", False) or "prefill" in values
+    if values.get("on_interrupt") == "continue" and not can:
+        table.fail(
+            "on_interrupt",
+            '"continue" needs background = true (api = "responses"), or prefill: add what the'
+            " endpoint can do, or remove this",
+        )
+    if can:
+        values.setdefault("on_interrupt", "continue")

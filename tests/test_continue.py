@@ -70,17 +70,17 @@ async def store_checkpoint(attempt: Writer, data: bytes) -> None:
 
 
 async def go_on(streams: Streams, writer: Writer) -> Outcome | Place | None:
-    find = partial(streams.find_place, _subject(writer.run))
+    find = partial(streams.find_place, _subject(writer.run), "checkpoint")
     return await writer.go_on(find, await find())
 
 
 async def test_without_a_checkpoint_nothing_goes_on(nats_server: str) -> None:
     async with streams_of(nats_server) as streams:
         first = Writer(streams, THREAD, "none", 1, "e")
-        assert await streams.find_place(_subject("none-at-all")) is None
+        assert await streams.find_place(_subject("none-at-all"), "checkpoint") is None
         await first.open()
         await write(first, b"1")
-        assert await streams.find_place(_subject("none")) is None
+        assert await streams.find_place(_subject("none"), "checkpoint") is None
 
 
 async def test_what_is_behind_the_checkpoint_is_void_and_deleted(nats_server: str) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -181,12 +182,12 @@ async def test_ends_are_not_mended_for_runs_that_live(nats_server: str) -> None:
 
     async with _streams(nats_server) as streams:
         registry, durable = Registry(), cast("Any", Durable())
-        spec = RunSpec("live", THREAD, "r")
+        spec, settings = RunSpec("live", THREAD, "r"), cast("Any", SimpleNamespace(runners={}))
         news = streams.life.next_change
         streams.defer_end(Writer(streams, THREAD, "owed", 1, "e"), Outcome(Status.ABORTED))
         assert news.is_set(), "the stream may take it by now"
         with registry.start(spec, 1):
-            await Endings(streams, durable, registry).mend(60.0)
+            await Endings(streams, durable, registry, settings).mend(60.0)
         for run in ("live", "owed"):
             assert (await streams.tail(subjects.out_subject(THREAD, run))).record is None
         ended = (await streams.tail(subjects.out_subject(THREAD, "cut"))).record

@@ -44,8 +44,11 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
         raise BadRequest(f"runner {name!r} is a chat: submit a prompt, not a command")
     if runner.kind == "chat" and not (r.prompt or "").strip():
         raise BadRequest(f"runner {name!r} is a chat and needs a prompt")
-    if runner.kind == "chat" and r.on_interrupt == "continue":
-        raise BadRequest(f"runner {name!r} is a chat, which cannot continue: restart, or fail")
+    if runner.kind == "chat" and r.on_interrupt == "continue" and not runner.can_continue:
+        raise BadRequest(
+            f"runner {name!r} is a chat without background or prefill, which cannot continue:"
+            " restart, or fail"
+        )
     check_work(c, runner, thread, r.prompt, r.argv)
     if len((r.cwd or "").encode(errors="replace")) > MAX_CWD_BYTES:
         raise BadRequest(f"cwd is longer than {MAX_CWD_BYTES} bytes; submit from elsewhere")

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 
 import trio
 
+from ...config.schema import ChatRunner, Runner
 from ...protocol.errors import StreamUnfit
 from ...protocol.model import ABORTED, Outcome, Status
+from ...protocol.subjects import out_subject
 from ..output.publisher import Streams
 from ..queue.engine import Durable
 from .registry import Registry
 from .run_end import Ended
+from .runners.chat import CANCEL_LIMIT, Chat
+from .settings import Settings
 
 log = logging.getLogger("runctld.endings")
 
@@ -25,7 +30,10 @@ log = logging.getLogger("runctld.endings")
 class Endings:
     """``run`` in a nursery."""
 
-    def __init__(self, streams: Streams, durable: Durable, registry: Registry) -> None:
+    def __init__(
+        self, streams: Streams, durable: Durable, registry: Registry, settings: Settings
+    ) -> None:
+        self._settings = settings
         self._streams = streams
         self._registry = registry
         self._durable = durable
@@ -38,12 +46,32 @@ class Endings:
     async def write(self, thread: str, run: str, attempt: int) -> None:
         """The end of a run that was aborted and has no live attempt here, unless it has one.
         A stream that takes no records gets it later (``mend``)."""
+        if attempt:
+            with trio.move_on_after(CANCEL_LIMIT):
+                await self._cancel_upstream(thread, run)
         try:
             await self._streams.end(thread, run, attempt, ABORTED)
         except StreamUnfit as unfit:
             log.warning("the end of run %s is not stored yet: %s", run, unfit)
         else:
             self.stored(run)
+
+    async def _cancel_upstream(self, thread: str, run: str) -> None:
+        """What the run's endpoint still does for an attempt that is dead."""
+        if not any(isinstance(x, ChatRunner) and x.background for x in self._runners()):
+            return
+        found = await self._durable.rows.get(run)
+        runner = None if found is None else self._settings.runner(found[0].runner)
+        if runner is None or not isinstance(runner[1], Chat):
+            return
+        if await self._streams.has_end(thread, run):
+            return
+        place = await self._streams.find_place(out_subject(thread, run), "checkpoint")
+        if place is not None and place.checkpoint is not None:
+            await runner[1].give_up(place.checkpoint)
+
+    def _runners(self) -> Collection[Runner]:
+        return self._settings.runners.values()
 
     def hear_end(self, end: Ended) -> None:
         if end.written and end.stored and end.outcome.status is Status.ABORTED:

@@ -53,12 +53,16 @@ async def open_output(
         return Start(adopted=await writer.open())
     past = await work.list_past(live)
     died = await _note_death(streams, subject, live, past, last)
-    find = partial(streams.find_place, subject, line=await work.has_session(live, runner))
-    place = await find() if work.may_continue(live, runner) else None
+    place, unit = None, await work.find_unit(live, runner)
+    find = partial(streams.find_place, subject, unit or "checkpoint")
+    if unit is not None:
+        place = await find()
     since = place.attempt if place else 0
     refused = work.refuse(live, runner, since, _count_deaths(live, since, past))
     if refused is not None:
         return Start(refused=refused, notes=died)
+    if place is not None and unit == "character" and not (place.after or place.chunks):
+        place = None  # it has nothing to go on from
     there = await writer.go_on(find, place)
     void = _count_bytes(last)
     if isinstance(there, Place):

@@ -16,6 +16,7 @@ from ...config.schema import Runner as RunnerConfig
 from ...protocol.errors import Fenced, RunFailed, Unavailable
 from ...protocol.model import Outcome, RunSpec, Status, one_line, unix_ms
 from ..host.metrics import Meters
+from ..output.continuation import Unit
 from ..output.writer import Writer
 from ..processes.keeper_client import Keeper
 from ..processes.terminal_size import Window
@@ -61,20 +62,23 @@ class Work:
             live.show_in(self._open_window())
         return runner
 
-    def may_continue(self, live: Live, runner: tuple[RunnerConfig, Runner] | None) -> bool:
-        """Whether the attempt goes on from the checkpoint of an earlier one, if there is one."""
-        if live.attempt == 1 or runner is None or not isinstance(runner[0], CommandRunner):
-            return False
-        return _find_policy(live, runner) == "continue"
+    async def find_unit(
+        self, live: Live, runner: tuple[RunnerConfig, Runner] | None
+    ) -> Unit | None:
+        """Behind what of an earlier attempt's output this one goes on; None, if it may not."""
+        if live.attempt == 1 or runner is None or _find_policy(live, runner) != "continue":
+            return None
+        config = runner[0]
+        if isinstance(config, ChatRunner):
+            return "checkpoint" if config.background else "character" if config.prefill else None
+        return "line" if await self._has_session(live.spec, config) else "checkpoint"
 
-    async def has_session(self, live: Live, runner: tuple[RunnerConfig, Runner] | None) -> bool:
+    async def _has_session(self, spec: RunSpec, config: CommandRunner) -> bool:
         """Whether the run's agent can go on with a session of its thread."""
-        if runner is None or not isinstance(runner[0], CommandRunner):
-            return False
-        if runner[0].session is None or not (runner[0].resume_argv or runner[0].next_argv):
+        if config.session is None or not (config.resume_argv or config.next_argv):
             return False
         try:
-            return await self._sessions_of(live.spec).find() is not None
+            return await self._sessions_of(spec).find() is not None
         except Unavailable:  # its runner says so
             return False
 
@@ -156,6 +160,9 @@ class Work:
             sessions=self._sessions_of(spec),
             notes=self._notes_of(live),
             begin_anew=writer.begin_anew,
+            emit_with=writer.append_with,
+            start_over=writer.start_over,
+            is_aborted=lambda: live.aborting,
         )
         return await self._run(live, writer, runner, around)
 

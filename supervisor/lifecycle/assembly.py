@@ -157,7 +157,7 @@ async def _open_output(core: Core, connection: Connection) -> Output:
     # The server may have come back without what it had.
     connection.on_return.append(streams.life.request_check)
     await streams.open(config)
-    endings = Endings(streams, core.durable, core.registry)
+    endings = Endings(streams, core.durable, core.registry, core.settings)
     hooks = None
     if config.hooks.on_end is not None:
         ended = EndedRuns(core.registry, endings, core.durable, stored)

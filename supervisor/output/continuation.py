@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ...protocol.errors import Unavailable
 from ...protocol.records import Chunk, Chunks, Continue, Reset, Summary
@@ -21,13 +21,16 @@ log = logging.getLogger("runctld.stream")
 #: Records whose contents are searched for the end of a line.
 MOST_LOOKED_AT = 32
 
+#: Behind what an attempt goes on: a checkpoint; one, or else a line; a character.
+Unit = Literal["checkpoint", "line", "character"]
+
 
 class Place(NamedTuple):
     """``after``: the last valid chunk. ``total``: bytes of output up to there. ``base``: the
     attempt whose reset all of it follows. ``checkpoint``: what ``attempt`` has stored there; None
-    and 0, when it is but the end of a line. ``valid``: stream sequences of the records up to
-    there, ``void`` of all others. ``last``: the last of all that was looked at. ``chunks``:
-    what is valid of the first void one."""
+    and 0, when it is but the end of a line; None and who has written it, of a reply. ``valid``:
+    stream sequences of the records up to there, ``void`` of all others. ``last``: the last of all
+    that was looked at. ``chunks``: what is valid of the first void one."""
 
     after: int
     total: int
@@ -55,17 +58,20 @@ async def find_place(stored: Stored, subject: str) -> Place | None:
     return None
 
 
-async def find_line_end(stored: Stored, subject: str) -> Place | None:
-    """Behind the last complete line on stdout; behind everything, where nothing is on stdout, or
-    no end of a line among the last ``MOST_LOOKED_AT`` records. None: nothing is stored. Raises
-    Unavailable."""
+async def find_end(
+    stored: Stored, subject: str, unit: Literal["line", "character"]
+) -> Place | None:
+    """Behind the last complete ``unit``, of lines on stdout or of characters in a reply; behind
+    everything, where there is none, or none that ends among the last ``MOST_LOOKED_AT`` records.
+    None: nothing is stored. Raises Unavailable."""
     records = await _read_summaries(stored, subject)
     valid = find_valid(records)
     if not valid:
         return None
+    measure = _measure_lines if unit == "line" else _measure_characters
     latest = valid[-MOST_LOOKED_AT:]
     found = await stored.read([x.sequence for x in latest])
-    behind = False  # whether a line without its end is behind what is looked at
+    behind = False  # whether one without its end is behind what is looked at
     for at in range(len(latest) - 1, -1, -1):
         record = found[at]
         if not isinstance(record, Chunks | Continue):
@@ -74,11 +80,12 @@ async def find_line_end(stored: Stored, subject: str) -> Place | None:
             continue
         for index in range(len(record.chunks) - 1, -1, -1):
             chunk = record.chunks[index]
-            end = chunk.data.rfind(b"\n") + 1
+            end = measure(chunk.data)
             if chunk.stream == "stderr" or not (behind or chunk.data):
                 continue
+            by = record.attempt if unit == "character" else 0
             if end == len(chunk.data) and not behind:
-                return _place_behind_all(records, valid)
+                return _place_behind_all(records, valid)._replace(attempt=by)
             behind = True
             if end:
                 kept = [*record.chunks[:index], Chunk(chunk.stream, chunk.data[:end])]
@@ -87,8 +94,23 @@ async def find_line_end(stored: Stored, subject: str) -> Place | None:
                 if isinstance(record, Chunks):
                     total -= sum(len(x.data) for x in record.chunks)
                 before = latest[at].sequence - 1
-                return _place(records, valid, before, first - 1, total, kept)
+                place = _place(records, valid, before, first - 1, total, kept)
+                return place._replace(attempt=by)
     return _place_behind_all(records, valid)
+
+
+def _measure_lines(data: bytes) -> int:
+    return data.rfind(b"\n") + 1
+
+
+def _measure_characters(data: bytes) -> int:
+    """Where the last whole character ends: a long text is stored in pieces, cut anywhere."""
+    for back in range(1, min(len(data), 3) + 1):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:  # the first of a character
+            length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return len(data) - back if back < length else len(data)
+    return len(data)
 
 
 def _place_behind_all(records: list[Last], valid: list[Last]) -> Place:

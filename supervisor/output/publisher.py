@@ -23,6 +23,7 @@ from ...protocol.errors import Fenced, StreamUnfit, Unavailable
 from ...protocol.model import Outcome
 from ...protocol.records import (
     SUMMARY_HEADER,
+    Chunk,
     Chunks,
     Continue,
     End,
@@ -34,7 +35,7 @@ from ...protocol.records import (
 from ...protocol.subjects import MAX_RECORD_BYTES, out_subject
 from ..host.metrics import Meters
 from .backpressure import Backpressure
-from .continuation import Place, find_line_end, find_place, remove_void
+from .continuation import Place, Unit, find_end, find_place, remove_void
 from .inventory import Stored
 from .stream_life import StreamLife
 from .tail import Tail, read_first, read_tail
@@ -227,12 +228,13 @@ class Streams:
             return None
         return found
 
-    async def find_place(self, subject: str, *, line: bool = False) -> Place | None:
-        """Where the next attempt can go on: behind a checkpoint, or with ``line`` else behind a
-        line. Waits while NATS is away, or the stream is."""
-        place = await self._insist(partial(find_place, self._stored, subject))
-        if place is None and line:
-            place = await self._insist(partial(find_line_end, self._stored, subject))
+    async def find_place(self, subject: str, unit: Unit) -> Place | None:
+        """Where the next attempt can go on. Waits while NATS is away, or the stream is."""
+        place = None
+        if unit != "character":
+            place = await self._insist(partial(find_place, self._stored, subject))
+        if place is None and unit != "checkpoint":
+            place = await self._insist(partial(find_end, self._stored, subject, unit))
         return place
 
     async def _insist(self, read: Callable[[], Awaitable[T]]) -> T:
@@ -245,15 +247,15 @@ class Streams:
                 await self.life.wait_until_fit()
                 await trio.sleep(0.1)
 
-    async def read_valid(self, place: Place) -> AsyncIterator[bytes]:
+    async def read_valid(self, place: Place) -> AsyncIterator[list[Chunk]]:
         """The output up to there, some at a time; waits while NATS is away."""
         for at in range(0, len(place.valid), READ_AT_ONCE):
             for record in await self._insist(
                 partial(self._stored.read, place.valid[at : at + READ_AT_ONCE])
             ):
                 if isinstance(record, Chunks | Continue):
-                    yield b"".join(chunk.data for chunk in record.chunks)
-        yield b"".join(chunk.data for chunk in place.chunks)
+                    yield record.chunks
+        yield place.chunks
 
     async def remove_void(self, place: Place) -> None:
         """What cannot be deleted stays, and is passed over."""

@@ -64,7 +64,9 @@ class RecordChain:
         await self.resync()
         known = expected = self._sequence
         while self._sent is not None:
-            done = await self._streams.publish(self._subject, record, expected)
+            done = await self._streams.publish(
+                self._subject, record, expected, rollup=isinstance(record, Reset)
+            )
             if done is not None:
                 self._note_stored(record, done)
                 return
@@ -89,6 +91,11 @@ class RecordChain:
                 known = expected = self._sequence
             else:
                 raise self.fenced("another attempt writes its stream")
+
+    async def restart(self, first: Reset) -> None:
+        """Store ``first`` in place of all that is stored of the run."""
+        await self.store(first)
+        self._kept = ReplayBuffer(first)
 
     async def _wait_until_fit(self) -> None:
         """Returns when the stream takes records, as far as one knows. Raises StreamUnfit

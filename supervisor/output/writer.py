@@ -31,11 +31,17 @@ CHUNK_OVERHEAD = 16
 
 
 class _Checkpoint:
-    """What is to be stored once all that was appended before is."""
+    """What is to be stored once all that was appended before is, or ``loose``: with it, and not
+    at all where the record goes on behind it."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, loose: bool = False) -> None:
         self.data = data
+        self.loose = loose
         self.stored = trio.Event()
+
+
+class _Anew:
+    """What was appended before is void once this is stored."""
 
 
 class Writer:
@@ -69,7 +75,7 @@ class Writer:
         #: Bytes of each stream that are stored.
         self._of: dict[StreamName, int] = {}
         self._notice: Callable[[Mapping[StreamName, int]], None] | None = None
-        self._pending: list[Chunk | _Checkpoint] = []
+        self._pending: list[Chunk | _Checkpoint | _Anew] = []
         #: Set once the stream says again how much of the output it has, or had.
         self._mark: trio.Event | None = None
         self._bytes = 0
@@ -219,6 +225,17 @@ class Writer:
         self._changed.set()
         await mark.stored.wait()
 
+    async def append_with(self, stream: StreamName, data: bytes, checkpoint: bytes) -> None:
+        """``append`` what ``checkpoint`` is the state after: whatever is stored of the two is
+        stored at once."""
+        await self.append(stream, data)
+        self._pending.append(_Checkpoint(checkpoint, loose=True))
+
+    def start_over(self) -> None:
+        """What was appended so far is void: the attempt's output begins again."""
+        self._pending.append(_Anew())
+        self._changed.set()
+
     async def begin_anew(self) -> None:
         """What is appended from here on comes of other pipes: none of that is stored yet."""
         while self._pending:
@@ -291,18 +308,30 @@ class Writer:
             self._mark = None
 
     async def _flush_one(self) -> None:
+        if self._pending and isinstance(self._pending[0], _Anew):
+            await self._reset()
+            return
         mark = self._mark
-        size = 0
+        size = taken = 0
         most = self._streams.max_record
         batch: list[Chunk] = []
         checkpoint: _Checkpoint | None = None
         for item in self._pending:
+            if isinstance(item, _Anew) or len(batch) >= 4096:
+                break
             full = size + len(item.data) + CHUNK_OVERHEAD * len(batch) > most
-            if (batch and full) or len(batch) >= 4096:
-                break
             if isinstance(item, _Checkpoint):
+                if batch and full and not item.loose:
+                    break
                 checkpoint = item
+                taken += 1
+                if not item.loose:
+                    break
+                continue
+            if batch and full:
                 break
+            checkpoint = None
+            taken += 1
             size += len(item.data)
             batch.append(item)
         count = len(batch)
@@ -323,9 +352,22 @@ class Writer:
         if self._notice is not None:
             self._notice(of)
         self._streams.meters.stored(count, size)
-        del self._pending[: count + (checkpoint is not None)]
+        del self._pending[:taken]
         self._read_at = time.time()
         self._seq += count
         self._bytes -= size
+        self._drained.set()
+        self._drained = trio.Event()
+
+    async def _reset(self) -> None:
+        """The same attempt, at another time: watchers start over."""
+        self.began = time.time()
+        await self._chain.restart(
+            Reset(self.run, self._attempt, self.began, self._executor, self._tty)
+        )
+        self._streams.meters.reset()
+        del self._pending[0]
+        self._seq = self._total = 0
+        self._of = {}
         self._drained.set()
         self._drained = trio.Event()

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ....protocol.errors import BadRequest
 from ....protocol.model import Outcome, RunSpec
-from ....protocol.records import StreamName
+from ....protocol.records import Chunk, StreamName
 from ...processes.keeper_visit import Found
 from ...processes.terminal_size import Window
 
@@ -46,7 +46,7 @@ class Resumption:
     stored none, and the output up to there, some at a time."""
 
     checkpoint: bytes | None
-    read_output: Callable[[], AsyncIterator[bytes]]
+    read_output: Callable[[], AsyncIterator[list[Chunk]]]
 
 
 class Sessions(Protocol):
@@ -82,6 +82,14 @@ async def refuse_checkpoint(_: bytes) -> None:
     raise BadRequest("this run stores no checkpoints")
 
 
+async def refuse_to_emit(_: StreamName, __: bytes, ___: bytes) -> None:
+    raise BadRequest("this run stores no checkpoints")
+
+
+def keep_all() -> None:
+    """Nothing is stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What an attempt has besides its output. ``window``: the size of its terminal, if it has one.
@@ -89,7 +97,10 @@ class Surroundings:
     more are. ``found``: its command, when that outlived the daemon that began it.
     ``began``: Unix seconds, as the stream has it. ``checkpoint`` makes data durable, with the
     output that was emitted before; raises BadRequest. ``resumption``: an attempt that
-    continues. ``begin_anew``: what is emitted from here on comes of another process."""
+    continues. ``begin_anew``: what is emitted from here on comes of another process.
+    ``emit_with``: emits a chunk, and a checkpoint to go on from behind it. ``start_over``: what
+    was emitted until now is void. ``is_aborted``: whether a cancelled attempt will not be
+    replayed."""
 
     window: Window | None = None
     watch_stored: Callable[[NoteStored], None] = lambda _: None
@@ -100,6 +111,9 @@ class Surroundings:
     sessions: Sessions | None = None
     notes: Notes | None = None
     begin_anew: Callable[[], Awaitable[None]] = begin_nothing_anew
+    emit_with: Callable[[StreamName, bytes, bytes], Awaitable[None]] = refuse_to_emit
+    start_over: Callable[[], None] = keep_all
+    is_aborted: Callable[[], bool] = lambda: False
 
 
 #: Of work that nobody watches.

@@ -111,7 +111,8 @@ class Workplace:
                 env["RUNCTL_CHECKPOINT_FILE"] = os.fspath(path)
             path = files.path(run, OUTPUT, account)
             with files.create(run, OUTPUT, account) as output:
-                async for piece in resumption.read_output():
+                async for chunks in resumption.read_output():
+                    piece = b"".join(chunk.data for chunk in chunks)
                     await trio.to_thread.run_sync(output.write, piece)
             env["RUNCTL_PREVIOUS_OUTPUT"] = os.fspath(path)
         except OSError as error:

@@ -4,7 +4,10 @@
 * ``request``: where it goes, with which key and which messages
 * ``call``: one HTTP request, and what may go wrong with it
 * ``body``: bytes of an answer -> events
-* ``reply``: events -> text, and whether they were a whole reply
+* ``reply``: events -> text, and whether they were a whole reply; ``response``: those of the
+  Responses API
+* ``exchange``: what a turn's calls ask for, and how they go on with a reply that was cut;
+  ``prefill``: by sending its beginning
 * ``failures``: which failures heal by themselves, and which by a shorter history
 * ``words``: what an endpoint says, in a line that may be shown
 
@@ -12,6 +15,6 @@ What counts as a reply, and what the reference (the ``openai`` package) makes of
 docs/runners.md, tests/wire.
 """
 
-from .runner import Chat
+from .runner import CANCEL_LIMIT, Chat
 
-__all__ = ["Chat"]
+__all__ = ["CANCEL_LIMIT", "Chat"]

@@ -18,7 +18,7 @@ from ....host.http_trust import unusable
 from .body import Body, TooLong, unwinding
 from .failures import CallFailed, refused
 from .reply import Reply
-from .request import Target, shown
+from .request import Ask, Target, shown
 
 if TYPE_CHECKING:
     import httpx
@@ -78,16 +78,19 @@ class Silence:
 class Call:
     """One request. ``reply`` is what has come of its answer."""
 
-    def __init__(self, target: Target, tls: ssl.SSLContext, silence: Silence) -> None:
+    def __init__(
+        self, target: Target, tls: ssl.SSLContext, silence: Silence, reply: Reply
+    ) -> None:
         self._target = target
         self._tls = tls
         self._silence = silence
-        self.reply = Reply(target)
+        self.reply = reply
         #: Why the answer ended early.
         self.cut: str | None = None
 
-    async def texts(self, request: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """The reply's pieces as they come; what ended an answer that had begun is in ``cut``.
+    async def texts(self, ask: Ask) -> AsyncGenerator[str, None]:
+        """The reply's pieces as they come, "" where there is something else to be stored of it;
+        what ended an answer that had begun is in ``cut``.
 
         Raises: RunFailed, mostly CallFailed."""
         import httpx
@@ -99,12 +102,9 @@ class Call:
             async with (
                 _client(self._tls) as client,
                 client.stream(
-                    "POST",
-                    target.url,
-                    json=request,
-                    headers=target.headers,
-                    # Without this, credentials in the URL would replace the key.
-                    auth=_keep_headers if target.key is not None else httpx.USE_CLIENT_DEFAULT,
+                    *(ask.method, ask.url),
+                    json=ask.body,
+                    **_identify(target),
                 ) as response,
             ):
                 self._silence.heard()
@@ -140,7 +140,7 @@ class Call:
                     reply.replaced = reply.replaced or body.replaced
                     if part:
                         self._silence.event(reply.complete)
-                    if text:
+                    if text or reply.named:
                         yield text
                     if reply.broken is not None:
                         said = self._target.words.clean(reply.broken)
@@ -267,6 +267,27 @@ def _client(tls: ssl.SSLContext) -> httpx.AsyncClient:
         return httpx.AsyncClient(verify=tls, timeout=None, follow_redirects=False)
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise unusable(proxy_problems(os.environ), "proxies", error) from None
+
+
+async def post(target: Target, tls: ssl.SSLContext, url: httpx.URL) -> str | None:
+    """A request without a body, whose answer does not matter: None, or why it was refused."""
+    import httpx
+
+    try:
+        async with _client(tls) as client:
+            answer = await client.post(url, **_identify(target))
+    except (httpx.HTTPError, OSError) as error:
+        return target.words.clean(why(error))
+    said = f"{answer.status_code} {target.words.clean(answer.reason_phrase)}"
+    return None if answer.is_success else f"answered {said}".rstrip()
+
+
+def _identify(target: Target) -> dict[str, Any]:
+    import httpx
+
+    # Without this, credentials in the URL would replace the key.
+    auth = _keep_headers if target.key is not None else httpx.USE_CLIENT_DEFAULT
+    return {"headers": target.headers, "auth": auth}
 
 
 def _keep_headers(request: httpx.Request) -> httpx.Request:

@@ -20,6 +20,8 @@ PASSING = frozenset({408, 425, 429, 502, 503, 504, 520, 521, 522, 523, 524, 529,
 #: ``openai`` package does.
 DOUBTFUL = frozenset({409, 500})
 FEW = 2
+#: Of a request to go on: there is nothing to go on with, or the endpoint does no such thing.
+CANNOT = frozenset({400, 404, 405, 410, 422, 501})
 
 _PASSING = re.compile(
     r"overloaded|rate.?limit|too.?many.?requests|unavailable|loading.?model|model is loading"
@@ -53,7 +55,8 @@ _TOO_LARGE = 413
 
 class CallFailed(RunFailed):
     """``passing``: it may heal by itself; ``doubtful``: perhaps. ``after``: seconds that the
-    endpoint asks to be left alone. ``full``: the endpoint's context is."""
+    endpoint asks to be left alone. ``full``: the endpoint's context is. ``cannot``: it does not
+    know what is asked of it, or not that it ever was."""
 
     def __init__(
         self,
@@ -63,12 +66,14 @@ class CallFailed(RunFailed):
         doubtful: bool = False,
         after: float | None = None,
         full: bool = False,
+        cannot: bool = False,
     ) -> None:
         super().__init__(message)
         self.passing = passing
         self.doubtful = doubtful
         self.after = after
         self.full = full
+        self.cannot = cannot
 
 
 def refused(
@@ -95,6 +100,7 @@ def refused(
         doubtful=may and status in DOUBTFUL,
         after=retry_after(headers),
         full=full,
+        cannot=may and status in CANNOT,
     )
 
 

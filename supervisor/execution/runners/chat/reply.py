@@ -53,8 +53,10 @@ _REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 class Reply:
     """One reply, as it comes: ``take`` each event, then ``conclude``."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, begun: bool = False) -> None:
+        """``begun``: an earlier answer has its beginning, so that this one may hold no text."""
         self._target = target
+        self._begun = begun
         self._pieces: list[str] = []
         self._held = ""  # the first half of a surrogate pair
         self._deltas = False
@@ -74,6 +76,8 @@ class Reply:
         self.replaced = False
         #: The endpoint broke the reply off, and how it said so.
         self.broken: str | None = None
+        #: It has a name by now by which it can be asked for, that nobody has taken note of.
+        self.named = False
 
     @property
     def complete(self) -> bool:
@@ -81,11 +85,16 @@ class Reply:
         return self.done or (self.finish is not None and not self._late)
 
     @property
+    def holds(self) -> bool:
+        """Whether something was held back for its second half."""
+        return bool(self._held)
+
+    @property
     def began(self) -> bool:
         return bool(self._pieces)
 
-    def failed(self, reason: str) -> CallFailed:
-        return CallFailed(f"{self._target.shown}: {reason}")
+    def failed(self, reason: str, *, passing: bool = False) -> CallFailed:
+        return CallFailed(f"{self._target.shown}: {reason}", passing=passing)
 
     def take(self, event: Event) -> tuple[str, bool]:
         """(its text, whether it is a part of a reply). Raises CallFailed."""
@@ -126,16 +135,15 @@ class Reply:
         early. Raises CallFailed, when it is none."""
         if cut is not None and not self.complete:
             what = "the stream was cut mid-way" if self.began else "no usable answer"
-            raise CallFailed(f"{self._target.shown}: {what} ({cut})", passing=True)
+            raise self.failed(f"{what} ({cut})", passing=True)
         if self._refusal:
             raise self.failed(f"refused: {self._target.words.clean(self._refusal)}")
         limited = self.finish is not None and CUT.search(self.finish) is not None
-        if not self._pieces:
+        if not self._pieces and not (self._begun and self.complete):
             return [self._nothing(limited)]
         if not self.done and self.finish is None and self._deltas:
-            raise self.failed(
-                "the stream was cut mid-way (it ended without [DONE] or finish_reason)"
-            )
+            what = "the stream was cut mid-way (it ended without [DONE] or finish_reason)"
+            raise self.failed(what, passing=True)
         notes = []
         if limited:
             notes.append(f"the reply was cut at a length limit (finish_reason {self.finish})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import trio
 
@@ -11,10 +11,19 @@ from .....config.files import MOST_SECRET, read_bounded
 from .....config.schema import ChatRunner
 from .....protocol.errors import RunFailed
 from ..protocol import Turn
+from .prefill import prefilled
 from .words import Words
 
 if TYPE_CHECKING:
     import httpx
+
+
+class Ask(NamedTuple):
+    """An HTTP request. ``body``: JSON, None for none."""
+
+    method: Literal["GET", "POST"]
+    url: httpx.URL
+    body: dict[str, Any] | None
 
 
 class Target:
@@ -33,10 +42,16 @@ class Target:
             raise RunFailed(
                 f"base_url of runner {config.name!r} is not an http:// or https:// URL"
             ) from None
-        self.url = base.copy_with(path=base.path.rstrip("/") + "/chat/completions")
+        self._base = base
+        self.url = self.at("responses" if config.api == "responses" else "chat/completions")
         # Credentials and keys travel in the user part and in the query.
         self.shown = shown(self.url)
         self.words = Words([key, base.password, *(v for _, v in base.params.multi_items())])
+
+    def at(self, path: str, **params: str) -> httpx.URL:
+        """An address below base_url, whose own parameters stay."""
+        url = self._base.copy_with(path=f"{self._base.path.rstrip('/')}/{path}")
+        return url.copy_merge_params(params) if params else url
 
     @property
     def headers(self) -> dict[str, str]:
@@ -125,10 +140,19 @@ def turn_bytes(turn: Turn) -> int:
     return len(turn.prompt.encode(errors="replace")) + len(turn.reply.encode(errors="replace"))
 
 
-def body(config: ChatRunner, prompt: str, turns: Sequence[Turn]) -> dict[str, Any]:
+def body(
+    config: ChatRunner, prompt: str, turns: Sequence[Turn], begun: str = ""
+) -> dict[str, Any]:
+    """``begun``: what the endpoint is to go on with, of a runner with ``prefill``."""
     messages = [{"role": "system", "content": config.system}] if config.system else []
     for turn in turns:
         messages.append({"role": "user", "content": turn.prompt})
         messages.append({"role": "assistant", "content": turn.reply})
     messages.append({"role": "user", "content": prompt})
-    return {"model": config.model, "messages": messages, "stream": True}
+    asked = {"model": config.model, "stream": True}
+    if config.api == "responses":
+        stored = {"background": True, "store": True} if config.background else {}
+        return {**asked, "input": messages, **stored}
+    if begun and config.prefill is not None:
+        return {**asked, **prefilled(config.prefill, messages, begun)}
+    return {**asked, "messages": messages}
