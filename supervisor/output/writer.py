@@ -363,7 +363,7 @@ class Writer:
         """The same attempt, at another time: watchers start over."""
         self.began = time.time()
         await self._chain.restart(
-            Reset(self.run, self._attempt, self.began, self._executor, self._tty)
+            Reset(self.run, self._attempt, self.began, self.executor, self._tty)
         )
         self._streams.meters.reset()
         del self._pending[0]
