@@ -283,7 +283,7 @@ def test_attempts_without_progress_are_counted(stopped_box: Box, endpoint: Endpo
     assert watch.wait() == 1
     shown = stopped_box.ended(run)
     assert (shown["status"], shown["attempt"]) == ("dead", 4)
-    assert shown["error"].startswith("its daemon died in each of 2 attempts")
+    assert shown["error"].startswith("its daemon died in 2 attempts without ")
 
 
 # ---- responses -----------------------------------------------------------------------------------
