@@ -295,7 +295,7 @@ def _scripts() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("language", ["sh", "python"])
 def test_the_scripts_of_the_page(box: Box, tmp_path: Path, language: str) -> None:
-    (script,) = [text for kind, text in _scripts() if kind == language]
+    script = next(text for kind, text in _scripts() if kind == language)
     runctl = f"{sys.executable} -m runctl.cli.main"
     if language == "sh":
         step = f'do_step() {{ echo "$1" >> {tmp_path}/journal; echo "step $1"; }}\n'

@@ -121,8 +121,9 @@ class Work:
             )
         queue = self._settings.queue
         if deaths >= queue.max_attempts:
-            behind = " without a checkpoint" if since else ""
-            why = f"its daemon died in {deaths} attempts{behind}"
+            chat = runner is not None and isinstance(runner[0], ChatRunner)
+            more = "more of its reply" if chat else "a checkpoint"
+            why = f"its daemon died in {deaths} attempts" + (f" without {more}" if since else "")
         elif live.attempt > queue.max_total_attempts:
             why = f"it was interrupted in each of {queue.max_total_attempts} attempts"
         else:
