@@ -17,6 +17,8 @@ OPTION: what agents of today do.
     stays              it ends neither with its stdin nor with TERM
     asks               it asks for permission before the tool
     drops              it forgets a call whose result it has not stored; others have it as aborted
+    late               it says that the tool is over when its answer has begun
+    lags               it says so only behind the answer
     stop=REASON        of each turn
     noise              lines on stdout that are no messages
     crash              it dies in the middle of the answer
@@ -152,11 +154,13 @@ class Agent:
         note("told", json.dumps(prompt))
         self.history.append({"user": prompt})
         self.store()
-        if not any("tool" in x for x in self.history):
+        calls = not any("tool" in x for x in self.history)
+        if calls:
             note("generations", "tool")
             self.say("I call ")
             self.say("the tool.")
-            self.update("tool_call", toolCallId="c1", title="write a line", status="pending")
+            self.update("tool_call", toolCallId="c1", title="Terminal", status="pending")
+            self.update("tool_call_update", toolCallId="c1", title="write a line")
             if "asks" in OPTIONS and not self.may():
                 self.update("tool_call_update", toolCallId="c1", status="failed")
                 self.history.append({"tool": "refused"})
@@ -172,7 +176,8 @@ class Agent:
                 return "cancelled"
             self.history = [x for x in self.history if "tool" not in x] + [{"tool": "done"}]
             self.store()
-            self.update("tool_call_update", toolCallId="c1", status="completed")
+            if not {"late", "lags"} & OPTIONS.keys():
+                self.end_tool()
         note("generations", "answer")
         self.say("hm", "agent_thought_chunk")
         whole = ""
@@ -181,6 +186,8 @@ class Agent:
             whole += piece
             self.say(piece)
             time.sleep(PAUSE)
+            if n == 2 and calls and "late" in OPTIONS:
+                self.end_tool()
             if n == PIECES // 2:
                 note("half", "")
                 if "crash" in OPTIONS:
@@ -190,9 +197,16 @@ class Agent:
             if self.cancelled.is_set():
                 self.say("broken off.")
                 return "cancelled"
+        if calls and "lags" in OPTIONS:
+            self.end_tool()
         self.history.append({"agent": whole})
         self.store()
         return OPTIONS.get("stop", "end_turn")
+
+    def end_tool(self) -> None:
+        """Twice, as some do."""
+        for _ in range(2):
+            self.update("tool_call_update", toolCallId="c1", status="completed")
 
     def wait_while(self, name: str) -> None:
         while (HERE / name).exists() and not self.cancelled.is_set():

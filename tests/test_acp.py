@@ -101,6 +101,7 @@ WAYS = {
         *("initialize", "session/resume", "session/load", "session/prompt"),
     ],
     ("load", "stays"): ["initialize", "session/load", "session/prompt"],
+    ("load", "late"): ["initialize", "session/load", "session/prompt"],
 }
 
 
@@ -130,6 +131,24 @@ def test_kills_in_the_answer(start: Start, tmp_path: Path, options: tuple[str, .
         assert prompt.startswith("You were interrupted.")
         assert prompt.endswith("do it")
     assert lines(tmp_path, "asked")[3:] == WAYS[options] * 2
+
+
+def test_a_call_whose_end_is_told_too_late(start: Start, tmp_path: Path) -> None:
+    """Its line stands where it was told; what came before it is void, with what was shown since
+    the checkpoint before."""
+    box = start("load", "lags")
+    (tmp_path / "hold").touch()
+    run = submit(box)
+    early = Watch(box, "--run", run, "t")
+    wait_for(tmp_path, "half")
+    wait_until(lambda: "2.6 " in early.text(), "the answer is not held for long")
+    assert "completed" not in early.text()
+    box.kill()
+    box.start()
+    (tmp_path / "hold").unlink()
+    assert early.wait() == 0
+    assert valid(early) == answer(3)
+    assert counts(tmp_path) == (3, 1)
 
 
 @pytest.mark.parametrize(("drops", "effects"), [(False, 1), (True, 2)])
@@ -314,11 +333,11 @@ def test_json(start: Start, tmp_path: Path) -> None:
     *updates, end = [json.loads(line) for line in valid(watch).splitlines()]
     assert end == {"stopReason": "end_turn"}
     kinds = [x["sessionUpdate"] for x in updates]
-    assert kinds[:5] == [
+    assert kinds[:7] == [
         *["agent_message_chunk"] * 2,
-        *("tool_call", "tool_call_update", "tool_call_update"),
+        *("tool_call", *["tool_call_update"] * 4),
     ]
-    assert kinds[5:] == ["agent_thought_chunk", *["agent_message_chunk"] * 12]
+    assert kinds[7:] == ["agent_thought_chunk", *["agent_message_chunk"] * 12]
     assert lines(tmp_path, "modes") == ["auto"]
 
 

@@ -81,6 +81,7 @@ class Conversation:
         except Trouble as trouble:
             raise Trouble(f"{agent.name}: {trouble}", trouble.code) from None
         finally:
+            self._display.flush()
             await agent.end(**patience)
         return self._end(stop)
 
