@@ -76,7 +76,7 @@ check: $(READY) .typing/.ready
 LOCK = .venv-lock/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 \
     --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock'
 lock: .venv-lock/.ready
-	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) pyproject.toml --extra gateway -o requirements.lock
 	$(PYTHON) -c 'import sys, tomllib; \
 	    print(*tomllib.load(sys.stdin.buffer)["build-system"]["requires"], sep="\n")' \
 	    < pyproject.toml | $(LOCK) - -o requirements-build.lock
@@ -134,7 +134,7 @@ $(READY): pyproject.toml
 # under the names they are installed with.
 .typing/.ready:
 	@mkdir -p .typing/runctl
-	@for folder in config protocol client cli supervisor; do ln -sfn ../../$$folder .typing/runctl/$$folder; done
+	@for folder in config protocol client cli supervisor gateway; do ln -sfn ../../$$folder .typing/runctl/$$folder; done
 	@echo '*' > .typing/.gitignore
 	@touch $@
 

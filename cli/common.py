@@ -131,13 +131,6 @@ class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # 8.3
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
-def innermost(error: BaseException) -> BaseException:
-    """The first error of a group, which is what there is to say of it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def mute_libraries() -> None:
     """nats-py and asyncio log tracebacks of what is reported here in one line."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -49,6 +49,7 @@ VERBS = {
     "checkpoint": ("commands.checkpoint", "checkpoint"),
     "note": ("commands.note", "note"),
     "restart": ("commands.restart", "restart"),
+    "gateway": ("commands.gateway", "gateway"),
     "doctor": ("commands.doctor", "doctor"),
     "install-service": ("commands.install_service", "install_service"),
     "uninstall-service": ("commands.install_service", "uninstall_service"),

@@ -1,9 +1,5 @@
-"""The reader's side of JetStream: every record once, in order, across any restart.
-
-Our own ordered consumer rather than nats-py's, which never resumes after a full queue
-and takes seconds after a server restart. An ephemeral push consumer delivers to an inbox.
-Consumer sequences without a hole prove that nothing was lost on the way; on a hole, a silent
-server or a broken connection a new consumer starts behind the last stream sequence that was seen.
+"""The reader's side of JetStream: every record once, in order, across any restart
+(``stream_reader``), as events.
 
 Chunk numbers are checked on top of that, per run: what retention removed is reported
 as a ``Gap``, and what was seen already is dropped.
@@ -12,50 +8,21 @@ as a ``Gap``, and what was seen already is dropped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from ..protocol import records, subjects
-from ..protocol.errors import Unavailable
+from ..protocol import records
 from .cancellation import end_tasks
-from .delivery import make_consumer_config, read_delivery, read_unix_ns
 from .events import CaughtUp, Connection, Event, Malformed, Progress
-from .link import API_TIMEOUT, Away, Link, LinkLost, NotReady
+from .link import Link
 from .run_state import RunState
+from .stream_reader import StreamReader
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription
-
-#: The server says every so often that it has nothing to say.
-HEARTBEAT = 0.5
-#: Heartbeats missed before the consumer is given up.
-MISSED = 3
-#: How long the stream may be missing when watching begins.
-START_TIMEOUT = 10.0
-BACKOFF = (0.05, 0.2)
-#: Bytes of records that wait for a slow reader; the server keeps the rest.
-MOST_UNREAD = 16 * 1024 * 1024
 
 
-class _Consumer:
-    """One JetStream consumer's life on our side. ``failed`` is set when it is no good."""
-
-    def __init__(self) -> None:
-        self.name = ""
-        self.sequence = 0
-        self.ticks = 0
-        self.failed = asyncio.Event()
-        #: Consumer sequence of the last message that was stored when it was made.
-        self.target: int | None = None
-        self.drained = False
-        #: Nothing is taken from it, since too much is not read yet.
-        self.reader_waits = False
-        self.caught_up = False
-
-
-class Watcher:
+class Watcher(StreamReader):
     """Events of ``subject`` (which may hold wildcards), in batches::
 
         async with Watcher(lambda: dial(config), subject) as watcher:
@@ -82,32 +49,22 @@ class Watcher:
         shared: bool = False,
         summaries: bool = False,
     ) -> None:
-        self._dial = dial
-        self._subject = subject
-        self._link = link
-        self._shared = shared
-        self._start = start
-        self._policy: Literal["all", "last_per_subject"] = (
-            "last_per_subject" if last_only or summaries else "all"
+        super().__init__(
+            *(dial, subject),
+            link=link,
+            start=start,
+            last_only=last_only or summaries,
+            headers_only=summaries,
         )
+        self._shared = shared
         self._summaries = summaries
-        self._last = 0
-        #: When the stream was made that we read: another one has another time.
-        self._made = ""
-        #: Subject and time, in ns, of the message at ``_last``.
-        self._seen = "", 0
-        self._started = False
-        self._down = False
         self._states: dict[str, RunState] = {}
         self._events: list[Event] = []
         self._wake = asyncio.Event()
-        #: Bytes of records that came since the events were taken last; ``_read`` when they are.
-        self._unread = 0
-        self._read = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Watcher:
-        self._task = asyncio.create_task(self._watch())
+        self._task = asyncio.create_task(self.read())
         self._task.add_done_callback(lambda _: self._wake.set())
         return self
 
@@ -129,14 +86,8 @@ class Watcher:
             self._wake.clear()
             await self._wake.wait()
         events, self._events = self._events, []
-        self._unread = 0
-        self._read.set()
+        self.note_read()
         return events
-
-    @property
-    def link(self) -> Link | None:
-        """The connection in use, if there is one at the moment."""
-        return self._link
 
     def push(self, event: Event) -> None:
         """Put an event that was learned elsewhere behind those that were read."""
@@ -146,230 +97,14 @@ class Watcher:
         self._events.append(event)
         self._wake.set()
 
-    def _report_down(self, *, stream: bool = False) -> None:
-        if not self._down:
-            self._down = True
-            self._emit(Connection(False, stream))
+    def tell_connection(self, up: bool, stream: bool) -> None:
+        self._emit(Connection(up, stream))
 
-    async def _watch(self) -> None:
-        delay = BACKOFF[0]
-        now = asyncio.get_running_loop().time
-        deadline, connected = now() + START_TIMEOUT, False
-        while True:
-            try:
-                if self._link is None:
-                    self._link = await self._dial()
-                connected = True
-                delay = BACKOFF[0]
-                await self._consume(self._link)
-            except Unavailable as error:
-                # What was delivered before the server told of it counts as a beginning.
-                begun, away = self._started or self._last, isinstance(error, Away | LinkLost)
-                if not begun and not (connected and away and now() < deadline):
-                    raise
-            self._report_down()
-            if self._link is not None:
-                await self._link.close()
-                self._link = None
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, BACKOFF[1])
+    def tell_caught_up(self) -> None:
+        self._emit(CaughtUp())
 
-    async def _consume(self, link: Link) -> None:
-        """Consume until the connection is lost (LinkLost) or stops answering."""
-        began = asyncio.get_running_loop().time()
-        delay = BACKOFF[0]
-        while True:
-            consumer = _Consumer()
-            inbox = link.nc.new_inbox()
-            subscription = None
-            try:
-                await self._check_stream(link)
-                if self._down:
-                    self._down = False
-                    self._emit(Connection(True))
-                subscription = await self._subscribe(link, consumer, inbox)
-                await self._create(link, consumer, inbox)
-                self._started = True
-                delay = BACKOFF[0]
-                await self._monitor(link, consumer)
-                if not link.closed.is_set() and consumer.ticks >= MISSED:
-                    self._report_down()  # a server that hangs is as good as gone
-            except NotReady as problem:
-                waited = asyncio.get_running_loop().time() - began
-                if not self._started and waited > START_TIMEOUT:
-                    raise Unavailable(
-                        f"JetStream does not serve the stream {subjects.STREAM} ({problem});"
-                        " is runctld running?"
-                    ) from None
-                if self._started and problem.code == subjects.NO_STREAM:
-                    self._report_down(stream=True)
-                if problem.code == 0 and waited > 2 * API_TIMEOUT:
-                    return  # perhaps the connection is dead and TCP does not know
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, BACKOFF[1])
-            finally:
-                # Also when cancelled: a consumer that is left costs the server seconds.
-                consumer.failed.set()
-                self._read.set()
-                await self._drop(link, consumer, subscription)
-
-    async def _subscribe(self, link: Link, consumer: _Consumer, inbox: str) -> Subscription:
-        from nats.errors import Error
-
-        try:
-            return await link.nc.subscribe(
-                inbox,
-                cb=self._receiver(link, consumer),
-                # Flow control bounds what waits; a limit here would drop silently.
-                pending_msgs_limit=0,
-                pending_bytes_limit=0,
-            )
-        except (Error, OSError):
-            raise LinkLost("the connection to NATS broke") from None
-
-    async def _check_stream(self, link: Link) -> None:
-        """A stream that was made at another time, ends before what we have seen, or has
-        something else there, is a new one, or has lost what we have seen: start over in it."""
-        info = await link.api(f"STREAM.INFO.{subjects.STREAM}")
-        before, self._made = self._made, str(info["created"])
-        if not self._started:
-            return
-        ends_before = int(info["state"]["last_seq"]) < self._last
-        if before != self._made or ends_before or await self._holds_another(link):
-            self._last = 0
-            self._start = None
-
-    async def _holds_another(self, link: Link) -> bool:
-        """Whether the sequence of the last message that we saw is another message's now."""
-        if not self._last:
-            return False
-        try:
-            reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", {"seq": self._last})
-        except NotReady as problem:
-            if problem.code == subjects.NO_MESSAGE:  # purged, or rolled up
-                return False
-            raise
-        message = reply["message"]
-        return bool(
-            message["subject"] != self._seen[0] or read_unix_ns(message["time"]) != self._seen[1]
-        )
-
-    async def _create(self, link: Link, consumer: _Consumer, inbox: str) -> None:
-        config = make_consumer_config(
-            inbox,
-            self._subject,
-            policy=self._policy,
-            start=self._last + 1 if self._last else self._start,
-            headers_only=self._summaries,
-            heartbeat=HEARTBEAT,
-        )
-        reply = await link.api(
-            f"CONSUMER.CREATE.{subjects.STREAM}", {"stream_name": subjects.STREAM, "config": config}
-        )
-        consumer.name = reply["name"]
-        # The server may have begun to deliver before it answered.
-        consumer.target = int(reply["num_pending"]) + int(reply["delivered"]["consumer_seq"])
-        self._note_progress(consumer)
-
-    async def _monitor(self, link: Link, consumer: _Consumer) -> None:
-        """Return when the consumer failed; raise LinkLost when the connection did.
-
-        Counts turns of the event loop rather than time: a reader that blocks us (a full
-        pipe) is no reason to take the server for dead."""
-        while not consumer.failed.is_set():
-            if link.closed.is_set():
-                raise LinkLost("the connection to NATS broke")
-            waits = [asyncio.ensure_future(e.wait()) for e in (consumer.failed, link.closed)]
-            try:
-                await asyncio.wait(waits, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
-            consumer.ticks += not consumer.reader_waits
-            if consumer.ticks >= MISSED:
-                return
-
-    async def _drop(
-        self, link: Link, consumer: _Consumer, subscription: Subscription | None
-    ) -> None:
-        """Forget a consumer, without waiting for an answer: on Ctrl-C the connection's
-        tasks are being cancelled together with us."""
-        if link.closed.is_set():
-            return
-        with contextlib.suppress(Exception):
-            if subscription is not None:
-                await asyncio.wait_for(subscription.unsubscribe(), 0.2)
-            if consumer.name:
-                delete = f"$JS.API.CONSUMER.DELETE.{subjects.STREAM}.{consumer.name}"
-                await asyncio.wait_for(link.nc.publish(delete, b"", reply=link.nc.new_inbox()), 0.2)
-
-    def _note_progress(self, consumer: _Consumer) -> None:
-        if consumer.caught_up or consumer.target is None:
-            return
-        if consumer.drained or consumer.sequence >= consumer.target:
-            consumer.caught_up = True
-            self._emit(CaughtUp())
-
-    def _receiver(self, link: Link, consumer: _Consumer) -> Callable[[Msg], Awaitable[None]]:
-        async def receive(msg: Msg) -> None:
-            if consumer.failed.is_set():
-                return
-            consumer.ticks = 0
-            headers = msg.headers
-            # What is stored may look like one of the server's own messages, but for this.
-            if not msg.reply.startswith("$JS.ACK."):
-                if headers is not None and "Status" in headers and not msg.data:
-                    await self._handle_control(link, consumer, msg, headers)
-                return
-            delivery = read_delivery(msg.reply)
-            if delivery.consumer_sequence != consumer.sequence + 1:
-                consumer.failed.set()
-                return
-            consumer.sequence = delivery.consumer_sequence
-            if delivery.stream_sequence > self._last:
-                self._last = delivery.stream_sequence
-                self._seen = msg.subject, delivery.unix_ns
-                if self._summaries:
-                    self._read_summary(msg)
-                else:
-                    self._read_record(msg)
-            if not consumer.caught_up:
-                consumer.drained = delivery.pending == 0
-                self._note_progress(consumer)
-            self._unread += len(msg.data)
-            if self._unread > MOST_UNREAD:
-                await self._wait_for_reader(consumer)
-
-        return receive
-
-    async def _wait_for_reader(self, consumer: _Consumer) -> None:
-        """Meanwhile the server is not told to go on, by flow control, and keeps the rest."""
-        consumer.reader_waits = True
-        while self._unread > MOST_UNREAD and not consumer.failed.is_set():
-            self._read.clear()
-            await self._read.wait()
-        consumer.ticks = 0
-        consumer.reader_waits = False
-
-    async def _handle_control(
-        self, link: Link, consumer: _Consumer, msg: Msg, headers: dict[str, str]
-    ) -> None:
-        if headers["Status"] != "100":  # the consumer was deleted, or moved
-            consumer.failed.set()
-            return
-        if msg.reply:  # flow control: what came before it has been processed
-            await link.nc.publish(msg.reply, b"")
-            return
-        stalled = headers.get("Nats-Consumer-Stalled")
-        if stalled:
-            await link.nc.publish(stalled, b"")
-        last = int(headers.get("Nats-Last-Consumer", consumer.sequence))
-        if last != consumer.sequence:
-            consumer.failed.set()
-        elif not stalled:
-            # Idle: nothing is left, even if less came than was announced (a purge).
-            consumer.drained = True
-            self._note_progress(consumer)
+    def take(self, msg: Msg, sequence: int) -> None:
+        self._read_summary(msg) if self._summaries else self._read_record(msg)
 
     def _read_summary(self, msg: Msg) -> None:
         text = (msg.headers or {}).get(records.SUMMARY_HEADER)

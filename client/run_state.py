@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..protocol import records
 from .events import Chunk, Continue, End, Event, Gap, Reset
 
 
-class RunState:
-    """Where one run's output stands: turns its records into events, each chunk once."""
+class Place(NamedTuple):
+    """How far a run's output was read: the attempt, and which chunk comes next. ``began``: the
+    time in its first record; 0 when that was not seen. ``base``: the attempt whose reset began
+    what was seen; None when that reset was not."""
 
-    def __init__(self, run: str) -> None:
+    attempt: int = 0
+    expected: int = 1
+    began: float = 0.0
+    base: int | None = None
+
+
+BEGINNING = Place()
+
+
+class RunState:
+    """Where one run's output stands, from ``place`` on: turns its records into events, each
+    chunk once. From the same place a record leads to the same events, and the same place."""
+
+    def __init__(self, run: str, place: Place = BEGINNING) -> None:
         self.run = run
-        self.attempt = 0
-        self.expected = 1
-        self._began = 0.0
-        #: The attempt whose reset began what was seen; None when that reset was not.
-        self._base: int | None = None
+        self.attempt, self.expected, self._began, self._base = place
+
+    @property
+    def place(self) -> Place:
+        return Place(self.attempt, self.expected, self._began, self._base)
 
     def apply(self, record: records.Record, out: list[Event]) -> None:
         if isinstance(record, records.Chunks):

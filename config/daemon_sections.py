@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from .files import MOST_SECRET, read_bounded
+from .gateway import check_other_users, read_gateway
 from .integrations import read_hooks, read_metrics, read_traces
 from .read_keys import read_keys
 from .runners import read_runners
@@ -19,13 +20,17 @@ from .typed_table import Table, check_url
 def read_daemons(top: Table, nats: Nats, allow_shell: bool) -> dict[str, Any]:
     """By their names, runners among them. Raises ConfigError."""
     database = _read_database(top.table("database"))
+    gateway, table = read_gateway(top.table("gateway")), top.table("gateway")
+    runners = read_runners(top.table("runners"), allow_shell)
+    check_other_users(gateway, runners, table)
     return {
         "database": database,
         "takeover": _read_takeover(top.table("takeover"), database, nats),
         "metrics": read_metrics(top.table("metrics")),
         "traces": read_traces(top.table("traces")),
         "hooks": read_hooks(top.table("hooks")),
-        "runners": read_runners(top.table("runners"), allow_shell),
+        "gateway": gateway,
+        "runners": runners,
     }
 
 

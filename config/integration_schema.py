@@ -1,4 +1,5 @@
-"""What [metrics], [traces] and [hooks] may have, each key once; of the schema (``schema``)."""
+"""What [metrics], [traces], [hooks] and [gateway] may have, each key once; of the schema
+(``schema``)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -86,3 +87,53 @@ class Hooks(Section, frozen=True):
         Seconds("Before the second try, and twice as long before each further one.", least=0.001),
     ] = 1.0
     insecure: Annotated[bool, Flag("Whether the URL may be `http://` on another host.")] = False
+
+
+class Gateway(Section, frozen=True):
+    """The HTTP gateway. ``listen``: HOST:PORT; None: the daemon starts none. ``tokens_file``: who
+    may ask for what (``gateway.tokens``); None: whoever reaches a loopback address. ``hosts``:
+    names by which browsers may call it, besides those of loopback. ``trusted_proxies``: addresses
+    and networks whose ``user_header`` says who asks, and who may do everything."""
+
+    listen: Annotated[
+        str | None,
+        Own(
+            "Where the HTTP gateway listens, which the daemon starts beside itself.",
+            form="`HOST:PORT`",
+            default="no gateway is started",
+        ),
+    ] = None
+    tokens_file: Annotated[
+        Path | None,
+        FilePath(
+            "A file of tokens, hashed, and what each may do; needed off loopback.",
+            holds="trust",
+            default="whoever reaches `listen` may do everything",
+        ),
+    ] = None
+    hosts: Annotated[
+        tuple[str, ...],
+        Own("Names that a request may give as its host, besides loopback.", form="a list of names"),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Own(
+            "Proxies that say in `user_header` who asks, in place of tokens.",
+            form='a list of addresses, or networks such as `"10.1.0.0/24"`',
+        ),
+    ] = ()
+    user_header: Annotated[
+        str | None,
+        Own(
+            "The header in which `trusted_proxies` name the user, who may then do everything.",
+            form="a header's name",
+            default="none",
+        ),
+    ] = None
+    max_connections: Annotated[int, Whole("Connections at once.", least=1, most=1_000_000)] = 4096
+    max_watchers: Annotated[
+        int,
+        Whole(
+            "Event streams at once of each token, user, or of all where there are neither.", least=1
+        ),
+    ] = 2000

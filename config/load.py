@@ -23,6 +23,7 @@ from .schema import (
     ConfigError,
     Database,
     FileError,
+    Gateway,
     History,
     Hooks,
     Log,
@@ -39,20 +40,20 @@ from .typed_table import Table, xdg_dir
 SYSTEM_FILE = Path("/etc/runctl/runctld.toml")
 
 
-def load(path: Path | None = None, *, client: bool = False) -> Config:
+def load(path: Path | None = None, *, client: bool = False, gateway: bool = False) -> Config:
     """The configuration in ``path``, or in the first default place that has one.
 
     With ``client`` only what is needed to find the daemon is read: ``runners`` stays
     empty, ``database`` and ``takeover`` are the defaults, and an ``executor_id`` that
     names an unset variable is None, since an operator's shell has neither the daemon's
-    keys nor its pod name.
+    keys nor its pod name. ``gateway``: and what a gateway needs, which is such a client.
     Raises ConfigError.
     """
     file = Path(path) if path is not None else find_file()
     if file is None:
         return Config(state_dir=_default_state_dir(client), runners=_default_runners(client))
     file = file.absolute()
-    return _read_config(Table(file, "", _read_toml(file), all_names), client)
+    return _read_config(Table(file, "", _read_toml(file), all_names), client, gateway)
 
 
 def find_file() -> Path | None:
@@ -120,11 +121,15 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: is not valid TOML: {reason}") from error
 
 
-def _read_config(top: Table, client: bool) -> Config:
+def _read_config(top: Table, client: bool, gateway: bool) -> Config:
     values = read_keys(Config, top)
     nats = read_nats(top.table("nats"), client)
     if client:
         parts = _check_names(top)
+        if gateway:
+            from .gateway import read_gateway
+
+            parts["gateway"] = read_gateway(top.table("gateway"))
     else:
         from .daemon_sections import read_daemons
 
@@ -153,6 +158,7 @@ _DAEMONS: dict[str, type[Section]] = {
     "metrics": Metrics,
     "traces": Traces,
     "hooks": Hooks,
+    "gateway": Gateway,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from .acp_schema import AcpRunner
-from .integration_schema import ENDED, Hooks, Metrics, Traces
+from .integration_schema import ENDED, Gateway, Hooks, Metrics, Traces
 from .keys import (
     Choice,
     FilePath,
@@ -38,6 +38,7 @@ __all__ = [
     "ConfigError",
     "Database",
     "FileError",
+    "Gateway",
     "History",
     "Hooks",
     "Limits",
@@ -365,6 +366,7 @@ class Config(Section, frozen=True):
     metrics: Metrics = Metrics()
     traces: Traces = Traces()
     hooks: Hooks = Hooks()
+    gateway: Gateway = Gateway()
     runners: Annotated[
         dict[str, Runner],
         Own("What `runctl submit --runner NAME` may start.", form="a table for each", live=True),

@@ -34,6 +34,13 @@ def shortened(message: str, most: int = LONGEST) -> str:
     return message if len(message) <= most else message[: most - 3] + "..."
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The first error of a group, which is what there is to say of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class Unavailable(RunctlError):
     """NATS, the database or the daemon cannot be reached."""
 
@@ -127,5 +134,6 @@ __all__ = [
     "RunctlError",
     "StreamUnfit",
     "Unavailable",
+    "innermost",
     "shortened",
 ]

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import tomli
 
 ROOT = Path(__file__).parents[1]
-PRODUCT = ("supervisor", "client", "cli", "config", "protocol")
+PRODUCT = ("supervisor", "client", "cli", "config", "gateway", "protocol")
 #: Of the tree, what a test may need.
 COPIED = (*PRODUCT, "systemd", "tests", "docs", "deploy", "faults", "bench")
 FILES = ("pyproject.toml", "README.md", "Makefile", "Containerfile", "CHANGELOG.md", "LICENSE")

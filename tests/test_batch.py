@@ -16,6 +16,7 @@ import pytest
 from conftest import DEADLINE, Box, wait_until
 from runctl.cli.commands import batch
 from runctl.cli.common import run
+from runctl.client import submit_lines
 from runctl.client.shared_link import SharedLink
 from runctl.config.load import load
 from test_json import check
@@ -133,8 +134,8 @@ def test_hundreds_of_lines_keep_their_order_and_may_be_submitted_again(box: Box)
     assert [row.get("run") or row["id"] for row in found] == [x["id"] for x in rows[: len(found)]]
     done = [row["run"] for row in found if "run" in row]
     lost = [row for row in found if "run" not in row]
-    assert 0 < len(lost) <= batch.MOST
-    assert all("run" in row for row in found[: -batch.MOST])
+    assert 0 < len(lost) <= submit_lines.MOST
+    assert all("run" in row for row in found[: -submit_lines.MOST])
     assert {row["code"] for row in lost} == {"unanswered"}
     box.start()
     assert set(done) <= {run for i in range(3) for run in order_of(box, f"t{i}")}
@@ -245,7 +246,7 @@ def test_what_was_read_is_answered_when_no_more_can_be(
     async def main() -> None:
         links = SharedLink(config)
         try:
-            await batch.Batch(links, runner="shell", cwd="/", ordered=True).submit(ours)
+            await batch.submit_batch(links, ours, runner="shell", ordered=True)
         finally:
             await links.close()
 

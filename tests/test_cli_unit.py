@@ -83,7 +83,7 @@ def test_version_imports_no_client_library(place: Path) -> None:
 
 
 #: What they answer is files, a script or a session.
-WITHOUT_JSON = {"install-service", "uninstall-service", "completion", "demo"}
+WITHOUT_JSON = {"install-service", "uninstall-service", "completion", "demo", "gateway"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

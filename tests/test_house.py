@@ -26,7 +26,7 @@ def test_every_file_stands_in_its_wing_of_the_map() -> None:
     }
     wings = [f"supervisor/{x.name}" for x in (ROOT / "supervisor").glob("[a-z]*") if x.is_dir()]
     assert drawn == {
-        name: modules(ROOT / name) for name in (*wings, "protocol", "client", "config")
+        name: modules(ROOT / name) for name in (*wings, "protocol", "client", "gateway", "config")
     }
 
 
@@ -42,8 +42,8 @@ def test_wings_stand_in_the_order_of_the_contract(package: str) -> None:
 
 def test_every_package_is_installed() -> None:
     folders = {file.parent.relative_to(ROOT) for file in ROOT.glob("*/**/__init__.py")}
-    product = {x for x in folders if x.parts[0] in ("cli", "client", "config", "protocol")}
-    product |= {x for x in folders if x.parts[0] == "supervisor"}
+    names = ("cli", "client", "config", "gateway", "protocol", "supervisor")
+    product = {x for x in folders if x.parts[0] in names}
     installed = PROJECT["tool"]["setuptools"]["package-dir"]
     assert {f"runctl.{'.'.join(x.parts)}": str(x) for x in product} == {
         name: path for name, path in installed.items() if path != "systemd"

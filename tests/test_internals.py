@@ -25,7 +25,7 @@ from runctl.supervisor.host import asyncpg_internals
 from runctl.supervisor.queue import dbos_internals, dbos_log
 
 ROOT = Path(__file__).parents[1]
-PRODUCT = ("supervisor", "cli", "client", "config", "protocol")
+PRODUCT = ("supervisor", "cli", "client", "config", "gateway", "protocol")
 DBOS_FILE = ROOT / "supervisor/queue/dbos_internals.py"
 
 NATS_FILE = ROOT / "config/nats_internals.py"

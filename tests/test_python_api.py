@@ -29,7 +29,7 @@ from runctl.client import (
     Status,
     Unavailable,
     connect,
-    consumer,
+    stream_reader,
 )
 from runctl.config.load import load
 
@@ -239,8 +239,8 @@ def test_a_slow_reader_has_the_server_keep_the_rest(
 ) -> None:
     size = 3_000_000
     code = f"import sys; sys.stdout.buffer.write(b'0123456789' * {size // 10})"
-    monkeypatch.setattr(consumer, "MOST_UNREAD", 100_000)
-    monkeypatch.setattr(consumer, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(stream_reader, "MOST_UNREAD", 100_000)
+    monkeypatch.setattr(stream_reader, "HEARTBEAT", 0.1)
 
     async def main() -> tuple[bytes, int]:
         async with connect(box.config) as runctl:
@@ -253,7 +253,7 @@ def test_a_slow_reader_has_the_server_keep_the_rest(
             assert attachment is not None
             watcher = attachment.watcher
             # Longer than a silent server is believed.
-            await asyncio.sleep(2 * consumer.HEARTBEAT * consumer.MISSED)
+            await asyncio.sleep(2 * stream_reader.HEARTBEAT * stream_reader.MISSED)
             most = watcher._unread
             async for event in events:
                 watched.take(event)

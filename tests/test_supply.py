@@ -16,6 +16,7 @@ from runctl.config.natsserver import SUMS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 #: Markers are looked at for each of these.
 PLATFORMS = [
     {
@@ -56,7 +57,7 @@ def pins(name: str, platform: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("requirements.lock", PROJECT["project"]["dependencies"]),
+        ("requirements.lock", PROJECT["project"]["dependencies"] + EXTRAS["gateway"]),
         ("requirements-build.lock", PROJECT["build-system"]["requires"]),
     ],
 )

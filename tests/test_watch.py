@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from pgserver import free_port
 from proc import open_files
-from runctl.client import consumer
+from runctl.client import consumer, stream_reader
 from runctl.client import link as link_module
 from runctl.client.events import (
     CaughtUp,
@@ -122,8 +122,8 @@ async def reach(server: Server) -> Link:
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each event is compared: a server that is slow, since the machine is busy, is not
     taken for one that hangs, which would be told, and made up for."""
-    monkeypatch.setattr(consumer, "MISSED", 20 * SLACK)
-    for module in (consumer, link_module):
+    monkeypatch.setattr(stream_reader, "MISSED", 20 * SLACK)
+    for module in (stream_reader, link_module):
         monkeypatch.setattr(module, "API_TIMEOUT", 10.0 * SLACK)
 
 
@@ -478,7 +478,7 @@ def test_slow_reader_loses_nothing(server: Server) -> None:
 def test_missing_stream_and_missing_server_are_reported(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer, "START_TIMEOUT", 0.3 * SLACK)
+    monkeypatch.setattr(stream_reader, "START_TIMEOUT", 0.3 * SLACK)
 
     async def main() -> None:
         async with consumer.Watcher(lambda: dial(server.config), SUBJECT) as watcher:

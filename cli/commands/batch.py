@@ -3,238 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import os
 import stat
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
-import msgspec
-
-from ...client.link import Link
-from ...client.requests import ask
+from ...client.api import find_directory
 from ...client.shared_link import SharedLink
-from ...protocol import messages
-from ...protocol.errors import BadRequest, RequestError, Unavailable
-from ...protocol.model import OnInterrupt, one_line
-from ..common import FAILED, OK, UNAVAILABLE, innermost
+from ...client.submit_lines import SubmitLines, split_lines
+from ...protocol.model import one_line
+from ..common import FAILED, OK, UNAVAILABLE
 from ..display import render
 
-#: Requests in flight, and the bytes of their lines: one that is larger is alone.
-MOST, MOST_BYTES = 64, 8 * 1024 * 1024
-#: For one answer, seconds: the daemon takes a thread's requests one after the other.
-TIMEOUT = 60.0
 BLOCK = 64 * 1024
 
 
-class Line(msgspec.Struct, forbid_unknown_fields=True):
-    """One run to submit. ``cwd``: below where the batch is submitted from, which it is without
-    one."""
+async def submit_batch(links: SharedLink, fd: int, *, runner: str | None, ordered: bool) -> int:
+    """Submit what ``fd`` holds; the exit code. ``ordered``: see SubmitLines. Raises ReaderGone;
+    OSError, when ``fd`` cannot be read to its end, once what was read before is answered;
+    Unavailable."""
+    batch = SubmitLines(links, runner=runner, cwd=find_directory(), ordered=ordered)
 
-    thread: str
-    runner: str | None = None
-    id: str | None = None
-    prompt: str | None = None
-    argv: list[str] = []
-    cwd: str | None = None
-    on_interrupt: OnInterrupt | None = None
+    async def write(answer: object) -> None:
+        render.out_json(answer)
 
-
-class Problem(msgspec.Struct):
-    """The answer to a line that was not submitted. ``code``: bad-request, not-found, refused,
-    queue-full, busy, error, or unanswered, which means that it may have been submitted. ``line``
-    counts from 1."""
-
-    error: str
-    code: str
-    line: int
-    thread: str | None = None
-    id: str | None = None
-
-
-Answer = messages.Submitted | RequestError | Unavailable
-
-
-@dataclass
-class _Sent:
-    number: int
-    size: int
-    line: Line | None
-    answer: asyncio.Task[Answer]
-
-
-_decode = msgspec.json.Decoder(Line).decode
-
-
-class Batch:
-    """Over a connection of ``links``; ``submit`` once. ``ordered``: all requests go to one
-    daemon, which takes them in order; else a thread's next line waits for the answer to the one
-    before it, since several executors may answer."""
-
-    def __init__(self, links: SharedLink, *, runner: str | None, cwd: str, ordered: bool) -> None:
-        self._links = links
-        self._link: Link
-        self._runner = runner
-        self._cwd = cwd
-        self._ordered = ordered
-        self._sent: collections.deque[_Sent] = collections.deque()
-        self._bytes = 0
-        self._changed = asyncio.Event()
-        self._read_all = False
-        self._lost: Exception | None = None
-        self._unread: OSError | None = None
-        self._first: asyncio.Task[Answer] | None = None
-        #: Of each thread the request that is on its way.
-        self._before: dict[str, asyncio.Task[Answer]] = {}
-        self.answered = 0
-        self.failed = 0
-        self.unanswered = 0
-
-    async def submit(self, fd: int) -> int:
-        """Submit what ``fd`` holds; the exit code. Raises ReaderGone; OSError, when ``fd`` cannot
-        be read to its end, once what was read before is answered; Unavailable."""
-        self._link = await self._links.reach()
-        try:
-            async with asyncio.TaskGroup() as group:
-                reader = group.create_task(self._read(fd, group))
-                await self._answer(reader)
-        except BaseExceptionGroup as several:
-            raise innermost(several) from None
-        if self._unread is not None:
-            raise self._unread
-        if self._lost is not None:
-            render.note(
-                f"{one_line(str(self._lost))}; {self.answered} lines were answered,"
-                f" {self.unanswered} were not and may have been submitted. Submit them all again:"
-                " lines with an id are submitted once"
-            )
-            return UNAVAILABLE
-        if self.failed:
-            render.note(f"{self.failed} of {self.answered} lines were not submitted")
-            return FAILED
-        return OK
-
-    async def _read(self, fd: int, group: asyncio.TaskGroup) -> None:
-        """Send the lines, as far as there is room for their answers."""
-        number = 0
-        try:
-            async for data in lines(fd, self._link.nc.max_payload):
-                number += 1
-                if data is not None and not data.strip():
-                    continue  # as at the end of many a file
-                size = len(data or b"")
-                while self._sent and (len(self._sent) >= MOST or self._bytes + size > MOST_BYTES):
-                    await self._change()
-                self._send(number, data, size, group)
-        except OSError as error:  # raised at once it would cancel the answers to what was sent
-            self._unread = error
-        finally:
-            self._read_all = True
-            self._changed.set()
-
-    def _send(self, number: int, data: bytes | None, size: int, group: asyncio.TaskGroup) -> None:
-        line: Line | None = None
-        try:
-            line = _parsed(data, self._link.nc.max_payload)
-        except BadRequest as error:
-            answer = group.create_task(_refused(error))
-        else:
-            # Until there was one answer, nats-py may send a second request before the first.
-            before = [self._first, self._before.get(line.thread)]
-            answer = group.create_task(self._ask(line, before))
-            self._first = self._first or answer
-            if not self._ordered:
-                self._before[line.thread] = answer
-        self._sent.append(_Sent(number, size, line, answer))
-        self._bytes += size
-        self._changed.set()
-
-    async def _ask(self, line: Line, before: list[asyncio.Task[Answer] | None]) -> Answer:
-        for task in before:
-            if task is not None:
-                await asyncio.wait([task])
-        if self._lost is not None:
-            return Unavailable("not sent: runctld went away before")
-        request = messages.Submit(
-            *(line.thread, line.runner or self._runner, line.id, line.prompt, line.argv),
-            os.path.join(self._cwd, line.cwd or ""),
-            line.on_interrupt,
+    await batch.submit(lambda most: lines(fd, most), write)
+    if batch.unread is not None:
+        raise batch.unread
+    if batch.lost is not None:
+        render.note(
+            f"{one_line(str(batch.lost))}; {batch.answered} lines were answered,"
+            f" {batch.unanswered} were not and may have been submitted. Submit them all again:"
+            " lines with an id are submitted once"
         )
-        try:
-            if self._first is asyncio.current_task():  # nothing was sent behind it yet
-                return await self._links.use(
-                    lambda link: self._submit(link, request), repeatable=False
-                )
-            return await self._submit(self._link, request)
-        except RequestError as error:
-            return error
-        except Unavailable as error:
-            self._lost = self._lost or error
-            return error
-
-    async def _submit(self, link: Link, request: messages.Submit) -> messages.Submitted:
-        self._link = link
-        # What was sent behind it may be queued already: its thread's order counts for more.
-        patience = 0.0 if self._ordered else None
-        return await ask(link, request, messages.Submitted, timeout=TIMEOUT, patience=patience)
-
-    async def _answer(self, reader: asyncio.Task[None]) -> None:
-        """Print the answers, in order."""
-        while True:
-            while not self._sent:
-                if self._read_all:
-                    return
-                await self._change()
-            sent = self._sent[0]
-            await asyncio.wait([sent.answer])
-            render.out_json(self._told(sent))
-            self._sent.popleft()
-            self._bytes -= sent.size
-            if sent.line is not None and self._before.get(sent.line.thread) is sent.answer:
-                del self._before[sent.line.thread]
-            if self._lost is not None:
-                reader.cancel()
-            self._changed.set()
-
-    def _told(self, sent: _Sent) -> object:
-        answer = sent.answer.result()
-        if isinstance(answer, messages.Submitted):
-            self.answered += 1
-            return {"thread": answer.thread, "run": answer.run, "status": answer.status}
-        if isinstance(answer, RequestError):
-            self.answered += 1
-            self.failed += 1
-            code = answer.code
-        else:
-            self.unanswered += 1
-            code = "unanswered"
-        line = sent.line
-        thread, run = (None, None) if line is None else (line.thread, line.id)
-        return Problem(one_line(str(answer)), code, sent.number, thread, run)
-
-    async def _change(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+        return UNAVAILABLE
+    if batch.failed:
+        render.note(f"{batch.failed} of {batch.answered} lines were not submitted")
+        return FAILED
+    return OK
 
 
-async def lines(fd: int, most: int) -> AsyncIterator[bytes | None]:
-    """The lines of ``fd``, as they come; None for one of more than ``most`` bytes, which is
-    not kept."""
-    kept = bytearray()
-    too_long = False
-    async for block in _blocks(fd):
-        *whole, rest = block.split(b"\n")
-        for part in whole:
-            kept += part
-            yield None if too_long or len(kept) > most else bytes(kept)
-            kept.clear()
-            too_long = False
-        kept += rest
-        if len(kept) > most:
-            kept.clear()
-            too_long = True
-    if kept or too_long:
-        yield None if too_long else bytes(kept)
+def lines(fd: int, most: int) -> AsyncIterator[bytes | None]:
+    """The lines of ``fd``, as they come: see ``split_lines``."""
+    return split_lines(_blocks(fd), most)
 
 
 async def _blocks(fd: int) -> AsyncIterator[bytes]:
@@ -267,20 +77,3 @@ async def _readable(fd: int) -> bool:
     finally:
         loop.remove_reader(fd)
     return True
-
-
-def _parsed(data: bytes | None, most: int) -> Line:
-    """Raises BadRequest."""
-    if data is None:
-        raise BadRequest(
-            f"the line has more than the {most} bytes that NATS takes; put the data in a file and"
-            " submit its path"
-        )
-    try:
-        return _decode(data.removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
-        raise BadRequest(f"not a run to submit: {one_line(str(error))}") from None
-
-
-async def _refused(error: RequestError) -> Answer:
-    return error

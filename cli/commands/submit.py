@@ -183,9 +183,8 @@ def submit(
 
 
 def _submit_batch(app: App, file: str, runner: str | None) -> int:
-    from .batch import Batch
+    from .batch import submit_batch
 
-    cwd = find_directory()
     try:
         fd = 0 if file == "-" else os.open(file, os.O_RDONLY)
         os.fstat(fd)
@@ -196,7 +195,7 @@ def _submit_batch(app: App, file: str, runner: str | None) -> int:
         async with make_client(app) as client:
             # The embedded nats-server has one daemon.
             ordered = app.config.nats.embedded
-            return await Batch(client.links, runner=runner, cwd=cwd, ordered=ordered).submit(fd)
+            return await submit_batch(client.links, fd, runner=runner, ordered=ordered)
 
     return run(main)
 

@@ -13,9 +13,9 @@ from ...client.locate import Target, locate
 from ...client.requests import ask
 from ...client.shared_link import SharedLink
 from ...protocol import messages, subjects
-from ...protocol.errors import Unavailable
+from ...protocol.errors import Unavailable, innermost
 from ...protocol.model import untoken
-from ..common import ABORTED, FAILED, OK, App, innermost
+from ..common import ABORTED, FAILED, OK, App
 from ..display import render
 from ..display.json_output import JsonOutput
 from ..display.lines import Style

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from ...client.shared_link import SharedLink
-from ..common import DETACHED, OK, App, DaemonVerb, innermost, pass_app, run
+from ...protocol.errors import innermost
+from ..common import DETACHED, OK, App, DaemonVerb, pass_app, run
 from ..display import render
 from ..display.patience import make_patience
 from .board import Board

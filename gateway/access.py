@@ -1,0 +1,135 @@
+"""Who asks, and whether they may: hosts, origins, tokens, proxies, and how many watch at once."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+
+from ..config.integrations import is_loopback, split_listen
+from ..config.schema import Gateway
+from ..protocol.errors import NotFound
+from .problems import HttpProblem
+from .tokens import ANYBODY, Caller, Scope, Tokens
+
+#: Of a request's head, also where it came at once.
+MOST_HEAD = 32 * 1024
+
+
+class Access:
+    """As ``gateway`` says. Raises ConfigError, of the file of tokens. Blocking."""
+
+    def __init__(self, gateway: Gateway, listen: str) -> None:
+        self._gateway = gateway
+        self._loopback = is_loopback(split_listen(listen)[0])
+        self._hosts = {name.strip("[]").lower() for name in gateway.hosts}
+        self._proxies = [ipaddress.ip_network(text) for text in gateway.trusted_proxies]
+        self._tokens = None if gateway.tokens_file is None else Tokens(gateway.tokens_file)
+        self._watching: Counter[str] = Counter()
+
+    def check_head(self, request: HTTPConnection) -> None:
+        """Raises HttpProblem: it is not meant for us, or comes from another site's page."""
+        headers = request.headers
+        if sum(len(name) + len(value) for name, value in headers.raw) > MOST_HEAD:
+            raise HttpProblem(431, "limit", f"the headers have more than {MOST_HEAD} bytes")
+        hosts = headers.getlist("host")
+        if len(hosts) != 1:
+            raise HttpProblem(400, "bad-request", "give one Host header")
+        name = _host_name(hosts[0])
+        # A page in somebody's browser may have a name of its own for this address.
+        if self._is_guarded and not (is_loopback(name) or name in self._hosts):
+            raise HttpProblem(
+                421,
+                "misdirected",
+                "this name is not one of ours: ask for 127.0.0.1, [::1] or localhost, or add it to"
+                " gateway.hosts",
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() != hosts[0].lower():
+            raise HttpProblem(
+                403, "other-origin", "pages of other sites may not ask here: there is no CORS"
+            )
+
+    @property
+    def _is_guarded(self) -> bool:
+        return self._loopback or bool(self._hosts)
+
+    async def find_caller(self, request: HTTPConnection) -> Caller:
+        """Raises HttpProblem."""
+        if (user := self._find_user(request)) is not None:
+            return user
+        if self._tokens is None:
+            if not self._proxies:
+                return ANYBODY
+            raise HttpProblem(
+                403, "denied", "only requests by way of gateway.trusted_proxies are answered"
+            )
+        shown = _bearer(request.headers)
+        caller = None if shown is None else await self._tokens.find(shown)
+        if caller is None:
+            said = "show a token" if shown is None else "this token is not known"
+            raise HttpProblem(
+                401,
+                "unauthorized",
+                f"{said}: Authorization: Bearer TOKEN",
+                {"www-authenticate": 'Bearer realm="runctl"'},
+            )
+        return caller
+
+    def _find_user(self, request: HTTPConnection) -> Caller | None:
+        """The one that a trusted proxy names."""
+        name = self._gateway.user_header
+        if name is None or request.client is None:
+            return None
+        try:
+            peer = ipaddress.ip_address(request.client.host)
+        except ValueError:
+            return None
+        mapped = getattr(peer, "ipv4_mapped", None)
+        if not any((mapped or peer) in network for network in self._proxies):
+            return None
+        named = request.headers.getlist(name)
+        if len(named) != 1 or not named[0].strip():
+            return None
+        return Caller(f"{named[0].strip()} (by way of a proxy)")
+
+    def watch(self, caller: Caller) -> Callable[[], None]:
+        """Count one more stream; what is returned takes it back. Raises HttpProblem."""
+        most = self._gateway.max_watchers
+        if self._watching[caller.name] >= most:
+            raise HttpProblem(
+                429, "too-many-watchers", f"{most} event streams are open already; close one"
+            )
+        self._watching[caller.name] += 1
+
+        def left() -> None:
+            self._watching[caller.name] -= 1
+            if not self._watching[caller.name]:
+                del self._watching[caller.name]
+
+        return left
+
+
+def require(caller: Caller, scope: Scope, thread: str | None = None) -> None:
+    """Raises HttpProblem; NotFound of a thread that ``caller`` may not know of."""
+    if scope not in caller.scopes:
+        raise HttpProblem(403, "denied", f"this token may not {scope}; use one with that scope")
+    if thread is not None and not caller.may_see(thread):
+        raise NotFound(f"no thread {thread!r}; see: runctl list")
+
+
+def _host_name(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+def _bearer(headers: Headers) -> bytes | None:
+    shown = headers.getlist("authorization")
+    if len(shown) != 1:
+        return None
+    scheme, _, token = shown[0].partition(" ")
+    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else None

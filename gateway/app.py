@@ -1,0 +1,128 @@
+"""The ASGI application: which request goes where, who may ask, and what errors become."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from ..protocol.errors import RunctlError
+from .events import Events
+from .openapi import make_document
+from .problems import HttpProblem, answer_error
+from .runs import Runs
+from .service import Service
+from .submit_lines import SubmitLines
+from .threads import Threads
+
+log = logging.getLogger("runctl.gateway")
+
+
+class _Segment(Convertor[str]):
+    """One part of a path, decoded by itself: a thread's name may hold slashes."""
+
+    regex = "[^/]+"
+
+    def convert(self, value: str) -> str:
+        try:
+            return unquote(value, errors="strict")
+        except UnicodeDecodeError:
+            raise HttpProblem(400, "bad-request", "the path is not UTF-8; encode it so") from None
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("segment", _Segment())
+
+
+class Application:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._router = Router(_make_routes(service), redirect_slashes=False, default=_nothing)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        started = False
+
+        async def watched_send(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        # Parts are told apart before they are decoded.
+        scope["path"] = scope["raw_path"].decode("latin-1")
+        scope["app"] = self  # whoever asks with another method is told so by an exception
+        request = Request(scope, receive)
+        try:
+            self._service.access.check_head(request)
+            scope["runctl.caller"] = await self._service.access.find_caller(request)
+            await self._router(scope, receive, watched_send)
+        except Exception as error:
+            if started:
+                raise
+            await _answer_error(error)(scope, receive, send)
+
+
+def _answer_error(error: Exception) -> Response:
+    if isinstance(error, RunctlError):
+        return answer_error(error)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        return answer_error(
+            HttpProblem(405, "bad-request", f"allowed here: {allowed}", {"allow": allowed})
+        )
+    log.error("a request failed", exc_info=error)
+    return answer_error(
+        HttpProblem(500, "error", f"unexpected {type(error).__name__}: see the gateway's log")
+    )
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HttpProblem(404, "not-found", "nothing is here; what there is: /v1/openapi.json")
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        kind = (await receive())["type"].removeprefix("lifespan.")
+        await send({"type": f"lifespan.{kind}.complete"})
+        if kind == "shutdown":
+            return
+
+
+def _make_routes(service: Service) -> list[Route]:
+    threads, runs, events = Threads(service), Runs(service), Events(service)
+    lines = SubmitLines(service)
+    document = make_document()
+
+    async def describe(_: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    return [
+        Route("/v1/threads", threads.list_threads),
+        Route("/v1/threads/{thread:segment}/runs", threads.list_runs),
+        Route("/v1/threads/{thread:segment}/runs", threads.submit, methods=["POST"]),
+        Route("/v1/threads/{thread:segment}/run", threads.show_current),
+        Route("/v1/threads/{thread:segment}/abort", threads.abort, methods=["POST"]),
+        Route("/v1/threads/{thread:segment}/purge", threads.purge, methods=["POST"]),
+        Route("/v1/threads/{thread:segment}/session", threads.show_session),
+        Route("/v1/threads/{thread:segment}/session", threads.forget_session, methods=["DELETE"]),
+        Route("/v1/runs", lines.submit, methods=["POST"]),
+        Route("/v1/runs/{run:segment}", runs.show),
+        Route("/v1/runs/{run:segment}/events", events.of_run),
+        Route("/v1/runs/{run:segment}/abort", runs.abort, methods=["POST"]),
+        Route("/v1/runs/{run:segment}/retry", runs.retry, methods=["POST"]),
+        Route("/v1/status", runs.status),
+        Route("/v1/openapi.json", describe),
+    ]

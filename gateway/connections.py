@@ -1,0 +1,96 @@
+"""One connection of HTTP/1.1, within bounds: uvicorn's, with limits that it does not have."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .problems import TYPE, encode_problem
+
+#: Of a request's head: bytes, and seconds until it is complete.
+MOST_HEAD, HEAD_LIMIT = 32 * 1024, 10.0
+#: A client that takes nothing of what it is sent for so long is cut off, seconds.
+STUCK = 60.0
+
+
+class Connection(HttpToolsProtocol):
+    """``most``: how many there may be; one more is told so, and closed."""
+
+    most = 4096
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Bytes of a head that is not complete; None between requests, and in a body.
+        self._head: int | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stuck_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self._refuse(503, f"there are {self.most} connections already; try again later")
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head_timer, self._stuck_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._head is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head is not None and self._head > MOST_HEAD:
+            self._refuse(431, f"the head of the request has more than {MOST_HEAD} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "this is no HTTP request that can be read")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck_timer = self.loop.call_later(STUCK, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stuck_timer is not None:
+            self._stuck_timer.cancel()
+
+    def _await_head(self) -> None:
+        self._head = 0
+        self._head_timer = self.loop.call_later(HEAD_LIMIT, self._end_slow)
+
+    def _end_slow(self) -> None:
+        if not self.transport.is_closing():
+            self._refuse(408, f"the head of the request was not there within {HEAD_LIMIT:g} s")
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Answer without an application, and close."""
+        self._head = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()  # an answer is on its way, and another would be part of it
+            return
+        body = encode_problem(status, "limit", detail)
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {TYPE}\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()

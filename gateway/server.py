@@ -1,0 +1,120 @@
+"""The server: it listens, serves until it is told to stop, and then tells those who watch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from ..client.patience import WAIT, Patience
+from ..client.shared_link import SharedLink
+from ..config.integrations import split_listen
+from ..config.schema import Config
+from ..protocol.errors import ConfigError, Unavailable
+from .access import Access
+from .app import Application
+from .connections import Connection
+from .hub import Hub
+from .service import Service
+
+log = logging.getLogger("runctl.gateway")
+
+#: Seconds: an idle connection is kept, as a node client's pool expects; requests may go on after
+#: the word to stop.
+KEEP_ALIVE, GRACE = 75, 3
+BACKLOG = 1024
+
+
+def listen(address: str) -> socket.socket:
+    """Raises ConfigError, Unavailable."""
+    host, port = split_listen(address)
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(place)
+            found.listen(BACKLOG)
+        except BaseException:
+            found.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Unavailable(
+                f"another program listens on {address}; end it, or choose another address with"
+                " gateway.listen or --listen"
+            ) from None
+        raise ConfigError(
+            f"cannot listen on {address}: {error.strerror or error}; use an address of this machine"
+        ) from None
+    return found
+
+
+async def serve(config: Config, address: str, listener: socket.socket, access: Access) -> None:
+    """Until SIGTERM or SIGINT."""
+    hub = Hub(config)
+    links = SharedLink(config, Patience(config, WAIT))
+    service = Service(config, links, hub, access)
+    settings = uvicorn.Config(
+        Application(service),
+        http=_bound(config.gateway.max_connections),
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+        backlog=BACKLOG,
+    )
+    hub.start()
+    try:
+        await _Server(settings, hub, address).serve([listener])
+    finally:
+        await hub.close()
+        await links.close()
+
+
+def _bound(most_connections: int) -> type[Connection]:
+    class Bound(Connection):
+        most = most_connections
+
+    return Bound
+
+
+class _Server(uvicorn.Server):
+    """Whoever watches is told as soon as it is to stop: the server waits for their answers."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub, address: str) -> None:
+        super().__init__(config)
+        self._hub = hub
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        log.info("ready: http://%s/v1/openapi.json", self._address)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self._hub.stop()
+        self.should_exit = True
