@@ -67,6 +67,8 @@ class Channel(StreamReader):
         self.watchers: set[Watcher] = set()
         #: How many have it open.
         self.users = 0
+        #: Somebody was given the run's end: nobody comes back.
+        self.ended = False
         self._ring: deque[Entry] = deque()
         self._bytes = 0
         self._pages: dict[int, asyncio.Task[Page]] = {}
@@ -122,10 +124,19 @@ class Channel(StreamReader):
         self._bytes += entry.size
         self.high = sequence
         while len(self._ring) > 1 and (len(self._ring) > MOST_RECORDS or self._bytes > MOST_BYTES):
-            oldest = self._ring.popleft()
-            self._bytes -= oldest.size
-            self.low = oldest.sequence
+            self._drop_oldest()
         self.wake_all()
+
+    def _forget(self, sequence: int, epoch: int) -> None:
+        """Nothing is stored any more up to there, behind what is below the ring: it was purged, or
+        is void. Nobody else is to see it."""
+        while epoch == self.epoch and self._ring and self._ring[0].sequence <= sequence:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        oldest = self._ring.popleft()
+        self._bytes -= oldest.size
+        self.low = oldest.sequence
 
     def start_over(self) -> None:
         self.epoch += 1
@@ -167,14 +178,16 @@ class Channel(StreamReader):
     async def _read_page(self, cursor: int) -> Page:
         delay, epoch = BACKOFF[0], self.epoch
         while epoch == self.epoch:
-            low = self.low
+            low, high = self.low, self.high
             try:
                 link = await self._dial()
                 if found := await get_behind(link, self.subject, cursor):
+                    self._forget(min(high, found[0].sequence - 1), epoch)
                     return Page([Entry(self.run, *each) for each in found], found[-1].sequence)
                 # Perhaps a replica that lags behind: only the leader knows.
                 following = await find_next(link, self.subject, cursor)
                 if following is None or following > low:
+                    self._forget(high if following is None else min(high, following - 1), epoch)
                     return Page([], low)
             except (Unavailable, NotReady, LinkLost) as problem:
                 log.debug("%s: %s", self.subject, problem)

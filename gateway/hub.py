@@ -57,7 +57,8 @@ class Hub:
             channel.users -= 1
             if not channel.users and self._channels.get(subject) is channel:
                 loop = asyncio.get_running_loop()
-                self._lingering[subject] = loop.call_later(LINGER, self._close, subject)
+                wait = 0 if channel.ended else LINGER
+                self._lingering[subject] = loop.call_later(wait, self._close, subject)
 
     def _close(self, subject: str) -> None:
         self._lingering.pop(subject, None)

@@ -80,6 +80,7 @@ class Watcher:
             else:
                 self._cursor = entries[taken - 1].sequence
         self._quiet = self._quiet and not size
+        self._channel.ended |= self.ended
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _find_next(self) -> list[Entry]:

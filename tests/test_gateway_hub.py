@@ -476,3 +476,26 @@ def test_a_silent_watcher_gets_a_beat(server: Server) -> None:
 def test_ids(tmp_path: Path) -> None:
     assert read_id("3.17") == (Place(3, 18), False)
     assert read_id("3.end")[1]
+
+
+def test_what_was_purged_is_shown_to_nobody_else(server: Server) -> None:
+    """Though the ring still has it."""
+
+    async def body(w: Writer) -> None:
+        hub, early, late = Hub(server.config), Viewer(), Viewer()
+        await w.reset(1)
+        try:
+            with hub.open("t", "r1") as channel:
+                await read_all(channel, early, lambda: early.told == ["reset"])
+                await w.chunks(1, 1, "secret")
+                await read_all(channel, early, lambda: len(early.chunks) == 1)
+                await w.js.purge_stream(subjects.STREAM, subject=SUBJECT)
+                await w.end(1, 1)
+                await read_all(channel, late, lambda: late.ended)
+                await read_all(channel, early, lambda: early.ended)
+        finally:
+            await hub.close()
+        assert late.chunks == [""]
+        assert early.chunks == ["secret"]
+
+    play(server, body)
