@@ -48,6 +48,7 @@ VERBS = {
     "session": ("commands.session", "session"),
     "checkpoint": ("commands.checkpoint", "checkpoint"),
     "note": ("commands.note", "note"),
+    "rehearse": ("commands.rehearse", "rehearse"),
     "restart": ("commands.restart", "restart"),
     "gateway": ("commands.gateway", "gateway"),
     "doctor": ("commands.doctor", "doctor"),

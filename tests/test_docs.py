@@ -46,6 +46,7 @@ NOT_RUN = {
     ("nats.md", "$ runctl abort"): "a server with permissions: test_nats.py",
     ("recovery.md", "#!/bin/sh"): "kills: test_checkpoints.py",
     ("recovery.md", "runctl note"): "inside a run: test_notes.py",
+    ("recovery.md", "$ runctl rehearse"): "minutes: test_rehearse.py",
     ("scripting.md", "$ runctl abort build; echo"): "a process that the kernel holds",
     ("scripting.md", "$ nats request"): NATS_COMMAND,
     ("scripting.md", "jq -r .certificate"): NATS_COMMAND,

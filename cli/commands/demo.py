@@ -25,6 +25,8 @@ from typing import IO, Any
 
 import click
 
+from ..rehearsal.folder_processes import kill_processes
+
 COUNT = 20
 INTERVAL = 0.5
 KILL_AFTER = 3
@@ -36,6 +38,8 @@ STEPS = ["sh", "-c", SCRIPT]
 STEP = re.compile(rf"step (\d+) of {COUNT}, process (\d+)$")
 #: Longest wait for any one thing, seconds.
 PATIENCE = 20.0
+#: For the last processes to go when all has been told to end, seconds.
+LAST = 3.0
 #: A line of the mock: its number, and when the call that it belongs to began (Unix ms).
 LINE = re.compile(r"chunk-(\d+) @ \S+ \((\d+)\)")
 
@@ -310,11 +314,12 @@ class _Demo:
             try:
                 for child in reversed(self._children):
                     child.stop(PATIENCE)
-                left = _still_alive(self._folder)
+                left = kill_processes(self._folder, LAST)
             finally:
                 signal.signal(signal.SIGINT, previous)
         if left:
-            raise DemoFailed(f"processes were left, and ended: {', '.join(left)}")
+            named = ", ".join(f"{pid} ({words})" for pid, words in left.items())
+            raise DemoFailed(f"processes were left, and ended: {named}")
 
 
 def _is_step(number: int | None = None) -> Callable[[str, str], bool]:
@@ -364,30 +369,6 @@ def _check_reply(lines: list[str], killed: float) -> None:
     calls = {_call(line) for line in lines}
     if len(calls) != 1 or min(calls) <= killed:
         raise DemoFailed("the chunks are not of one call that began after the kill")
-
-
-def _still_alive(folder: Path, patience: float = 3.0) -> list[str]:
-    """Processes that name our folder in their command line, after ``patience`` seconds;
-    they are killed. Empty where there is no /proc."""
-    deadline = time.monotonic() + patience
-    while True:
-        found = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-            except OSError:
-                continue
-            if os.fsencode(folder) in words:
-                found[int(entry.name)] = words.decode(errors="replace").strip()
-        if not found or time.monotonic() > deadline:
-            break
-        time.sleep(0.02)
-    for pid in found:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    return [f"{pid} ({words})" for pid, words in found.items()]
 
 
 if __name__ == "__main__":

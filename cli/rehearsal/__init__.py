@@ -1,0 +1,1 @@
+"""Whether a command continues after a kill: it is performed, killed, and compared."""
