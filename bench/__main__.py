@@ -30,6 +30,7 @@ from .runs import bench_latency, bench_submit
 from .standing import bench_idle, bench_list
 from .starting import bench_start
 from .stopping import bench_stop
+from .void import bench_void
 from .watchers import bench_watchers
 
 Section = Callable[[], Awaitable[list[Table]]]
@@ -57,6 +58,7 @@ SECTIONS: dict[str, Section] = DOCUMENTED | {
     "latency": bench_latency,
     "resume": bench_resume,
     "stop": bench_stop,
+    "void": bench_void,
     "demo": bench_demo,
     "history": bench_history,
 }
