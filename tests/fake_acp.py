@@ -7,7 +7,8 @@ FOLDER holds the sessions; ``generations``, ``effects`` and others in it are cou
 looks, ``told`` has each prompt, ``asked`` each request. What is stored of a turn when the agent
 dies is what real ones have: the prompt, and the tool's result once the tool is done; a partial
 answer is lost. As long as FOLDER has a file ``hold`` it stops in the middle of each answer, and
-``hold-tool`` in the middle of the tool, when the effect is there and the result is not.
+``hold-tool`` in the middle of the tool, when the effect is there and the result is not, and, with
+``lags``, ``hold-end`` behind the answer.
 
 OPTION: what agents of today do.
     load, resume       these are advertised, and work
@@ -199,6 +200,7 @@ class Agent:
                 return "cancelled"
         if calls and "lags" in OPTIONS:
             self.end_tool()
+            self.wait_while("hold-end")
         self.history.append({"agent": whole})
         self.store()
         return OPTIONS.get("stop", "end_turn")

@@ -137,15 +137,18 @@ def test_a_call_whose_end_is_told_too_late(start: Start, tmp_path: Path) -> None
     """Its line stands where it was told; what came before it is void, with what was shown since
     the checkpoint before."""
     box = start("load", "lags")
-    (tmp_path / "hold").touch()
+    for name in ("hold", "hold-end"):
+        (tmp_path / name).touch()
     run = submit(box)
     early = Watch(box, "--run", run, "t")
     wait_for(tmp_path, "half")
     wait_until(lambda: "2.6 " in early.text(), "the answer is not held for long")
     assert "completed" not in early.text()
+    (tmp_path / "hold").unlink()
+    wait_until(lambda: "completed" in early.text(), "the call is over")
     box.kill()
     box.start()
-    (tmp_path / "hold").unlink()
+    (tmp_path / "hold-end").unlink()
     assert early.wait() == 0
     assert valid(early) == answer(3)
     assert counts(tmp_path) == (3, 1)
@@ -275,8 +278,10 @@ def test_a_long_prompt(start: Start, tmp_path: Path) -> None:
     assert told(tmp_path)[1].endswith(prompt)
 
 
-def test_an_abort_cancels_the_turn(start: Start, tmp_path: Path) -> None:
-    box = start("load", "stays")
+@pytest.mark.parametrize("options", [("load",), ("load", "stays")], ids="+".join)
+def test_an_abort_cancels_the_turn(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Before TERM reaches the agent."""
+    box = start(*options)
     (tmp_path / "hold").touch()
     run = submit(box)
     watch = Watch(box, "--run", run, "t")
