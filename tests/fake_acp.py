@@ -137,7 +137,14 @@ class Agent:
                 return {}
             case "session/prompt":
                 self.cancelled.clear()
-                return {"stopReason": self.take_turn(params["prompt"][0]["text"])}
+                stop = self.take_turn(params["prompt"][0]["text"])
+                usage = {
+                    "inputTokens": 20,
+                    "outputTokens": 4,
+                    "thoughtTokens": None,
+                    "totalTokens": 24,
+                }
+                return {"stopReason": stop, "usage": usage}
         raise LookupError(-32601, "Method not found")
 
     def find(self, name: str) -> None:

@@ -80,7 +80,8 @@ def start(stopped_box: Box, tmp_path: Path) -> Start:
 
 def test_a_turn(start: Start, tmp_path: Path) -> None:
     box = start("load")
-    watch = Watch(box, "--run", submit(box), "t")
+    run = submit(box)
+    watch = Watch(box, "--run", run, "t")
     assert watch.wait() == 0
     assert valid(watch) == TOOL + answer(2)
     assert stderr(watch) == "hm\n"
@@ -88,6 +89,8 @@ def test_a_turn(start: Start, tmp_path: Path) -> None:
     assert (told(tmp_path), counts(tmp_path)) == (["do it"], (2, 1))
     (session,) = tmp_path.glob("*.session")
     assert box.runctl("session", "show", "t").split()[-1] == session.stem
+    (attempt,) = box.show(run)["attempts"]
+    assert attempt["usage"] == {"input": 20, "output": 4}
     given, own = lines(tmp_path, "where")[0].split()
     assert given == own == os.path.expanduser("~")
 
@@ -336,7 +339,7 @@ def test_json(start: Start, tmp_path: Path) -> None:
     watch = Watch(box, "--run", submit(box), "t")
     assert watch.wait() == 0
     *updates, end = [json.loads(line) for line in valid(watch).splitlines()]
-    assert end == {"stopReason": "end_turn"}
+    assert end["stopReason"] == "end_turn"
     kinds = [x["sessionUpdate"] for x in updates]
     assert kinds[:7] == [
         *["agent_message_chunk"] * 2,

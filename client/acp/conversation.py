@@ -28,6 +28,14 @@ STARTING = 180.0
 #: So long a turn may take to end that was cancelled, seconds; then the agent is ended.
 CANCELLING = 2.0
 
+#: Names of what a turn has used: the protocol's, and ours.
+USAGE = {
+    "inputTokens": "input",
+    "outputTokens": "output",
+    "cachedReadTokens": "cached",
+    "thoughtTokens": "thought",
+}
+
 T = TypeVar("T")
 
 
@@ -72,6 +80,7 @@ class Conversation:
         try:
             result = await self._talk(agent, resumed=state is not None)
             self._display.end(result)
+            await self._note_usage(result.get("usage"))
             stop = str(result.get("stopReason"))
             self._output.mark({"session": self._session, "stop": stop})
             await self._output.drain()  # an interruption costs nothing any more
@@ -170,6 +179,19 @@ class Conversation:
             pass
         except BadRequest as error:
             raise Trouble(f"its session cannot be stored: {error}") from None
+
+    async def _note_usage(self, usage: Any) -> None:
+        """What the turn has used, if the agent says so."""
+        found = usage if isinstance(usage, dict) else {}
+        ours = {
+            USAGE[x]: n for x, n in found.items() if x in USAGE and isinstance(n, int) and n > 0
+        }
+        try:
+            await asyncio.to_thread(run.note, usage=ours, wait=float("inf"))
+        except run.NotInside:
+            pass
+        except BadRequest as error:
+            self._output.say(f"its usage cannot be stored: {error}")
 
     async def _cancel(self, connection: Connection, turn: asyncio.Future[dict[str, Any]]) -> None:
         """What it says until it has broken off is shown."""
