@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
@@ -19,6 +18,19 @@ from .tokens import ANYBODY, Caller, Scope, Tokens
 MOST_HEAD = 32 * 1024
 
 
+class Watching:
+    """One that watches for ``caller``. ``sent_away``: it may not any more; ``wake`` tells it."""
+
+    def __init__(self, caller: Caller, all_of_them: set[Watching]) -> None:
+        self.caller = caller
+        self.sent_away = False
+        self.wake: Callable[[], None] = lambda: None
+        self._all = all_of_them
+
+    def left(self) -> None:
+        self._all.discard(self)
+
+
 class Access:
     """As ``gateway`` says. Raises ConfigError, of the file of tokens. Blocking."""
 
@@ -28,7 +40,7 @@ class Access:
         self._hosts = {name.strip("[]").lower() for name in gateway.hosts}
         self._proxies = [ipaddress.ip_network(text) for text in gateway.trusted_proxies]
         self._tokens = None if gateway.tokens_file is None else Tokens(gateway.tokens_file)
-        self._watching: Counter[str] = Counter()
+        self._watching: set[Watching] = set()
 
     def check_head(self, request: HTTPConnection) -> None:
         """Raises HttpProblem: it is not meant for us, or comes from another site's page."""
@@ -57,7 +69,7 @@ class Access:
     def _is_guarded(self) -> bool:
         return self._loopback or bool(self._hosts)
 
-    async def find_caller(self, request: HTTPConnection) -> Caller:
+    def find_caller(self, request: HTTPConnection) -> Caller:
         """Raises HttpProblem."""
         if (user := self._find_user(request)) is not None:
             return user
@@ -68,7 +80,7 @@ class Access:
                 403, "denied", "only requests by way of gateway.trusted_proxies are answered"
             )
         shown = _bearer(request.headers)
-        caller = None if shown is None else await self._tokens.find(shown)
+        caller = None if shown is None else self._tokens.find(shown)
         if caller is None:
             said = "show a token" if shown is None else "this token is not known"
             raise HttpProblem(
@@ -94,23 +106,31 @@ class Access:
         named = request.headers.getlist(name)
         if len(named) != 1 or not named[0].strip():
             return None
-        return Caller(f"{named[0].strip()} (by way of a proxy)")
+        return Caller(named[0].strip(), proxied=True)
 
-    def watch(self, caller: Caller) -> Callable[[], None]:
-        """Count one more stream; what is returned takes it back. Raises HttpProblem."""
+    def watch(self, caller: Caller) -> Watching:
+        """Count one more that watches, until it has ``left``. Raises HttpProblem."""
         most = self._gateway.max_watchers
-        if self._watching[caller.name] >= most:
+        if sum(one.caller.name == caller.name for one in self._watching) >= most:
             raise HttpProblem(
                 429, "too-many-watchers", f"{most} event streams are open already; close one"
             )
-        self._watching[caller.name] += 1
+        watching = Watching(caller, self._watching)
+        self._watching.add(watching)
+        return watching
 
-        def left() -> None:
-            self._watching[caller.name] -= 1
-            if not self._watching[caller.name]:
-                del self._watching[caller.name]
+    async def follow_tokens(self) -> None:
+        """For ever: send those away whose tokens are not there any more."""
+        if self._tokens is not None:
+            await self._tokens.follow(self._send_away)
 
-        return left
+    def _send_away(self) -> None:
+        assert self._tokens is not None
+        for watching in self._watching:
+            caller = watching.caller
+            if not caller.proxied and not self._tokens.holds(caller):
+                watching.sent_away = True
+                watching.wake()
 
 
 def require(caller: Caller, scope: Scope, thread: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -67,7 +68,7 @@ class Application:
         request = Request(scope, receive)
         try:
             self._service.access.check_head(request)
-            scope["runctl.caller"] = await self._service.access.find_caller(request)
+            scope["runctl.caller"] = self._service.access.find_caller(request)
             await self._router(scope, receive, watched_send)
         except Exception as error:
             if started:
@@ -109,20 +110,28 @@ def _make_routes(service: Service) -> list[Route]:
     async def describe(_: Request) -> Response:
         return Response(document, media_type="application/json")
 
+    thread, run = "/v1/threads/{thread:segment}", "/v1/runs/{run:segment}"
     return [
-        Route("/v1/threads", threads.list_threads),
-        Route("/v1/threads/{thread:segment}/runs", threads.list_runs),
-        Route("/v1/threads/{thread:segment}/runs", threads.submit, methods=["POST"]),
-        Route("/v1/threads/{thread:segment}/run", threads.show_current),
-        Route("/v1/threads/{thread:segment}/abort", threads.abort, methods=["POST"]),
-        Route("/v1/threads/{thread:segment}/purge", threads.purge, methods=["POST"]),
-        Route("/v1/threads/{thread:segment}/session", threads.show_session),
-        Route("/v1/threads/{thread:segment}/session", threads.forget_session, methods=["DELETE"]),
-        Route("/v1/runs", lines.submit, methods=["POST"]),
-        Route("/v1/runs/{run:segment}", runs.show),
-        Route("/v1/runs/{run:segment}/events", events.of_run),
-        Route("/v1/runs/{run:segment}/abort", runs.abort, methods=["POST"]),
-        Route("/v1/runs/{run:segment}/retry", runs.retry, methods=["POST"]),
-        Route("/v1/status", runs.status),
-        Route("/v1/openapi.json", describe),
+        _route("/v1/threads", GET=threads.list_threads),
+        _route(f"{thread}/runs", GET=threads.list_runs, POST=threads.submit),
+        _route(f"{thread}/run", GET=threads.show_current),
+        _route(f"{thread}/abort", POST=threads.abort),
+        _route(f"{thread}/purge", POST=threads.purge),
+        _route(f"{thread}/session", GET=threads.show_session, DELETE=threads.forget_session),
+        _route("/v1/runs", POST=lines.submit),
+        _route(run, GET=runs.show),
+        _route(f"{run}/events", GET=events.of_run),
+        _route(f"{run}/abort", POST=runs.abort),
+        _route(f"{run}/retry", POST=runs.retry),
+        _route("/v1/status", GET=runs.status),
+        _route("/v1/openapi.json", GET=describe),
     ]
+
+
+def _route(path: str, **by_method: Callable[[Request], Awaitable[Any]]) -> Route:
+    """One for all methods of a path, so that another method hears of all of them."""
+
+    async def serve(request: Request) -> Any:
+        return await by_method["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, serve, methods=[*by_method])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
 from ..client.run_state import Place
+from .access import Watching
 from .frames import FAREWELL, HEARTBEAT
 from .hub import Hub
 from .watcher import Watcher
@@ -21,21 +21,20 @@ HEADERS = [
 
 
 class EventStream:
-    """An ASGI application for one request. ``left``: called when it is over."""
+    """An ASGI application for one request, of which ``watching`` hears when it is over."""
 
-    def __init__(
-        self, hub: Hub, thread: str, run: str, place: Place, left: Callable[[], None]
-    ) -> None:
+    def __init__(self, hub: Hub, thread: str, run: str, place: Place, watching: Watching) -> None:
         self._hub = hub
         self._thread = thread
         self._run = run
         self._place = place
-        self._left = left
+        self._watching = watching
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with self._hub.open(self._thread, self._run) as channel:
                 watcher = Watcher(channel, self._place)
+                self._watching.wake = watcher.wake
                 channel.watchers.add(watcher)
                 gone = asyncio.create_task(_wait_disconnect(receive))
                 gone.add_done_callback(lambda _: watcher.wake())
@@ -45,7 +44,7 @@ class EventStream:
                     channel.watchers.discard(watcher)
                     gone.cancel()
         finally:
-            self._left()
+            self._watching.left()
 
     async def _serve(self, watcher: Watcher, gone: asyncio.Task[None], send: Send) -> None:
         async def write(data: bytes, more: bool = True) -> None:
@@ -56,6 +55,8 @@ class EventStream:
             watcher.clear()
             if self._hub.stopping:
                 return await write(FAREWELL, more=False)
+            if self._watching.sent_away:
+                return await write(b"", more=False)
             if data := watcher.take():
                 await write(data, more=not watcher.ended)
             elif watcher.stored:

@@ -39,8 +39,8 @@ class Events:
             return Response(status_code=204, headers={"cache-control": "no-store"})
         if request.method == "HEAD":
             return Response(headers={k.decode(): v.decode() for k, v in HEADERS})
-        left = self._service.access.watch(caller)
-        return EventStream(self._service.hub, thread, run, place, left)
+        watching = self._service.access.watch(caller)
+        return EventStream(self._service.hub, thread, run, place, watching)
 
     async def _find_thread(self, caller: Caller, run: str) -> str:
         """Of ``run``: as its output says, which needs no daemon; else as the daemon does."""

@@ -14,6 +14,7 @@ from .problems import Problem
 from .threads import AbortBody, PurgeBody, SubmitBody
 
 RUN_ID = "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+THREAD = r"^[^\u0000-\u001f\u007f-\u009f]+$"
 EVENT_ID = r"^[0-9]{1,15}\.([0-9]{1,15}|end)$"
 STATUSES = ["queued", "running", "succeeded", "failed", "aborted", "dead"]
 #: Any request may meet these: no token, none with that scope, a daemon that is away or busy.
@@ -93,7 +94,7 @@ _THREAD: Json = {
     "in": "path",
     "required": True,
     "description": "The thread's name: up to 256 bytes of UTF-8, without control characters.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 256},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 256, "pattern": THREAD},
     "example": "build",
 }
 _RUN: Json = {
@@ -207,7 +208,7 @@ def _post(
         "summary": summary,
         "parameters": parameters,
         "requestBody": {
-            "required": body == "SubmitBody",
+            "required": True,
             "content": {"application/json": {"schema": schema}},
         },
         "responses": _answers(
@@ -227,7 +228,7 @@ def _lines() -> Json:
 
 
 def _events() -> Json:
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream: Json = {"text/event-stream": {}}  # events, each with its own schema: docs/schema
     last = {
         "name": "Last-Event-ID",
         "in": "header",

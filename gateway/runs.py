@@ -34,14 +34,14 @@ class Runs:
         wait = _read_wait(request)
         found = await self.find(caller, request.path_params["run"], "read", "show")
         if wait and not found.run.status.terminal:
-            left = self._service.access.watch(caller)
+            watching = self._service.access.watch(caller)
             try:
                 links = self._service.links
                 await wait_for_end(self._service.config, links, found.run, timeout=wait)
             except TimeoutError:
                 pass
             finally:
-                left()
+                watching.left()
             found = await self.find(caller, found.run.run, "read", "show")
         return answer(messages.details_json(found))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from ..client.cancellation import end_tasks
 from ..client.patience import WAIT, Patience
 from ..client.shared_link import SharedLink
 from ..config.integrations import split_listen
@@ -78,9 +79,11 @@ async def serve(config: Config, address: str, listener: socket.socket, access: A
         backlog=BACKLOG,
     )
     hub.start()
+    following = asyncio.create_task(access.follow_tokens())
     try:
         await _Server(settings, hub, address).serve([listener])
     finally:
+        await end_tasks([following])
         await hub.close()
         await links.close()
 

@@ -15,7 +15,7 @@ import hashlib
 import logging
 import os
 import re
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -43,11 +43,12 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Caller(msgspec.Struct, frozen=True):
     """Who asks. ``name``: of a token, or of a proxy's user. ``threads``: what the names of threads
-    that it may see begin with."""
+    that it may see begin with. ``proxied``: a proxy says so."""
 
     name: str
     scopes: frozenset[Scope] = frozenset(SCOPES)
     threads: str = ""
+    proxied: bool = False
 
     def may_see(self, thread: str) -> bool:
         return thread.startswith(self.threads)
@@ -82,22 +83,17 @@ def read_tokens(file: Path) -> dict[bytes, Caller]:
 
 
 class Tokens:
-    """Those of ``file``, which is read again when it has changed."""
+    """Those of ``file``. ``follow`` reads it again whenever it has changed."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._found = read_tokens(file)
         self._stamp = self._look()
-        self._looked = time.monotonic()
-        self._lock = asyncio.Lock()
         #: Why it cannot be read, as the log says already.
         self._problem: str | None = None
 
-    async def find(self, shown: bytes) -> Caller | None:
+    def find(self, shown: bytes) -> Caller | None:
         """Whose token that is. Raises HttpProblem, when the file cannot be read."""
-        if time.monotonic() - self._looked > FRESH:
-            async with self._lock:
-                await asyncio.to_thread(self._refresh)
         if self._problem is not None:
             raise HttpProblem(
                 503, "unavailable", "the file of tokens cannot be read: see the gateway's log"
@@ -106,7 +102,14 @@ class Tokens:
 
     def holds(self, caller: Caller) -> bool:
         """Whether it may still do what it did."""
-        return self._problem is None and caller in self._found.values()
+        return caller in self._found.values()
+
+    async def follow(self, notice: Callable[[], None]) -> None:
+        """For ever; ``notice`` after each change."""
+        while True:
+            await asyncio.sleep(FRESH)
+            if await asyncio.to_thread(self._refresh):
+                notice()
 
     def _look(self) -> tuple[int, int, int]:
         try:
@@ -115,14 +118,16 @@ class Tokens:
             return 0, 0, 0
         return found.st_mtime_ns, found.st_ino, found.st_size
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> bool:
+        """Whether it has changed."""
         stamp = self._look()
-        if stamp != self._stamp or self._problem is not None:
-            self._stamp = stamp
-            try:
-                self._found, self._problem = read_tokens(self._file), None
-            except ConfigError as error:
-                if str(error) != self._problem:
-                    log.error("%s; until then nobody is let in", error)
-                self._found, self._problem = {}, str(error)
-        self._looked = time.monotonic()
+        if stamp == self._stamp and self._problem is None:
+            return False
+        self._stamp = stamp
+        try:
+            self._found, self._problem = read_tokens(self._file), None
+        except ConfigError as error:
+            if str(error) != self._problem:
+                log.error("%s; until then nobody is let in", error)
+            self._found, self._problem = {}, str(error)
+        return True

@@ -156,7 +156,7 @@ def test_bodies_that_are_wrong(gateway: Gateway) -> None:
     large = gateway.post(path, {"prompt": "x" * (5 * 1024 * 1024)})
     assert "more than 4194304 bytes" in problem(large, 413, "limit")
     answer = gateway.client.put(path)
-    assert answer.headers["allow"] == "GET, HEAD"
+    assert answer.headers["allow"] == "GET, HEAD, POST"
     problem(answer, 405, "bad-request")
 
 
