@@ -14,6 +14,7 @@ from conftest import Box, Watch, wait_until
 from counting import Endpoint, counting
 from house import House
 from proc import find_keeper
+from test_checkpoints import valid
 
 TAKEOVER = "[takeover]\nenabled = true\nafter = '2s'\n[queue]\noutlive = '0s'\n"
 #: Characters of one to four bytes, and white space that begins a token, as tokenizers have it.
@@ -35,20 +36,6 @@ def runner(endpoint: Endpoint, how: str, more: str = "") -> str:
         + keys.get(how, f'prefill = "{how}"')
         + f"\n{more}"
     )
-
-
-def valid(watch: Watch) -> str:
-    """What the watcher takes for the reply, by what it was told."""
-    chunks: list[dict[str, Any]] = []
-    for event in list(watch.events):
-        if event["type"] == "reset":
-            chunks = []
-        elif event["type"] == "continue":
-            chunks = [x for x in chunks if x["seq"] <= event["after"]]
-        elif event["type"] == "chunk":
-            assert event["seq"] == len(chunks) + 1
-            chunks.append(event)
-    return "".join(x["data"] for x in chunks if x["stream"] == "text")
 
 
 def seen(watch: Watch) -> str:

@@ -63,7 +63,7 @@ class Chat:
         except BaseException as error:
             # Not where it is left to a replay, which asks for the same response.
             if isinstance(error, RunFailed) or around.is_aborted():
-                with trio.move_on_after(CANCEL_LIMIT, shield=True):
+                with trio.CancelScope(shield=True):
                     await _cancel(exchange, tls)
             raise
         reply = "".join(exchange.shown)
@@ -219,7 +219,10 @@ class Given:
 
 
 async def _cancel(exchange: Exchange, tls: ssl.SSLContext) -> None:
-    if (why := await exchange.cancel(tls)) is not None:
+    why: str | None = f"it has not answered for {CANCEL_LIMIT:g} s"
+    with trio.move_on_after(CANCEL_LIMIT):
+        why = await exchange.cancel(tls)
+    if why is not None:
         log.warning("the endpoint was not told to stop: %s", why)
 
 
