@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from conftest import Box, Watch, wait_until
 from counting import Endpoint, counting
-from house import House
+from house import Bus, House
 from proc import find_keeper
+from runctl.protocol.records import Chunks
 from test_checkpoints import valid
 
 TAKEOVER = "[takeover]\nenabled = true\nafter = '2s'\n[queue]\noutlive = '0s'\n"
@@ -326,6 +327,42 @@ def test_the_window_before_its_name_is_known(stopped_box: Box, endpoint: Endpoin
     wait_until(lambda: len(endpoint.generations) == 2, "another is made")
     endpoint.allow(2 * len(REPLY))
     assert (watch.wait(), valid(watch)) == (0, "".join(REPLY))
+
+
+def test_a_response_whose_name_is_stored_before_its_text(
+    stopped_box: Box, endpoint: Endpoint
+) -> None:
+    endpoint.allow(0)
+    run, watch = begin(stopped_box, endpoint, "background")
+    bus = Bus(stopped_box.state)
+    try:
+        wait_until(lambda: isinstance(bus.tail("t", run), Chunks), "its name is stored")
+    finally:
+        bus.close()
+    stopped_box.kill()
+    endpoint.allow(len(REPLY))
+    stopped_box.start()
+    assert (watch.wait(), seen(watch)) == (0, "".join(REPLY))
+    assert (len(endpoint.generations), endpoint.generated) == (1, REPLY)
+
+
+@pytest.mark.parametrize("how", ["vllm", "background"])
+def test_a_reply_that_has_lost_its_beginning(
+    stopped_box: Box, endpoint: Endpoint, how: str
+) -> None:
+    endpoint.allow(0)
+    run, watch = begin(stopped_box, endpoint, how)
+    wait_stored(watch, endpoint, 12)
+    stopped_box.runctl("purge", "t", "--force", "--yes")
+    wait_stored(watch, endpoint, 17)
+    stopped_box.kill()
+    stopped_box.start()
+    endpoint.allow(3 * len(REPLY))
+    stopped_box.runctl("wait", run)
+    late = Watch(stopped_box, "--run", run, "t")
+    assert (late.wait(), valid(late)) == (0, "".join(REPLY))
+    if how == "background":  # which the endpoint still has
+        assert (len(endpoint.generations), endpoint.generated) == (1, REPLY)
 
 
 def test_a_stream_of_events_that_breaks_goes_on(stopped_box: Box, endpoint: Endpoint) -> None:

@@ -67,8 +67,9 @@ async def open_output(
     void = _count_bytes(last)
     if isinstance(there, Place):
         log.info("the attempt continues after chunk %d", there.after)
-        resumption = Resumption(there.checkpoint, partial(streams.read_valid, there))
-        void -= there.total + sum(len(chunk.data) for chunk in there.chunks)
+        total = there.total + sum(len(chunk.data) for chunk in there.chunks)
+        resumption = Resumption(there.checkpoint, partial(streams.read_valid, there), total)
+        void -= total
         begun = _note_begin(live, writer, there.after + len(there.chunks), void)
         return Start(resumption=resumption, notes=[*died, begun])
     adopted = there or await writer.open()

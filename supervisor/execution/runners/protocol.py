@@ -43,10 +43,12 @@ class Remains:
 @dataclass(frozen=True, slots=True)
 class Resumption:
     """Where an earlier attempt was interrupted: the data of its last checkpoint, None where it has
-    stored none, and the output up to there, some at a time."""
+    stored none, and the output up to there, some at a time. ``total``: bytes of that, as far as
+    the stream has not lost any."""
 
     checkpoint: bytes | None
     read_output: Callable[[], AsyncIterator[list[Chunk]]]
+    total: int = 0
 
 
 class Sessions(Protocol):

@@ -68,6 +68,10 @@ class Exchange:
         """Whether the next call asks for another reply, where the endpoint does not go on."""
         return False
 
+    def lose(self) -> None:
+        """Some of what was given away is not stored any more."""
+        self.void = True
+
     async def cancel(self, tls: ssl.SSLContext) -> str | None:
         """Have the endpoint end what it still does: None, or why that was not to be."""
         return None
@@ -134,9 +138,10 @@ class Background(Exchange):
             self.begin_anew()
         if self._state is None:
             return super().ask(turns)
-        after = str(self._state.after)
-        url = self._target.at(self._path(), stream="true", starting_after=after)
-        return Ask("GET", url, None)
+        params = {"stream": "true"}
+        if self._state.after >= 0:
+            params["starting_after"] = str(self._state.after)
+        return Ask("GET", self._target.at(self._path(), **params), None)
 
     def expect(self) -> Reply:
         after = None if self._state is None else self._state.after
@@ -158,6 +163,11 @@ class Background(Exchange):
         self.void = self.void or bool(self.shown)
         return asked
 
+    def lose(self) -> None:
+        super().lose()
+        if self._state is not None:  # all of its events come again
+            self._state = State(self._state.response, -1)
+
     async def cancel(self, tls: ssl.SSLContext) -> str | None:
         if not self.goes_on:
             return None
@@ -172,13 +182,20 @@ async def begin(
     config: ChatRunner, target: Target, prompt: str, resumption: Resumption | None
 ) -> Exchange:
     """``resumption``: what an earlier attempt has stored, that the endpoint is to go on with."""
-    shown = "" if resumption is None else await _read_shown(resumption)
+    shown, checkpoint, whole = "", None, True
+    if resumption is not None:
+        checkpoint = resumption.checkpoint
+        shown, whole = await _read_shown(resumption)
+    exchange: Exchange
     if config.background:
-        checkpoint = None if resumption is None else resumption.checkpoint
-        return Background(config, target, prompt, shown, read_state(checkpoint))
-    if config.prefill is not None:
-        return Prefilled(config, target, prompt, shown)
-    return Exchange(config, target, prompt, shown)
+        exchange = Background(config, target, prompt, shown, read_state(checkpoint))
+    elif config.prefill is not None:
+        exchange = Prefilled(config, target, prompt, shown)
+    else:
+        exchange = Exchange(config, target, prompt, shown)
+    if not whole:
+        exchange.lose()
+    return exchange
 
 
 def read_state(checkpoint: bytes | None) -> State | None:
@@ -188,8 +205,11 @@ def read_state(checkpoint: bytes | None) -> State | None:
         return None
 
 
-async def _read_shown(resumption: Resumption) -> str:
-    found = b""
+async def _read_shown(resumption: Resumption) -> tuple[str, bool]:
+    """What is stored of the reply, and whether that is all of it: it may have been purged, or had
+    to make room in the stream."""
+    found, size = [], 0
     async for chunks in resumption.read_output():
-        found += b"".join(chunk.data for chunk in chunks if chunk.stream == "text")
-    return found.decode(errors="replace")
+        size += sum(len(chunk.data) for chunk in chunks)
+        found += [chunk.data for chunk in chunks if chunk.stream == "text"]
+    return b"".join(found).decode(errors="replace"), size == resumption.total
