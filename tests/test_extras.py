@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import tomli
+from runctl.cli.commands import gateway as gateway_verb
+from runctl.cli.common import App
 from runctl.client.link import _find_server
 from runctl.config import connection
 from runctl.config.load import load
@@ -91,3 +93,31 @@ def test_websockets_need_a_package(
             require(config)
         with pytest.raises(Unavailable, match=words):
             _find_server(config)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_gateway_needs_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    file = tmp_path / "runctld.toml"
+    file.write_text(f'state_dir = "{tmp_path}"\n[gateway]\nlisten = "127.0.0.1:8420"\n')
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, argv: started.append(argv))
+    found = object() if there else None
+    monkeypatch.setattr(optional_packages, "find_spec", lambda _: found)
+    monkeypatch.setattr(gateway_verb, "find_spec", lambda _: found)
+    app = App()
+    app.config_file = file
+    verb = gateway_verb.gateway.make_context("gateway", ["--listen", "[::1]:1"], obj=app)
+    if there:
+        require(load(file))
+        gateway_verb.gateway.invoke(verb)
+        options = ["--config", str(file), "--listen", "[::1]:1"]
+        assert started == [[sys.executable, "-P", "-m", "runctl.gateway.main", *options]]
+    else:
+        words = r"packages that are not installed: pip install 'runctl\[gateway\]'"
+        with pytest.raises(ConfigError, match=words):
+            require(load(file))
+        with pytest.raises(Unavailable, match=words):
+            gateway_verb.gateway.invoke(verb)
+        assert not started

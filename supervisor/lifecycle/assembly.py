@@ -292,6 +292,8 @@ def _start_upkeep(nursery: trio.Nursery, core: Core, output: Output, wishes: Wis
     nursery.start_soon(core.durable.thread_index.make_patiently, config.start_timeout)
     nursery.start_soon(output.endings.mend, config.stream.max_age)
     nursery.start_soon(_watch_keeper, base.keeper)
+    if base.gateway is not None:
+        nursery.start_soon(base.gateway.supervise)
     if base.broker is not None:
         nursery.start_soon(base.broker.watch, partial(output.connection.ask_server, PROBE_LIMIT))
     reload = Reload(

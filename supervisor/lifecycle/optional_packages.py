@@ -25,6 +25,13 @@ def require(config: Config) -> None:
             " pip install prometheus-client, or remove the key"
         )
     require_of_runners(config)
+    if config.gateway.listen is not None and not all(
+        map(_there, ("httptools", "starlette", "uvicorn"))
+    ):
+        raise ConfigError(
+            f"{config.source}: gateway.listen: needs packages that are not installed:"
+            " pip install 'runctl[gateway]', or remove the key"
+        )
     if (missing := find_missing_package(config.nats)) is not None:
         raise ConfigError(f"{config.source}: {missing}")
     if config.traces.endpoint is not None and not all(

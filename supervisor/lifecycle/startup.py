@@ -32,6 +32,7 @@ from ..host.state_format import check_format, mark_format
 from ..host.stop_times import longest_stop
 from ..host.systemd_notify import Notifier, close_kept, open_notifier
 from ..messaging.embedded_server import Broker
+from ..messaging.gateway_process import GatewayProcess
 from ..processes import cgroups
 from ..processes.keeper_client import Keeper
 from ..processes.keeper_start import open_keeper
@@ -140,6 +141,10 @@ async def _run(
                     if config.nats.embedded:
                         broker = Broker(config, keeper)
                         await broker.start()
+                    gateway = None
+                    if config.gateway.listen is not None:
+                        gateway = GatewayProcess(config, keeper)
+                        await gateway.adopt()
                     serve = await imported()
                     foundation = Foundation(
                         config=config,
@@ -151,6 +156,7 @@ async def _run(
                         fence=fence,
                         notifier=notifier,
                         broker=broker,
+                        gateway=gateway,
                         hide=hide,
                         cgroups=groups is not None,
                         outlives=outlive > 0,

@@ -29,8 +29,8 @@ BUSY_PAUSE, BUSY_PATIENCE = 0.005, 2.0
 
 
 class About(msgspec.Struct, frozen=True):
-    """What the next daemon is told of a tree. ``kind``: "run", "hook" or "server". Of a run:
-    which attempt it is, when it began (Unix seconds), what its command is called in words, its
+    """What the next daemon is told of a tree. ``kind``: "run", "hook", "server" or "gateway". Of a
+    run: which attempt it is, when it began (Unix seconds), what its command is called in words, its
     grace in seconds, and whether what it leaves behind is kept; ``adopted``: when daemons took it
     over (Unix seconds), and how many bytes of output there were then; ``calm_since``: which of
     these, the later ones, were not on purpose; ``clients``: whose terminals its own is like."""
