@@ -46,6 +46,7 @@ def test_roles_with_the_rights_that_they_need(house: House) -> None:
         box.kill()
         box.start()
         wait_until(lambda: box.show(killed)["attempt"] == 2, "it is replayed")
+        wait_until(lambda: box.show(killed)["attempts"][0]["end"] == "died", "that is noted")
         box.runctl("abort", "u")
         assert submit(box, ["v"], "true")
         box.runctl("purge", "t", "u", "--yes")

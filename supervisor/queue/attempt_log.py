@@ -28,6 +28,7 @@ log = logging.getLogger("runctld.rows")
 
 #: So many runs are named in one statement.
 _MANY = 500
+_KEY = ("run", "attempt")
 _AS_JSON = ("usage", "ids")
 
 
@@ -51,12 +52,20 @@ class AttemptNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     ids: list[str] | UnsetType = UNSET
 
 
+class _Wish:
+    """What somebody wants to read; ``found`` once that is known."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.found: list[AttemptNote] | None = None
+
+
 class AttemptLog:
-    """What many store at once is one transaction."""
+    """What many ask at once is one query, what they store one transaction."""
 
     def __init__(self, database: RowAccess) -> None:
         self._db = database
-        self._own = OwnTable(
+        self.own = OwnTable(
             *(database, "runctl_attempts", "attempts"),
             sa.Column("run", sa.Text, primary_key=True),
             sa.Column("attempt", sa.BigInteger, primary_key=True),
@@ -70,14 +79,30 @@ class AttemptLog:
             sa.Column("usage", sa.Text),
             sa.Column("ids", sa.Text),
         )
-        self._table = self._own.table
+        self._table = self.own.table
+        self._reading = trio.Lock()
+        self._wishes: list[_Wish] = []
+        #: Why something could not be noted, if that was said.
+        self._told = ""
         self._writing = trio.Lock()
         self._to_write: list[AttemptNote] = []
 
     async def list_of(self, run: str) -> list[AttemptNote]:
         """Those of ``run`` of which something is known, in their order. Raises
         SQLAlchemyError."""
-        return (await self._read([run])).get(run, [])
+        wish = _Wish(run)
+        self._wishes.append(wish)
+        async with self._reading:
+            if wish.found is None:  # else it was read with somebody else's
+                wishes, self._wishes = self._wishes, []
+                try:
+                    found = await self._read({x.run for x in wishes})
+                except BaseException:  # each of the others tries for itself
+                    self._wishes[:0] = [x for x in wishes if x is not wish]
+                    raise
+                for x in wishes:
+                    x.found = found.get(x.run, [])
+        return wish.found or []
 
     async def describe(self, run: Run) -> list[AttemptRow]:
         """Each attempt of ``run``, as far as it is known. Raises SQLAlchemyError."""
@@ -108,7 +133,11 @@ class AttemptLog:
             try:
                 await self.store(note)
             except Unavailable as error:
-                log.warning("attempt %d of run %s is not noted: %s", note.attempt, note.run, error)
+                level = logging.DEBUG if str(error) == self._told else logging.WARNING
+                self._told = str(error)
+                log.log(
+                    level, "attempt %d of run %s is not noted: %s", note.attempt, note.run, error
+                )
 
     async def store(self, note: AttemptNote) -> None:
         """Durable when this returns. Raises Unavailable."""
@@ -119,7 +148,7 @@ class AttemptLog:
             notes, self._to_write = self._to_write, []
             stored = False
             try:
-                await self._own.make()
+                await self.own.make()
                 await self._db.in_thread(self._db.patiently, lambda: self._write(notes), PATIENCE)
                 stored = True
             except sa.exc.SQLAlchemyError as error:
@@ -130,14 +159,14 @@ class AttemptLog:
 
     async def forget(self, runs: Collection[str]) -> None:
         """Raises SQLAlchemyError."""
-        if await self._own.find():
+        if await self.own.find():
             known = list(runs)
             for at in range(0, len(known), _MANY):
                 which = self._table.c.run.in_(known[at : at + _MANY])
                 await self._db.change(sa.delete(self._table).where(which), PATIENCE)
 
     async def _read(self, runs: Collection[str]) -> dict[str, list[AttemptNote]]:
-        if not runs or not await self._own.find():
+        if not runs or not await self.own.find():
             return {}
         known = list(runs)
         found: dict[str, list[AttemptNote]] = {}
@@ -154,13 +183,16 @@ class AttemptLog:
 
     def _write(self, notes: Sequence[AttemptNote]) -> None:
         dialect = sqlite if self._db.engine.dialect.name == "sqlite" else postgresql
+        alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for note in notes:
+            row = _build_row(note)
+            alike.setdefault(tuple(row), []).append(row)
         with self._db.engine.begin() as connection:
-            for note in notes:
-                values = _build_row(note)
-                insert: Any = dialect.insert(self._table).values(values)
-                changed = {k: v for k, v in values.items() if k not in ("run", "attempt")}
+            for names, rows in alike.items():
+                new: Any = dialect.insert(self._table)
+                changed = {name: new.excluded[name] for name in names if name not in _KEY}
                 connection.execute(
-                    insert.on_conflict_do_update(index_elements=["run", "attempt"], set_=changed)
+                    new.on_conflict_do_update(index_elements=_KEY, set_=changed), rows
                 )
 
 

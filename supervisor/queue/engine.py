@@ -218,8 +218,10 @@ class Durable:
         self.rows, self.attempts = Rows(database), AttemptRows(database)
         self.history, self.conversations = HistoryRows(database), ConversationRows(database)
         self.thread_index, self.sessions = ThreadIndex(database), SessionRows(database)
-        with contextlib.suppress(sa.exc.DBAPIError):  # ``make_patiently`` goes on with it
-            await trio.to_thread.run_sync(self.thread_index.make)
+        log_table, sessions_table = self.attempts.log.own, self.sessions.own
+        for make in (self.thread_index.make, log_table.prepare, sessions_table.prepare):
+            with contextlib.suppress(sa.exc.DBAPIError):  # it is tried again when it is needed
+                await trio.to_thread.run_sync(make)
         try:
             if self._config.database.embedded:
                 await trio.to_thread.run_sync(sqlite.time_new_rows, system.engine)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,6 +12,12 @@ import sqlalchemy as sa
 from ...protocol.errors import Unavailable
 from .retries import Complaint, reason, until_done
 from .row_access import RowAccess
+
+log = logging.getLogger("runctld.rows")
+
+#: Where there is none, another executor may have made it since: it is looked for every so often,
+#: in seconds.
+AGAIN = 60.0
 
 
 class OwnTable:
@@ -18,16 +27,23 @@ class OwnTable:
         self._db = database
         self._what = what
         self._there = False
-        #: Alone, nobody but us makes it.
-        self._looked = False
+        self._look_at = 0.0
         self.table = sa.Table(name, sa.MetaData(), *columns, schema=database.table.schema)
 
+    def prepare(self) -> None:
+        """At the start. Where other executors may make it, and roles are given rights to what there
+        is, it is made now. Blocking; raises SQLAlchemyError."""
+        if not self._look() and not self._db.alone:
+            self._create()
+        self._there = self._look()
+        self._look_at = math.inf if self._db.alone else time.monotonic() + AGAIN
+
     async def find(self) -> bool:
-        """Whether somebody has made it; for as long as it takes."""
-        if not self._there and not (self._looked and self._db.alone):
+        """Whether it is there, as far as is known; for as long as it takes."""
+        if not self._there and time.monotonic() >= self._look_at:
             complaint = Complaint(f"the table of {self._what}", "looked for")
             self._there = await self._db.insist(self._look, complaint)
-            self._looked = True
+            self._look_at = math.inf if self._db.alone else time.monotonic() + AGAIN
         return self._there
 
     async def make(self) -> None:
@@ -35,16 +51,11 @@ class OwnTable:
         if self._there:
             return
 
-        def make() -> None:
-            if not self._look():
-                with self._db.engine.begin() as connection:
-                    connection.execute(sa.schema.CreateTable(self.table, if_not_exists=True))
-
         async def try_once() -> None:
             try:
-                await self._db.in_thread(make)
+                await self._db.in_thread(self._create)
             except sa.exc.IntegrityError:  # another executor has made it just now
-                await self._db.in_thread(make)
+                await self._db.in_thread(self._create)
 
         complaint = Complaint(f"the table of {self._what}", "made")
         refusals = sa.exc.OperationalError
@@ -56,6 +67,11 @@ class OwnTable:
                 f" create the table {self.table.name} beside DBOS's"
             ) from None
         self._there = True
+
+    def _create(self) -> None:
+        if not self._look():
+            with self._db.engine.begin() as connection:
+                connection.execute(sa.schema.CreateTable(self.table, if_not_exists=True))
 
     def _look(self) -> bool:
         options = self._db.engine.get_execution_options()

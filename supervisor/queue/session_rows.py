@@ -31,18 +31,18 @@ class SessionRows:
 
     def __init__(self, database: RowAccess) -> None:
         self._db = database
-        self._own = OwnTable(
+        self.own = OwnTable(
             *(database, "runctl_sessions", "sessions"),
             sa.Column("thread", sa.Text, primary_key=True),
             sa.Column("runner", sa.Text, primary_key=True),
             sa.Column("session", sa.Text, nullable=False),
             sa.Column("made", sa.BigInteger, nullable=False),
         )
-        self._table = self._own.table
+        self._table = self.own.table
 
     async def find(self, thread: str, runner: str) -> str | None:
         """The session of ``thread`` with ``runner``; for as long as it takes."""
-        await self._own.make()
+        await self.own.make()
         c = self._table.c
         query = sa.select(c.session).where(c.thread == thread, c.runner == runner)
         rows = await self._db.read(query, math.inf)
@@ -50,11 +50,11 @@ class SessionRows:
 
     async def look(self, thread: str, runner: str) -> str | None:
         """The same, where it may be that no session was ever stored: then no table is made."""
-        return await self.find(thread, runner) if await self._own.find() else None
+        return await self.find(thread, runner) if await self.own.find() else None
 
     async def store(self, thread: str, runner: str, session: str) -> None:
         """Durable when this returns; for as long as it takes."""
-        await self._own.make()
+        await self.own.make()
         values = {"session": session, "made": time.time_ns() // 1_000_000}
         key = {"thread": thread, "runner": runner}
         c = self._table.c
@@ -69,14 +69,14 @@ class SessionRows:
         await self._db.insist(write, Complaint("a thread's session"))
 
     async def list_of(self, thread: str) -> list[Session]:
-        await self._own.make()
+        await self.own.make()
         c = self._table.c
         query = sa.select(c.runner, c.session, c.made).where(c.thread == thread).order_by(c.runner)
         return [Session(r, s, made / 1000) for r, s, made in await self._db.read(query)]
 
     async def forget(self, thread: str, runner: str | None = None) -> int:
         """How many sessions the thread had; with ``runner``, of that one."""
-        await self._own.make()
+        await self.own.make()
         c = self._table.c
         which = [c.thread == thread] + ([c.runner == runner] if runner is not None else [])
         return await self._db.change(sa.delete(self._table).where(*which), PATIENCE)

@@ -78,9 +78,7 @@ class Silence:
 class Call:
     """One request. ``reply`` is what has come of its answer."""
 
-    def __init__(
-        self, target: Target, tls: ssl.SSLContext, silence: Silence, reply: Reply
-    ) -> None:
+    def __init__(self, target: Target, tls: ssl.SSLContext, silence: Silence, reply: Reply) -> None:
         self._target = target
         self._tls = tls
         self._silence = silence

@@ -140,9 +140,7 @@ def turn_bytes(turn: Turn) -> int:
     return len(turn.prompt.encode(errors="replace")) + len(turn.reply.encode(errors="replace"))
 
 
-def body(
-    config: ChatRunner, prompt: str, turns: Sequence[Turn], begun: str = ""
-) -> dict[str, Any]:
+def body(config: ChatRunner, prompt: str, turns: Sequence[Turn], begun: str = "") -> dict[str, Any]:
     """``begun``: what the endpoint is to go on with, of a runner with ``prefill``."""
     messages = [{"role": "system", "content": config.system}] if config.system else []
     for turn in turns:
