@@ -3,12 +3,12 @@ calls a tool, and one that answers.
 
     fake_acp.py FOLDER [OPTION...]
 
-FOLDER holds the sessions; ``generations``, ``effects`` and others in it are counted by whoever
-looks, ``told`` has each prompt, ``asked`` each request. What is stored of a turn when the agent
-dies is what real ones have: the prompt, and the tool's result once the tool is done; a partial
-answer is lost. As long as FOLDER has a file ``hold`` it stops in the middle of each answer, and
-``hold-tool`` in the middle of the tool, when the effect is there and the result is not, and, with
-``lags``, ``hold-end`` behind the answer.
+FOLDER, or $SESSIONS, holds the sessions; ``generations``, ``effects`` and others in FOLDER are
+counted by whoever looks, ``told`` has each prompt, ``asked`` each request. What is stored of a
+turn when the agent dies is what real ones have: the prompt, and the tool's result once the tool is
+done; a partial answer is lost. As long as FOLDER has a file ``hold`` it stops in the middle of
+each answer, and ``hold-tool`` in the middle of the tool, when the effect is there and the result
+is not, and, with ``lags``, ``hold-end`` behind the answer.
 
 OPTION: what agents of today do.
     load, resume       these are advertised, and work
@@ -41,6 +41,7 @@ from typing import Any
 
 PAUSE, PIECES = 0.02, 12
 HERE = Path(sys.argv[1])
+SESSIONS = Path(os.environ.get("SESSIONS", HERE))
 OPTIONS = dict(x.partition("=")[::2] for x in sys.argv[2:])
 TEXT = {"-32002": "Resource not found", "-32602": "Invalid params"}
 
@@ -148,7 +149,7 @@ class Agent:
         raise LookupError(-32601, "Method not found")
 
     def find(self, name: str) -> None:
-        file = HERE / f"{name}.session"
+        file = SESSIONS / f"{name}.session"
         if not file.exists() and "load-any" not in OPTIONS:
             code = OPTIONS.get("unknown", "-32002")
             raise LookupError(int(code), TEXT.get(code, "Internal error"), "Session not found")
@@ -156,7 +157,7 @@ class Agent:
         self.history = json.loads(file.read_text()) if file.exists() else []
 
     def store(self) -> None:
-        (HERE / f"{self.session}.session").write_text(json.dumps(self.history))
+        (SESSIONS / f"{self.session}.session").write_text(json.dumps(self.history))
 
     def take_turn(self, prompt: str) -> str:
         note("told", json.dumps(prompt))
@@ -193,9 +194,9 @@ class Agent:
             piece = f"{len(self.history)}.{n} "
             whole += piece
             self.say(piece)
-            time.sleep(PAUSE)
-            if n == 2 and calls and "late" in OPTIONS:
+            if n == 1 and calls and "late" in OPTIONS:
                 self.end_tool()
+            time.sleep(PAUSE)
             if n == PIECES // 2:
                 note("half", "")
                 if "crash" in OPTIONS:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Box, Watch, wait_until
+from house import House
 from runctl.client.acp.agent import read_message
 from runctl.client.acp.display import clean_title
 from runctl.client.acp.permissions import Policy
@@ -249,6 +250,34 @@ def test_a_session_that_is_gone(start: Start, tmp_path: Path, options: tuple[str
     assert "a new one is begun" in stderr(watch)
     (session,) = tmp_path.glob("*.session")
     assert box.show(run)["session"] == session.stem
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_another_machine(house: House, tmp_path: Path, shared: bool) -> None:
+    """It goes on where its sessions are on shared storage; else the task is begun anew there."""
+    boxes = []
+    for name in ("a", "b"):
+        sessions = tmp_path if shared else tmp_path / name
+        sessions.mkdir(exist_ok=True)
+        more = f'env = {{ SESSIONS = "{sessions}" }}\n[takeover]\nenabled = true\nafter = "2s"\n'
+        boxes.append(house.box(name, runner(tmp_path, "load", more=more), start=False))
+    a, b = boxes
+    a.start()
+    (tmp_path / "hold").touch()
+    run = submit(a)
+    watch = Watch(a, "--run", run, "t")
+    wait_for(tmp_path, "half")
+    b.start()
+    a.kill()
+    wait_for(tmp_path, "half", 2)
+    (tmp_path / "hold").unlink()
+    assert watch.wait() == 0
+    late = Watch(b, "--run", run, "t")
+    assert late.wait() == 0
+    assert valid(watch) == valid(late) == TOOL + (answer(3) if shared else TOOL + answer(2))
+    assert counts(tmp_path) == ((3, 1) if shared else (4, 2))
+    assert house.bus.run(run).executor == "b"
+    assert told(tmp_path)[1].startswith("You were interrupted.") is shared
 
 
 def test_an_error_that_may_pass_begins_no_other_session(start: Start, tmp_path: Path) -> None:
