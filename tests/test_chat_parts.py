@@ -15,7 +15,7 @@ from runctl.config.schema import ChatRunner
 from runctl.protocol import subjects
 from runctl.protocol.errors import RunFailed
 from runctl.supervisor.execution.runners.chat.body import Event
-from runctl.supervisor.execution.runners.chat.exchange import State, read_state
+from runctl.supervisor.execution.runners.chat.exchange import Background, State, read_state
 from runctl.supervisor.execution.runners.chat.prefill import LEAST, Repetition, prefilled
 from runctl.supervisor.execution.runners.chat.request import Target
 from runctl.supervisor.execution.runners.chat.response import Response
@@ -165,12 +165,13 @@ async def test_an_attempt_that_starts_over_in_its_middle(nats_server: str) -> No
             first.start_over()
             await first.append_with("text", b"valid", b"2")
             first.close()
-        place = await go_on(streams, Writer(streams, THREAD, run, 2, "e"), "checkpoint")
-        assert place is not None
-        assert (place.after, place.total, place.checkpoint) == (1, 5, b"2")
         await until(lambda: valid_of(early) == b"valid")
         async with watching(nats_server, run) as late:
             await until(lambda: valid_of(late) == b"valid")
+            assert data_of(late) == b"valid", "what is void is gone"
+        place = await go_on(streams, Writer(streams, THREAD, run, 2, "e"), "checkpoint")
+        assert place is not None
+        assert (place.after, place.total, place.checkpoint) == (1, 5, b"2")
 
 
 # ---- events of a response ------------------------------------------------------------------------
@@ -253,9 +254,11 @@ def test_responses_without_text(event: dict[str, Any], said: str | None) -> None
 def test_half_a_character_is_no_place_to_go_on_from() -> None:
     reader = Reader()
     assert reader.take(**delta("a\ud83c", 1)) == "a"
-    assert reader.reply.holds
+    config = ChatRunner("c", base_url="http://h/v1", model="m", api="responses", background=True)
+    exchange = Background(config, Target(config, None), "hello", "", State("r", 0))
+    assert exchange.find_state(reader.reply) is None
     assert reader.take(**delta("\udf88", 2)) == "🎈"
-    assert not reader.reply.holds
+    assert exchange.find_state(reader.reply) == b'{"response":"r","after":2}'
 
 
 @pytest.mark.parametrize("data", [b"", b"17", b"{}", b"\xff", b'{"response": 1, "after": 2}'])
