@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 from http import HTTPStatus
 from typing import Any
 
@@ -66,12 +69,19 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck_timer = self.loop.call_later(STUCK, self.transport.abort)
+        self._stuck_timer = self.loop.call_later(STUCK, self._cut_off)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stuck_timer is not None:
             self._stuck_timer.cancel()
+
+    def _cut_off(self) -> None:
+        """At once: else the kernel would keep what it has for the client for many minutes."""
+        with contextlib.suppress(OSError):
+            plain = self.transport.get_extra_info("socket")
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _await_head(self) -> None:
         self._head = 0

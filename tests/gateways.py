@@ -21,10 +21,14 @@ JSON = {"content-type": "application/json"}
 
 class Gateway:
     """Of the daemon whose configuration is ``config``. ``start`` and ``kill`` any number of times:
-    it stays at its port."""
+    it stays at its port. ``constants``: values in place of those of its modules, by their names
+    below ``runctl.gateway``."""
 
-    def __init__(self, config: Path, *, start: bool = True) -> None:
+    def __init__(
+        self, config: Path, *, start: bool = True, constants: dict[str, float] | None = None
+    ) -> None:
         self.config = config
+        self._constants = constants or {}
         self.port = free_port()
         self.log = config.parent / f"gateway-{self.port}.log"
         self.client = httpx.Client(base_url=self.url, timeout=DEADLINE, trust_env=False)
@@ -38,6 +42,14 @@ class Gateway:
 
     def start(self) -> None:
         argv = [sys.executable, "-m", "runctl.cli.main", "-c", str(self.config), "gateway"]
+        if self._constants:
+            code = ["import sys, runctl.gateway.server"]
+            for name, value in self._constants.items():
+                place = f"sys.modules['runctl.gateway.{name.partition('.')[0]}']"
+                code.append(f"assert {place}.{name.partition('.')[2]}")
+                code.append(f"{place}.{name.partition('.')[2]} = {value!r}")
+            code.append("from runctl.gateway.main import main; sys.exit(main())")
+            argv = [sys.executable, "-c", "\n".join(code), "--config", str(self.config)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*argv, "--listen", f"127.0.0.1:{self.port}"], stdout=log, stderr=log

@@ -310,6 +310,61 @@ def test_who_reads_nothing_costs_no_memory(place: Place, gateway: Gateway) -> No
             connection.close()
 
 
+def test_who_reads_nothing_for_long_is_cut_off(place: Place) -> None:
+    code = "import sys\nfor n in range(20000): sys.stdout.write(f'{n:0>999}\\n')"
+    gateway = Gateway(place.box.config, constants={"connections.STUCK": 0.3})
+    try:
+        run = gateway.submit("stuck", "python3", "-c", code)
+        gateway.read(run)
+        with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+            host = f"Host: 127.0.0.1:{gateway.port}"
+            connection.sendall(f"GET /v1/runs/{run}/events HTTP/1.1\r\n{host}\r\n\r\n".encode())
+            before = len(connection.recv(1))
+
+            def is_cut() -> bool:
+                # The kernel says so, though nobody reads what it has.
+                state = Path("/proc/net/tcp").read_text()
+                port = f":{connection.getsockname()[1]:04X}"
+                return not any(port in line.split()[2] for line in state.splitlines()[1:])
+
+            wait_until(is_cut, "it is cut off")
+            assert before == 1
+    finally:
+        gateway.close()
+
+
+def test_the_head_of_a_request_has_its_time(place: Place) -> None:
+    gateway = Gateway(place.box.config, constants={"connections.HEAD_LIMIT": 0.3})
+    try:
+        with socket.create_connection(("127.0.0.1", gateway.port), DEADLINE) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        run = gateway.submit("slow-head", "sleep", "600")
+        stream = Stream(gateway, run).begin()
+        wait_until(lambda: stream.viewer.told, "it watches")
+        assert gateway.get("/v1/threads").status_code == 200  # a request is no slow head
+        gateway.post(f"/v1/runs/{run}/abort")
+        assert stream.join().ended
+        assert stream.connections == 1
+    finally:
+        gateway.close()
+
+
+def test_there_are_only_so_many_connections(place: Place, tmp_path: Path) -> None:
+    config = tmp_path / "few.toml"
+    config.write_text(place.box.config.read_text() + "[gateway]\nmax_connections = 3\n")
+    gateway = Gateway(config)
+    try:
+        held = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(3)]
+        with socket.create_connection(("127.0.0.1", gateway.port), DEADLINE) as one_more:
+            assert b" 503 " in one_more.recv(65536)
+        for connection in held:
+            connection.close()
+        wait_until(lambda: gateway.get("/v1/threads").status_code == 200, "there is room")
+    finally:
+        gateway.close()
+
+
 def _resident(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
