@@ -20,6 +20,7 @@ from .batch import bench_batch
 from .beside import add_peers
 from .counts import bench_counts
 from .durability import bench_durability
+from .gateway import bench_gateway
 from .growth import bench_growth
 from .history import bench_history
 from .output import bench_output
@@ -55,6 +56,7 @@ DOCUMENTED: dict[str, Section] = {
 }
 SECTIONS: dict[str, Section] = DOCUMENTED | {
     "batch": bench_batch,
+    "gateway": bench_gateway,
     "latency": bench_latency,
     "resume": bench_resume,
     "stop": bench_stop,
