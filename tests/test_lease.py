@@ -17,6 +17,7 @@ import trio_asyncio
 from conftest import DEADLINE, Watch, wait_until
 from house import NOTE, House, assert_no_overlap, journal, own_house
 from msgspec.structs import replace
+from proc import alive, find_keeper
 from proxy import Proxy
 from runctl.config.schema import Config, Database
 from runctl.config.schema import Takeover as TakeoverSettings
@@ -154,7 +155,8 @@ def test_a_paused_daemon_misses_a_restart_of_the_database(
 @pytest.mark.parametrize("takeover", [False, True])
 def test_it_can_be_stopped_in_order_meanwhile(home: House, tmp_path: Path, takeover: bool) -> None:
     taking = "[takeover]\nenabled = true\nafter = '70s'\n" if takeover else ""
-    box = home.box("stopped", settings("60s", taking))
+    box = home.box("stopped", settings("60s", "outlive = '30s'\n" + taking))
+    keeper = find_keeper(box.pid)
     running = box.submit("t", "sleep", "600")
     ending = box.submit_py("u", WORK, str(tmp_path / "journal"), str(tmp_path / "go"))
     Watch(box, "u").wait_chunks(1)
@@ -165,6 +167,7 @@ def test_it_can_be_stopped_in_order_meanwhile(home: House, tmp_path: Path, takeo
     assert box.daemon is not None
     box.daemon.send_signal(signal.SIGTERM)
     assert box.daemon.wait(DEADLINE) == 0  # 75, if it had waited for its grace to be over
+    assert not alive(keeper), "as if another daemon were to come"
     assert "Traceback" not in box.log.read_text()
     home.postgres.start()
     box.start()

@@ -15,8 +15,9 @@ from ..api.presence import Presence
 from ..api.server import Control
 from ..execution.work import note_stopped
 from ..host.database_files import DatabaseFiles
-from ..host.stop_times import LEFT, STOPPED
+from ..host.stop_times import CLOSE_WAIT, LEFT, STOPPED
 from ..peers.takeover import Takeover
+from ..processes.process import wait_gone
 from ..upkeep.hooks import Hooks
 from .core import Core
 from .signals import Wishes
@@ -47,17 +48,26 @@ class Shutdown:
                 nursery.start_soon(self._hasten, wishes, limit)
                 await self._end_runs()
                 nursery.cancel_scope.cancel()
-        fence.leave_if_away()
+        await self._leave_if_away()
         if not limit.cancelled_caught:
             await self._tell_executors()
         if core.members is not None:
             core.members.close()
-        fence.leave_if_away()
+        await self._leave_if_away()
         fence.guard(None)  # SQLite removes the log itself when all is closed
         with trio.move_on_after(1):
             await core.durable.close()
         if self.database is not None:
             self.database.close()
+
+    async def _leave_if_away(self) -> None:
+        """We were told to stop: the keeper does not wait for another daemon of ours."""
+        base = self.core.base
+        if not base.fence.holds():
+            with trio.move_on_after(CLOSE_WAIT):
+                await base.keeper.say_bye()
+                await wait_gone(base.keeper.origin.pid)
+            base.fence.leave_if_away()
 
     def _may_leave(self, wishes: Wishes) -> bool:
         base = self.core.base

@@ -330,10 +330,14 @@ class Keeper:
                     kill()
                     return
 
-    async def dismiss(self) -> list[str]:
-        """Have it kill all; returns when it has, or with the words for what cannot be ended."""
+    async def say_bye(self) -> None:
+        """Have it kill all, and end: ``dead`` says when it has."""
         with contextlib.suppress(OSError, trio.ClosedResourceError):
             await self._link.sock.send(encode({"op": "bye"}))
+
+    async def dismiss(self) -> list[str]:
+        """Have it kill all; returns when it has, or with the words for what cannot be ended."""
+        await self.say_bye()
         while (messages := await self._link.receive()) is not None:
             for message in messages:
                 if "left" in message:

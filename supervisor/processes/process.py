@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,3 +71,16 @@ class Process:
     def note_lost(self) -> None:
         """Its keeper is gone: nobody knows how it ends."""
         self._exited.set()
+
+
+async def wait_gone(pid: int) -> None:
+    """Until this process, which is there or was a moment ago, has ended. Returns at once where
+    the system does not tell of it."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return
+    try:
+        await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
