@@ -1,7 +1,8 @@
 # Everything happens in an environment of the project's own: .venv, made on first use.
 #   make demo    a daemon, a few runs, a watcher: the whole thing in a minute
 #   make test    all tests; with CI set, the short ones on the newest Python as well
-#   make test-long  for the night: the long ones too, 20 fault rounds, mutants, and audit
+#   make test-long  for the night: the long ones too, 20 fault rounds, mutants,
+#                audit, and agents
 #   make check   ruff, mypy, import-linter
 #   make lock    writes requirements.lock anew: the newest versions that pyproject.toml allows
 #   make audit   an SBOM (build/sbom.json), and known advisories of what is locked
@@ -13,6 +14,9 @@
 #                shared, mixed), REPORT= (a document whose figures are written)
 #   make mutants whether a test fails for each guard of tests/guards.toml that is taken
 #                away, in a copy of the tree; GUARDS= (names of some)
+#   make agents  drives real agents (Claude Code, Codex, OpenCode, and by ACP) against a model on
+#                loopback, and counts what kills cost; installs them from npm, in AGENTS_CACHE
+#                (~/.cache/runctl-agents); WRITE=1 writes the figures into docs/agents.md
 #   make clean   removes whatever these made
 # PYTHON names the interpreter of .venv (3.11 or newer). JOBS: so many tests at once, most of
 # which wait for processes; 0 for one after the other.
@@ -25,7 +29,8 @@ BIN     = .venv/bin
 READY   = .venv/.ready
 READY_NEWEST = .venv-newest/.ready
 
-.PHONY: demo test test-long test-newest check lock audit man keys bench fuzz faults mutants clean
+.PHONY: demo test test-long test-newest check lock audit man keys bench fuzz faults mutants agents \
+    clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -40,6 +45,7 @@ test-long: $(READY)
 	$(MAKE) --no-print-directory faults SEED=1 ROUNDS=20
 	$(MAKE) --no-print-directory mutants
 	$(MAKE) --no-print-directory audit
+	$(MAKE) --no-print-directory agents
 
 # The newest Python there is, unless it is the one that `make test` has just used.
 # A candidate must run (a pyenv shim may not) and be able to make environments.
@@ -69,7 +75,7 @@ short-on:
 check: $(READY) .typing/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini tests bench faults
+	$(BIN)/mypy --config-file tests/mypy.ini tests bench faults agents
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
 # For Linux and macOS, whatever this machine is. The second file is what building takes.
@@ -118,6 +124,9 @@ faults: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(SEED),--seed $(SEED)) \
 	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PROFILE),--profile $(PROFILE)) \
 	    $(if $(REPORT),--report $(REPORT)) $(if $(FOLDER),--folder $(FOLDER))
+
+agents: $(READY)
+	$(BIN)/python -m agents $(if $(WRITE),--write)
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants.py $(GUARDS)

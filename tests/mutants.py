@@ -30,7 +30,7 @@ import tomli
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("supervisor", "client", "cli", "config", "gateway", "protocol")
 #: Of the tree, what a test may need.
-COPIED = (*PRODUCT, "systemd", "tests", "docs", "deploy", "faults", "bench")
+COPIED = (*PRODUCT, "systemd", "tests", "docs", "deploy", "faults", "bench", "agents")
 FILES = ("pyproject.toml", "README.md", "Makefile", "Containerfile", "CHANGELOG.md", "LICENSE")
 #: A test that takes longer than this, in seconds, hangs.
 HANGS = 300.0
