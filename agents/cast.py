@@ -36,7 +36,6 @@ def _settle_codex(home: Path, url: str) -> Mapping[str, str]:
     folder.mkdir()
     (folder / "config.toml").write_text(
         'model = "loopback"\nmodel_provider = "loopback"\n'
-        'approval_policy = "never"\nsandbox_mode = "danger-full-access"\n'
         "check_for_update_on_startup = false\n"
         "[analytics]\nenabled = false\n"
         '[model_providers.loopback]\nname = "loopback"\nwire_api = "responses"\n'

@@ -59,4 +59,4 @@ def write_figures(page: str, lines: list[str]) -> str:
     _, found, after = rest.partition(END)
     if not found:
         raise ValueError(f"the page has no {BEGIN}")
-    return before + "\n".join([BEGIN, *lines, END]) + after
+    return before + "\n".join([BEGIN, "", *lines, "", END]) + after

@@ -158,8 +158,8 @@ def test_figures_are_written_and_read() -> None:
     done = [Result("claude", x, generations=2, effects=1) for x in MOMENTS]
     done[1].effects = 7
     page = write_figures(f"a\n{BEGIN}\nold\n{END}\nb", draw_table(done, {"claude": "1.2"}))
-    assert page.startswith(f"a\n{BEGIN}\n| | ")
-    assert page.endswith(f"|\n{END}\nb")
+    assert page.startswith(f"a\n{BEGIN}\n\n| | ")
+    assert page.endswith(f"|\n\n{END}\nb")
     figures = read_figures(page)
     assert figures["claude", MOMENTS[0].name] == (2, 1)
     assert figures["claude", MOMENTS[1].name] == (2, 7)
