@@ -52,7 +52,10 @@ def config(kind: str) -> str:
     return CONFIG.replace("STATE", state)
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(
+    scope="module",
+    params=["system", pytest.param("user", marks=pytest.mark.nightly)],
+)
 def shared(machine: Machine, request: pytest.FixtureRequest) -> Iterator[DaemonUnit]:
     made = KINDS[request.param](machine, config(request.param))
     yield made
