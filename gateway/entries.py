@@ -69,4 +69,4 @@ class Entry:
         state, events = RunState(self._run, place), list[Event]()
         state.apply(self._record, events)
         ended = isinstance(self._record, records.End)
-        return Framed(encode_events(events), state.place, ended)
+        return Framed(encode_events(events, place.attempt), state.place, ended)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ..client.event_json import describe
-from ..client.events import Chunk, Continue, End, Event, Gap, Reset
+from ..client.events import Chunk, Continue, End, Event, Gap
 from ..client.run_state import Place
 from ..protocol import json_text
 from ..protocol.errors import BadRequest
@@ -18,34 +18,30 @@ FAREWELL = b": the gateway is stopping\nretry: 500\n\n"
 _ID = re.compile(r"([0-9]{1,15})\.(?:([0-9]{1,15})|end)")
 
 
-def encode_events(events: Sequence[Event]) -> bytes:
-    return b"".join(map(_encode, events))
+def encode_events(events: Sequence[Event], attempt: int) -> bytes:
+    """``attempt``: the one of whoever hears them."""
+    frames: list[bytes] = []
+    for event in events:
+        if (value := describe(event)) is None:
+            continue
+        attempt = value.get("attempt", attempt)
+        parts = _name(event, attempt).encode(), value["type"].encode(), json_text.encode(value)
+        frames.append(b"id: %s\nevent: %s\ndata: %s\n\n" % parts)
+    return b"".join(frames)
 
 
-def _encode(event: Event) -> bytes:
-    value = describe(event)
-    if value is None:
-        return b""
-    line = json_text.encode(value)
-    name = _name(event)
-    mark = b"" if name is None else b"id: %s\n" % name.encode()
-    return b"%sevent: %s\ndata: %s\n\n" % (mark, value["type"].encode(), line)
-
-
-def _name(event: Event) -> str | None:
-    """What a client shows to go on behind ``event``. A gap has none: the chunk behind it has."""
+def _name(event: Event, attempt: int) -> str:
+    """What a client shows to go on behind ``event``."""
     match event:
         case Chunk():
-            return f"{event.attempt}.{event.seq}"
-        case Reset():
-            return f"{event.attempt}.0"
+            return f"{attempt}.{event.seq}"
         case Continue():
-            return f"{event.attempt}.{event.after}"
-        case End():
-            return f"{event.attempt}.end"
+            return f"{attempt}.{event.after}"
         case Gap():
-            return None
-    return None
+            return f"{attempt}.{event.to}"
+        case End():
+            return f"{attempt}.end"
+    return f"{attempt}.0"
 
 
 def read_id(text: str) -> tuple[Place, bool]:

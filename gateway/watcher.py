@@ -109,4 +109,4 @@ class Watcher:
         if end is None or channel.high < channel.over.last:
             return b""
         self.ended = True
-        return encode_events([end])
+        return encode_events([end], end.attempt)
