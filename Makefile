@@ -16,7 +16,8 @@
 #                away, in a copy of the tree; GUARDS= (names of some)
 #   make agents  drives real agents (Claude Code, Codex, OpenCode, and by ACP) against a model on
 #                loopback, and counts what kills cost; installs them from npm, in AGENTS_CACHE
-#                (~/.cache/runctl-agents); WRITE=1 writes the figures into docs/agents.md
+#                (~/.cache/runctl-agents), 1 GB; ten minutes. WRITE=1 writes the figures into
+#                docs/agents.md
 #   make clean   removes whatever these made
 # PYTHON names the interpreter of .venv (3.11 or newer). JOBS: so many tests at once, most of
 # which wait for processes; 0 for one after the other.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,10 @@ from .trial import MOMENTS, Moment, Result, Trial
 
 
 async def play_all(options: argparse.Namespace, commands: Path, base: Path) -> int:
+    playing = asyncio.current_task()
+    assert playing is not None
+    # As Ctrl-C does: daemons and agents are ended, which are in sessions of their own.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, playing.cancel)
     page = PAGE.read_text()
     recipes, figures = read_recipes(page), read_figures(page)
     agents = [CAST[x] for x in options.agent or CAST]
@@ -86,6 +91,8 @@ def main() -> int:
         code = asyncio.run(play_all(options, commands, base))
     except KeyboardInterrupt:
         return 130
+    except asyncio.CancelledError:
+        return 143
     finally:
         if code != 1:
             shutil.rmtree(base, ignore_errors=True)
