@@ -53,7 +53,7 @@ def load(path: Path | None = None, *, client: bool = False, gateway: bool = Fals
     if file is None:
         return Config(state_dir=_default_state_dir(client), runners=_default_runners(client))
     file = file.absolute()
-    return _read_config(Table(file, "", _read_toml(file), all_names), client, gateway)
+    return _read_config(Table(file, "", read_toml(file), all_names), client, gateway)
 
 
 def find_file() -> Path | None:
@@ -102,7 +102,8 @@ def _default_runners(client: bool) -> dict[str, Runner]:
     return add_shell({}, True)
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
+    """What is in it, as it is written. Raises ConfigError."""
     try:
         return tomli.loads(read_bounded(file, MOST_TOML).decode("utf-8-sig"))
     except FileNotFoundError as error:

@@ -11,21 +11,23 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import click
 
-from ..rehearsal.folder_processes import kill_processes
+from ..rehearsal.child import PATIENCE, Child, ChildFailed
+from ..rehearsal.private_daemon import (
+    find_left_over,
+    private_folder,
+    start_daemon,
+    uninterrupted,
+    wait_ready,
+)
 
 COUNT = 20
 INTERVAL = 0.5
@@ -36,10 +38,6 @@ SCRIPT = (
 )
 STEPS = ["sh", "-c", SCRIPT]
 STEP = re.compile(rf"step (\d+) of {COUNT}, process (\d+)$")
-#: Longest wait for any one thing, seconds.
-PATIENCE = 20.0
-#: For the last processes to go when all has been told to end, seconds.
-LAST = 3.0
 #: A line of the mock: its number, and when the call that it belongs to began (Unix ms).
 LINE = re.compile(r"chunk-(\d+) @ \S+ \((\d+)\)")
 
@@ -51,22 +49,15 @@ class DemoFailed(Exception):
 @click.command()
 def demo() -> None:
     """Kill a daemon, and watch: its command goes on, and its chat is replayed."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with tempfile.TemporaryDirectory(prefix="runctl-demo-") as name:
-            _Demo(Path(name)).play()
-    except DemoFailed as error:
+        with private_folder("runctl-demo-") as folder:
+            _Demo(folder).play()
+    except (DemoFailed, ChildFailed) as error:
         click.echo(f"runctl demo: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         click.echo("runctl demo: interrupted; everything it started was ended", err=True)
         sys.exit(130)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _say(text: str = "") -> None:
@@ -74,98 +65,11 @@ def _say(text: str = "") -> None:
     sys.stdout.flush()
 
 
-class _Child:
-    """A process in a session of its own (Ctrl-C reaches the demo alone, which then ends
-    its children in order), its lines kept with the time at which they were read."""
-
-    def __init__(
-        self, argv: list[str], env: dict[str, str], show: Callable[[str, str], None] | None = None
-    ) -> None:
-        self.name = argv[2].rpartition(".")[2] if argv[1] == "-m" else argv[0]
-        self.lines: list[tuple[float, str, str]] = []
-        self._show = show
-        self._changed = threading.Condition()
-        self.process = subprocess.Popen(
-            argv,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self._readers = [
-            threading.Thread(target=self._read, args=(pipe, stream), daemon=True)
-            for pipe, stream in ((self.process.stdout, "stdout"), (self.process.stderr, "stderr"))
-        ]
-        for thread in (*self._readers, threading.Thread(target=self._reap, daemon=True)):
-            thread.start()
-
-    def _read(self, pipe: IO[bytes], stream: str) -> None:
-        for raw in pipe:
-            line = raw.decode(errors="replace").rstrip("\n")
-            with self._changed:
-                self.lines.append((time.time(), stream, line))
-                self._changed.notify_all()
-            if self._show is not None:
-                self._show(stream, line)
-        pipe.close()
-
-    def _reap(self) -> None:
-        self.process.wait()
-        with self._changed:
-            self._changed.notify_all()
-
-    def wait_line(
-        self, what: str, wanted: Callable[[str, str], bool], since: int = 0
-    ) -> tuple[float, str]:
-        """The first line from number ``since`` on that is wanted, and its time."""
-        deadline = time.monotonic() + PATIENCE
-        with self._changed:
-            while True:
-                ended = self.process.poll() is not None
-                for at, stream, line in self.lines[since:]:
-                    if wanted(stream, line):
-                        return at, line
-                since = len(self.lines)
-                left = deadline - time.monotonic()
-                if left <= 0 or (ended and not any(t.is_alive() for t in self._readers)):
-                    break
-                # After its end the rest of its output is still on the way.
-                self._changed.wait(min(left, 0.05) if ended else left)
-        state = f"ended with {self.process.poll()}" if ended else f"gave it not in {PATIENCE:g} s"
-        raise DemoFailed(f"{what} expected, but {self.name} {state}{self.tail()}")
-
-    def finish(self) -> int:
-        """Its exit code, once it and its output have ended."""
-        try:
-            code = self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise DemoFailed(f"{self.name} did not end in {PATIENCE:g} s{self.tail()}") from None
-        for thread in self._readers:
-            thread.join(PATIENCE)
-        return code
-
-    def stop(self, grace: float) -> int:
-        """TERM, ``grace`` seconds, KILL for its whole session; its exit code."""
-        self.process.terminate()
-        try:
-            return self.process.wait(grace)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            return self.process.wait()
-
-    def tail(self) -> str:
-        last = [line for _, stream, line in self.lines if stream == "stderr"][-15:]
-        return "".join(f"\n  {line}" for line in last)
-
-
 class _Demo:
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._state = folder / "state"
         self._config = folder / "runctld.toml"
-        self._children: list[_Child] = []
+        self._children: list[Child] = []
         loopback = {name: "127.0.0.1,localhost" for name in ("NO_PROXY", "no_proxy")}
         self._env = {**os.environ, **loopback, "PYTHONUNBUFFERED": "1"}
 
@@ -182,8 +86,7 @@ class _Demo:
 
             _say(f"$ kill -9 {daemon.process.pid}    # the daemon, in the middle of both")
             killed, before = time.time(), len(command.lines)
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
             daemon, restarted_in = self._start_daemon()
             next_step, _ = command.wait_line("the command's next step", _is_step(), before)
             chat.wait_line(
@@ -253,25 +156,24 @@ class _Demo:
         _say(f"A mock of an OpenAI-compatible endpoint listens on 127.0.0.1:{port}: it answers")
         _say(f"with {COUNT} chunks, {INTERVAL:g} s apart, each stamped with its call's start.")
         self._config.write_text(
-            f"state_dir = {json.dumps(str(self._folder / 'state'))}\n"
+            f"state_dir = {json.dumps(str(self._state))}\n"
             "[runners.chat]\n"
             'kind = "chat"\n'
             f'base_url = "http://127.0.0.1:{port}/v1"\n'
             'model = "mock"\n'
         )
 
-    def _start_daemon(self) -> tuple[_Child, float]:
+    def _start_daemon(self) -> tuple[Child, float]:
         """The daemon, and the seconds that it took to be ready."""
         _say(f"$ runctld --config {self._config} &")
         began = time.time()
-        daemon = self._child(["-m", "runctl.supervisor.main", "--config", str(self._config)])
-        at, line = daemon.wait_line(
-            "a ready daemon", lambda stream, line: stream == "stderr" and "ready" in line
-        )
+        daemon = start_daemon(self._config, self._env)
+        self._children.append(daemon)
+        at, line = wait_ready(daemon)
         _say(f"  {line}")
         return daemon, at - began
 
-    def _attach(self, thread: str) -> _Child:
+    def _attach(self, thread: str) -> Child:
         _say(f"$ runctl attach {thread} &")
         return self._child(
             ["-m", "runctl.cli.main", "-c", str(self._config), "attach", thread],
@@ -285,12 +187,12 @@ class _Demo:
             raise DemoFailed(f"runctl {args[0]} ended with {code}{child.tail()}")
         return [line for _, stream, line in child.lines if stream == "stdout"]
 
-    def _child(self, argv: list[str], show: Callable[[str, str], None] | None = None) -> _Child:
-        child = _Child([sys.executable, *argv], self._env, show)
+    def _child(self, argv: list[str], show: Callable[[str, str], None] | None = None) -> Child:
+        child = Child([sys.executable, *argv], self._env, show)
         self._children.append(child)
         return child
 
-    def _check_watcher(self, watcher: _Child, killed: float) -> None:
+    def _check_watcher(self, watcher: Child, killed: float) -> None:
         lines = [line for _, stream, line in watcher.lines if stream == "stdout"]
         _check_reply([line for line in lines if LINE.match(line) and _call(line) > killed], killed)
 
@@ -310,16 +212,12 @@ class _Demo:
         try:
             yield
         finally:
-            previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            try:
+            with uninterrupted():
                 for child in reversed(self._children):
                     child.stop(PATIENCE)
-                left = kill_processes(self._folder, LAST)
-            finally:
-                signal.signal(signal.SIGINT, previous)
+                left = find_left_over(self._state)
         if left:
-            named = ", ".join(f"{pid} ({words})" for pid, words in left.items())
-            raise DemoFailed(f"processes were left, and ended: {named}")
+            raise DemoFailed(f"processes were left, and ended: {', '.join(left)}")
 
 
 def _is_step(number: int | None = None) -> Callable[[str, str], bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import get_args
 
 import click
@@ -12,7 +11,6 @@ from ...client.api import find_directory
 from ...client.locate import locate_submitted
 from ...protocol.errors import BadRequest
 from ...protocol.model import (
-    MAX_PROMPT_BYTES,
     OnInterrupt,
     Status,
     check_run_id,
@@ -24,6 +22,7 @@ from ..display import render
 from ..display.patience import make_client
 from ..following.follow import Options, Standing
 from ..following.session import follow_one, make_output, run_interruptibly
+from .prompt_input import read_prompt
 from .unread_input import unread_input
 
 _ARGV = "runctl.argv"
@@ -146,7 +145,7 @@ def submit(
     argv: list[str] = ctx.meta.get(_ARGV, [])
     piped = prompt == "-"
     if piped:
-        prompt = _read_prompt()
+        prompt = read_prompt()
     directory = find_directory()
     output = make_output(app)
     standing = Standing()
@@ -204,24 +203,3 @@ def _advice(argv: list[str]) -> str:
     place = '"-" before "--"' if argv else '"-" in its place'
     what = "the command's stdin" if argv else "the prompt"
     return f"if it is {what}, write {place}; else add < /dev/null"
-
-
-def _read_prompt() -> str:
-    """The prompt on stdin. Raises BadRequest."""
-    try:
-        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-    except OSError as error:
-        raise BadRequest(
-            f"no prompt can be read from standard input ({error.strerror});"
-            " give it a file or a pipe"
-        ) from None
-    if len(data) > MAX_PROMPT_BYTES:
-        raise BadRequest(
-            "the prompt is larger than 1 MiB; put it in a file and submit the file's path"
-        )
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise BadRequest(
-            f"the prompt on stdin is not UTF-8 (byte {error.start}); convert it first"
-        ) from None

@@ -1,1 +1,1 @@
-"""Whether a command continues after a kill: it is performed, killed, and compared."""
+"""A private daemon, killed as a machine that loses power, and what is left of its runs."""

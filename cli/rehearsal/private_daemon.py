@@ -1,123 +1,155 @@
-"""A daemon of our own, in a folder of its own, that can lose its machine."""
+"""A daemon of our own in a temporary directory, of which nothing is left afterwards."""
 
 from __future__ import annotations
 
-import asyncio
-import json
+import contextlib
 import os
-import subprocess
+import shutil
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-from ...client.api import Client
-from ...client.patience import Patience
-from ...config.load import load
-from ...config.schema import Config
-from ...protocol.errors import RequestError, Unavailable
-from .folder_processes import kill_processes
+from ..interrupts import interrupt
+from .child import Child, ChildFailed
 
-#: The variable that names the directory that a performance is given.
-DIRECTORY = "RUNCTL_REHEARSAL"
-#: For a daemon to be ready, and to end, seconds.
-PATIENCE = 60.0
+#: A start takes a second, on a machine that has nothing else to do. Seconds.
+START_WITHIN = 60.0
+#: What has been killed is gone within so many seconds.
+GONE_WITHIN = 10.0
 
 
-class RehearsalFailed(Exception):
-    """It cannot be performed; the text is one line that says why."""
+@contextmanager
+def private_folder(prefix: str, *, keep: bool = False) -> Iterator[Path]:
+    """A temporary directory for the block, with all symbolic links resolved. SIGTERM, and the end
+    of the terminal, end the block as Ctrl-C does. ``keep``: it stays there."""
+    previous = {
+        number: signal.signal(number, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL  # not under nohup
+    }
+    folder = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
+    try:
+        yield folder
+    finally:
+        if not keep:
+            with uninterrupted():
+                _remove(folder)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-class PrivateDaemon:
-    """Everything of it is in ``folder``; performances work in ``work``. ``runner``: the
-    table of the one that is rehearsed; None for a command that is given."""
-
-    def __init__(self, folder: Path, runner: Mapping[str, Any] | None) -> None:
-        self.work = folder / "work"
-        self.state = folder / "state"
-        self._folder = folder
-        self._log = folder / "runctld.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        given = str(self.work / "{thread}")
-        table: dict[str, Any] = dict(runner or {"kind": "command"})
-        if table.get("kind", "command") != "chat":
-            table["env"] = {**table.get("env", {}), DIRECTORY: given}
-            table.setdefault("cwd", given)
-        file = folder / "runctld.toml"
-        file.write_text(
-            f"state_dir = {_format(str(self.state))}\n"
-            'executor_id = "rehearsal"\n'
-            "[queue]\n"
-            'outlive = "0s"\n'
-            "[runners.rehearsed]\n"
-            + "".join(f"{key} = {_format(value)}\n" for key, value in table.items())
-        )
-        self._file = file
-        self._env = {**os.environ, "RUNCTL_CONFIG": str(file)}
-
-    def load(self) -> Config:
-        """Its configuration. Raises ConfigError."""
-        return load(self._file, client=True)
-
-    def make_client(self, config: Config) -> Client:
-        return Client(config, Patience(config, PATIENCE))
-
-    async def start(self, client: Client) -> None:
-        """Until it answers. Raises RehearsalFailed."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "runctl.supervisor.main", "--config", str(self._file)],
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is ours alone
-            )
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            if (code := self._process.poll()) is not None:
-                raise RehearsalFailed(f"the private daemon ended with {code}: {self._last_words()}")
-            try:
-                await client.reach()
-                await client.list(limit=1)
-                return
-            except (Unavailable, RequestError) as error:
-                if time.monotonic() > deadline:
-                    raise RehearsalFailed(f"the private daemon does not answer: {error}") from None
-                await asyncio.sleep(0.05)
-
-    def lose_machine(self) -> None:
-        """All that runs of it dies at once, its commands too."""
-        kill_processes(self._folder, 0.0, environments=True)
-        if self._process is not None:
-            self._process.wait()
-
-    def stop(self) -> None:
-        """In order, if it can; nothing of it runs any more when this returns."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        kill_processes(self._folder, 1.0, environments=True)
-
-    def _last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupt(KeyboardInterrupt())
 
 
-def _format(value: Any) -> str:
-    """As TOML has it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(key)} = {_format(x)}" for key, x in value.items())
-        return f"{{ {inner} }}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_format, value))}]"
-    return str(value)
+def _remove(folder: Path) -> None:
+    """Also what has taken our right to change it."""
+    for path, _, _ in os.walk(folder):
+        os.chmod(path, 0o700)
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Whatever ends processes and removes directories does so to the end."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def start_daemon(config: Path, env: Mapping[str, str]) -> Child:
+    """Not ready yet."""
+    return Child([sys.executable, "-m", "runctl.supervisor.main", "--config", str(config)], env)
+
+
+def wait_ready(daemon: Child) -> tuple[float, str]:
+    """When it said that it is (Unix seconds), and how. Raises ChildFailed."""
+    return daemon.wait_line(
+        "a ready daemon",
+        lambda stream, line: stream == "stderr" and "ready" in line,
+        patience=START_WITHIN,
+    )
+
+
+def kill_all_of(state: Path, first: Child | None = None) -> list[str]:
+    """SIGKILL, as when the machine loses power: ``first``, the daemon, with its keeper, so
+    that neither says anything of the end of what they run, then all else that belongs to the state
+    directory. Who that was, in words, without these. Raises ChildFailed."""
+    if first is not None and first.process.poll() is None:
+        # Parents first.
+        for pid in [first.process.pid, *_list_descendants(first.process.pid)]:
+            _kill(pid)
+        first.kill()
+    killed: dict[int, str] = {}
+    deadline = time.monotonic() + GONE_WITHIN
+    # Twice: a process may fork and exit between the listing and the kill.
+    clear = 0
+    while clear < 2:
+        found = _find_processes(state)
+        clear = 0 if found else clear + 1
+        if time.monotonic() > deadline:
+            raise ChildFailed(f"these do not die: {', '.join(_name(found))}; end them")
+        for pid in found:
+            _kill(pid)
+        killed |= found
+        if found:
+            time.sleep(0.005)
+    return _name(killed)
+
+
+def find_left_over(state: Path, patience: float = 3.0) -> list[str]:
+    """The processes of the state directory that are still there after ``patience`` seconds, in
+    words; they are killed."""
+    deadline = time.monotonic() + patience
+    while _find_processes(state) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return kill_all_of(state)
+
+
+def _name(found: Mapping[int, str]) -> list[str]:
+    return [f"{pid} ({words})" for pid, words in found.items()]
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _list_descendants(pid: int) -> list[int]:
+    """Nearest first."""
+    found = [pid]
+    for parent in found:
+        for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, tasks.read_text().split())
+    return found[1:]
+
+
+def _find_processes(state: Path) -> dict[int, str]:
+    """pid -> its command line, of the keepers of a state directory and what runs for it. Empty
+    where there is no /proc: there all of it ends with its daemon."""
+    path = os.fsencode(state)
+    found: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        argv = _read(entry / "cmdline")
+        keeper = path in argv and any(word.endswith(b"/keeper.py") for word in argv)
+        if keeper or b"RUNCTL_STATE=" + path in _read(entry / "environ"):
+            found[int(entry.name)] = b" ".join(argv).decode(errors="replace").strip()
+    return found
+
+
+def _read(file: Path) -> list[bytes]:
+    """Nothing of a process that is gone, or somebody else's."""
+    try:
+        return file.read_bytes().split(b"\0")
+    except OSError:
+        return []
