@@ -21,6 +21,8 @@ from conftest import DEADLINE, wait_until
 from runctl.cli.rehearsal.comparison import compare
 from runctl.cli.rehearsal.kills import Kill, plan_at_checkpoints, plan_at_random
 from runctl.cli.rehearsal.played_run import Played
+from runctl.cli.rehearsal.recipe import Recipe, find_runner
+from runctl.config.load import load
 from test_agents import runner
 from test_json import check
 
@@ -337,6 +339,22 @@ def played(folder: Path, **more: Any) -> Played:
 
 def said(first: Played, second: Played, *ignored: str) -> list[str]:
     return [f"{x.where}: {x.said}" for x in compare(first, second, ignored)]
+
+
+@pytest.mark.short
+def test_the_configuration_of_the_private_daemon(tmp_path: Path) -> None:
+    """No number of kills makes a run dead, and a runner is what it is in the user's file."""
+    file = tmp_path / "user.toml"
+    file.write_text(
+        '[runners.r]\nkind = "command"\nargv = ["a \\u007f\\"ü", "{prompt}"]\ncwd = "below"\n'
+        'session = { json = "a.b" }\nenv = { A = "1" }\nlimits = { processes = 3 }\n'
+    )
+    recipe = Recipe([], "hi", "r", find_runner("r", file))
+    recipe.write_config(tmp_path / "private.toml", tmp_path / "state")
+    made, user = load(tmp_path / "private.toml"), load(file)
+    assert made.state_dir == tmp_path / "state"
+    assert made.runners["r"] == user.runners["r"]
+    assert min(made.queue.max_attempts, made.queue.max_total_attempts) >= 1000
 
 
 @pytest.mark.short
