@@ -15,8 +15,10 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from ..protocol.errors import RunctlError
+from .changes import Changes
 from .events import Events
 from .openapi import make_document
+from .page_files import PageFiles
 from .problems import HttpProblem, answer_error
 from .runs import Runs
 from .service import Service
@@ -47,6 +49,7 @@ register_url_convertor("segment", _Segment())
 class Application:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._page = PageFiles()
         self._router = Router(_make_routes(service), redirect_slashes=False, default=_nothing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,6 +71,9 @@ class Application:
         request = Request(scope, receive)
         try:
             self._service.access.check_head(request)
+            if (file := self._page.find(request)) is not None:
+                await file(scope, receive, watched_send)
+                return
             scope["runctl.caller"] = self._service.access.find_caller(request)
             await self._router(scope, receive, watched_send)
         except Exception as error:
@@ -91,7 +97,7 @@ def _answer_error(error: Exception) -> Response:
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    raise HttpProblem(404, "not-found", "nothing is here; what there is: /v1/openapi.json")
+    raise HttpProblem(404, "not-found", "nothing is here; what there is: / and /v1/openapi.json")
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -104,7 +110,7 @@ async def _live(receive: Receive, send: Send) -> None:
 
 def _make_routes(service: Service) -> list[Route]:
     threads, runs, events = Threads(service), Runs(service), Events(service)
-    lines = SubmitLines(service)
+    lines, changes = SubmitLines(service), Changes(service)
     document = make_document()
 
     async def describe(_: Request) -> Response:
@@ -123,6 +129,7 @@ def _make_routes(service: Service) -> list[Route]:
         _route(f"{run}/events", GET=events.of_run),
         _route(f"{run}/abort", POST=runs.abort),
         _route(f"{run}/retry", POST=runs.retry),
+        _route("/v1/changes", GET=changes.of_threads),
         _route("/v1/status", GET=runs.status),
         _route("/v1/openapi.json", GET=describe),
     ]

@@ -36,7 +36,7 @@ class EventStream:
                 watcher = Watcher(channel, self._place)
                 self._watching.wake = watcher.wake
                 channel.watchers.add(watcher)
-                gone = asyncio.create_task(_wait_disconnect(receive))
+                gone = asyncio.create_task(wait_disconnect(receive))
                 gone.add_done_callback(lambda _: watcher.wake())
                 try:
                     await self._serve(watcher, gone, send)
@@ -72,6 +72,6 @@ class EventStream:
         return None
 
 
-async def _wait_disconnect(receive: Receive) -> None:
+async def wait_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

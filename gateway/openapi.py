@@ -150,6 +150,7 @@ def _make_paths() -> Json:
             "post": _post("abortRun", "End this run", (200, "Runs"), [_RUN], 404, 409)
         },
         f"{run}/retry": {"post": _post("retry", RETRY, (201, "Submitted"), [_RUN], 404, 409, 429)},
+        "/v1/changes": {"get": _changes()},
         "/v1/status": {"get": _get("status", "The daemon, NATS, the database", _STATUS, [])},
     }
 
@@ -246,4 +247,12 @@ def _events() -> Json:
             last,
         ],
         "responses": answers,
+    }
+
+
+def _changes() -> Json:
+    return {
+        "operationId": "watchThreads",
+        "summary": "Which threads have changed, live, for ever (server-sent events)",
+        "responses": _answers(200, {"text/event-stream": {}}, 429),
     }

@@ -20,6 +20,7 @@ from ..config.schema import Config
 from ..protocol.errors import ConfigError, Unavailable
 from .access import Access
 from .app import Application
+from .change_feed import ChangeFeed
 from .connections import Connection
 from .hub import Hub
 from .service import Service
@@ -61,9 +62,9 @@ def listen(address: str) -> socket.socket:
 
 async def serve(config: Config, address: str, listener: socket.socket, access: Access) -> None:
     """Until SIGTERM or SIGINT."""
-    hub = Hub(config)
+    hub, changes = Hub(config), ChangeFeed(config)
     links = SharedLink(config, Patience(config, WAIT))
-    service = Service(config, links, hub, access)
+    service = Service(config, links, hub, access, changes)
     settings = uvicorn.Config(
         Application(service),
         http=_bound(config.gateway.max_connections),
@@ -81,9 +82,10 @@ async def serve(config: Config, address: str, listener: socket.socket, access: A
     hub.start()
     following = asyncio.create_task(access.follow_tokens())
     try:
-        await _Server(settings, hub, address).serve([listener])
+        await _Server(settings, hub, changes, address).serve([listener])
     finally:
         await end_tasks([following])
+        await changes.close()
         await hub.close()
         await links.close()
 
@@ -98,14 +100,15 @@ def _bound(most_connections: int) -> type[Connection]:
 class _Server(uvicorn.Server):
     """Whoever watches is told as soon as it is to stop: the server waits for their answers."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub, address: str) -> None:
+    def __init__(self, config: uvicorn.Config, hub: Hub, changes: ChangeFeed, address: str) -> None:
         super().__init__(config)
         self._hub = hub
+        self._changes = changes
         self._address = address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        log.info("ready: http://%s/v1/openapi.json", self._address)
+        log.info("ready: http://%s/", self._address)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -120,4 +123,5 @@ class _Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self._hub.stop()
+        self._changes.stop()
         self.should_exit = True

@@ -19,6 +19,7 @@ from ..protocol import json_text, messages
 from ..protocol.errors import BadRequest
 from ..protocol.model import one_line
 from .access import Access
+from .change_feed import ChangeFeed
 from .hub import Hub
 from .problems import HttpProblem
 from .tokens import Caller
@@ -39,6 +40,7 @@ class Service:
     links: SharedLink
     hub: Hub
     access: Access
+    changes: ChangeFeed
 
     async def ask(self, caller: Caller, request: messages.Request, expect: type[R]) -> R:
         """As ``requests.ask``. What may have been meant is said only to who may see all threads."""

@@ -124,7 +124,9 @@ def test_an_abort_returns_when_all_is_gone(place: Place, gateway: Gateway) -> No
         ("/v1/threads?status=odd", None),
         ("/v1/runs/none/events?after=1", None),
         ("/v1/runs/x?wait=9d", None),
-        ("/", None),
+        ("/page/", None),
+        ("/page/../page_files.py", None),
+        ("/page/%2e%2e/app.py", None),
         ("/v1/runs/x/../../..//etc/passwd", None),
     ],
 )
