@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runctl.cli.rehearsal.folder_processes import find_processes, kill_processes
 from runctl.client.api import Client
 from runctl.client.patience import Patience
 from runctl.config.load import load
 from runctl.protocol.errors import RequestError, Unavailable
+
+from .folder_processes import find_processes, kill_processes
 
 #: For a daemon to be ready, or to end in order, and for its processes to be gone then, seconds.
 PATIENCE = 120.0

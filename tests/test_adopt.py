@@ -47,7 +47,7 @@ def test_a_terminal_goes_on(stopped_box: Box, tmp_path: Path) -> None:
     run = box.runctl("submit", "t", "--runner", "tty", "--", *argv).strip()
     watch = Watch(box, "t")
     for _ in range(5):
-        go_on(tmp_path)
+        wait_stored(watch, tmp_path)  # else it may seem to take its daemons down
         box.kill()
         box.start()
     (tmp_path / "finish").touch()

@@ -206,7 +206,7 @@ def test_a_reply_of_which_nothing_is_stored_is_asked_for_anew(
     endpoint.allow(len(REPLY))
     assert (watch.wait(), seen(watch)) == (0, "".join(REPLY))
     assert "continue_final_message" not in endpoint.requests[-1][2]
-    assert count_resets(watch) == 2
+    assert count_resets(watch) in (1, 2)  # it may have come after the first
 
 
 def test_a_reply_that_was_whole_already(stopped_box: Box, endpoint: Endpoint) -> None:
