@@ -33,18 +33,23 @@ class OwnTable:
     def prepare(self) -> None:
         """At the start. Where other executors may make it, and roles are given rights to what there
         is, it is made now. Blocking; raises SQLAlchemyError."""
-        if not self._look() and not self._db.alone:
+        if self._db.alone:
+            self._note(self._look())
+        else:
             self._create()
-        self._there = self._look()
-        self._look_at = math.inf if self._db.alone else time.monotonic() + AGAIN
+            self._note(True)
 
     async def find(self) -> bool:
         """Whether it is there, as far as is known; for as long as it takes."""
         if not self._there and time.monotonic() >= self._look_at:
             complaint = Complaint(f"the table of {self._what}", "looked for")
-            self._there = await self._db.insist(self._look, complaint)
-            self._look_at = math.inf if self._db.alone else time.monotonic() + AGAIN
+            self._note(await self._db.insist(self._look, complaint))
         return self._there
+
+    def _note(self, there: bool) -> None:
+        """Alone, nobody but us makes it: then it need not be looked for again."""
+        self._there = there
+        self._look_at = math.inf if self._db.alone else time.monotonic() + AGAIN
 
     async def make(self) -> None:
         """Tried for as long as it takes. Raises Unavailable, when we may not make it."""
