@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from conftest import DEADLINE, wait_until
+from conftest import DEADLINE, Box, wait_until
 from pgserver import free_port
 from test_gateway_hub import Viewer
 
@@ -166,3 +166,18 @@ class Stream:
                 frame = b""
         finally:
             connection.close()
+
+
+class Place:
+    """A daemon, configured by ``text``, and a gateway beside it; ``close`` both."""
+
+    def __init__(self, path: Path, text: str = "") -> None:
+        self.box = Box(path)
+        if text:
+            self.box.configure(text)
+        self.box.start()
+        self.gateway = Gateway(self.box.config)
+
+    def close(self) -> None:
+        self.gateway.close()
+        self.box.close()

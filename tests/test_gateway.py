@@ -7,12 +7,13 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import DEADLINE, Box, wait_until
-from gateways import Gateway, Stream
+from gateways import Gateway, Place, Stream
 from runctl.protocol import messages
 
 STEPS = (
@@ -20,24 +21,10 @@ STEPS = (
 )
 
 
-class Place:
-    def __init__(self, path: Path) -> None:
-        self.box = Box(path)
-        self.box.start()
-        self.gateway = Gateway(self.box.config)
-
-    def close(self) -> None:
-        self.gateway.close()
-        self.box.close()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    made = Place(tmp_path_factory.mktemp("gateway"))
-    try:
+    with closing(Place(tmp_path_factory.mktemp("gateway"))) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 from conftest import DEADLINE, Box, wait_until
-from gateways import Gateway, Stream
+from gateways import Gateway, Place, Stream
 from runctl.config.load import load
 from runctl.protocol.errors import ConfigError
 from test_gateway import problem
@@ -38,33 +39,24 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-class Place:
+class GuardedPlace(Place):
     def __init__(self, path: Path) -> None:
-        self.box = Box(path)
         self.tokens = path / "tokens.toml"
         self.tokens.write_text(TABLES)
-        self.box.configure(
+        super().__init__(
+            path,
             f'[gateway]\ntokens_file = "{self.tokens}"\nmax_watchers = 2\n'
-            'hosts = ["runs.example.com"]\n'
+            'hosts = ["runs.example.com"]\n',
         )
-        self.box.start()
-        self.gateway = Gateway(self.box.config)
-
-    def close(self) -> None:
-        self.gateway.close()
-        self.box.close()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    made = Place(tmp_path_factory.mktemp("access"))
-    try:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedPlace]:
+    with closing(GuardedPlace(tmp_path_factory.mktemp("access"))) as made:
         yield made
-    finally:
-        made.close()
 
 
-def test_without_a_token_nothing_is_answered(place: Place) -> None:
+def test_without_a_token_nothing_is_answered(place: GuardedPlace) -> None:
     gateway = place.gateway
     for path in ("/v1/threads", "/v1/openapi.json", "/v1/runs/x/events", "/nothing"):
         answer = gateway.get(path)
@@ -77,7 +69,7 @@ def test_without_a_token_nothing_is_answered(place: Place) -> None:
     assert READER not in gateway.log.read_text()
 
 
-def test_each_token_may_do_what_its_scopes_say(place: Place) -> None:
+def test_each_token_may_do_what_its_scopes_say(place: GuardedPlace) -> None:
     gateway = place.gateway
     body = {"argv": ["sleep", "600"], "id": "long"}
     runs = "/v1/threads/scopes/runs"
@@ -99,7 +91,7 @@ def test_each_token_may_do_what_its_scopes_say(place: Place) -> None:
     problem(gateway.post("/v1/runs/long/retry", headers=bearer(READER)), 403, "denied")
 
 
-def test_a_token_for_some_threads_does_not_know_of_others(place: Place) -> None:
+def test_a_token_for_some_threads_does_not_know_of_others(place: GuardedPlace) -> None:
     gateway = place.gateway
     mine, theirs = bearer(TEAM), bearer(OPERATOR)
     for thread, run in (("team-a", "teams"), ("other", "others")):
@@ -132,7 +124,7 @@ def test_a_token_for_some_threads_does_not_know_of_others(place: Place) -> None:
     assert gateway.post("/v1/runs/teams/retry", headers=mine).status_code == 201
 
 
-def test_changes_of_the_file_hold_without_a_restart(place: Place) -> None:
+def test_changes_of_the_file_hold_without_a_restart(place: GuardedPlace) -> None:
     gateway = place.gateway
 
     def status() -> int:
@@ -156,7 +148,7 @@ def test_changes_of_the_file_hold_without_a_restart(place: Place) -> None:
     gateway.post(f"/v1/runs/{run}/abort", headers=bearer(OPERATOR))
 
 
-def test_event_streams_of_a_token_are_counted(place: Place) -> None:
+def test_event_streams_of_a_token_are_counted(place: GuardedPlace) -> None:
     gateway = place.gateway
     run = gateway.post(
         "/v1/threads/many/runs", {"argv": ["sleep", "600"]}, headers=bearer(OPERATOR)
@@ -173,7 +165,7 @@ def test_event_streams_of_a_token_are_counted(place: Place) -> None:
     assert gateway.get(path, headers=bearer(READER)).status_code == 200
 
 
-def test_hosts_and_origins(place: Place) -> None:
+def test_hosts_and_origins(place: GuardedPlace) -> None:
     gateway, known = place.gateway, bearer(READER)
 
     def get(**headers: str) -> httpx.Response:
@@ -195,7 +187,7 @@ def test_hosts_and_origins(place: Place) -> None:
     assert not any(name.startswith("access-control") for name in preflight.headers)
 
 
-def test_a_proxy_says_who_asks(tmp_path: Path, place: Place) -> None:
+def test_a_proxy_says_who_asks(tmp_path: Path, place: GuardedPlace) -> None:
     config = tmp_path / "proxy.toml"
     text = place.box.config.read_text().replace("tokens_file", "#")
     proxies = 'trusted_proxies = ["127.0.0.0/8"]\nuser_header = "X-User"\n'
