@@ -17,7 +17,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from proc import alive, end_all_of
+from proc import alive, end_all_of, find_keeper
 from warm import Forked, Warm
 
 #: How much longer things may take when other tests run beside this one.
@@ -143,6 +143,12 @@ class Box:
         assert self.daemon is not None
         self.daemon.kill()
         self.daemon.wait()
+
+    def kill_all(self) -> None:
+        """The daemon, its keeper and all that they started, as when the machine dies."""
+        os.kill(find_keeper(self.pid), signal.SIGKILL)
+        self.kill()
+        end_all_of(self.state)
 
     def term(self) -> int:
         assert self.daemon is not None

@@ -7,7 +7,9 @@ KIND ``uuid`` takes the session's name from us, ``json`` says it on its first li
 sessions; ``generations`` and ``effects`` in it are counted by whoever looks, and ``told`` has each
 prompt. What the agent has stored when it dies is what real ones have: the prompt, and the tool's
 result once the tool is done; a partial answer is lost. As long as FOLDER has a file ``hold`` it
-stops in the middle of each answer, in the middle of a line.
+stops in the middle of each answer, in the middle of a line. Told that it was interrupted, it looks
+whether the tool's effect is there before it calls the tool again, as it is asked to. PAUSE in the
+environment: seconds, which a generation and the tool take each.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import time
 import uuid
 from pathlib import Path
 
-PAUSE, LINES = 0.03, 12
+PAUSE, LINES = float(os.environ.get("PAUSE", "0.03")), 12
 
 
 def note(folder: Path, name: str, text: str) -> None:
@@ -61,7 +63,8 @@ def main() -> None:
     if not any("tool" in x for x in history):
         note(here, "generations", "tool")
         time.sleep(PAUSE)
-        note(here, "effects", "written")
+        if not (prompt.startswith("You were interrupted.") and (here / "effects").exists()):
+            note(here, "effects", "written")
         history.append({"tool": "done"})
         file.write_text(json.dumps(history))
         say(type="tool", result="done")

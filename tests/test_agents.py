@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,10 @@ from runctl.supervisor.execution.runners.agent_session import fill, find_name
 from test_checkpoints import valid
 
 AGENT = str(Path(__file__).with_name("fake_agent.py"))
+
+
+#: Of the fake agent: an attempt takes a second or so.
+PACE = 'env = { PAUSE = "0.1" }\n'
 
 
 def runner(path: Path, kind: str, more: str = "") -> str:
@@ -99,6 +106,67 @@ def test_a_kill_in_the_answer_repeats_no_tool(agent: Box, tmp_path: Path) -> Non
         x.startswith("You were interrupted.") and x.endswith("do it") for x in told(tmp_path)[1:]
     )
     assert box.show(run)["session"] == box.runctl("session", "show", "t").split()[-1]
+
+
+def kill_at_random(boxes: Sequence[Box], path: Path, run: str, kills: int) -> list[Watch]:
+    """The daemon that has ``run`` is killed ``kills`` times, alone or with all that it started;
+    a lone box begins again at once, of several the next takes over. Watchers: from the first
+    moment, from each kill on, and a late one, all of which have ended."""
+    rng = random.Random(len(boxes))
+    watches = [Watch(boxes[0], "--run", run, "t")]
+
+    def goes_on(attempt: int) -> bool:
+        return count(path, "told") >= attempt or watches[0].process.poll() is not None
+
+    # Until the session's name is stored a death costs all that was done.
+    wait_until(lambda: boxes[0].show(run)["session"], "its session is known")
+    for number in range(kills):
+        wait_until(lambda number=number: goes_on(number + 1), "an attempt begins")
+        box, other = boxes[number % len(boxes)], boxes[(number + 1) % len(boxes)]
+        time.sleep(rng.random())
+        rng.choice([box.kill, box.kill_all])()
+        if other is not box:
+            wait_until(lambda number=number: goes_on(number + 2), "another takes it over")
+        box.start()
+        watches.append(Watch(other, "--run", run, "t"))
+    assert watches[0].wait() == 0
+    watches.append(Watch(boxes[0], "--run", run, "t"))
+    assert [watch.wait() for watch in watches] == [0] * len(watches)
+    return watches
+
+
+def assert_paid_once(path: Path, watches: Sequence[Watch], kills: int) -> None:
+    """Each kill costs one generation at most, and no tool call; every watcher has the same."""
+    assert count(path, "effects") == 1
+    assert 2 <= count(path, "generations") <= 2 + kills
+    kept = events(valid(watches[0]))
+    assert all(events(valid(watch)) == kept for watch in watches)
+    assert [x["type"] for x in kept].count("tool") <= 1, "its line may be lost; its effect is not"
+    assert [x["type"] for x in kept].count("done") == 1
+    answer = [x["text"].partition(".") for x in kept if x["type"] == "delta"][-12:]
+    assert [number for _, _, number in answer] == [str(n) for n in range(1, 13)]
+    assert len({turn for turn, _, _ in answer}) == 1, "all of one generation"
+
+
+kinds = pytest.mark.parametrize("kind", ["uuid", "json"])
+
+
+@kinds
+def test_kills_at_any_moment(stopped_box: Box, tmp_path: Path, kind: str) -> None:
+    box = stopped_box
+    box.configure(runner(tmp_path, kind, PACE))
+    box.start()
+    run = submit(box, "do it")
+    assert_paid_once(tmp_path, kill_at_random([box], tmp_path, run, 4), 4)
+
+
+@kinds
+def test_takeovers_at_any_moment(house: House, tmp_path: Path, kind: str) -> None:
+    more = runner(tmp_path, kind, f'{PACE}[takeover]\nenabled = true\nafter = "2s"\n')
+    a = house.box("a", more)
+    run = submit(a, "do it")
+    boxes = [a, house.box("b", more)]
+    assert_paid_once(tmp_path, kill_at_random(boxes, tmp_path, run, 3), 3)
 
 
 @both

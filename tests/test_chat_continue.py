@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 from conftest import Box, Watch, wait_until
 from counting import Endpoint, counting
 from house import Bus, House
-from proc import find_keeper
 from runctl.protocol.records import Chunks
 from test_checkpoints import valid
 
@@ -48,13 +45,6 @@ def count_resets(watch: Watch) -> int:
     return [e["type"] for e in list(watch.events)].count("reset")
 
 
-def kill_all(box: Box) -> None:
-    """The daemon and its keeper, as when the machine dies."""
-    keeper = find_keeper(box.pid)
-    os.kill(keeper, signal.SIGKILL)
-    box.kill()
-
-
 def submit(box: Box, *more: str) -> str:
     return box.runctl("submit", "t", "--runner", "c", *more, "tell me").strip()
 
@@ -86,7 +76,7 @@ def test_twenty_kills(stopped_box: Box, endpoint: Endpoint, how: str) -> None:
         at += rng.randrange(1, 9)
         wait_stored(early, endpoint, at)
         time.sleep(rng.random() * 0.05)
-        kill_all(stopped_box)
+        stopped_box.kill_all()
         stopped_box.start()
         if kill % 5 == 0:
             watches.append(Watch(stopped_box, "--run", run, "t"))
@@ -117,7 +107,7 @@ def test_kills_amid_the_stream(stopped_box: Box, endpoint: Endpoint, how: str) -
         if seen(early) == whole:
             break
         time.sleep(rng.random() * 0.1)
-        kill_all(stopped_box)
+        stopped_box.kill_all()
         stopped_box.start()
     assert early.wait() == 0
     late = Watch(stopped_box, "--run", run, "t")
@@ -139,7 +129,7 @@ def test_another_executor_goes_on(house: House, endpoint: Endpoint, how: str) ->
     wait_until(lambda: house.bus.run(run).executor, "it is claimed")
     owner, other = (a, b) if house.bus.run(run).executor == "a" else (b, a)
     wait_stored(watch, endpoint, 17)
-    kill_all(owner)
+    owner.kill_all()
     wait_until(lambda: house.bus.run(run).executor == other.name, "it is taken over")
     endpoint.allow(len(REPLY))
     late = Watch(other, "--run", run, "t")
@@ -395,7 +385,7 @@ def test_an_abort_when_no_attempt_runs_cancels_the_response(
     watch = Watch(boxes[1], "--run", run, "t")
     wait_stored(watch, endpoint, 5)
     owner, other = sorted(boxes, key=lambda box: box.name != house.bus.run(run).executor)
-    kill_all(owner)
+    owner.kill_all()
     other.runctl("abort", "t")
     assert endpoint.cancelled == ["resp_1"]
     assert house.bus.run(run).status.value == "aborted"
