@@ -95,7 +95,7 @@ def test_kills_at_any_moment(box: Box, tmp_path: Path) -> None:
         done = len(journal(tmp_path)) + rng.randrange(4, 20)
         wait_until(lambda done=done: len(journal(tmp_path)) >= done, "it goes on")
         time.sleep(rng.random() * 0.05)
-        box.kill()
+        rng.choice([box.kill, box.kill_all])()
         box.start()
         watches.append(Watch(box, "--run", run, "t"))
     assert watches[0].wait() == 0
@@ -121,12 +121,18 @@ def test_another_executor_goes_on(house: House, tmp_path: Path) -> None:
     a = house.box("a", takeover)
     argv = [sys.executable, "-c", STEPS, str(tmp_path), "120", "0.05"]
     run = house.bus.submit("t", argv, "a")
-    wait_until(lambda: len(journal(tmp_path)) > 10, "it works")
+    early = Watch(a, "--run", run, "t")
     b = house.box("b", takeover)
-    watch = Watch(b, "--run", run, "t")
-    a.kill()
-    assert watch.wait() == 0
-    assert valid(watch) == output(120)
+    done = len(journal(tmp_path)) + random.Random().randrange(1, 40)
+    wait_until(lambda: len(journal(tmp_path)) > done, "it works")
+    midway = Watch(b, "--run", run, "t")
+    a.kill_all()
+    for watch in (early, midway):
+        assert watch.wait() == 0
+    for watch in (early, midway, late := Watch(b, "--run", run, "t")):
+        assert watch.wait() == 0
+        assert valid(watch) == output(120)
+    assert late.text() == output(120)
     assert house.bus.run(run).executor == "b"
     assert len(journal(tmp_path)) <= 123
 
