@@ -83,6 +83,8 @@ class Box:
         self.log = path / "runctld.log"
         self.daemon: Daemon | None = None
         self.clients: list[subprocess.Popen[bytes]] = []
+        self.followers: list[Daemon] = []
+        self.complaints = path / "complaints"
         #: What the daemon is run by, such as ip netns exec NAME.
         self.prefix: list[str] = []
         #: More of its command line, such as -v.
@@ -170,6 +172,22 @@ class Box:
         self.clients.append(client)
         return client
 
+    def follow(self, *args: str) -> tuple[Daemon, int]:
+        """``runctl args`` in the background, and a descriptor of its output, which is the
+        caller's; its complaints go to ``complaints``."""
+        out, end = os.pipe()
+        try:
+            with self.complaints.open("ab") as err:
+                if type(self).popen is Box.popen:
+                    argv = ["-c", str(self.config), *args]
+                    client: Daemon = RUNCTL.start(argv, self.path, end, err.fileno())
+                    self.followers.append(client)
+                else:
+                    client = self.popen(*args, stdout=end, stderr=err)
+        finally:
+            os.close(end)
+        return client, out
+
     def runctl(self, *args: str, code: int | None = 0, input: bytes | None = None) -> str:
         """stdout of a runctl command that exits with ``code``."""
         if input is None and type(self).popen is Box.popen:
@@ -238,6 +256,9 @@ class Box:
         for client in self.clients:
             client.kill()
             client.communicate()
+        for follower in self.followers:
+            follower.kill()
+            follower.wait()
         if self.daemon is not None and self.daemon.poll() is None:
             self.daemon.terminate()
             try:
@@ -384,14 +405,10 @@ class Watch:
     """``runctl attach --json`` in the background; its events as they come."""
 
     def __init__(self, box: Box, *args: str) -> None:
-        self.process = box.popen("attach", *args, "--json")
+        self.process, fd = box.follow("attach", *args, "--json")
         self.events: list[dict[str, Any]] = []
         #: What it wrote of a line that has no end.
         self.rest = b""
-        assert self.process.stdout is not None
-        # Ours alone: the box's end would take some of it, and close it amid a read.
-        fd = os.dup(self.process.stdout.fileno())
-        self.process.stdout.close()
         self._reader = threading.Thread(target=self._read, args=[fd], daemon=True)
         self._reader.start()
 

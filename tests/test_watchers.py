@@ -164,13 +164,9 @@ class Attached:
     def __init__(self, box: Box, *options: str) -> None:
         slow = "--slow" in options
         self.options = options = tuple(option for option in options if option != "--slow")
-        self.process = box.popen("attach", THREAD, "--json", *PATIENT, *options)
+        self.process, self._fd = box.follow("attach", THREAD, "--json", *PATIENT, *options)
         self.raw = b""
         self.hurry = threading.Event()
-        assert self.process.stdout is not None
-        # Ours alone: the end of a test that fails would read from it, and close it.
-        self._fd = os.dup(self.process.stdout.fileno())
-        self.process.stdout.close()
         if slow:
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, 4096)
         else:
