@@ -23,6 +23,8 @@ from warm import Forked, Warm
 #: How much longer things may take when other tests run beside this one.
 SLACK = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
 DEADLINE = 60.0 * SLACK
+#: For the night: more kills, more rounds, more examples.
+NIGHT = bool(os.environ.get("RUNCTL_LONG"))
 #: In the environment of every process that these tests start.
 MARK = "TESTED_BY", f"{os.getpid()}-{time.time_ns()}"
 os.environ.update([MARK])
@@ -322,7 +324,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long ones first, so that at the end no worker has one while the others have none; and
     those that `make test-long` is for in that alone."""
-    if not os.environ.get("RUNCTL_LONG"):
+    if not NIGHT:
         nightly = [item for item in items if item.get_closest_marker("nightly")]
         config.hook.pytest_deselected(items=nightly)
         items[:] = [item for item in items if item not in nightly]

@@ -109,7 +109,15 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("options", WAYS, ids="+".join)
+#: Those that differ the most are killed by day as well.
+OFTEN = ("resume",), ("load", "stays")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [x if x in OFTEN else pytest.param(x, marks=pytest.mark.nightly) for x in WAYS],
+    ids=lambda way: "+".join(way),
+)
 def test_kills_in_the_answer(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
     box = start(*options)
     (tmp_path / "hold").touch()
@@ -225,10 +233,13 @@ def test_later_runs_of_the_thread_go_on(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *(("load", f"unknown={code}") for code in (-32002, -32602, -32603)),
+        *(
+            pytest.param(("load", f"unknown={code}"), marks=pytest.mark.nightly)
+            for code in (-32002, -32602, -32603)
+        ),
         ("load-any",),
         ("resume",),
-        (),
+        pytest.param((), marks=pytest.mark.nightly),
     ],
     ids="+".join,
 )
@@ -252,7 +263,7 @@ def test_a_session_that_is_gone(start: Start, tmp_path: Path, options: tuple[str
     assert box.show(run)["session"] == session.stem
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_another_machine(house: House, tmp_path: Path, shared: bool) -> None:
     """It goes on where its sessions are on shared storage; else the task is begun anew there."""
     boxes = []
@@ -342,25 +353,31 @@ def test_permissions(start: Start, tmp_path: Path, policy: str | None) -> None:
     assert ("[tool] write a line — failed\n" in valid(watch)) is not allowed
 
 
-@pytest.mark.parametrize(
-    ("reason", "code", "said"),
-    [
-        ("max_tokens", 10, "has cut its answer"),
-        ("max_turn_requests", 11, "has asked its model as often"),
-        ("refusal", 12, "refuses to go on"),
-        ("cancelled", 13, "has broken off by itself"),
-        ("new_reason", 14, "has failed"),
-    ],
-)
-def test_how_a_turn_ends(start: Start, tmp_path: Path, reason: str, code: int, said: str) -> None:
-    box = start("load", f"stop={reason}")
-    run = submit(box)
-    watch = Watch(box, "--run", run, "t")
-    assert watch.wait() == 1
-    shown = box.show(run)
-    assert (shown["exit_code"], shown["status"]) == (code, "failed")
-    assert shown["error"].startswith(f"{Path(sys.executable).name} {said}")
-    assert reason in stderr(watch)
+STOPS = [
+    ("max_tokens", 10, "has cut its answer"),
+    ("max_turn_requests", 11, "has asked its model as often"),
+    ("refusal", 12, "refuses to go on"),
+    ("cancelled", 13, "has broken off by itself"),
+    ("new_reason", 14, "has failed"),
+]
+
+
+def test_how_a_turn_ends(stopped_box: Box, tmp_path: Path) -> None:
+    box, text = stopped_box, ""
+    for reason, _, _ in STOPS:
+        (tmp_path / reason).mkdir()
+        own = runner(tmp_path / reason, "load", f"stop={reason}")
+        text += own.replace("[runners.agent]", f"[runners.{reason}]")
+    box.configure(text)
+    box.start()
+    for reason, code, said in STOPS:
+        run = box.runctl("submit", reason, "--runner", reason, "do it").strip()
+        watch = Watch(box, "--run", run, reason)
+        assert watch.wait() == 1
+        shown = box.ended(run)
+        assert (shown["exit_code"], shown["status"]) == (code, "failed")
+        assert shown["error"].startswith(f"{Path(sys.executable).name} {said}")
+        assert reason in stderr(watch)
 
 
 def test_json(start: Start, tmp_path: Path) -> None:
@@ -378,42 +395,39 @@ def test_json(start: Start, tmp_path: Path) -> None:
     assert lines(tmp_path, "modes") == ["auto"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "more", "said"),
-    [
-        (
-            ["sh", "-c", "echo Usage: agent; exit 2"],
-            "",
-            "sh: has ended by itself (exit code 2); it",
-        ),
-        (["sh", "-c", "echo Usage: agent; exit 2"], "", "but wrote 'Usage: agent': does argv have"),
-        (["yes"], "", "yes: does not speak ACP; it has sent no message of ACP, but wrote 'y'"),
-        (["cat"], "", "cat: it answers with an error: Method not found"),
-        (["no-such-agent"], "", "command not found: no-such-agent"),
-        (["/"], "", "/ cannot be started: Permission denied"),
-        ([sys.executable, AGENT, "{path}", "crash"], "", "has ended by itself (exit code 3)\n"),
-        ([sys.executable, AGENT, "{path}", "login"], "", "it wants to be logged in (Auth"),
-        (
-            [sys.executable, AGENT, "{path}"],
-            'mode = "none"\n',
-            "it does not take mode = 'none': Invalid params: no mode none (-32602)",
-        ),
-    ],
-)
-def test_agents_that_fail(
-    stopped_box: Box, tmp_path: Path, argv: list[str], more: str, said: str
-) -> None:
-    box = stopped_box
-    argv = [x.replace("{path}", str(tmp_path)) for x in argv]
-    box.configure(f'[runners.agent]\nkind = "acp"\nargv = {json.dumps(argv)}\n{more}')
+FAIL: list[tuple[list[str], str, str]] = [
+    (["sh", "-c", "echo Usage: agent; exit 2"], "", "sh: has ended by itself (exit code 2); it"),
+    (["sh", "-c", "echo Usage: agent; exit 2"], "", "but wrote 'Usage: agent': does argv have"),
+    (["yes"], "", "yes: does not speak ACP; it has sent no message of ACP, but wrote 'y'"),
+    (["cat"], "", "cat: it answers with an error: Method not found"),
+    (["no-such-agent"], "", "command not found: no-such-agent"),
+    (["/"], "", "/ cannot be started: Permission denied"),
+    ([sys.executable, AGENT, "{path}", "crash"], "", "has ended by itself (exit code 3)\n"),
+    ([sys.executable, AGENT, "{path}", "login"], "", "it wants to be logged in (Auth"),
+    (
+        [sys.executable, AGENT, "{path}"],
+        'mode = "none"\n',
+        "it does not take mode = 'none': Invalid params: no mode none (-32602)",
+    ),
+]
+
+
+def test_agents_that_fail(stopped_box: Box, tmp_path: Path) -> None:
+    box, text = stopped_box, ""
+    for n, (argv, more, _) in enumerate(FAIL):
+        (tmp_path / str(n)).mkdir()
+        filled = [x.replace("{path}", str(tmp_path / str(n))) for x in argv]
+        text += f'[runners.agent{n}]\nkind = "acp"\nargv = {json.dumps(filled)}\n{more}'
+    box.configure(text)
     box.start()
-    run = submit(box)
-    watch = Watch(box, "--run", run, "t")
-    assert watch.wait() == 1
-    ours = [x for x in stderr(watch).splitlines() if x.startswith("runctl: ")]
-    assert len(ours) == 1
-    assert said in ours[0] + "\n"
-    assert "Traceback" not in stderr(watch)
+    for n, (argv, _, said) in enumerate(FAIL):
+        run = box.runctl("submit", f"t{n}", "--runner", f"agent{n}", "do it").strip()
+        watch = Watch(box, "--run", run, f"t{n}")
+        assert watch.wait() == 1
+        ours = [x for x in stderr(watch).splitlines() if x.startswith("runctl: ")]
+        assert len(ours) == 1, argv
+        assert said in ours[0] + "\n"
+        assert "Traceback" not in stderr(watch)
 
 
 def test_noise_is_passed_on(start: Start, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_a_command_goes_on_through_kills_of_its_daemon(living: Box, tmp_path: Pa
     wait_until(lambda: not alive(keeper) and not alive(server), "all has ended")
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_kills_at_any_time_of_the_start(living: Box, tmp_path: Path, seed: int) -> None:
     """Also while it adopts. Several runs, of which some end meanwhile. Every other daemon stores
     something of each run: of three in a row that do not, the run would be to blame."""
@@ -238,6 +238,7 @@ def test_kills_at_any_time_of_the_start(living: Box, tmp_path: Path, seed: int) 
             assert of(watch, "stderr") == (tmp_path / name / "err").read_bytes(), name
 
 
+@pytest.mark.nightly
 def test_what_takes_its_daemon_down_is_not_adopted_for_ever(living: Box) -> None:
     """Each daemon dies right after it has adopted the run, before anything of it is stored. Not
     so the one that leaves."""
@@ -281,6 +282,7 @@ def test_who_counts_as_harmful() -> None:
     assert not is_harmful(on_purpose, 10_000)
 
 
+@pytest.mark.nightly
 def test_the_program_is_started_again_under_a_command(stopped_box: Box, tmp_path: Path) -> None:
     box = stopped_box
     box.configure(OUTLIVE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from adopting import LONG, OUTLIVE, go_on, is_exact, submit_writer
-from conftest import DEADLINE, Box, Watch, wait_until
+from conftest import DEADLINE, NIGHT, Box, Watch, wait_until
 from proc import alive, direct_children, find_keeper
 
 #: Longer than any start takes.
@@ -246,6 +246,7 @@ class Sums(Watch):
         pytest.param(50, 200_000_000, marks=[pytest.mark.long, pytest.mark.nightly]),
     ],
 )
+@pytest.mark.nightly
 def test_kills_under_a_flood(stopped_box: Box, tmp_path: Path, kills: int, size: int) -> None:
     """At any moment, also of the start. Watchers come early, amid it, and late."""
     box, chance, here = stopped_box, random.Random(kills), tmp_path
@@ -299,7 +300,8 @@ def test_kills_as_runs_begin(living: Box, tmp_path: Path) -> None:
     """In the moments of a submit, a spawn and an end: each run ends, no process of it is there
     beside another, and none was begun again that could go on."""
     box, chance = living, random.Random(1)
-    for kill in range(8):
+    kills = 8 if NIGHT else 3
+    for kill in range(kills):
         verbs = []
         for n in range(3):
             argv = sys.executable, "-c", BRIEF, str(tmp_path / f"{kill}-{n}")
@@ -312,7 +314,7 @@ def test_kills_as_runs_begin(living: Box, tmp_path: Path) -> None:
         for verb, client in zip(verbs, clients, strict=True):
             if client.wait(DEADLINE) == 4:  # its answer was lost: the same id is the same run
                 box.runctl(*verb)
-    for kill in range(8):
+    for kill in range(kills):
         for n in range(3):
             run = f"r-{kill}-{n}"
             box.runctl("wait", run)

@@ -142,7 +142,9 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("limit", [60, 150])  # not for the hand-over, not for the use of it
+@pytest.mark.parametrize(
+    "limit", [60, pytest.param(150, marks=pytest.mark.nightly)]
+)  # not for the hand-over, not for the use of it
 def test_a_daemon_with_too_few_descriptors_leaves_them_to_the_next(
     stopped_box: Box, tmp_path: Path, limit: int
 ) -> None:
@@ -170,7 +172,7 @@ def count_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.nightly)])
 def test_many_go_on_and_nothing_of_them_stays_open(
     stopped_box: Box, tmp_path: Path, count: int
 ) -> None:

@@ -57,6 +57,7 @@ def test_peers_leave_alone_what_goes_on_without_its_daemon(house: House, tmp_pat
     assert b.daemon.poll() is None
 
 
+@pytest.mark.nightly
 def test_peers_take_over_what_no_daemon_came_for(house: House, tmp_path: Path) -> None:
     a = house.box("a", TAKEOVER + "[queue]\noutlive = '1s'\n")
     run = house.bus.submit("t", [sys.executable, "-c", WRITER, str(tmp_path), "1"], "a")

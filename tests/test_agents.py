@@ -258,7 +258,7 @@ def test_a_prompt_that_is_long_goes_to_stdin(stopped_box: Box, tmp_path: Path) -
     assert told(tmp_path)[1].endswith(prompt)
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_another_machine(house: House, tmp_path: Path, shared: bool) -> None:
     """Sessions are where the agent keeps them: on shared storage it goes on, elsewhere the same
     attempt begins anew with the whole task."""

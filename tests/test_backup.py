@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from conftest import Box, Watch, wait_until
 
 DOCS = Path(__file__).parent.parent / "docs/backup-and-upgrade.md"
@@ -29,6 +30,7 @@ def copy_queue(box: Box) -> Path:
     return box.path / "copy.sqlite"
 
 
+@pytest.mark.nightly
 def test_a_queue_that_is_older_than_its_output(box: Box) -> None:
     first, last = str(box.path / "first"), str(box.path / "last")
     cut = box.submit_py("cut", UNTIL, last)

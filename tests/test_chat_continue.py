@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Box, Watch, wait_until
+from conftest import NIGHT, Box, Watch, wait_until
 from counting import Endpoint, counting
 from house import Bus, House
 from runctl.protocol.records import Chunks
@@ -65,9 +65,9 @@ def wait_stored(watch: Watch, endpoint: Endpoint, upto: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["vllm", "background"])
-def test_twenty_kills(stopped_box: Box, endpoint: Endpoint, how: str) -> None:
+def test_kills_behind_what_is_stored(stopped_box: Box, endpoint: Endpoint, how: str) -> None:
     """Of daemon and keeper; at each, all that was generated is stored."""
-    rng, kills = random.Random(how), 20
+    rng, kills = random.Random(how), 20 if NIGHT else 6
     endpoint.allow(0)
     run, early = begin(stopped_box, endpoint, how)
     watches = [early]
@@ -95,7 +95,9 @@ def test_twenty_kills(stopped_box: Box, endpoint: Endpoint, how: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["llama.cpp", "background"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("llama.cpp", marks=pytest.mark.nightly), "background"]
+)
 def test_kills_amid_the_stream(stopped_box: Box, endpoint: Endpoint, how: str) -> None:
     rng, kills, whole = random.Random(how), 5, "".join(REPLY)
     endpoint.pause = 0.05
@@ -375,6 +377,7 @@ def test_an_abort_cancels_the_response(stopped_box: Box, endpoint: Endpoint) -> 
     assert box.ended(run)["status"] == "aborted"
 
 
+@pytest.mark.nightly
 def test_an_abort_when_no_attempt_runs_cancels_the_response(
     house: House, endpoint: Endpoint
 ) -> None:
@@ -402,7 +405,9 @@ def test_a_stop_of_the_daemon_cancels_nothing(stopped_box: Box, endpoint: Endpoi
     assert (endpoint.cancelled, len(endpoint.generations)) == ([], 1)
 
 
-@pytest.mark.parametrize("how", ["background", "responses"])
+@pytest.mark.parametrize(
+    "how", ["background", pytest.param("responses", marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize(
     ("status", "more", "ended", "said"),
     [

@@ -76,6 +76,7 @@ FIRST_WAITS = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = 
 ROUNDS, THREADS, MOST_ROUNDS = 12, 2, 200
 
 
+@pytest.mark.nightly
 def test_two_heads_of_one_thread(house: House, tmp_path: Path) -> None:
     """What was submitted first is stored last: each executor claims another head of the thread,
     and neither sees the other's claim."""

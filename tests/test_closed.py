@@ -136,6 +136,7 @@ def test_a_silent_keeper_is_told_of_meanwhile(stopped_box: Box) -> None:
 
 
 @pytest.mark.long  # as long as silence is borne
+@pytest.mark.nightly
 def test_a_nats_server_that_is_stopped_is_replaced(box: Box) -> None:
     (server,) = children(box.pid, "nats-server")
     run = box.submit_py("t", "import sys; print(sys.stdin.read())")

@@ -205,6 +205,7 @@ def pods(tmp_path: Path, both: tuple[Postgres, NatsServer]) -> Iterator[list[Pod
 
 
 @pytest.mark.long
+@pytest.mark.nightly
 def test_probes_mean_what_they_say(pods: list[Pod], both: tuple[Postgres, NatsServer]) -> None:
     first, second = pods
     first.begin()

@@ -153,6 +153,7 @@ def test_a_nats_server_that_others_may_write_is_not_asked(stopped_box: Box) -> N
     assert ran.exists()
 
 
+@pytest.mark.nightly
 def test_what_does_not_belong_into_a_state_directory(stopped_box: Box) -> None:
     """And what would be waited for there."""
     (stopped_box.state / "nats").mkdir(parents=True)
@@ -266,6 +267,7 @@ def test_a_database_file_without_wal(tmp_path: Path) -> None:
     assert finding.state == "warn"
 
 
+@pytest.mark.nightly
 def test_an_environment_that_stops_every_chat(
     stopped_box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:

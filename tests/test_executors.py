@@ -7,7 +7,6 @@ than 5, PostgreSQL away for 20 s rather than 8, more threads in the scale test.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import nats
 import pytest
 import trio_asyncio
-from conftest import SLACK, Box, Watch, wait_until
+from conftest import NIGHT, SLACK, Box, Watch, wait_until
 from house import (
     ALIVE,
     HELD,
@@ -42,7 +41,7 @@ from runctl.supervisor.output.publisher import Streams
 
 pytestmark = pytest.mark.long
 NIGHTLY = pytest.mark.nightly
-LONG = bool(os.environ.get("RUNCTL_LONG"))
+LONG = NIGHT
 RACES = 50 if LONG else 3
 #: Longer than the silence after which a lease counts as lost (``lease.PROBE_LIMIT``).
 POSTGRES_AWAY = 20.0 if LONG else 8.0
@@ -214,6 +213,7 @@ def test_the_owner_is_restarted(house: House, how: str) -> None:
     assert house.bus.run(run).attempt == 2
 
 
+@pytest.mark.nightly
 def test_the_owner_never_comes_back(house: House) -> None:
     boxes = _three(house, TAKEOVER)
     run = house.bus.submit("demo", _python(COUNT, 30, 0.02, 10))
@@ -244,6 +244,7 @@ def _print_first_chunk(watch: Watch, since: float, what: str) -> None:
     "settings",
     [pytest.param(QUEUE, id="alone", marks=NIGHTLY), pytest.param(TAKEOVER, id="takeover")],
 )
+@pytest.mark.nightly
 def test_rollout_churn(wide: House, settings: str) -> None:
     boxes = _three(wide, f"replicas = 3\n{settings}")
     run = wide.bus.submit("demo", _python(COUNT, 180, 0.03))
@@ -267,6 +268,7 @@ def test_rollout_churn(wide: House, settings: str) -> None:
 # ---- owner and takeover race ------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_owner_and_takeover_race(house: House) -> None:
     """The delay of the restart feels its way to where both take the lease at once."""
     boxes = _three(house, TAKEOVER)
@@ -333,6 +335,7 @@ def _takeovers(boxes: list[Box]) -> int:
 
 
 @pytest.mark.parametrize("which", [pytest.param("a follower", marks=NIGHTLY), "the leader"])
+@pytest.mark.nightly
 def test_a_nats_node_is_lost(wide: House, cluster: Cluster, which: str) -> None:
     boxes = _three(wide, f"replicas = 3\n{QUEUE}")
     cluster.wait_whole(wide.bus)
@@ -380,6 +383,7 @@ def test_postgres_is_away(tmp_path: Path, nats_server: str) -> None:
 
 
 @pytest.mark.parametrize(("threads", "away"), [(4, 0.0), pytest.param(25, 20.0, marks=NIGHTLY)])
+@pytest.mark.nightly
 def test_a_restart_of_postgres_interrupts_no_run(
     tmp_path: Path, nats_server: str, threads: int, away: float
 ) -> None:
@@ -438,6 +442,7 @@ def _behind_proxies(house: House, settings: str) -> tuple[list[Box], Unit, Proxy
     return boxes, house.unit(a), to_nats, to_postgres
 
 
+@pytest.mark.nightly
 def test_an_executor_is_cut_from_nats(house: House) -> None:
     boxes, unit, to_nats, to_postgres = _behind_proxies(house, TAKEOVER)
     try:
@@ -494,6 +499,7 @@ def test_an_executor_is_cut_from_everything(house: House) -> None:
         to_postgres.close()
 
 
+@pytest.mark.nightly
 def test_a_cable_is_pulled(tmp_path: Path) -> None:
     """As above with a network namespace for each executor: PostgreSQL's own keepalives
     find that one is gone, and later than the executor itself."""
@@ -566,6 +572,7 @@ async def test_a_publish_that_nobody_takes(tmp_path: Path) -> None:
 # ---- many -------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_many_threads(house: House) -> None:
     boxes = _three(house, f"{QUEUE}max_running = 20\n")
     path = house.path / "journal"

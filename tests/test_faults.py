@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import DEADLINE, Box, Watch, wait_until
+from conftest import DEADLINE, NIGHT, Box, Watch, wait_until
 from proc import alive
 from runctl.cli.display.json_output import JsonOutput
 from runctl.cli.following.follow import Options, follow
@@ -40,7 +40,7 @@ from faults.report import BEGIN, END, Report, one_line
 from faults.round import Result
 from faults.work import stream_of, text
 
-ROUNDS = int(os.environ.get("RUNCTL_FAULTS", "6"))
+ROUNDS = int(os.environ.get("RUNCTL_FAULTS", "6" if NIGHT else "3"))
 FIRST = 100
 
 

@@ -147,10 +147,12 @@ def test_rows_of_another_program_on_postgresql(house: House) -> None:
     assert "Traceback" not in box.log.read_text()
 
 
+@pytest.mark.nightly
 def test_what_the_dbos_command_does(box: Box) -> None:
     works_beside_dbos(box, f"sqlite:///{box.state / 'runctl.sqlite'}")
 
 
+@pytest.mark.nightly
 def test_what_the_dbos_command_does_on_postgresql(house: House) -> None:
     works_beside_dbos(house.box("a"), house.url)
 

@@ -83,6 +83,7 @@ def remarks(box: Box, *args: str) -> list[str]:
     return box.stderr.splitlines()
 
 
+@pytest.mark.nightly
 def test_list_says_who_did_not_answer(home: House) -> None:
     a, b = home.box("a"), home.box("b")
     here, there = hanging(home, a, "on-a"), hanging(home, b, "on-b")
@@ -253,6 +254,7 @@ PUTTING_BACK = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4
 TAKING = "[takeover]\nenabled = true\nafter = '2s'\n[queue]\nmax_running = 1\nstop_grace = '1s'\n"
 
 
+@pytest.mark.nightly
 def test_an_abort_that_meets_a_takeover(home: House) -> None:
     """The owner has vanished: PostgreSQL has let it go, NATS has not yet. The peer that is
     asked has no place, so that what it takes over waits."""

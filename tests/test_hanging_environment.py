@@ -59,6 +59,7 @@ def apart(stopped_box: Box) -> Box:
 
 
 @pytest.mark.long  # an end waits for an answer, and a process is not asked all the time
+@pytest.mark.nightly
 def test_other_runs_end_and_start_meanwhile(apart: Box, tmp_path: Path) -> None:
     box = apart
     keeper = find_keeper(box.pid)

@@ -114,6 +114,7 @@ def test_an_abort_says_whom_it_waits_for(bound: Box) -> None:
 
 
 @pytest.mark.long  # as an abort waits
+@pytest.mark.nightly
 def test_an_abort_does_not_wait_for_ever(bound: Box) -> None:
     box = bound
     run, pid = _foreign(box, "t")

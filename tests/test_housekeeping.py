@@ -8,6 +8,7 @@ import time
 import uuid
 from contextlib import closing
 
+import pytest
 from conftest import Box, daemon_with, wait_until
 
 
@@ -58,6 +59,7 @@ def test_what_hooks_leave_goes_as_well(stopped_box: Box) -> None:
     wait_until(lambda: rows() == [], "both are forgotten")
 
 
+@pytest.mark.nightly
 def test_the_oldest_ends_go_when_there_are_too_many(stopped_box: Box) -> None:
     """Counted as soon as each is recorded: a moment earlier the last one would be missed."""
     box = stopped_box

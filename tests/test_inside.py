@@ -91,6 +91,7 @@ def test_input_is_passed_on_where_it_is_asked_for(home: Box) -> None:
     assert text(home, "t", done.stdout.strip()) == "hi\n"
 
 
+@pytest.mark.nightly
 def test_the_input_of_a_loop_is_the_loops(home: Box) -> None:
     script = "while read x; do runctl submit loop -- echo $x; done"
     file = home.path / "list"

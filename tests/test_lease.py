@@ -67,6 +67,7 @@ def home(tmp_path: Path, nats_server: str) -> Iterator[House]:
         yield house
 
 
+@pytest.mark.nightly
 def test_no_takeover_of_who_is_about_to_come_back(home: House, tmp_path: Path) -> None:
     """After a restart of PostgreSQL nobody has a lease; all of them were seen to be gone."""
     taking = "[takeover]\nenabled = true\nafter = '70s'\n"
@@ -123,7 +124,9 @@ async def test_a_restart_of_the_database_makes_nobody_overdue(
         peer.close()
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["back", "away"])
+@pytest.mark.parametrize(
+    "there", [pytest.param(True, marks=pytest.mark.nightly), False], ids=["back", "away"]
+)
 def test_a_paused_daemon_misses_a_restart_of_the_database(
     home: House, tmp_path: Path, there: bool
 ) -> None:
@@ -176,6 +179,7 @@ def test_it_can_be_stopped_in_order_meanwhile(home: House, tmp_path: Path, takeo
 
 
 @pytest.mark.long
+@pytest.mark.nightly
 def test_what_is_asked_meanwhile_is_answered(home: House) -> None:
     """In words, within seconds; what reads or writes is served once it is back."""
     box = home.box("asked", settings("60s"))
@@ -193,6 +197,7 @@ def test_what_is_asked_meanwhile_is_answered(home: House) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("heals", [pytest.param(True, marks=pytest.mark.nightly), False])
+@pytest.mark.nightly
 def test_a_second_daemon_of_an_id_waits_for_the_first(
     home: House, tmp_path: Path, heals: bool
 ) -> None:
@@ -245,6 +250,7 @@ def test_a_second_daemon_of_an_id_waits_for_the_first(
 
 
 @pytest.mark.long
+@pytest.mark.nightly
 def test_an_abort_waits_for_an_owner_that_may_go_on(home: House, tmp_path: Path) -> None:
     """Its lease is free, it has lost its way to PostgreSQL and to NATS: it ends soon, and only
     then the abort is answered."""

@@ -234,6 +234,7 @@ def test_an_answer_too_large_is_an_error_with_a_name() -> None:
     assert "the answer has 1001 bytes, NATS takes 1000" in problem.message
 
 
+@pytest.mark.nightly
 def test_bytes_that_wait_are_bounded_and_given_back(stopped_box: Box) -> None:
     """Prompts that wait behind a run; and the database when they are forgotten."""
     box = stopped_box

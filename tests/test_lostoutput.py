@@ -135,7 +135,9 @@ def replace(node: Node) -> None:
     wait_until(there, "there is another one")
 
 
-@pytest.mark.parametrize("lose", [delete, wipe, replace])
+@pytest.mark.parametrize(
+    "lose", [delete, *(pytest.param(x, marks=pytest.mark.nightly) for x in (wipe, replace))]
+)
 def test_live_runs_go_on_in_another_stream(
     outside: Box, node: Node, lose: Callable[[Node], None]
 ) -> None:
@@ -287,6 +289,7 @@ def health(box: Box) -> int:
         return error.code
 
 
+@pytest.mark.nightly
 def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) -> None:
     box, node = strict
     assert "error" not in api(node.url, f"STREAM.CREATE.{subjects.STREAM}", CONFIG, **OP)
@@ -340,6 +343,7 @@ def test_without_the_right_to_make_it_nothing_hangs(strict: tuple[Box, Node]) ->
     assert "Traceback" not in box.log.read_text()
 
 
+@pytest.mark.nightly
 def test_live_edits_are_named(outside: Box, node: Node) -> None:
     """One that does not matter, and one that does; each kind of them: ``test_life.py``."""
     box = outside
@@ -398,6 +402,7 @@ def test_a_reset_that_is_written_again_repeats_nothing() -> None:
     assert events == before
 
 
+@pytest.mark.nightly
 def test_a_server_that_pauses_under_several_runs_is_not_replaced(box: Box) -> None:
     """What was under way for all of them is not answered in time: that is one silence."""
     code = "import time\nfor n in range(100): print(n, flush=True); time.sleep(0.1)"

@@ -138,6 +138,7 @@ def test_names_have_colours_unless_they_are_unwanted(box: Box) -> None:
     assert sorted(plain.text().splitlines()) == ["one | hello", "two | hello"]
 
 
+@pytest.mark.nightly
 def test_a_closed_pipe_ends_it_quietly(box: Box) -> None:
     for thread in ("one", "two"):
         box.submit_py(thread, "for i in range(20_000): print(i)")
@@ -172,6 +173,7 @@ def apart(stopped_box: Box, tmp_path: Path) -> Iterator[Box]:
         server.kill()
 
 
+@pytest.mark.nightly
 def test_a_daemon_that_goes_while_nats_stays_is_missed(apart: Box) -> None:
     box = apart
     run = box.submit_py("t", TALK, str(box.path))

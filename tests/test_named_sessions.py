@@ -63,10 +63,10 @@ def test_it_is_durable_before_the_answer(box: Box, tmp_path: Path) -> None:
     assert [e["type"] for e in watch.events].count("reset") == 2, "a session alone is no checkpoint"
 
 
-@pytest.mark.parametrize("name", ["", "-x", "a b", "x" * 201, "é", "a/b"])
-def test_what_is_no_name(box: Box, tmp_path: Path, name: str) -> None:
-    said = read(box, submit(box, tmp_path, name))
-    assert said[1].startswith("refused: a session's name is 1 to 200 of A-Z a-z 0-9 _ . : @ -")
+def test_what_is_no_name(box: Box, tmp_path: Path) -> None:
+    for name in ("", "-x", "a b", "x" * 201, "é", "a/b"):
+        said = read(box, submit(box, tmp_path, name))
+        assert said[1].startswith("refused: a session's name is 1 to 200 of A-Z a-z 0-9 _ . : @ -")
     assert json.loads(box.runctl("session", "show", "t", "--json")) == []
 
 

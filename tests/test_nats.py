@@ -617,6 +617,7 @@ async def _flood(file: Path, count: int, payload: bytes, reply: str = "") -> Non
         await link.close()
 
 
+@pytest.mark.nightly
 def test_a_flood_of_lists_keeps_nobody_from_the_executor(permitted: Permitted) -> None:
     """Of one who may only watch: others are answered while he waits, and his own turn comes
     once in a while."""
@@ -670,6 +671,7 @@ def test_a_flood_of_lists_keeps_nobody_from_the_executor(permitted: Permitted) -
     assert log.count(" requests to list, the last of '_INBOX.bob'") == 1
 
 
+@pytest.mark.nightly
 def test_a_flood_costs_no_connection_but_the_one_that_watchers_share(
     stopped_box: Box, cluster: Callable[..., Cluster], tmp_path: Path
 ) -> None:

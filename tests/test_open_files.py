@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 
+import pytest
 from conftest import Box, wait_until
 
 SOFT = 200
 
 
+@pytest.mark.nightly
 def test_the_daemon_may_open_more_than_its_commands(stopped_box: Box) -> None:
     box = stopped_box
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -523,6 +523,7 @@ def test_sigterm_hands_over_at_once(house: House) -> None:
     assert [x["executor_id"] for x in b.json("status")["executors"]] == ["b"]
 
 
+@pytest.mark.nightly
 def test_the_owner_returns_while_it_is_taken_over(house: House, tmp_path: Path) -> None:
     a, b = house.box("a", TAKEOVER), house.box("b", TAKEOVER)
     noted = tmp_path / "journal"

@@ -158,6 +158,7 @@ def test_an_attach_survives_the_kill_of_the_nats_server(stopped_box: Box, tmp_pa
     assert watched.end.status == "succeeded"
 
 
+@pytest.mark.nightly
 def test_what_a_program_asks_and_is_refused(box: Box) -> None:
     async def main() -> None:
         async with connect(str(box.config)) as runctl:

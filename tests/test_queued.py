@@ -55,6 +55,7 @@ def test_a_watcher_is_told_what_a_run_waits_for(busy: Box) -> None:
     assert busy.runctl(*again) == "two\n"
 
 
+@pytest.mark.nightly
 def test_what_has_not_begun_does_not_go_on(busy: Box) -> None:
     for args in (AGAIN, ("attach", "t", "--run", "second"), ("wait", "second")):
         assert busy.runctl(args[0], "--timeout", "300ms", *args[1:], code=1) == ""

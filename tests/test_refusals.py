@@ -138,6 +138,7 @@ def locked(house: House, text: str) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.nightly
 def test_a_lock_on_the_rows_and_a_role_that_does_not_wait(house: House) -> None:
     house.sql("CREATE ROLE hasty LOGIN SUPERUSER")
     house.sql("ALTER ROLE hasty SET lock_timeout = '10ms'")
@@ -285,6 +286,7 @@ def test_a_database_that_is_read_only_for_a_while(house: House) -> None:
     assert box.runctl("wait", box.submit("other", "true")).strip() == "succeeded"
 
 
+@pytest.mark.nightly
 def test_a_row_that_nothing_executes(house: House) -> None:
     """A hand in the database: one that has ended is adopted, one that has not is begun again."""
     box = house.box("a")
@@ -337,6 +339,7 @@ def exclusive(path: Path) -> Iterator[sqlite3.Connection]:
         other.close()
 
 
+@pytest.mark.nightly
 def test_sqlite_that_another_program_has_locked(box: Box) -> None:
     lane = Lane(box, "t")
     with exclusive(box.state / "runctl.sqlite"):
@@ -347,7 +350,7 @@ def test_sqlite_that_another_program_has_locked(box: Box) -> None:
     lane.assert_ended()
 
 
-@pytest.mark.parametrize("how", ["full", "read-only"])
+@pytest.mark.parametrize("how", ["full", pytest.param("read-only", marks=pytest.mark.nightly)])
 def test_sqlite_that_refuses_a_write(box: Box, how: str) -> None:
     """By a trigger: as a full disk, or a file that may not be written, is told of."""
     lanes = [Lane(box, f"t{n}", code) for n, code in enumerate((0, 3))]

@@ -204,6 +204,7 @@ def test_what_ignores_its_checkpoint_differs(rehearsing: Rehearsing) -> None:
     assert difference["diff"][:3] == [" one", "+one", " two"]
 
 
+@pytest.mark.nightly
 def test_what_is_not_deterministic_is_not_blamed_on_a_kill(rehearsing: Rehearsing) -> None:
     script = "date +%N; echo $$ > pid; echo x > same; sleep 0.5"
     out = rehearsing.call("rehearse", "--", "sh", "-c", script, code=1)
@@ -230,6 +231,7 @@ def test_what_fails_undisturbed_is_not_rehearsed(rehearsing: Rehearsing) -> None
     shutil.rmtree(kept)
 
 
+@pytest.mark.nightly
 def test_a_copy_to_begin_with(rehearsing: Rehearsing) -> None:
     folder = rehearsing.path / "begin"
     (folder / "deep").mkdir(parents=True)
@@ -254,6 +256,7 @@ def test_files_are_taken_from_here(rehearsing: Rehearsing) -> None:
     assert found["command"] == ["sh", str(script), str(script), "x" * 300]
 
 
+@pytest.mark.nightly
 def test_another_exit_code_and_output(rehearsing: Rehearsing) -> None:
     script = 'echo "attempt $RUNCTL_ATTEMPT"; sleep 1; [ "$RUNCTL_ATTEMPT" = 1 ] || exit 3'
     args = ("--kills", "1", "--seed", str(find_seed(1)), "--", "sh", "-c", script)

@@ -234,6 +234,7 @@ Delegate=yes
 
 
 @pytest.mark.long
+@pytest.mark.nightly
 def test_a_user_s_end_to_end() -> None:
     """The same without root: a user's own systemd, as user@.service starts it."""
     skip_without()

@@ -61,6 +61,7 @@ def hellos_only(heard: bytes, *secrets: str) -> None:
 
 
 @root
+@pytest.mark.nightly
 def test_who_takes_the_port_hears_no_secret_and_runs_nothing(box: Box) -> None:
     evil = box.path / "evil"
     box.path.chmod(0o777)

@@ -38,6 +38,7 @@ def _statuses(box: Box) -> dict[str, int]:
     return dict(rows)
 
 
+@pytest.mark.nightly
 def test_many_trees_that_ignore_term(stopped_box: Box, tmp_path: Path) -> None:
     box = stopped_box
     folder = tmp_path / "pids"

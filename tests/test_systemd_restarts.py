@@ -103,6 +103,7 @@ def test_a_crash(unit: DaemonUnit):
         unit.wait_other(pid)
 
 
+@pytest.mark.nightly
 def test_a_loop_that_is_stuck(unit: DaemonUnit):
     with going_on(unit, "stuck"):
         pid = unit.pid
@@ -126,6 +127,7 @@ def test_a_program_that_is_started_again(unit: DaemonUnit):
         assert unit.show("ActiveState") == "active"
 
 
+@pytest.mark.nightly
 def test_a_crash_after_systemd_was_started_again(unit: DaemonUnit):
     with going_on(unit, "reexec"):
         unit.systemctl("daemon-reexec")
@@ -165,6 +167,7 @@ def test_a_stop_after_a_restart_and_a_program_that_was_started_again(unit: Daemo
         assert not unit.list_pids()
 
 
+@pytest.mark.nightly
 def test_a_stop_amid_a_start_after_a_crash(unit: DaemonUnit):
     with ending(unit, "amid"):
         pid = unit.pid
@@ -173,6 +176,7 @@ def test_a_stop_amid_a_start_after_a_crash(unit: DaemonUnit):
         unit.systemctl("stop", unit.name)
 
 
+@pytest.mark.nightly
 def test_a_restart_amid_a_start_after_a_crash(unit: DaemonUnit):
     with going_on(unit, "amid a restart"):
         pid = unit.pid

@@ -124,7 +124,7 @@ class Frozen:
 Pause = Callable[[Daemon], Stopped | Frozen]
 
 
-@pytest.fixture(params=[Stopped, Frozen])
+@pytest.fixture(params=[Stopped, pytest.param(Frozen, marks=pytest.mark.nightly)])
 def pause(request: pytest.FixtureRequest) -> Iterator[Pause]:
     """Pauses a daemon; it is killed with the test."""
     made: list[Stopped | Frozen] = []
