@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..protocol.errors import RunctlError
 from .changes import Changes
+from .durable.run_streams import RunStreams
 from .events import Events
 from .openapi import make_document
 from .page_files import PageFiles
@@ -110,7 +111,7 @@ async def _live(receive: Receive, send: Send) -> None:
 
 def _make_routes(service: Service) -> list[Route]:
     threads, runs, events = Threads(service), Runs(service), Events(service)
-    lines, changes = SubmitLines(service), Changes(service)
+    lines, changes, streams = SubmitLines(service), Changes(service), RunStreams(service)
     document = make_document()
 
     async def describe(_: Request) -> Response:
@@ -127,6 +128,7 @@ def _make_routes(service: Service) -> list[Route]:
         _route("/v1/runs", POST=lines.submit),
         _route(run, GET=runs.show),
         _route(f"{run}/events", GET=events.of_run),
+        _route(f"{run}/stream", GET=streams.read),
         _route(f"{run}/abort", POST=runs.abort),
         _route(f"{run}/retry", POST=runs.retry),
         _route("/v1/changes", GET=changes.of_threads),

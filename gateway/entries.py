@@ -10,6 +10,7 @@ from ..client.events import Event
 from ..client.run_state import Place, RunState
 from ..protocol import records
 from .frames import encode_events
+from .tail import is_behind
 
 log = logging.getLogger("runctl.gateway")
 
@@ -46,14 +47,14 @@ class Entry:
             log.warning("a record of run %s cannot be read: %s", run, error)
         self.size = 2 * len(data) + AROUND_CHUNK * (1 + chunks)
 
+    @property
+    def record(self) -> records.Record | None:
+        """None of what cannot be read."""
+        return self._record
+
     def is_behind(self, place: Place) -> bool:
         """Whether whoever stands at ``place`` has seen all that was stored before this."""
-        record = self._record
-        return (
-            isinstance(record, records.Chunks)
-            and record.attempt == place.attempt
-            and record.seq <= place.expected
-        )
+        return is_behind(self._record, place)
 
     def frame(self, place: Place) -> Framed:
         found = self._frames.get(place)

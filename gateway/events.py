@@ -5,15 +5,12 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..client.link import Link, NotReady
-from ..client.requests import NobodyAnswers
 from ..client.run_state import Place
-from ..protocol import messages, subjects
-from ..protocol.errors import NotFound
-from ..protocol.model import check_run_id, untoken
+from ..protocol.model import check_run_id
 from .access import require
 from .event_stream import HEADERS, EventStream
 from .frames import read_id
+from .run_lookup import find_run
 from .service import Service, caller_of, read_text
 from .tokens import Caller
 
@@ -27,9 +24,7 @@ class Events:
         require(caller, "read")
         run = check_run_id(request.path_params["run"])
         place, over = _read_place(request)
-        thread = await self._find_thread(caller, run)
-        if not caller.may_see(thread):
-            raise NotFound(f"no run {run!r}; see: runctl list THREAD")
+        thread = (await find_run(self._service, caller, run)).thread
         return self._answer(request, caller, thread, run, place, over)
 
     def _answer(
@@ -41,29 +36,6 @@ class Events:
             return Response(headers={k.decode(): v.decode() for k, v in HEADERS})
         watching = self._service.access.watch(caller)
         return EventStream(self._service.hub, thread, run, place, watching)
-
-    async def _find_thread(self, caller: Caller, run: str) -> str:
-        """Of ``run``: as its output says, which needs no daemon; else as the daemon does."""
-        stored = await self._service.links.use(lambda link: _find_stored(link, run))
-        if stored is not None:
-            return stored
-        found = await self._service.ask(caller, messages.Show(run), messages.RunDetails)
-        return found.run.thread
-
-
-async def _find_stored(link: Link, run: str) -> str | None:
-    """Raises Unavailable."""
-    subject = f"{subjects.SUBJECT_PREFIX}.*.{run}"
-    try:
-        reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", {"last_by_subj": subject})
-    except NotReady as problem:
-        if problem.code in (subjects.NO_MESSAGE, subjects.NO_STREAM):
-            return None
-        raise NobodyAnswers(f"JetStream does not answer ({problem})") from None
-    try:
-        return untoken(str(reply["message"]["subject"]).split(".")[-2])
-    except ValueError:  # another program's
-        return None
 
 
 def _read_place(request: Request) -> tuple[Place, bool]:

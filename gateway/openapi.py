@@ -16,6 +16,7 @@ from .threads import AbortBody, PurgeBody, SubmitBody
 RUN_ID = "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 THREAD = r"^[^\u0000-\u001f\u007f-\u009f]+$"
 EVENT_ID = r"^[0-9]{1,15}\.([0-9]{1,15}|end)$"
+OFFSET = r"^(-1|now|[0-9]{16}_[0-9]{16}_[0-9]{16})$"
 STATUSES = ["queued", "running", "succeeded", "failed", "aborted", "dead"]
 #: Any request may meet these: no token, none with that scope, a daemon that is away or busy.
 ALWAYS = (400, 401, 403, 421, 431, 502, 503, 504)
@@ -146,6 +147,7 @@ def _make_paths() -> Json:
         "/v1/runs": {"post": _lines()},
         run: {"get": _get("showRun", SHOW, _ref("RunDetails"), [_RUN, wait], 404, 429)},
         f"{run}/events": {"get": _events()},
+        f"{run}/stream": {"get": _stream()},
         f"{run}/abort": {
             "post": _post("abortRun", "End this run", (200, "Runs"), [_RUN], 404, 409)
         },
@@ -248,6 +250,29 @@ def _events() -> Json:
         ],
         "responses": answers,
     }
+
+
+def _stream() -> Json:
+    """Where a client stands is its own: what it was told last, or one of the two words."""
+    offsets = {"type": "string", "pattern": OFFSET}
+    answers = _answers(200, {"application/json": {"schema": _JSON_EVENTS}}, 404, 429)
+    answers["200"]["content"]["text/event-stream"] = {}
+    answers["204"] = {"description": "There was no more: ask again, unless Stream-Closed says not."}
+    answers["304"] = {"description": "Nothing has changed since If-None-Match."}
+    return {
+        "operationId": "readStream",
+        "summary": "The run's events as a Durable Stream",
+        "parameters": [
+            _RUN,
+            _query("offset", "Where to begin.", offsets),
+            _query("live", "Wait for more.", {"type": "string", "enum": ["long-poll", "sse"]}),
+            _query("cursor", "Stream-Cursor of the answer before.", {"type": "string"}),
+        ],
+        "responses": answers,
+    }
+
+
+_JSON_EVENTS: Json = {"type": "array", "items": {"type": "object", "required": ["type"]}}
 
 
 def _changes() -> Json:

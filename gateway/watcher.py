@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
+from ..client.events import End
 from ..client.run_state import Place
 from .channel import Channel
 from .entries import Entry
@@ -17,11 +19,12 @@ class Watcher:
     """Stands at ``place`` of ``channel``'s run. ``take`` gives what is there without waiting,
     ``fetch`` and ``wait`` go on until there may be more. ``ended``: the run's end was given."""
 
-    def __init__(self, channel: Channel, place: Place) -> None:
+    def __init__(self, channel: Channel, place: Place, cursor: int = 0) -> None:
+        """``cursor``: nothing that is new at ``place`` is stored up to there."""
         self._channel = channel
         self._place = place
         self._epoch = channel.epoch
-        self._cursor = channel.find_start(place) if place.attempt else 0
+        self._cursor = max(cursor, channel.find_start(place) if place.attempt else 0)
         self._page: list[Entry] = []
         self._changed = asyncio.Event()
         #: Nothing was sent since the last beat, and since the one before it.
@@ -66,14 +69,23 @@ class Watcher:
     def take(self) -> bytes:
         """The frames of what is there, ``SEND`` bytes or a few more; b"" for nothing."""
         parts: list[bytes] = []
+
+        def add(entry: Entry) -> int:
+            data, self._place, self.ended = entry.frame(self._place)
+            parts.append(data)
+            return len(data)
+
+        self._advance(add, SEND)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _advance(self, add: Callable[[Entry], int], most: int) -> None:
+        """``add`` what is there, one by one, until that has ``most`` bytes."""
         size = 0
-        while size < SEND and not self.ended and (entries := self._find_next()):
+        while size < most and not self.ended and (entries := self._find_next()):
             taken = 0
             for entry in entries:
-                data, self._place, self.ended = entry.frame(self._place)
-                taken, size = taken + 1, size + len(data)
-                parts.append(data)
-                if self.ended or size >= SEND:
+                size, taken = size + add(entry), taken + 1
+                if self.ended or size >= most:
                     break
             if self._page:
                 del self._page[:taken]
@@ -81,7 +93,6 @@ class Watcher:
                 self._cursor = entries[taken - 1].sequence
         self._quiet = self._quiet and not size
         self._channel.ended |= self.ended
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _find_next(self) -> list[Entry]:
         channel = self._channel
@@ -97,16 +108,21 @@ class Watcher:
             self._epoch, self._cursor, self._page = self._channel.epoch, 0, []
 
     def take_lost_end(self) -> bytes:
+        """``find_lost_end``, as frames; b"" while there is none."""
+        end = self.find_lost_end()
+        return b"" if end is None else encode_events([end], end.attempt)
+
+    def find_lost_end(self) -> End | None:
         """Where nothing is left to be taken or fetched: what stands for an end that is not
-        stored; b"" while there is none."""
+        stored; None while there is none."""
         channel = self._channel
         if not channel.opened.is_set():
-            return b""
+            return None
         if not self._asked:
             self._asked = True
             channel.over.look(channel.wake_all)
         end = channel.over.end
         if end is None or channel.high < channel.over.last:
-            return b""
+            return None
         self.ended = True
-        return encode_events([end], end.attempt)
+        return end

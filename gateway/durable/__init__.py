@@ -1,0 +1,1 @@
+"""Durable Streams, an open protocol over HTTP: https://github.com/durable-streams/durable-streams."""
