@@ -25,6 +25,8 @@ STARTS = 3
 
 async def inject(stage: Stage, fault: Fault, skews: list[int]) -> bool:
     """Whether it hit anything: a daemon that is down already cannot be killed."""
+    if fault.kind.startswith("gateway "):
+        return await _gateway(stage, fault)
     executor = stage.executors[fault.target % len(stage.executors)]
     what, _, how = fault.kind.partition(" ")
     if what == "daemon":
@@ -169,6 +171,13 @@ async def _restart(stage: Stage, executor: Executor) -> bool:
         text = said.decode(errors="replace")
         executor.history.wrong.append(f"runctl restart: exit {process.returncode}: {text}")
     return process.returncode == 0
+
+
+async def _gateway(stage: Stage, fault: Fault) -> bool:
+    gateway = stage.gateways[fault.target]
+    if fault.kind == "gateway stopped and continued":
+        return await _pause(gateway.pid, fault.lasts)
+    return gateway.signal(signal.SIGKILL if fault.kind == "gateway killed" else signal.SIGTERM)
 
 
 async def _pause(pid: int | None, seconds: float) -> bool:

@@ -18,12 +18,15 @@ from runctl.protocol.errors import RequestError, RunctlError
 
 from . import work as program
 from .client import Client
+from .http_watching import HttpWatcher
 from .plan import Act, Plan, Work
 from .stage import Stage
 
 #: From its first submit, faults and all.
 ACCEPTED_WITHIN = 60.0
 RETRIED_WITHIN = 5.0
+#: What an attach exits with, by the run's status.
+EXIT = {"succeeded": 0, "failed": 1, "dead": 1, "aborted": 5}
 #: Exit codes of an attach that began while there was nobody to ask.
 TRY_AGAIN = (3, 4)
 
@@ -131,7 +134,7 @@ class Load:
         await asyncio.sleep(max(0.0, began + act.at - time.monotonic()))
         event = self._accepted[act.run] if act.run else self._any[act.thread]
         await event.wait()
-        if act.what in ("attach", "follow"):
+        if act.what in ("attach", "follow", "http"):
             seen = Seen(act)
             self.watchers.append(seen)
             await self._watch(seen, began)
@@ -185,6 +188,9 @@ class Load:
 
     async def _attach(self, seen: Seen) -> None:
         act = seen.act
+        if act.what == "http":
+            seen.reader = asyncio.create_task(self._read_http(seen))
+            return
         words = ["attach", act.thread, *(["--run", act.run] if act.run else ["-f"]), "--json"]
         seen.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "runctl.cli.main", "-c", str(self._stage.client_config)),
@@ -212,9 +218,30 @@ class Load:
             return
         seen.code = code
 
+    async def _read_http(self, seen: Seen) -> None:
+        def hear(event: dict[str, Any]) -> None:
+            seen.times.append(time.monotonic())
+            seen.events.append(event)
+
+        assert seen.act.run is not None
+        watcher = HttpWatcher(seen.act.run, [x.port for x in self._stage.gateways])
+        try:
+            await watcher.watch(hear)
+        except RuntimeError as error:
+            self.wrong.append(f"{seen.name}: {error}")
+            seen.code = -1
+            return
+        seen.code = EXIT[seen.events[-1]["status"]]
+
     async def leave(self, seen: Seen) -> None:
         """Detach as Ctrl-C does."""
         seen.left = True
+        if seen.act.what == "http":
+            if seen.code is None and seen.reader is not None:
+                seen.reader.cancel()
+                await asyncio.wait([seen.reader])
+                seen.code = 130
+            return
         if seen.process is not None and seen.process.returncode is None:
             # Python itself does not take an interrupt well while it starts.
             seen.process.send_signal(signal.SIGINT if seen.events else signal.SIGKILL)

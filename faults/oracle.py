@@ -15,11 +15,10 @@ from runctl.protocol.model import Run, Status
 from . import journal
 from .history import Absence, Silence
 from .journal import Line, Try
-from .load import Seen, Told
+from .load import EXIT, Seen, Told
 from .plan import Work
 from .work import SAME
 
-EXIT = {"succeeded": 0, "failed": 1, "dead": 1, "aborted": 5}
 #: A run that lived through the ends of so many daemons may be ended, and begin anew.
 MOST_IN_VAIN = 3
 HARMFUL = re.compile(r"run (\S+) seems to take its daemon down")

@@ -66,6 +66,13 @@ KINDS: dict[str, dict[str, tuple[int, float, float]]] = {
     },
 }
 
+#: The same, of gateways; each round has one at least.
+GATEWAY_KINDS: dict[str, tuple[int, float, float]] = {
+    "gateway killed": (3, 0, 0),
+    "gateway restarted": (2, 0, 0),
+    "gateway stopped and continued": (2, 0.2, 2.0),
+}
+GATEWAYS = 2
 
 #: Faults after which commands go on.
 HARD = (
@@ -106,8 +113,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Act:
-    """``what``: attach, follow (a thread), abort, purge or retry; ``until``: when a watcher
-    leaves, 0: it stays."""
+    """``what``: attach, http (attach over HTTP), follow (a thread), abort, purge or retry;
+    ``until``: when a watcher leaves, 0: it stays."""
 
     at: float
     what: str
@@ -119,7 +126,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Fault:
-    """``target``: which executor, where it is about one."""
+    """``target``: which executor or gateway, where it is about one."""
 
     at: float
     kind: str
@@ -155,7 +162,7 @@ class Plan:
     def schedule(self) -> list[str]:
         """What happens when, a line each; the load's submits are in the plan's file."""
         lines = [
-            (fault.at, f"{fault.kind}, executor {fault.target}, {fault.lasts:.2f} s")
+            (fault.at, f"{fault.kind}, number {fault.target}, {fault.lasts:.2f} s")
             for fault in self.faults
         ]
         for act in self.acts:
@@ -186,6 +193,8 @@ def make(seed: int, profile: str, kinds: set[str]) -> Plan:
     faults = [fault for fault in faults if fault.kind in kinds]
     # A short one runs out while a daemon is late, and at times while it starts.
     outlive = r.choice([0.0, 0.0, *[round(r.uniform(0.5, 3.0), 1)] * 3, *[LONG] * 7])
+    acts = sorted([*acts, *_acts_over_http(r, works, length)], key=lambda act: act.at)
+    faults = sorted([*faults, *_gateway_faults(r, length)], key=lambda fault: fault.at)
     return Plan(seed, profile, lanes, acts, faults, small, skews, outlive)
 
 
@@ -255,6 +264,27 @@ def _acts(r: Random, lanes: dict[str, list[Work]], works: list[Work], length: fl
             work = r.choice([work for work in commands if work.code] or commands)
             acts.append(Act(at, "retry", work.thread, work.run))
     return sorted(acts, key=lambda act: act.at)
+
+
+def _acts_over_http(r: Random, works: list[Work], length: float) -> list[Act]:
+    """Watchers that come early, midway and late, some of which leave."""
+    acts = []
+    for part in (0.1, 0.5, 1.0, *r.choices([0.3, 0.7, 1.5], k=r.randint(0, 2))):
+        work, at = r.choice(works), round(part * length * r.uniform(0.5, 1.0), 2)
+        leaves = round(at + r.uniform(0.5, 2.0), 2) if r.random() < 0.2 else 0.0
+        acts.append(Act(at, "http", work.thread, work.run, leaves))
+    return acts
+
+
+def _gateway_faults(r: Random, length: float) -> list[Fault]:
+    weights = [weight for weight, _, _ in GATEWAY_KINDS.values()]
+    faults = []
+    for kind in r.choices(list(GATEWAY_KINDS), weights, k=r.randint(1, 3)):
+        _, least, most = GATEWAY_KINDS[kind]
+        lasts = round(r.uniform(least, most), 2)
+        at = round(r.uniform(0.2, length), 2)
+        faults.append(Fault(at, kind, r.randrange(GATEWAYS), lasts))
+    return faults
 
 
 def _faults(r: Random, profile: str, length: float) -> list[Fault]:

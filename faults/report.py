@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from .plan import KINDS, LONG, PROFILES
+from .plan import GATEWAY_KINDS, KINDS, LONG, PROFILES
 from .round import Result
 
 BEGIN, END = "<!-- figures: made by `make faults`; not by hand -->", "<!-- figures end -->"
@@ -24,6 +24,7 @@ VIOLATIONS = {
     "growth": "growth of descriptors, threads, memory",
 }
 LOAD = ("runs", "attempts", "adoptions", "runs adopted", "replays", "watchers",
+        "watchers over HTTP",
         "resets seen", "continues seen", "chunks seen", "aborts", "retries", "purges",
         "requests without an answer", "checks", "overlaps while paused")  # fmt: skip
 
@@ -80,6 +81,7 @@ class Report:
         }
         for kind in dict.fromkeys(kind for profile in PROFILES for kind in KINDS[profile]):
             rows.append(_row(kind, [by[p][kind] if kind in KINDS[p] else "" for p in PROFILES]))
+        rows += [_row(kind, [by[p][kind] for p in PROFILES]) for kind in GATEWAY_KINDS]
         small = [
             sum(x.plan.profile == p and x.plan.small > 0 for x in self._results) for p in PROFILES
         ]

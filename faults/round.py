@@ -58,8 +58,9 @@ async def play(stage: Stage, plan: Plan, folder: Path) -> Result:
     await stage.set_up(plan.small, plan.outlive)
     for executor in stage.executors:
         executor.begin_history()
-    offsets = {e.config.stem: e.log.stat().st_size for e in stage.executors}
+    offsets = {log.stem: log.stat().st_size for log in stage.logs}
     exits = [len(e.exits) for e in stage.executors]
+    gateway_exits = [len(g.exits) for g in stage.gateways]
     load = Load(stage, plan, folder)
     try:
         async with asyncio.TaskGroup() as group:
@@ -99,11 +100,15 @@ async def play(stage: Stage, plan: Plan, folder: Path) -> Result:
                 if code not in (0, 69, 75, -9, -15, -10, -12):
                     text = f"executor {executor.config.stem} ended with {code}"
                     result.violations.append(Violation("log", text))
+        for gateway, before in zip(stage.gateways, gateway_exits, strict=True):
+            for code in gateway.exits[before:]:
+                if code not in (0, -9, -15):  # TERM: before it listened
+                    text = f"{gateway.log.stem} ended with {code}"
+                    result.violations.append(Violation("log", text))
     finally:
         await load.close()
-        for executor in stage.executors:
-            name = executor.config.stem
-            (folder / f"{name}.log").write_bytes(_log(executor.log, offsets[name]))
+        for log in stage.logs:
+            (folder / log.name).write_bytes(_log(log, offsets[log.stem]))
     for violation in result.violations:
         result.counts[f"violation {violation.kind}"] += 1
     result.seconds = time.monotonic() - began
@@ -155,10 +160,7 @@ async def _facts(
                 works[row.run] = dataclasses.replace(source, run=row.run)
     stored = {row.run: await load.client.records(row.thread, row.run) for row in rows}
     kinds = {fault.kind for fault in plan.faults}
-    logs = {
-        e.config.stem: _log(e.log, offsets[e.config.stem]).decode(errors="replace")
-        for e in stage.executors
-    }
+    logs = {log.stem: _log(log, offsets[log.stem]).decode(errors="replace") for log in stage.logs}
     # A daemon that starts on a full disk keeps as much output as there is room for.
     full = any("output is kept up to that" in log for log in logs.values())
     return Facts(
@@ -240,6 +242,7 @@ def _count(result: Result, facts: Facts, load: Load) -> None:
     counts["adoptions"] += sum(log.count(GOES_ON) for log in facts.logs.values())
     counts["runs adopted"] += len(_find_adopted(facts))
     counts["watchers"] += len(facts.watchers)
+    counts["watchers over HTTP"] += sum(seen.act.what == "http" for seen in facts.watchers)
     counts["resets seen"] += sum(
         event["type"] == "reset" for seen in facts.watchers for event in seen.events
     )

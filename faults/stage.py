@@ -19,8 +19,9 @@ from runctl.protocol.endpoint import ENDPOINT_FILE
 
 from .client import Client
 from .endpoint import Endpoint
+from .gateway_process import GatewayProcess
 from .parts import Executor, SmallDisk, clock_library, descendants, strike
-from .plan import EXECUTORS, KINDS, SHARED
+from .plan import EXECUTORS, GATEWAY_KINDS, GATEWAYS, KINDS, SHARED
 
 STARTS_WITHIN = 60.0
 QUEUE = "[queue]\nmax_attempts = 100\nstop_grace = '300ms'\n"
@@ -35,6 +36,7 @@ class Stage:
         path.mkdir(parents=True)
         self.endpoint = Endpoint(path / "journal")
         self.executors: list[Executor] = []
+        self.gateways: list[GatewayProcess] = []
         self.postgres = postgres if profile == SHARED else None
         self.nats: Node | None = None
         self.nats_lock, self.postgres_lock = asyncio.Lock(), asyncio.Lock()
@@ -57,8 +59,13 @@ class Stage:
         self._database = ""
 
     @property
+    def logs(self) -> list[Path]:
+        """Of all daemons and gateways."""
+        return [*(x.log for x in self.executors), *(x.log for x in self.gateways)]
+
+    @property
     def kinds(self) -> set[str]:
-        return set(KINDS[self.profile]) - set(self.skipped)
+        return {*KINDS[self.profile], *GATEWAY_KINDS} - set(self.skipped)
 
     async def open(self) -> None:
         if not clock_library():
@@ -71,6 +78,10 @@ class Stage:
         for executor in self.executors:
             executor.start()
         await self.wait_ready()
+        for n in range(GATEWAYS):
+            gateway = GatewayProcess(self.client_config, self.path / f"gateway-{n}.log")
+            gateway.start()
+            self.gateways.append(gateway)
 
     def _open_embedded(self) -> None:
         where = self.path / "disk"
@@ -188,6 +199,8 @@ class Stage:
         self.starved.clear()
         for proxy in self.proxies():
             proxy.heal()
+        for gateway in self.gateways:
+            gateway.signal(signal.SIGCONT)
         for executor in self.executors:
             executor.signal(signal.SIGCONT)
             strike(executor.keeper(), signal.SIGCONT)
@@ -249,6 +262,8 @@ class Stage:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(STARTS_WITHIN / 2):
                 await self.heal()
+        for gateway in self.gateways:
+            await gateway.close()
         for executor in self.executors:
             await executor.close()
             end_all_of(executor.state)  # of one that was killed last
