@@ -24,6 +24,8 @@ class HttpWatcher:
         self._run = run
         self._ports = itertools.cycle(ports)
         self._last = ""
+        #: How often it has come back behind an event.
+        self.returns = 0
 
     async def watch(self, hear: Callable[[dict[str, Any]], None]) -> None:
         """Until the run's end; ``hear`` gets what ``attach --json`` prints. Raises RuntimeError
@@ -47,6 +49,7 @@ class HttpWatcher:
         async with client.stream("GET", url, headers=shown) as answer:
             if answer.status_code in AGAIN:
                 return
+            self.returns += bool(shown)
             if answer.status_code != 200:
                 text = (await answer.aread()).decode(errors="replace")
                 raise RuntimeError(f"{url} after {self._last!r}: {answer.status_code} {text}")

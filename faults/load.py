@@ -54,6 +54,7 @@ class Seen:
     stderr: str = ""
     process: asyncio.subprocess.Process | None = None
     reader: asyncio.Task[None] | None = None
+    http: HttpWatcher | None = None
 
     @property
     def name(self) -> str:
@@ -225,6 +226,7 @@ class Load:
 
         assert seen.act.run is not None
         watcher = HttpWatcher(seen.act.run, [x.port for x in self._stage.gateways])
+        seen.http = watcher
         try:
             await watcher.watch(hear)
         except RuntimeError as error:

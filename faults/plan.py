@@ -267,10 +267,12 @@ def _acts(r: Random, lanes: dict[str, list[Work]], works: list[Work], length: fl
 
 
 def _acts_over_http(r: Random, works: list[Work], length: float) -> list[Act]:
-    """Watchers that come early, midway and late, some of which leave."""
+    """Watchers that come early, midway and late, some of which leave; of the longer half of the
+    runs, since a watcher of the others has seen it all before anything happens to its gateway."""
     acts = []
-    for part in (0.1, 0.5, 1.0, *r.choices([0.3, 0.7, 1.5], k=r.randint(0, 2))):
-        work, at = r.choice(works), round(part * length * r.uniform(0.5, 1.0), 2)
+    longer = sorted(works, key=lambda work: work.parts * work.pause)[len(works) // 2 :]
+    for part in (0.1, 0.1, 0.3, 0.5, 1.0, *r.choices([0.2, 0.7, 1.5], k=r.randint(0, 3))):
+        work, at = r.choice(longer), round(part * length * r.uniform(0.5, 1.0), 2)
         leaves = round(at + r.uniform(0.5, 2.0), 2) if r.random() < 0.2 else 0.0
         acts.append(Act(at, "http", work.thread, work.run, leaves))
     return acts
@@ -279,7 +281,7 @@ def _acts_over_http(r: Random, works: list[Work], length: float) -> list[Act]:
 def _gateway_faults(r: Random, length: float) -> list[Fault]:
     weights = [weight for weight, _, _ in GATEWAY_KINDS.values()]
     faults = []
-    for kind in r.choices(list(GATEWAY_KINDS), weights, k=r.randint(1, 3)):
+    for kind in r.choices(list(GATEWAY_KINDS), weights, k=r.randint(2, 5)):
         _, least, most = GATEWAY_KINDS[kind]
         lasts = round(r.uniform(least, most), 2)
         at = round(r.uniform(0.2, length), 2)

@@ -24,7 +24,7 @@ VIOLATIONS = {
     "growth": "growth of descriptors, threads, memory",
 }
 LOAD = ("runs", "attempts", "adoptions", "runs adopted", "replays", "watchers",
-        "watchers over HTTP",
+        "watchers over HTTP", "returns over HTTP",
         "resets seen", "continues seen", "chunks seen", "aborts", "retries", "purges",
         "requests without an answer", "checks", "overlaps while paused")  # fmt: skip
 

@@ -243,6 +243,7 @@ def _count(result: Result, facts: Facts, load: Load) -> None:
     counts["runs adopted"] += len(_find_adopted(facts))
     counts["watchers"] += len(facts.watchers)
     counts["watchers over HTTP"] += sum(seen.act.what == "http" for seen in facts.watchers)
+    counts["returns over HTTP"] += sum(x.http.returns for x in facts.watchers if x.http)
     counts["resets seen"] += sum(
         event["type"] == "reset" for seen in facts.watchers for event in seen.events
     )
