@@ -522,6 +522,9 @@ class Judge:
         texts: dict[str, str] = {}
         for event in chunks:
             texts[event["stream"]] = texts.get(event["stream"], "") + event["data"]
+        if work.chat:  # what we say of tries that failed is nobody's reply
+            rest = re.sub(r"(?m)^runctl: .*\n", "", texts.pop("stderr", ""))
+            texts |= {"stderr": rest} if rest else {}
         row = self._facts.by_run.get(run)
         done = (
             row is not None and row.status is not Status.ABORTED and not _names_poverty(row.error)

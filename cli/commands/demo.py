@@ -28,6 +28,7 @@ from ..rehearsal.private_daemon import (
     uninterrupted,
     wait_ready,
 )
+from .demo_page import DemoPage, PageFailed
 
 COUNT = 20
 INTERVAL = 0.5
@@ -48,11 +49,12 @@ class DemoFailed(Exception):
 
 @click.command()
 def demo() -> None:
-    """Kill a daemon, and watch: its command goes on, and its chat is replayed."""
+    """Kill a daemon, and watch: its command goes on, and its chat is replayed. A page shows it to
+    browsers meanwhile; at a terminal it stays until Enter is pressed."""
     try:
         with private_folder("runctl-demo-") as folder:
             _Demo(folder).play()
-    except (DemoFailed, ChildFailed) as error:
+    except (DemoFailed, ChildFailed, PageFailed) as error:
         click.echo(f"runctl demo: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -70,6 +72,7 @@ class _Demo:
         self._state = folder / "state"
         self._config = folder / "runctld.toml"
         self._children: list[Child] = []
+        self._page = DemoPage()
         loopback = {name: "127.0.0.1,localhost" for name in ("NO_PROXY", "no_proxy")}
         self._env = {**os.environ, **loopback, "PYTHONUNBUFFERED": "1"}
 
@@ -78,7 +81,8 @@ class _Demo:
         with self._cleaning_up():
             self._prepare()
             daemon, ready_in = self._start_daemon()
-            self._submit("build", "--", *STEPS)
+            self._show_page()
+            build = self._submit("build", "--", *STEPS)
             self._submit("ask", "--runner", "chat", PROMPT)
             command, chat = self._attach("build"), self._attach("ask")
             command.wait_line(f"step {KILL_AFTER}", _is_step(KILL_AFTER))
@@ -110,7 +114,15 @@ class _Demo:
             _say(f"$ runctl attach ask --no-follow --json    {late}")
             seen = self._check_late(self._runctl("attach", "ask", "--no-follow", "--json"), killed)
             _say(f"  {seen} chunks, each exactly once, all from the call after the kill")
+            if self._page.there:
+                _say(
+                    f"$ curl {self._page.url}v1/runs/{build}/events    # a browser that comes late"
+                )
+                steps = "".join(self._page.read_chunks(build)).splitlines()
+                _check_steps(steps)
+                _say(f"  {len(steps)} steps, each exactly once")
             self._show_list({"build": "1", "ask": "2"})
+            self._wait_for_visitors()
             _say(f"$ kill {daemon.process.pid}")
             if code := daemon.stop(PATIENCE):
                 raise DemoFailed(f"the daemon ended with {code} on SIGTERM{daemon.tail()}")
@@ -133,10 +145,26 @@ class _Demo:
         ):
             _say(f"  {name:<46}{value}")
 
-    def _submit(self, thread: str, *work: str) -> None:
+    def _show_page(self) -> None:
+        if not self._page.there:
+            _say("(no page for browsers: pip install 'runctl[gateway]')")
+            return
+        self._page.wait_ready(PATIENCE)
+        _say(f"The page is at {self._page.url} : open it, it stays through the kill.")
+
+    def _wait_for_visitors(self) -> None:
+        """Whoever sits at a terminal may want to look around."""
+        if self._page.there and sys.stdin.isatty() and sys.stdout.isatty():
+            _say()
+            _say(f"The page stays at {self._page.url} until you press Enter.")
+            sys.stdin.readline()
+
+    def _submit(self, thread: str, *work: str) -> str:
+        """The run's id."""
         _say(f"$ runctl submit {thread} {shlex.join(work)}")
-        for line in self._runctl("submit", thread, *work):
-            _say(f"  {line}")
+        (run,) = self._runctl("submit", thread, *work)
+        _say(f"  {run}")
+        return run
 
     def _show_list(self, attempts: dict[str, str]) -> None:
         """``attempts``: how many each thread's run is to have had."""
@@ -156,7 +184,7 @@ class _Demo:
         _say(f"A mock of an OpenAI-compatible endpoint listens on 127.0.0.1:{port}: it answers")
         _say(f"with {COUNT} chunks, {INTERVAL:g} s apart, each stamped with its call's start.")
         self._config.write_text(
-            f"state_dir = {json.dumps(str(self._state))}\n"
+            f"state_dir = {json.dumps(str(self._state))}\n{self._page.configuration()}"
             "[runners.chat]\n"
             'kind = "chat"\n'
             f'base_url = "http://127.0.0.1:{port}/v1"\n'
