@@ -42,12 +42,13 @@ class Patience:
         self._waits = False
         self._expected = False
 
-    async def wait(self, error: Exception) -> None:
-        """A moment, before whoever met ``error`` tries again. Raises it when that is over."""
+    async def wait(self, error: Exception, *, met: bool = False) -> None:
+        """A moment, before whoever met ``error`` tries again. Raises it when that is over.
+        ``met``: there was a connection before."""
         now = time.monotonic()
         if not self._waits or now > self._began + self._seconds + LONGEST_PAUSE:
             self._began, self._pause, self._expected = now, PAUSE, False
-        left = self._began + self._find_limit(error) - now
+        left = self._began + self._find_limit(error, met) - now
         if left <= 0:
             self._notice(False)
             raise error
@@ -62,10 +63,12 @@ class Patience:
             self._waits = False
             self._notice(False)
 
-    def _find_limit(self, error: Exception) -> float:
+    def _find_limit(self, error: Exception, met: bool) -> float:
         if is_daemon_expected(self._config):
             return self._seconds
-        if isinstance(error, NobodyAnswers) and not self._config.nats.embedded:
+        if self._config.nats.embedded:
+            return 0
+        if isinstance(error, NobodyAnswers):
             self._expected |= error.expected  # NATS forgets, sooner perhaps than we lose patience
             return self._seconds if self._expected else min(self._seconds, CLUSTER)
-        return 0
+        return self._seconds if met else 0

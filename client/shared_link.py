@@ -45,11 +45,14 @@ class SharedLink:
             try:
                 done = await work(await self.dial())
             except Away as error:
-                await self._patience.wait(error)
+                await self._patience.wait(error, met=self._link is not None)
             except LinkLost as error:
                 if not repeatable:
                     raise
-                await self._patience.wait(error)
+                try:
+                    await self._patience.wait(error, met=True)
+                except LinkLost:  # whoever only reads has lost nothing
+                    raise Away(f"{error}; try again") from error
             else:
                 self._patience.end()
                 return done

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Box, wait_until
 from gateways import Gateway, Place, Stream
+from natsserver import Node
 from runctl.protocol import messages
 
 STEPS = (
@@ -377,3 +378,30 @@ def test_the_head_of_a_request_is_bounded(place: Place, gateway: Gateway) -> Non
     assert b" 431 " in said
     assert b" 400 " in ask(b"nonsense\r\n\r\n")
     assert b" 400 " in ask(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+
+
+def test_elsewhere_what_reads_waits_for_a_nats_server_that_restarts(
+    stopped_box: Box, tmp_path: Path
+) -> None:
+    (tmp_path / "nats").mkdir()
+    node, file = Node(tmp_path / "nats"), tmp_path / "elsewhere.toml"
+    node.start()
+    told = f'[nats]\nurl = "{node.url}"\n'
+    file.write_text(f'state_dir = "{tmp_path / "elsewhere"}"\n{told}')
+    stopped_box.configure(told)
+    stopped_box.start()
+    with closing(node), closing(Gateway(file)) as gateway:
+        run = gateway.submit("t", "true")
+        assert gateway.read(run).ended
+        answers: list[int] = []
+        for _ in range(3):
+            node.kill()
+            ask = threading.Thread(
+                target=lambda: answers.append(gateway.get(f"/v1/runs/{run}/events").status_code)
+            )
+            ask.start()
+            node.start()
+            ask.join(DEADLINE)
+        node.kill()
+        problem(gateway.get(f"/v1/runs/{run}/events"), 503, "unavailable")
+        assert answers == [200] * 3
