@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+import sqlalchemy as sa
 import trio
 import trio_asyncio
 from conftest import DEADLINE, Box, Watch, wait_until
@@ -28,6 +31,8 @@ from runctl.supervisor.cluster import lease_taking, members
 from runctl.supervisor.cluster.lease_taking import hold_database_lease
 from runctl.supervisor.cluster.members import Members
 from runctl.supervisor.host.postgres import aio, connect, connection
+from runctl.supervisor.queue.retries import may_pass
+from runctl.supervisor.queue.sessions import Sessions
 
 #: The first attempt stays in the middle, whenever it is that it is cut.
 TEN = """
@@ -444,6 +449,29 @@ async def test_sessions_of_our_own_choose_their_isolation(house: House) -> None:
         for setting, value in (("isolation", "read committed"), ("deferrable", "off")):
             shown = await aio(ours.fetchval)(f"SHOW transaction_{setting}")
             assert shown == value
+
+
+def test_a_session_that_finds_no_descriptor_may_be_opened_later(house: House) -> None:
+    """psycopg raises the machine's refusal as it is."""
+    sessions = Sessions(Config(Path("/nowhere"), database=Database(house.url)), lambda: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 256), hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        os.close(taken.pop())  # for the socket; there is none for the selector
+        with pytest.raises(sa.exc.OperationalError) as caught:
+            sessions.engine.connect()
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert may_pass(caught.value)
+    with sessions.engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT 1")) == 1
+    sessions.close()
 
 
 async def test_a_key_log_that_cannot_be_written_is_named(

@@ -57,6 +57,7 @@ class Sessions:
             settle = _make_settle(url)
             # Before SQLAlchemy asks a first session what its default is, to return to it later.
             sa.event.listen(self.engine, "connect", settle, insert=True)
+            sa.event.listen(self.engine, "do_connect", _connect)
             sa.event.listen(self.engine, "handle_error", _leave_read_only)
         sa.event.listen(self.engine, "commit", lambda _: before_commit())
         sa.event.listen(self.engine, "checkin", self._close_late)
@@ -88,6 +89,15 @@ def _make_settle(url: sa.URL) -> Callable[[Any, object], None]:
         connection.commit()  # the pool rolls back what is left open
 
     return settle
+
+
+def _connect(dialect: Any, _: object, args: Any, options: Any) -> Any:
+    """What the machine refuses, such as one more descriptor, psycopg raises as it is: an error that
+    nobody would take for the database's, and tries again after."""
+    try:
+        return dialect.connect(*args, **options)
+    except OSError as error:
+        raise dialect.loaded_dbapi.OperationalError(str(error)) from error
 
 
 def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
