@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -52,6 +53,13 @@ class Application:
         self._service = service
         self._page = PageFiles()
         self._router = Router(_make_routes(service), redirect_slashes=False, default=_nothing)
+        #: Requests that only read, and have no answer yet.
+        self._reading: set[asyncio.Task[Any]] = set()
+
+    def stop(self) -> None:
+        """Who waits for a daemon need not wait for the end of this process as well."""
+        for task in self._reading:
+            task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -59,17 +67,22 @@ class Application:
             return
         if scope["type"] != "http":
             return
-        started = False
+        started, task = False, asyncio.current_task()
+        assert task is not None
 
         async def watched_send(message: Any) -> None:
             nonlocal started
             started = True
+            self._reading.discard(task)
             await send(message)
 
         # Parts are told apart before they are decoded.
         scope["path"] = scope["raw_path"].decode("latin-1")
         scope["app"] = self  # whoever asks with another method is told so by an exception
         request = Request(scope, receive)
+        reads = request.method in ("GET", "HEAD")
+        if reads:
+            self._reading.add(task)
         try:
             self._service.access.check_head(request)
             if (file := self._page.find(request)) is not None:
@@ -77,13 +90,22 @@ class Application:
                 return
             scope["runctl.caller"] = self._service.access.find_caller(request)
             await self._router(scope, receive, watched_send)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if started:
                 raise
-            await _answer_error(error)(scope, receive, send)
+            # Cancelled: by the stop, ours or the server's. This is the outermost frame.
+            self._reading.discard(task)
+            await _answer_error(error, reads)(scope, receive, send)
+        finally:
+            self._reading.discard(task)
 
 
-def _answer_error(error: Exception) -> Response:
+def _answer_error(error: BaseException, reads: bool) -> Response:
+    if isinstance(error, asyncio.CancelledError):
+        status, code, unsure = (503, "unavailable", "")
+        if not reads:
+            status, code, unsure = (504, "unanswered", "; it may have taken effect")
+        return answer_error(HttpProblem(status, code, f"the gateway stops{unsure}; try again"))
     if isinstance(error, RunctlError):
         return answer_error(error)
     if isinstance(error, HTTPException) and error.status_code == 405:

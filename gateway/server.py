@@ -8,7 +8,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
@@ -65,8 +65,9 @@ async def serve(config: Config, address: str, listener: socket.socket, access: A
     hub, changes = Hub(config), ChangeFeed(config)
     links = SharedLink(config, Patience(config, WAIT))
     service = Service(config, links, hub, access, changes)
+    application = Application(service)
     settings = uvicorn.Config(
-        Application(service),
+        application,
         http=_bound(config.gateway.max_connections),
         ws="none",
         lifespan="off",
@@ -82,7 +83,9 @@ async def serve(config: Config, address: str, listener: socket.socket, access: A
     hub.start()
     following = asyncio.create_task(access.follow_tokens())
     try:
-        await _Server(settings, hub, changes, address).serve([listener])
+        await _Server(settings, [hub.stop, changes.stop, application.stop], address).serve(
+            [listener]
+        )
     finally:
         await end_tasks([following])
         await changes.close()
@@ -98,12 +101,14 @@ def _bound(most_connections: int) -> type[Connection]:
 
 
 class _Server(uvicorn.Server):
-    """Whoever watches is told as soon as it is to stop: the server waits for their answers."""
+    """Whoever watches or waits is told as soon as it is to stop, by calling all of ``stops``: the
+    server waits for their answers."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub, changes: ChangeFeed, address: str) -> None:
+    def __init__(
+        self, config: uvicorn.Config, stops: Sequence[Callable[[], None]], address: str
+    ) -> None:
         super().__init__(config)
-        self._hub = hub
-        self._changes = changes
+        self._stops = stops
         self._address = address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -122,6 +127,6 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        self._hub.stop()
-        self._changes.stop()
+        for stop in self._stops:
+            stop()
         self.should_exit = True

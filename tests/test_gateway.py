@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from conftest import DEADLINE, Box, wait_until
 from gateways import Gateway, Place, Stream
@@ -405,3 +406,30 @@ def test_elsewhere_what_reads_waits_for_a_nats_server_that_restarts(
         node.kill()
         problem(gateway.get(f"/v1/runs/{run}/events"), 503, "unavailable")
         assert answers == [200] * 3
+
+
+def test_who_waits_for_a_daemon_is_told_when_the_gateway_stops(
+    stopped_box: Box, tmp_path: Path
+) -> None:
+    stopped_box.start()
+    with closing(Gateway(stopped_box.config)) as gateway:
+        stopped_box.runctl("submit", "t", "--id", "r", "--", "true")
+        stopped_box.kill()  # it is expected back
+        reads, writes = b"GET /v1/runs/other HTTP/1.1", b"POST /v1/threads/t/runs HTTP/1.1"
+        lines = [socket.create_connection(("127.0.0.1", gateway.port), DEADLINE) for _ in range(2)]
+        for line, request in zip(lines, (reads, writes), strict=True):
+            line.sendall(
+                request + b"\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                b'content-length: 17\r\n\r\n{"argv":["true"]}'
+            )
+        for _ in range(3):  # whoever came earlier is served by then
+            assert httpx.get(f"{gateway.url}/v1/openapi.json", trust_env=False).status_code == 200
+        assert gateway.kill(signal.SIGTERM) == 0
+        answers = [line.makefile("rb").read() for line in lines]
+        for line in lines:
+            line.close()
+    assert answers[0].startswith(b"HTTP/1.1 503 ")
+    assert b"the gateway stops; try again" in answers[0]
+    assert answers[1].startswith(b"HTTP/1.1 504 ")
+    assert b"it may have taken effect" in answers[1]
+    assert "Traceback" not in gateway.log.read_text()
