@@ -21,6 +21,7 @@ from .beside import add_peers
 from .counts import bench_counts
 from .durability import bench_durability
 from .gateway import bench_gateway
+from .gateway_submit import bench_gateway_submit
 from .growth import bench_growth
 from .history import bench_history
 from .output import bench_output
@@ -57,6 +58,7 @@ DOCUMENTED: dict[str, Section] = {
 SECTIONS: dict[str, Section] = DOCUMENTED | {
     "batch": bench_batch,
     "gateway": bench_gateway,
+    "gateway-submit": bench_gateway_submit,
     "latency": bench_latency,
     "resume": bench_resume,
     "stop": bench_stop,
