@@ -54,15 +54,29 @@ def find_open_door(gateway: Gateway, listen: str) -> str | None:
 def check_other_users(gateway: Gateway, runners: Mapping[str, Runner], table: Table) -> None:
     """What runs as another user could ask there for whatever the daemon's user may. Raises
     ConfigError."""
-    if gateway.listen is None or gateway.tokens_file is not None or gateway.trusted_proxies:
+    if gateway.listen is None:
         return
     for name, runner in runners.items():
         if isinstance(runner, CommandRunner) and runner.user is not None:
-            table.fail(
-                "listen",
-                f"runner {name!r} runs as another user, whose programs could do there what the"
-                " daemon's user may: set gateway.tokens_file",
-            )
+            _refuse_user(gateway, name, table)
+
+
+def find_other_users(gateway: Gateway, top: Table) -> None:
+    """The same for a gateway, which listens wherever it was told to, and reads no runners. Raises
+    ConfigError."""
+    runners = top.values.get("runners")
+    for name, runner in runners.items() if isinstance(runners, dict) else ():
+        if isinstance(runner, dict) and "user" in runner:
+            _refuse_user(gateway, name, top.table("gateway"))
+
+
+def _refuse_user(gateway: Gateway, runner: str, table: Table) -> None:
+    if gateway.tokens_file is None and not gateway.trusted_proxies:
+        table.fail(
+            "listen",
+            f"runner {runner!r} runs as another user, whose programs could do there what the"
+            " daemon's user may: set gateway.tokens_file",
+        )
 
 
 def _check_proxies(gateway: Gateway, table: Table) -> None:

@@ -128,9 +128,10 @@ def _read_config(top: Table, client: bool, gateway: bool) -> Config:
     if client:
         parts = _check_names(top)
         if gateway:
-            from .gateway import read_gateway
+            from .gateway import find_other_users, read_gateway
 
             parts["gateway"] = read_gateway(top.table("gateway"))
+            find_other_users(parts["gateway"], top)
     else:
         from .daemon_sections import read_daemons
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import resource
@@ -32,6 +33,7 @@ UNAVAILABLE, USAGE, FAILED = 4, 2, 1
 def main(arguments: list[str] | None = None) -> int:
     hardening.close_process()
     descriptors.fill()
+    faulthandler.enable()  # a watchdog's SIGABRT then writes where it was stuck, no values
     parser = argparse.ArgumentParser(prog="runctl gateway", allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--listen")

@@ -24,6 +24,7 @@ from .change_feed import ChangeFeed
 from .connections import Connection
 from .hub import Hub
 from .service import Service
+from .systemd_notify import Notifier
 
 log = logging.getLogger("runctl.gateway")
 
@@ -81,13 +82,12 @@ async def serve(config: Config, address: str, listener: socket.socket, access: A
         backlog=BACKLOG,
     )
     hub.start()
-    following = asyncio.create_task(access.follow_tokens())
+    notifier, stops = Notifier(), [hub.stop, changes.stop, application.stop]
+    beside = [asyncio.create_task(access.follow_tokens()), asyncio.create_task(notifier.beat())]
     try:
-        await _Server(settings, [hub.stop, changes.stop, application.stop], address).serve(
-            [listener]
-        )
+        await _Server(settings, stops, notifier, address).serve([listener])
     finally:
-        await end_tasks([following])
+        await end_tasks(beside)
         await changes.close()
         await hub.close()
         await links.close()
@@ -105,15 +105,21 @@ class _Server(uvicorn.Server):
     server waits for their answers."""
 
     def __init__(
-        self, config: uvicorn.Config, stops: Sequence[Callable[[], None]], address: str
+        self,
+        config: uvicorn.Config,
+        stops: Sequence[Callable[[], None]],
+        notifier: Notifier,
+        address: str,
     ) -> None:
         super().__init__(config)
         self._stops = stops
+        self._notifier = notifier
         self._address = address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         log.info("ready: http://%s/", self._address)
+        self._notifier.tell("READY=1", f"STATUS=http://{self._address}/")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -127,6 +133,7 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
+        self._notifier.tell("STOPPING=1")
         for stop in self._stops:
             stop()
         self.should_exit = True

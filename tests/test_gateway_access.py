@@ -249,6 +249,12 @@ def test_runs_of_another_user_are_not_let_in(tmp_path: Path) -> None:
         load(file)
     file.write_text(f'state_dir = "{tmp_path}"\n{listen}{tokens}{runner}')
     load(file)
+    # A gateway reads no runners, and listens whatever the file says.
+    load(file, client=True, gateway=True)
+    file.write_text(f'state_dir = "{tmp_path}"\n{runner}')
+    load(file, client=True)
+    with pytest.raises(ConfigError, match=r"gateway.listen: runner 'agent' runs as another user"):
+        load(file, client=True, gateway=True)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_the_system_s(root: Path) -> None:
         UNIT,
         CONFIG,
         "etc/systemd/system/runctld@.service",
+        "etc/systemd/system/runctl-gateway.service",
         "etc/systemd/system/runctld.service.d/commands.conf",
         "etc/systemd/system/runctld@.service.d/commands.conf",
         "etc/sysusers.d/runctl.conf",
@@ -64,6 +65,8 @@ def test_the_system_s(root: Path) -> None:
     assert "systemctl enable --now runctld" in told
     daemon = Path(sys.executable).with_name("runctld")
     assert f"ExecStart={daemon} --config" in (root / UNIT).read_text()
+    gateway = (root / UNIT).with_name("runctl-gateway.service").read_text()
+    assert f"ExecStart={daemon.with_name('runctl')} gateway --listen" in gateway
     config = load(root / CONFIG)
     assert config.executor_id
     assert config.state_dir == Path("/var/lib/runctl")
@@ -189,7 +192,7 @@ def test_end_to_end() -> None:
     skip_without()
     machine = Machine()
     try:
-        machine.call("sh", "-c", "rm -r /etc/systemd/system/runctld*; userdel runctl; true")
+        machine.call("sh", "-c", "rm -r /etc/systemd/system/runctl*; userdel runctl; true")
         told = machine.call(*RUNCTL, "install-service")
         test = "[Unit]\nDefaultDependencies=no\n[Service]\n" + machine.bind_lines()
         machine.write("/etc/systemd/system/runctld.service.d/zz-test.conf", test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from machine import ROOT, Machine, as_json, own_cgroup, remove_cgroup, skip_with
 from proc import alive, read_proc
 from runctl.supervisor.processes import cgroups
 
+UNITS = ("runctld.service", "runctld@.service", "runctl-gateway.service")
 CHATS = "runctld@chats.service"
 CONFIG = """
 executor_id = "box-1"
@@ -312,12 +314,12 @@ def test_writable_is_not_delegated():
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units as they are, but for a runctld that need not be installed."""
+    """The units as they are, but for programs that need not be installed."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze; apt install systemd")
-    for unit in ("runctld.service", "runctld@.service"):
-        text = (ROOT / "systemd" / unit).read_text().replace("ExecStart=runctld", "ExecStart=true")
-        (tmp_path / unit).write_text(text)
+    for unit in UNITS:
+        text = (ROOT / "systemd" / unit).read_text()
+        (tmp_path / unit).write_text(re.sub("ExecStart=runctld?", "ExecStart=true", text))
     return tmp_path
 
 
@@ -327,7 +329,7 @@ def analyze(units: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("unit", ["runctld.service", "runctld@.service"])
+@pytest.mark.parametrize("unit", UNITS)
 def test_units_are_clean_and_tight(units: Path, unit: str):
     assert verify(units, unit) == ""
     assert score(units, unit) <= 1.5

@@ -25,8 +25,11 @@ from .managed_files import LEFT, File, put, take
 
 UNIT = "runctld.service"
 TEMPLATE = "runctld@.service"
+GATEWAY = "runctl-gateway.service"
 #: What commands need on top, and what they need to be another user's.
 DROP_INS = ("commands.conf", "users.conf")
+#: What may be running of it.
+ACTIVE = ("runctld", "runctld@*", "runctl-gateway")
 #: The first lines of a new configuration.
 HEAD = """\
 # The configuration of runctld under systemd. What it comes to: runctld -c {config} --check
@@ -68,6 +71,7 @@ def _files(place: Place, program: Path, drop_ins: Iterable[str]) -> list[File]:
         files = [File(units / UNIT, _unit("user.service", program))]
     else:
         files = [File(units / name, _unit(name, program)) for name in (UNIT, TEMPLATE)]
+        files.append(File(units / GATEWAY, _unit(GATEWAY, program.with_name("runctl"))))
         for drop_in in drop_ins:
             looser = _shipped(drop_in)
             files += [File(units / f"{name}.d/{drop_in}", looser) for name in (UNIT, TEMPLATE)]
@@ -194,6 +198,8 @@ def _next(place: Place, before: Iterable[str]) -> None:
     render.out("\nNext, after checking the configuration:")
     for step in steps:
         render.out(f"  {step}")
+    if not place.user:
+        render.out(f"\nFor HTTP, and a page: {ctl} enable --now runctl-gateway (docs/http.md)")
 
 
 def _taken_by_default(config: Path) -> bool:
@@ -221,8 +227,8 @@ def uninstall_service(user: bool, dry: bool, force: bool, root: Path) -> int:
     """
     place = Place(user, root.absolute())
     files = _files(place, Path("/runctld"), DROP_INS)
-    if not dry and root == Path("/") and _active(place):
-        raise Refused(f"runctld is running: first run {place.systemctl} disable --now runctld")
+    if not dry and root == Path("/") and (unit := _find_active(place)) is not None:
+        raise Refused(f"{unit} is running: first run {place.systemctl} disable --now {unit}")
     _check_rights(place, files, dry)
     left = _tell(take(files, dry=dry, may=_ask(force, "Remove")), dry)
     render.out(f"\nNext:\n  {place.systemctl} daemon-reload")
@@ -231,13 +237,16 @@ def uninstall_service(user: bool, dry: bool, force: bool, root: Path) -> int:
     return left
 
 
-def _active(place: Place) -> bool:
-    """Whether a service of ours runs. No answer, such as in a container, is none."""
-    command = [*place.systemctl.split(), "is-active", "--quiet", "runctld", "runctld@*"]
-    try:
-        return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=10).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+def _find_active(place: Place) -> str | None:
+    """A service of ours that runs. No answer, such as in a container, is none."""
+    for unit in ACTIVE:
+        command = [*place.systemctl.split(), "is-active", "--quiet", unit]
+        try:
+            if subprocess.run(command, stderr=subprocess.DEVNULL, timeout=10).returncode == 0:
+                return unit
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+    return None
 
 
 def _check_rights(place: Place, files: list[File], dry: bool) -> None:

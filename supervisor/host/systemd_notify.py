@@ -20,6 +20,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from ...protocol.service_manager import read_notify_address, read_watchdog
+
 log = logging.getLogger("runctld.notify")
 
 #: Asked for again and again while starting and stopping, seconds.
@@ -34,12 +36,12 @@ _LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
 class Notifier:
-    """``address``: a path, or "@" and an abstract name. ``watchdog``: seconds within which
-    it is to hear of us, None for never. ``end``: the longest that the daemon's end may take
-    by the configuration in force, seconds."""
+    """``address``: of its socket. ``watchdog``: seconds within which it is to hear of us, None for
+    never. ``end``: the longest that the daemon's end may take by the configuration in force,
+    seconds."""
 
     def __init__(self, address: str | None, watchdog: float | None, end: float) -> None:
-        self._address = _address(address) if address else None
+        self._address = address
         self._watchdog = watchdog
         self.end = end
         #: Whether a descriptor was given to it to keep.
@@ -153,7 +155,7 @@ async def open_notifier(
     """``stop`` is set when the daemon is to end, ``again`` says whether its process goes on as
     another one, ``leaves`` whether what runs goes on. ``start`` and ``end``: the longest that it
     may take to begin and to end, seconds."""
-    notifier = Notifier(env.get("NOTIFY_SOCKET"), _watchdog(env), end)
+    notifier = Notifier(read_notify_address(env), read_watchdog(env), end)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier._beat)
         nursery.start_soon(notifier._patience, stop, start, again, leaves)
@@ -171,20 +173,6 @@ def close_kept(env: MutableMapping[str, str] = os.environ) -> None:
     said = [env.pop(name, "") for name in _LISTEN]
     if said[0] == str(os.getpid()) and said[1].isdecimal():
         os.closerange(_FIRST_FD, _FIRST_FD + int(said[1]))
-
-
-def _address(text: str) -> str:
-    return "\0" + text[1:] if text.startswith("@") else text
-
-
-def _watchdog(env: Mapping[str, str]) -> float | None:
-    """Seconds; None when there is none, or it is meant for another process."""
-    try:
-        if int(env.get("WATCHDOG_PID") or os.getpid()) != os.getpid():
-            return None
-        return int(env.get("WATCHDOG_USEC") or 0) / 1e6 or None
-    except ValueError:
-        return None
 
 
 async def _set_either(one: trio.Event, other: trio.Event, scope: trio.CancelScope) -> None:
