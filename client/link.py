@@ -96,11 +96,14 @@ class Link:
         except Exception as error:
             raise (self._first_error or error) from None
 
-    async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
+    async def request(
+        self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None
+    ) -> bytes:
         """One answer. Raises LinkLost, Denied; nats' NoRespondersError and TimeoutError."""
         if self._deaf is not None:
             raise self._deaf
-        answer = asyncio.ensure_future(self.nc.request(subject, payload, timeout=timeout))
+        asked = self.nc.request(subject, payload, timeout=timeout, headers=headers)
+        answer = asyncio.ensure_future(asked)
         lost = asyncio.ensure_future(self.closed.wait())
         refused: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(subject.lower(), {})

@@ -9,7 +9,16 @@ from typing import Any
 from .integrations import shown_target
 from .keys import Argv, Environment, Key, Seconds, Section, Size, Url, entries
 from .runner_schema import RESUME_PROMPT
-from .schema import AcpRunner, ChatRunner, CommandRunner, Config, Database, Hooks, Nats
+from .schema import (
+    AcpRunner,
+    ChatRunner,
+    CommandRunner,
+    Config,
+    Database,
+    Hooks,
+    Nats,
+    PushRunner,
+)
 from .secrets import HIDDEN, Masker, hide_in_urls, hide_secrets
 from .typed_table import quote
 from .units import format_duration, format_size
@@ -76,7 +85,7 @@ def _show_section(section: Section, hide: Callable[[str], str]) -> dict[str, Any
                 shown[key] = shown[key] or None
             if section.resume_prompt == RESUME_PROMPT:
                 shown["resume_prompt"] = None
-        case ChatRunner(kind=kind):
+        case ChatRunner(kind=kind) | PushRunner(kind=kind):
             shown = {"kind": kind, **shown}
     return shown
 

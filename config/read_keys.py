@@ -22,14 +22,15 @@ from .keys import (
     entries,
     names_of,
 )
-from .schema import AcpRunner, ChatRunner, CommandRunner, Config
+from .schema import AcpRunner, ChatRunner, CommandRunner, Config, PushRunner
 from .typed_table import Table, check_url
 
 #: The class for each ``kind`` of runner.
-RUNNER_KINDS: dict[str, type[CommandRunner] | type[ChatRunner]] = {
+RUNNER_KINDS: dict[str, type[CommandRunner] | type[ChatRunner] | type[PushRunner]] = {
     "command": CommandRunner,
     "acp": AcpRunner,
     "chat": ChatRunner,
+    "push": PushRunner,
 }
 
 

@@ -224,4 +224,29 @@ class ChatRunner(Section, frozen=True):
         return self.background or self.prefill is not None
 
 
-Runner = CommandRunner | ChatRunner
+class PushRunner(Section, frozen=True):
+    """Work that is done elsewhere: its output is appended over HTTP, and there its end is told.
+    ``idle_timeout`` seconds without an append end a run; 0: none does. ``content_type``: of a run
+    that names none."""
+
+    name: str
+    kind: Annotated[
+        Literal["push"],
+        Choice(
+            'Work that is done elsewhere, and appended over HTTP: `"push"`.', default="required"
+        ),
+    ] = "push"
+    idle_timeout: Annotated[
+        float,
+        Seconds("A run ends as failed when nothing was appended for so long; 0: never."),
+    ] = 3600.0
+    content_type: Annotated[
+        str, Text("Of what is appended to a run that was submitted without one.")
+    ] = "text/plain"
+
+    @property
+    def on_interrupt(self) -> None:
+        """Nothing of it is interrupted with a daemon."""
+
+
+Runner = CommandRunner | ChatRunner | PushRunner

@@ -10,10 +10,11 @@ from .accounts import find_account, read_user
 from .keys import names_of
 from .prompts import PROMPT, SESSION
 from .read_keys import RUNNER_KINDS, read_keys
-from .schema import AcpRunner, ChatRunner, CommandRunner, Limits, Runner
+from .schema import AcpRunner, ChatRunner, CommandRunner, Limits, PushRunner, Runner
 from .typed_table import Table
 
 _NAME = "[A-Za-z0-9_-]{1,64}"
+_CONTENT_TYPE = r"[A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,80}(\s*;[ -~]{1,200})?"
 
 
 def read_runners(table: Table, allow_shell: bool) -> dict[str, Runner]:
@@ -42,6 +43,8 @@ def _read_runner(name: str, table: Table) -> Runner:
             table.fail(key, 'is for kind = "command" only: remove it')
     if kind == "command":
         return _read_command(name, table)
+    if kind == "push":
+        return _read_push(name, table)
     return _read_acp(name, table) if kind == "acp" else _read_chat(name, table)
 
 
@@ -131,6 +134,14 @@ def _read_chat(name: str, table: Table) -> ChatRunner:
     values["base_url"] = values["base_url"].rstrip("/")
     _check_continuing(table, values)
     return ChatRunner(name, **values)
+
+
+def _read_push(name: str, table: Table) -> PushRunner:
+    values = read_keys(PushRunner, table)
+    given = values.get("content_type")
+    if given is not None and not re.fullmatch(_CONTENT_TYPE, given):
+        table.fail("content_type", 'is not one, such as "text/plain" or "application/json"')
+    return PushRunner(name, **values)
 
 
 def _check_continuing(table: Table, values: dict[str, Any]) -> None:

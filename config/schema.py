@@ -25,7 +25,7 @@ from .keys import (
     Url,
     Whole,
 )
-from .runner_schema import Account, ChatRunner, CommandRunner, Limits, Runner
+from .runner_schema import Account, ChatRunner, CommandRunner, Limits, PushRunner, Runner
 
 __all__ = [
     "ENDED",
@@ -46,6 +46,7 @@ __all__ = [
     "Login",
     "Metrics",
     "Nats",
+    "PushRunner",
     "Queue",
     "RunctlError",
     "Runner",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .prompts import interpreter, open_wrapper, reach, takes_prompt
 from .prompts import warnings as prompt_warnings
-from .schema import AcpRunner, CommandRunner, Config, Runner
+from .schema import AcpRunner, CommandRunner, Config, PushRunner, Runner
 
 
 def decided(runner: Runner) -> dict[str, bool]:
@@ -31,6 +31,8 @@ def decided(runner: Runner) -> dict[str, bool]:
 def takes_directory(runner: Runner) -> bool:
     """Whether its runs are in their submitters' directories. (A chat's are nowhere: what was
     submitted with it is kept as it is.)"""
+    if isinstance(runner, PushRunner):
+        return False
     return not isinstance(runner, CommandRunner) or runner.cwd == "submitter"
 
 

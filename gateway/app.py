@@ -17,6 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from ..protocol.errors import RunctlError
 from .changes import Changes
+from .durable.push_store import PushStore
+from .durable.push_streams import PushStreams
 from .durable.run_streams import RunStreams
 from .events import Events
 from .openapi import make_document
@@ -133,7 +135,9 @@ async def _live(receive: Receive, send: Send) -> None:
 
 def _make_routes(service: Service) -> list[Route]:
     threads, runs, events = Threads(service), Runs(service), Events(service)
-    lines, changes, streams = SubmitLines(service), Changes(service), RunStreams(service)
+    lines, changes = SubmitLines(service), Changes(service)
+    store = PushStore(service)
+    of_runs, named = RunStreams(service, store), PushStreams(service, store)
     document = make_document()
 
     async def describe(_: Request) -> Response:
@@ -150,7 +154,12 @@ def _make_routes(service: Service) -> list[Route]:
         _route("/v1/runs", POST=lines.submit),
         _route(run, GET=runs.show),
         _route(f"{run}/events", GET=events.of_run),
-        _route(f"{run}/stream", GET=streams.read),
+        _route(f"{run}/stream", GET=of_runs.read, POST=of_runs.append, DELETE=of_runs.delete),
+        _route(
+            "/v1/stream/{name:path}",
+            **{"GET": named.read, "POST": named.append},
+            **{"PUT": named.create, "DELETE": named.delete},
+        ),
         _route(f"{run}/abort", POST=runs.abort),
         _route(f"{run}/retry", POST=runs.retry),
         _route("/v1/changes", GET=changes.of_threads),

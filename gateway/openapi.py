@@ -79,7 +79,7 @@ def _flatten_details(components: Json) -> Json:
     """As ``details_json`` has it: the run's own fields beside those of what was submitted."""
     details, run = components["RunDetails"], components["Run"]
     properties = {**run["properties"], **details["properties"]}
-    for name in ("run", "reply"):
+    for name in ("run", "reply", "push"):
         del properties[name]
     properties["run"] = run["properties"]["run"]
     return {
@@ -147,7 +147,12 @@ def _make_paths() -> Json:
         "/v1/runs": {"post": _lines()},
         run: {"get": _get("showRun", SHOW, _ref("RunDetails"), [_RUN, wait], 404, 429)},
         f"{run}/events": {"get": _events()},
-        f"{run}/stream": {"get": _stream()},
+        f"{run}/stream": {
+            "get": _stream(),
+            "post": _append([_RUN]),
+            "delete": _delete_stream([_RUN]),
+        },
+        "/v1/stream/{name}": _named_stream(),
         f"{run}/abort": {
             "post": _post("abortRun", "End this run", (200, "Runs"), [_RUN], 404, 409)
         },
@@ -255,7 +260,7 @@ def _events() -> Json:
 def _stream() -> Json:
     """Where a client stands is its own: what it was told last, or one of the two words."""
     offsets = {"type": "string", "pattern": OFFSET}
-    answers = _answers(200, {"application/json": {"schema": _JSON_EVENTS}}, 404, 429)
+    answers = _answers(200, {"application/json": {"schema": _JSON_EVENTS}}, 404, 410, 429)
     answers["200"]["content"]["text/event-stream"] = {}
     answers["204"] = {"description": "There was no more: ask again, unless Stream-Closed says not."}
     answers["304"] = {"description": "Nothing has changed since If-None-Match."}
@@ -269,6 +274,63 @@ def _stream() -> Json:
             _query("cursor", "Stream-Cursor of the answer before.", {"type": "string"}),
         ],
         "responses": answers,
+    }
+
+
+_CLOSED: Json = {
+    "name": "Stream-Closed",
+    "in": "header",
+    "description": "Nothing comes behind it.",
+    "schema": {"type": "string", "enum": ["true"]},
+}
+_NAME: Json = {**_THREAD, "name": "name", "description": "A thread's name, as the stream's."}
+_ANY: Json = {"*/*": {}}
+
+
+def _append(parameters: list[Json]) -> Json:
+    answers = _answers(204, {}, 404, 405, 408, 409, 413)
+    del answers["204"]["content"]
+    answers["200"] = {"description": "Done, as the producer's next."}
+    return {
+        "operationId": f"append{parameters[0]['name'].title()}",
+        "summary": "Append to a push run, or close it, or both",
+        "parameters": [*parameters, _CLOSED],
+        "requestBody": {"required": True, "content": _ANY},
+        "responses": answers,
+    }
+
+
+def _delete_stream(parameters: list[Json]) -> Json:
+    answers = _answers(204, {}, 404, 405, 409)
+    del answers["204"]["content"]
+    return {
+        "operationId": f"deleteStream{parameters[0]['name'].title()}",
+        "summary": "End a push run, unless it has ended, and delete its output",
+        "parameters": parameters,
+        "responses": answers,
+    }
+
+
+def _named_stream() -> Json:
+    made = _answers(201, {}, 408, 409, 413, 429)
+    del made["201"]["content"]
+    made["200"] = {"description": "There is such a stream."}
+    number = {"type": "string", "pattern": "^(0|[1-9][0-9]{0,9})$"}
+    ttl = {"name": "Stream-TTL", "in": "header", "description": "Seconds.", "schema": number}
+    read = {**_stream(), "operationId": "readNamedStream", "summary": "A stream, as it was pushed"}
+    read["parameters"] = [_NAME, *read["parameters"][1:]]
+    read["responses"] = {**read["responses"], "200": {"description": "Done.", "content": _ANY}}
+    return {
+        "put": {
+            "operationId": "createStream",
+            "summary": "Make a push run as a Durable Stream",
+            "parameters": [_NAME, _CLOSED, ttl],
+            "requestBody": {"required": False, "content": _ANY},
+            "responses": made,
+        },
+        "get": read,
+        "post": _append([_NAME]),
+        "delete": _delete_stream([_NAME]),
     }
 
 

@@ -75,7 +75,9 @@ def classify(error: RunctlError) -> tuple[int, str]:
 
 def answer_error(error: RunctlError) -> Response:
     status, code = classify(error)
-    headers = dict(error.headers) if isinstance(error, HttpProblem) else {}
+    headers = {"x-content-type-options": "nosniff"}
+    if isinstance(error, HttpProblem):
+        headers |= error.headers
     if status in RETRY:
         headers.setdefault("retry-after", RETRY[status])
     return Response(encode_problem(status, code, str(error)), status, headers, TYPE)

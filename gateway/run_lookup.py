@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 from ..protocol import messages, subjects
 from ..protocol.errors import NotFound
-from ..protocol.model import Run
 from .service import Service
 from .tail import Tail, read_tail
 from .tokens import Caller
 
 
 class Found(NamedTuple):
-    """``tail``: the run's last record; where nothing is stored ``run`` is what the daemon says."""
+    """``tail``: the run's last record; where nothing is stored ``details`` is what the daemon
+    says."""
 
     thread: str
     tail: Tail | None
-    run: Run | None
+    details: messages.RunDetails | None
 
 
 async def find_run(service: Service, caller: Caller, run: str) -> Found:
@@ -33,7 +33,7 @@ async def find_run(service: Service, caller: Caller, run: str) -> Found:
             pass
     if found is None:
         shown = await service.ask(caller, messages.Show(run), messages.RunDetails)
-        found = Found(shown.run.thread, None, shown.run)
+        found = Found(shown.run.thread, None, shown)
     if not caller.may_see(found.thread):
         raise NotFound(f"no run {run!r}; see: runctl list THREAD")
     return found

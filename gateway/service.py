@@ -84,25 +84,32 @@ def check_content_type(request: Request, wanted: str) -> None:
 
 
 async def _read_bounded(request: Request) -> bytes:
-    """All of it is read before it is refused: who is still sending does not hear us."""
-    kept, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(BODY_LIMIT):
-            async for part in request.stream():
-                size += len(part)
-                if size <= MOST_BODY:
-                    kept += part
-                elif size > MOST_DROPPED:
-                    break
-    except TimeoutError:
-        raise HttpProblem(408, "limit", f"the body was not there within {BODY_LIMIT:g} s") from None
-    if size > MOST_BODY:
+    """Raises HttpProblem."""
+    found = await read_bounded(request, MOST_BODY)
+    if found is None:
         raise HttpProblem(
             413,
             "limit",
             f"the body has more than {MOST_BODY} bytes; put the data in a file and submit its path",
         )
-    return bytes(kept)
+    return found
+
+
+async def read_bounded(request: Request, most: int) -> bytes | None:
+    """None of one with more than ``most`` bytes, of which all is read: who is still sending does
+    not hear us. Raises HttpProblem."""
+    kept, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_LIMIT):
+            async for part in request.stream():
+                size += len(part)
+                if size <= most:
+                    kept += part
+                elif size > MOST_DROPPED:
+                    break
+    except TimeoutError:
+        raise HttpProblem(408, "limit", f"the body was not there within {BODY_LIMIT:g} s") from None
+    return None if size > most else bytes(kept)
 
 
 def read_limit(request: Request) -> int:

@@ -44,6 +44,11 @@ async def read_at(link: Link, sequence: int) -> Tail | None:
     return await _read(link, {"seq": sequence})
 
 
+async def read_next(link: Link, subject: str, sequence: int) -> Tail | None:
+    """What is stored next of ``subject`` behind ``sequence``. As ``read_tail``."""
+    return await _read(link, {"seq": sequence + 1, "next_by_subj": subject})
+
+
 async def _read(link: Link, query: dict[str, Any]) -> Tail | None:
     try:
         reply = await link.api(f"STREAM.MSG.GET.{subjects.STREAM}", query)

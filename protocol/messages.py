@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from .errors import BadRequest, Busy, NotFound, NotGone, QueueFull, Refused, RequestError
-from .model import AttemptRow, OnInterrupt, Run, Status, ThreadRow, one_line
+from .model import AttemptRow, OnInterrupt, Opening, Run, Status, ThreadRow, one_line
 
 #: The verbs that change nothing: they may be asked again, and need not be heard by nobody.
 READING = frozenset({"list", "locate", "show", "status"})
@@ -22,7 +22,9 @@ class Submit(
     omit_defaults=True,
 ):
     """``runner`` None: the runner "shell" with argv, else the configuration's only or
-    "default" runner. ``on_interrupt`` None: as the runner says."""
+    "default" runner, or, with ``push``, the only or "push" one of that kind. ``on_interrupt``
+    None: as the runner says. ``push``: how the stream of a run begins whose output comes from
+    elsewhere; ``initial``: in base64, what with."""
 
     thread: str
     runner: str | None = None
@@ -31,6 +33,8 @@ class Submit(
     argv: list[str] = []
     cwd: str | None = None
     on_interrupt: OnInterrupt | None = None
+    push: Opening | None = None
+    initial: list[str] = []
 
 
 class List(msgspec.Struct, tag="list", tag_field="verb", forbid_unknown_fields=True):
@@ -207,7 +211,7 @@ class Runs(msgspec.Struct, tag="runs", tag_field="reply"):
 
 
 class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
-    """``spec`` holds argv or prompt, cwd and retry_of as submitted. ``output``: see
+    """What was submitted: argv or prompt, cwd, retry_of, and ``push``. ``output``: see
     ``RunRow``; only of ``Show``. ``waits_for``: in words, the run before it, or processes of
     its own that cannot be ended. ``session``: by which name its agent knows the thread.
     ``usage``: of all ``attempts``."""
@@ -222,6 +226,7 @@ class RunDetails(msgspec.Struct, tag="run", tag_field="reply"):
     session: str | None = None
     attempts: list[AttemptRow] = []
     usage: dict[str, int | float] = {}
+    push: Opening | None = None
 
 
 def details_json(details: RunDetails) -> dict[str, object]:

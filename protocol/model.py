@@ -65,12 +65,24 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 OnInterrupt = Literal["continue", "restart", "fail"]
 
 
+class Opening(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the stream of a push run begins. ``content_type``: None for what the runner says.
+    ``ttl``: seconds, and ``expires``, Unix seconds, until there is no such stream any more.
+    ``closed``: no more comes than what it begins with."""
+
+    content_type: str | None = None
+    ttl: int | None = None
+    expires: float | None = None
+    closed: bool = False
+
+
 class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What to do: stored as the durable input of a run, so that it can be replayed.
 
     ``argv`` for a command whose runner leaves it open; ``cwd`` is the submitter's
     directory; ``retry_of`` is the run that this one repeats; ``on_interrupt``: None for what
-    the runner says."""
+    the runner says. ``push``: of a run whose output comes from elsewhere, and ``initial``
+    in base64 what that begins with."""
 
     run: str
     thread: str
@@ -79,7 +91,9 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     cwd: str | None = None
     retry_of: str | None = None
     on_interrupt: OnInterrupt | None = None
-    prompt: str | None = None  # last: a list of runs reads only the beginning
+    push: Opening | None = None
+    prompt: str | None = None  # a list of runs reads only the beginning
+    initial: tuple[str, ...] = ()
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -23,6 +23,7 @@ from typing import Literal
 import msgspec
 
 from .model import Outcome, one_line
+from .push import PushState
 
 VERSION = 2
 #: Each record's ``Summary``, for readers that ask the server to leave the content out.
@@ -38,7 +39,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="t"):
     """Attempt ``attempt`` begins; whatever was shown of earlier ones is void. ``tty``: its
-    output is a terminal's, whose size watchers may set."""
+    output is a terminal's, whose size watchers may set. ``push``: it comes from elsewhere."""
 
     run: str
     attempt: int
@@ -46,6 +47,7 @@ class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="t"):
     executor: str = ""
     tty: bool = False
     v: int = 1
+    push: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
@@ -53,7 +55,7 @@ class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
     seconds at which the first was read. ``total``: bytes of output that the attempt has
     written with it, or of its run, if it continues; 0 from a writer that does not count.
     ``of``: the attempt's own, of each stream. ``checkpoint``: what the work needs to go on from
-    here, should it die."""
+    here, should it die. ``push``: of a run whose output comes from elsewhere."""
 
     attempt: int
     seq: int
@@ -63,6 +65,7 @@ class Chunks(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
     of: dict[StreamName, int] = {}
     v: int = 1
     checkpoint: bytes | msgspec.UnsetType = msgspec.UNSET
+    push: PushState | msgspec.UnsetType = msgspec.UNSET
 
 
 class Continue(msgspec.Struct, frozen=True, tag="continue", tag_field="t"):
@@ -84,7 +87,7 @@ class Continue(msgspec.Struct, frozen=True, tag="continue", tag_field="t"):
 
 
 class End(msgspec.Struct, frozen=True, tag="end", tag_field="t"):
-    """The run is over; ``chunks`` is how many the attempt wrote."""
+    """The run is over; ``chunks`` is how many the attempt wrote. ``push``: as of ``Chunks``."""
 
     run: str
     attempt: int
@@ -92,11 +95,18 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="t"):
     at: float
     outcome: Outcome
     v: int = 1
+    push: PushState | msgspec.UnsetType = msgspec.UNSET
 
 
 Record = Reset | Continue | Chunks | End
 _record_decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 _encoder = msgspec.msgpack.Encoder()
+
+
+def find_push(record: Record | None) -> PushState | None:
+    """What ``record`` says of a push run's stream."""
+    found = record.push if isinstance(record, Chunks | End) else None
+    return found if isinstance(found, PushState) else None
 
 
 def encode_record(record: Record) -> bytes:

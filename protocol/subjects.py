@@ -17,6 +17,9 @@ SERVICE = "runctl"
 READING_SERVICE = "runctl-reads"
 #: A core message without content: there is work that its sender has no room for.
 KICK_SUBJECT = "runctl.kick"
+#: A core message, its content a run's id: its output, which comes from elsewhere, has ended; or
+#: "+" and a number of bytes, for which a full stream has no room.
+PUSHED_SUBJECT = "runctl.pushed"
 #: A core message, its content a thread's name: a run was queued on it, or is no longer.
 #: What starts and ends a run is seen in the stream.
 CHANGED_SUBJECT = "runctl.changed"
@@ -27,6 +30,9 @@ PRESENCE_SUBJECT = f"{CONTROL_PREFIX}.any.alive"
 PRESENCE_FILTER = f"{SUBJECT_PREFIX}.x_.x"
 #: JetStream closes a connection on a payload above 1 MiB with headers: stay far below.
 MAX_RECORD_BYTES = 512 * 1024
+#: A record's share of the stream, at most: each running run keeps its last one.
+RECORD_SHARE = 64
+LEAST_RECORD = 16 * 1024
 #: What an answer holds of a run beside its spec, at most, roughly.
 DETAILS_BYTES = 16 * 1024
 #: What NATS, and the stream, must take as one message: a record and its headers.

@@ -47,10 +47,10 @@ def follow_events(gateway: Gateway, path: str, offset: str, most: int = 2**30) -
         for line in answer.iter_lines():
             if line.startswith("event: "):
                 event = line[7:]
-            elif line.startswith("data: ") and event == "data":
-                held += json.loads(line[6:])
-            elif line.startswith("data: "):
-                control = json.loads(line[6:])
+            elif line.startswith("data:") and event == "data":
+                held += json.loads(line[5:])
+            elif line.startswith("data:"):
+                control = json.loads(line[5:])
                 found.messages += held
                 found.offset = control["streamNextOffset"]
                 found.closed = control.get("streamClosed", False)

@@ -471,7 +471,7 @@ SERVER = "[nats]\nurl = 'nats://h'\n"
         ("[runners.x]", 'runners.x.kind: is missing: set it to "command" or "acp" or "chat"'),
         (
             "[runners.x]\nkind = 'shell'",
-            'runners.x.kind: expected "command" or "acp" or "chat", got "shell',
+            'runners.x.kind: expected "command" or "acp" or "chat" or "push", got "shell',
         ),
         ("[runners.x]\nkind = 1", "runners.x.kind: expected a string, got the number 1"),
         # runners

@@ -100,6 +100,8 @@ executor_id = "box-1"
 kind = "chat"
 base_url = "http://127.0.0.1:{port}/v1"
 model = "any"
+[runners.ci]
+kind = "push"
 """
 
 

@@ -593,9 +593,11 @@ def test_a_daemon_that_is_about_to_answer_is_waited_for(server: Server) -> None:
             refused = asyncio.Event()
             request = link.request
 
-            async def watched(subject: str, payload: bytes, timeout: float) -> bytes:
+            async def watched(
+                subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None
+            ) -> bytes:
                 try:
-                    return await request(subject, payload, timeout)
+                    return await request(subject, payload, timeout, headers)
                 except NoRespondersError:
                     refused.set()
                     raise

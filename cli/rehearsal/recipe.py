@@ -13,7 +13,7 @@ from ...config.keys import FilePath, entries
 from ...config.load import find_file, read_toml
 from ...config.read_keys import RUNNER_KINDS, all_names
 from ...config.runners import read_runners
-from ...config.schema import ChatRunner, ConfigError
+from ...config.schema import CommandRunner, ConfigError, PushRunner
 from ...config.typed_table import Table
 from ...protocol.errors import BadRequest
 
@@ -59,7 +59,9 @@ def find_runner(name: str, config: Path | None) -> Mapping[str, Any] | None:
     assert file is not None
     top = Table(file.absolute(), "", {"runners": {name: found[name]}}, all_names)
     runner = read_runners(top.table("runners"), True)[name]
-    if not isinstance(runner, ChatRunner) and runner.account is not None:
+    if isinstance(runner, PushRunner):
+        raise BadRequest(f"runner {name!r} is for work that is done elsewhere: nothing to rehearse")
+    if isinstance(runner, CommandRunner) and runner.account is not None:
         raise BadRequest(
             f"runner {name!r} is run as user {runner.user}: rehearse it as that user, with a"
             " configuration in which the runner has no user"

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...client.events import End
-from ...client.link import LinkLost
 from ...protocol import json_text
 from ...protocol.errors import BadRequest, Unavailable
 from ..access import Watching
 from ..event_stream import wait_disconnect
 from ..frames import FAREWELL, HEARTBEAT
 from ..hub import Hub
+from ..problems import HttpProblem
 from ..service import Service, read_text
-from ..tail import Tail, find_place
+from ..tail import Tail
 from ..tokens import Caller
 from .content import Content
 from .offsets import BEGINNING, NOW, Position, make_cursor, read_offset
@@ -33,8 +34,7 @@ COMMON = {"x-content-type-options": "nosniff", "cross-origin-resource-policy": "
 KEPT, NOT_KEPT = {"cache-control": "private, no-cache"}, {"cache-control": "no-store"}
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What a read asks for. ``position`` None: where the stream ends now."""
 
     position: Position | None
@@ -45,17 +45,19 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class Source:
     """A stream: the run that it is the output of, and its ``tail``, None where nothing is stored.
-    ``lost``: its end, where nothing is stored any more."""
+    ``lost``: its end, where nothing is stored any more. ``headers``: what else is said of it."""
 
     thread: str
     run: str
     content: Content
     tail: Tail | None
     lost: End | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def closed(self) -> bool:
-        return self.lost is not None or (self.tail is not None and self.tail.ended)
+        tail = self.tail
+        return self.lost is not None or (tail is not None and self.content.is_closed(tail.record))
 
     @property
     def end(self) -> Position:
@@ -64,7 +66,7 @@ class Source:
             return Position(self.content.tell_lost_end(self.lost, BEGINNING.place).place)
         if self.tail is None:
             return BEGINNING
-        return Position(find_place(self.tail.record), self.tail.sequence)
+        return self.content.find_end(self.tail)
 
 
 def read_asked(request: Request) -> Asked:
@@ -79,13 +81,12 @@ def read_asked(request: Request) -> Asked:
 
 
 async def answer_read(
-    service: Service, request: Request, caller: Caller, source: Source
+    service: Service, request: Request, caller: Caller, source: Source, asked: Asked
 ) -> Response | ASGIApp:
-    """Raises BadRequest, HttpProblem, Unavailable."""
-    asked = read_asked(request)
+    """Raises HttpProblem, Unavailable."""
     if request.method == "HEAD":
         headers = _headers(source.content, source.end, False, source.closed)
-        return Response(headers={**NOT_KEPT, **headers})
+        return Response(headers={**NOT_KEPT, **headers, **source.headers})
     if asked.live == "sse":
         return EventAnswer(service, source, asked, service.access.watch(caller))
     if asked.position is None:
@@ -258,10 +259,8 @@ class EventAnswer:
         if position is None:
             return tail.sequence - 1
         try:
-            return await self._service.links.use(
-                lambda link: find_cursor(link, tail.subject, position)
-            )
-        except (Unavailable, LinkLost):  # it is searched for
+            return await find_cursor(await self._service.links.dial(), tail.subject, position)
+        except Unavailable:  # the reader searches for it
             return 0
 
     async def _serve(self, reader: Reader, live: Live, send: Send) -> None:
@@ -285,7 +284,7 @@ class EventAnswer:
                             return
                     else:
                         await write(HEARTBEAT)
-        except TimeoutError:
+        except (TimeoutError, HttpProblem):  # the latter is told to who comes again
             pass
         await write(FAREWELL if self._service.hub.stopping else b"", more=False)
 
@@ -301,13 +300,15 @@ class EventAnswer:
         data = b""
         if page.messages:
             data = b"event: data\n%s\n" % content.encode_event(page.messages)
-        return data + b"event: control\ndata: %s\n\n" % json_text.encode(control)
+        return data + b"event: control\ndata:%s\n\n" % json_text.encode(control)
 
     def _make_headers(self) -> list[tuple[bytes, bytes]]:
         headers = {
             **COMMON,
-            **NOT_KEPT,
+            "cache-control": "no-cache, no-store",
             "content-type": "text/event-stream",
             "x-accel-buffering": "no",  # nginx would keep them back
         }
+        if self._source.content.event_encoding is not None:
+            headers["stream-sse-data-encoding"] = self._source.content.event_encoding
         return [(name.encode(), value.encode()) for name, value in headers.items()]

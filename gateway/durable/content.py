@@ -8,6 +8,8 @@ from ...client.event_json import describe
 from ...client.events import End, Event
 from ...client.run_state import Place, RunState
 from ...protocol import json_text, records
+from ..tail import Tail, find_place
+from .offsets import Position
 
 #: Where the end stands in place of a chunk, when nobody knows how many there were.
 LOST = 10**15
@@ -22,7 +24,20 @@ class Told(NamedTuple):
 
 
 class Content(Protocol):
+    """``epoch``: which stream it is of several that had the name. ``event_encoding``: what a
+    client has to know of the data of events."""
+
     media_type: str
+    epoch: int
+    event_encoding: str | None
+
+    def find_end(self, tail: Tail) -> Position:
+        """Where a reader stands that has read all up to ``tail``."""
+        ...
+
+    def is_closed(self, record: records.Record | None) -> bool:
+        """Whether nothing comes behind ``record``."""
+        ...
 
     def tell(self, record: records.Record, place: Place) -> Told:
         """What ``record`` says to a reader at ``place``."""
@@ -45,9 +60,17 @@ class RunEvents:
     """A run's events, as ``attach --json`` prints them: JSON, a message each."""
 
     media_type = "application/json"
+    epoch = 0
+    event_encoding: str | None = None
 
     def __init__(self, run: str) -> None:
         self._run = run
+
+    def find_end(self, tail: Tail) -> Position:
+        return Position(find_place(tail.record), tail.sequence)
+
+    def is_closed(self, record: records.Record | None) -> bool:
+        return isinstance(record, records.End)
 
     def tell(self, record: records.Record, place: Place) -> Told:
         if isinstance(record, records.End) and place[:2] > (record.attempt, record.chunks + 1):
@@ -67,7 +90,7 @@ class RunEvents:
         return b"[%s]" % b",".join(messages)
 
     def encode_event(self, messages: list[bytes]) -> bytes:
-        return b"data: [%s]\n" % b",".join(messages)
+        return b"data:[%s]\n" % b",".join(messages)
 
 
 def _encode(events: list[Event]) -> list[bytes]:

@@ -23,14 +23,17 @@ INTERVAL, EPOCH, JUMP = 20, 1_728_432_000, 180
 
 
 class Position(NamedTuple):
-    """``hint``: where JetStream has what was read last; 0 when that is not known."""
+    """``hint``: where JetStream has what was read last; 0 when that is not known. ``epoch``: of a
+    push run's stream, in place of the attempt."""
 
     place: Place
     hint: int = 0
+    epoch: int = 0
 
     @property
     def offset(self) -> str:
-        return f"{self.place.attempt:016d}_{self.place.expected - 1:016d}_{self.hint:016d}"
+        first = self.epoch or self.place.attempt
+        return f"{first:016d}_{self.place.expected - 1:016d}_{self.hint:016d}"
 
 
 BEGINNING = Position(Place())

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from ...client.link import Link
+from ...client.link import Link, NotReady
+from ...client.requests import NobodyAnswers
 from ...client.stream_reader import BACKOFF
 from ...protocol import records
 from ..channel import Channel
@@ -43,7 +44,11 @@ class Page:
         if record is None:
             return 0
         told = content.tell(record, self.position.place)
-        self.position, self.ended = Position(told.place, sequence), told.ended
+        # A record without messages does not move it.
+        moved = told.place[:2] != self.position.place[:2]
+        hint = sequence if moved else self.position.hint
+        self.position = Position(told.place, hint, content.epoch)
+        self.ended = told.ended
         self.messages += told.messages
         size = sum(map(len, told.messages))
         self.size += size
@@ -69,7 +74,12 @@ async def read_stored(link: Link, tail: Tail, position: Position, content: Conte
         if cursor >= tail.sequence:
             page.complete = True
             break
-        found = await get_behind(link, tail.subject, cursor)
+        try:
+            found = await get_behind(link, tail.subject, cursor)
+            # Perhaps a replica that lags behind: only the leader knows.
+            following = None if found else await find_next(link, tail.subject, cursor)
+        except NotReady as problem:
+            raise NobodyAnswers(f"JetStream does not answer ({problem})") from None
         for each in found:
             page.add(content, Entry(tail.run, *each).record, each.sequence)
             cursor = each.sequence
@@ -77,8 +87,6 @@ async def read_stored(link: Link, tail: Tail, position: Position, content: Conte
                 break
         if found:
             continue
-        # Perhaps a replica that lags behind: only the leader knows.
-        following = await find_next(link, tail.subject, cursor)
         if following is None or following > tail.sequence:
             page.complete = True
             break

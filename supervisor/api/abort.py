@@ -84,6 +84,14 @@ async def _abort_here(c: Context, run: Run, limit: float) -> bool:
     """Of a run of this executor, or of one that is queued."""
     began = time.monotonic()
     live = c.registry.get(run.run)
+    if live is not None:
+        with trio.move_on_at(limit):
+            aborted = await c.pushed.abort(live)
+            if aborted:
+                c.meters.aborted(time.monotonic() - began)
+                await _cancel_row(c, run, live)  # so that it says so at once
+            if aborted is not None:
+                return aborted
     if live is not None and not live.begin_abort():
         return False
     if live is None and run.attempt and await c.streams.has_end(run.thread, run.run):

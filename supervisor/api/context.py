@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...protocol.model import RunIds
 from ..execution.aborted_ends import Endings
+from ..execution.pushed_runs import PushedRuns
 from ..execution.registry import Registry
 from ..execution.settings import Settings
 from ..execution.wait_reasons import Waiting
@@ -43,6 +44,7 @@ class Context:
     streams: Streams
     stored: Stored
     endings: Endings
+    pushed: PushedRuns
     others: Others
     waiting: Waiting
     backlog: Backlog

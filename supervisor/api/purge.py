@@ -44,6 +44,7 @@ async def purge(c: Context, r: messages.Purge) -> messages.Reply:
     if not r.check:
         await c.stored.drop(drop)
         await c.streams.mark_purged(purged)
+        c.pushed.look(purged)
     return messages.Purged(runs)
 
 

@@ -161,6 +161,7 @@ async def read_details(c: Context, run: str) -> messages.RunDetails:
     return messages.RunDetails(
         *(c.waiting.seen(row), list(spec.argv), spec.prompt, spec.cwd, spec.retry_of),
         waits_for=waits_for,
+        push=spec.push,
     )
 
 

@@ -29,6 +29,7 @@ from .submit import submit
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
+    from nats.aio.msg import Msg
     from nats.micro.request import Request
 
 log = logging.getLogger("runctld.control")
@@ -127,6 +128,7 @@ class Control:
                             )
                         )
         await self._nc.subscribe(subjects.KICK_SUBJECT, cb=self._kicked)
+        await self._nc.subscribe(subjects.PUSHED_SUBJECT, cb=self._pushed)
         alive = subjects.control_subject("alive", self._context.executor)
         await self._nc.subscribe(alive, queue="runctl", cb=_here)
         for executor in (None, self._context.executor):
@@ -165,6 +167,13 @@ class Control:
 
     async def _kicked(self, _: object) -> None:
         self._context.durable.kick()
+
+    async def _pushed(self, msg: Msg) -> None:
+        text = msg.data[:100].decode(errors="replace")
+        if text.startswith("+") and text[1:].isdecimal():
+            self._context.streams.request_room(min(int(text[1:]), subjects.MAX_RECORD_BYTES))
+        else:
+            self._context.pushed.look([text])
 
     async def _serve(self, request: Request) -> None:
         reply = await self._answer(request.subject, request.data)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ...config.prompts import refusal, thread_refusal
-from ...config.schema import CommandRunner, Runner
+from ...config.schema import CommandRunner, PushRunner, Runner
 from ...config.submitters import takes_directory
 from ...protocol import messages, subjects
 from ...protocol.errors import BadRequest, Refused
@@ -15,6 +15,7 @@ from ...protocol.model import (
     MAX_ARGV_BYTES,
     MAX_CWD_BYTES,
     MAX_PROMPT_BYTES,
+    Opening,
     Run,
     RunSpec,
     Status,
@@ -28,7 +29,7 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
     thread = check_thread(r.thread)
     fresh = r.run is None
     run = c.ids.new() if r.run is None else check_run_id(r.run)
-    name = r.runner or default_runner(c, bool(r.argv))
+    name = r.runner or (default_push(c) if r.push else default_runner(c, bool(r.argv)))
     runner = c.settings.runners.get(name)
     if runner is None:
         known = ", ".join(sorted(c.settings.runners)) or "none"
@@ -49,6 +50,7 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
             f"runner {name!r} is a chat without background or prefill, which cannot continue:"
             " restart, or fail"
         )
+    check_push(runner, r)
     check_work(c, runner, thread, r.prompt, r.argv)
     if len((r.cwd or "").encode(errors="replace")) > MAX_CWD_BYTES:
         raise BadRequest(f"cwd is longer than {MAX_CWD_BYTES} bytes; submit from elsewhere")
@@ -58,7 +60,11 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
         raise BadRequest("a NUL character cannot be passed to a command; remove it")
     cwd = r.cwd if takes_directory(runner) else None
     spec = RunSpec(
-        *(run, thread, name, tuple(r.argv), cwd), on_interrupt=r.on_interrupt, prompt=r.prompt
+        *(run, thread, name, tuple(r.argv), cwd),
+        on_interrupt=r.on_interrupt,
+        prompt=r.prompt,
+        push=make_opening(runner, r.push) if isinstance(runner, PushRunner) else None,
+        initial=tuple(r.initial),
     )
     # Whoever asks for it gets it back in one answer, with what became of it.
     size, most = len(msgspec.json.encode(spec)) + subjects.DETAILS_BYTES, c.client.max_payload
@@ -68,6 +74,31 @@ async def submit(c: Context, r: messages.Submit) -> messages.Reply:
             " submit its path, or raise max_payload of nats-server"
         )
     return await enqueue(c, spec, fresh=fresh)
+
+
+def make_opening(runner: PushRunner, given: Opening | None) -> Opening:
+    opening = given or Opening()
+    kind = opening.content_type or runner.content_type
+    return msgspec.structs.replace(opening, content_type=kind)
+
+
+def check_push(runner: Runner, r: messages.Submit) -> None:
+    """Raises BadRequest."""
+    if not isinstance(runner, PushRunner):
+        if r.push is not None or r.initial:
+            raise BadRequest(
+                f"runner {runner.name!r} does its work itself: nothing is appended to it"
+            )
+        return
+    if r.argv:
+        raise BadRequest(
+            f"the work of runner {runner.name!r} is done elsewhere: submit no command, and, if you"
+            " like, a prompt that says what it is"
+        )
+    if r.on_interrupt is not None:
+        raise BadRequest(
+            f"a run of runner {runner.name!r} is not interrupted: leave on_interrupt out"
+        )
 
 
 def check_work(
@@ -119,10 +150,19 @@ async def drop_forgotten(c: Context, spec: RunSpec) -> tuple[RunSpec, Run] | Non
     return found
 
 
+def default_push(c: Context) -> str:
+    names = [x.name for x in c.settings.runners.values() if isinstance(x, PushRunner)]
+    if "push" in names or len(names) == 1:
+        return "push" if "push" in names else names[0]
+    if names:
+        raise BadRequest(f"several runners take pushes ({', '.join(sorted(names))}): say which")
+    raise BadRequest('no runner takes pushes; configure one: [runners.push] kind = "push"')
+
+
 def default_runner(c: Context, has_argv: bool) -> str:
-    names = set(c.settings.runners)
     if has_argv:
         return "shell"
+    names = {n for n, x in c.settings.runners.items() if not isinstance(x, PushRunner)}
     others = sorted(names - {"shell"})
     if "default" in names or len(others) != 1:
         return "default" if "default" in names else "shell" if not others else refuse_ambiguous(c)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -16,6 +17,7 @@ from ..output.writer import Writer
 from ..queue.engine import Durable
 from .attempt_start import Start, open_output
 from .found_runs import FoundRuns
+from .pushed_runs import PushedRuns
 from .registry import Live, Registry
 from .run_end import Ended
 from .runners.protocol import Remains
@@ -37,9 +39,11 @@ class Attempts:
         durable: Durable,
         work: Work,
         found: FoundRuns,
+        pushed: PushedRuns,
         on_end: Sequence[Callable[[Ended], None]],
     ) -> None:
-        """``found``: runs that outlived an earlier daemon. ``on_end``: told of each end in turn,
+        """``found``: runs that outlived an earlier daemon. ``pushed``: those whose work is done
+        elsewhere. ``on_end``: told of each end in turn,
         before anybody else can know."""
         self._registry = registry
         self._order = order
@@ -48,6 +52,7 @@ class Attempts:
         self._executor = executor
         self._work = work
         self._found = found
+        self._pushed = pushed
         self._on_end = on_end
 
     async def dispatch(self, spec: RunSpec, attempt: int, unreadable: str | None = None) -> Outcome:
@@ -93,6 +98,9 @@ class Attempts:
         """None when the daemon stops."""
         spec = live.spec
         runner = self._work.choose(live)
+        if spec.push is not None and unreadable is None:
+            turn = partial(self._wait_turn, live)
+            return await self._pushed.run(live, None if runner is None else runner[0], turn)
         writer = Writer(
             *(self._streams, spec.thread, spec.run, live.attempt, self._executor),
             tty=live.window is not None,

@@ -71,6 +71,10 @@ class Live:
         the next ones took it over, in Unix seconds."""
         self.adopted_ms = [int(at * 1000) for at in adopted[-MOST_TOLD:]]
 
+    def go_back_to(self, attempt: int, started_ms: int) -> None:
+        """It goes on with that attempt, whose work began then: perhaps under an earlier daemon."""
+        self.attempt, self.started_ms = attempt, started_ms
+
     def wait_behind(self, run: str | None) -> None:
         """It waits for the processes of ``run`` before it begins; for nothing with None."""
         self.behind = run

@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 import trio
 
-from ...config.schema import ChatRunner, CommandRunner
+from ...config.schema import ChatRunner, CommandRunner, PushRunner
 from ...config.schema import Runner as RunnerConfig
 from ...protocol.errors import Fenced, RunFailed, Unavailable
 from ...protocol.model import Outcome, RunSpec, Status, one_line, unix_ms
@@ -71,6 +71,8 @@ class Work:
         config = runner[0]
         if isinstance(config, ChatRunner):
             return "checkpoint" if config.background else "character" if config.prefill else None
+        if isinstance(config, PushRunner):
+            return None
         return "line" if await self._has_session(live.spec, config) else "checkpoint"
 
     async def _has_session(self, spec: RunSpec, config: CommandRunner) -> bool:

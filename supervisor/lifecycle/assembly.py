@@ -31,6 +31,7 @@ from ..cluster.members import TREES_GONE, Members
 from ..execution.aborted_ends import Endings
 from ..execution.attempt import Attempts
 from ..execution.found_runs import FoundRuns
+from ..execution.pushed_runs import PushedRuns
 from ..execution.registry import Registry
 from ..execution.runners.run_files import RunFiles
 from ..execution.settings import Settings
@@ -77,6 +78,7 @@ class Output:
     retention: Retention
     housekeeping: Housekeeping
     absence: Absence
+    pushed: PushedRuns
     hooks: Hooks | None
 
 
@@ -157,6 +159,8 @@ async def _open_output(core: Core, connection: Connection) -> Output:
     # The server may have come back without what it had.
     connection.on_return.append(streams.life.request_check)
     await streams.open(config)
+    pushed = PushedRuns(base.executor, streams, core.durable)
+    connection.on_return.append(pushed.look)
     endings = Endings(streams, core.durable, core.registry, core.settings)
     hooks = None
     if config.hooks.on_end is not None:
@@ -170,6 +174,7 @@ async def _open_output(core: Core, connection: Connection) -> Output:
         retention=Retention(config.stream, stored, core.durable, core.registry, room),
         housekeeping=Housekeeping(config.history, core.durable, lambda: core.settings.runners),
         absence=Absence(client, core.members),
+        pushed=pushed,
         hooks=hooks,
     )
 
@@ -195,7 +200,8 @@ async def _launch(
     found = FoundRuns(base.keeper)
     RunFiles(core.config.state_dir).sweep(found.list_attempts())
     attempts = Attempts(
-        *(base.executor, core.registry, order, output.streams, core.durable, work, found, on_end)
+        *(base.executor, core.registry, order, output.streams, core.durable, work, found),
+        *(output.pushed, on_end),
     )
     wishes.keep(start)
     await core.durable.launch(base.loop, attempts.dispatch, output.hooks, found)
@@ -243,6 +249,7 @@ def _make_context(core: Core, output: Output, announcer: Announcer, wishes: Wish
         streams=output.streams,
         stored=output.stored,
         endings=output.endings,
+        pushed=output.pushed,
         others=Others(
             *(base.executor, client, durable, output.streams, output.endings),
             *(core.members, lambda: abort_limit(settings) + ANSWER),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 from ...config.run_limits import Plan, controllers, plan
-from ...config.schema import AcpRunner, ChatRunner, CommandRunner, Queue, Runner
+from ...config.schema import AcpRunner, ChatRunner, CommandRunner, PushRunner, Queue, Runner
 from ..execution.runners import protocol
 from ..execution.runners.acp import Acp, make_command
 from ..execution.runners.chat import Chat
 from ..execution.runners.command import Command
+from ..execution.runners.push import Push
 from ..execution.runners.run_files import RunFiles
 from ..processes.keeper_client import Keeper
 from ..processes.memory_files import can_move
@@ -26,6 +27,8 @@ class RunnerFactory:
     def make(self, runner: Runner, queue: Queue) -> protocol.Runner:
         if isinstance(runner, ChatRunner):
             return Chat(runner)
+        if isinstance(runner, PushRunner):
+            return Push(runner)
         command = Command(
             *(make_command(runner) if isinstance(runner, AcpRunner) else runner, self._keeper),
             *(queue.stop_grace, self._plan_limits(runner)),

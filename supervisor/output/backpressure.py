@@ -24,10 +24,14 @@ class Backpressure:
         self._ahead = True
         self._asked.set()
 
-    async def wait_for_room(self, size: int) -> None:
-        """A record of ``size`` bytes was refused: returns when it is worth another try."""
+    def request_room_for(self, size: int) -> None:
+        """A record of ``size`` bytes was refused."""
         self._need = max(self._need, size)
         self._asked.set()
+
+    async def wait_for_room(self, size: int) -> None:
+        """The same; returns when it is worth another try."""
+        self.request_room_for(size)
         await self._made.wait()
 
     async def wait_until_wanted(self) -> int:

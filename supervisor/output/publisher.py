@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import trio
 import trio_asyncio
 
@@ -30,9 +31,10 @@ from ...protocol.records import (
     NewerRecord,
     Record,
     encode_record,
+    find_push,
     summary,
 )
-from ...protocol.subjects import MAX_RECORD_BYTES, out_subject
+from ...protocol.subjects import LEAST_RECORD, MAX_RECORD_BYTES, RECORD_SHARE, out_subject
 from ..host.metrics import Meters
 from .backpressure import Backpressure
 from .continuation import Place, Unit, find_end, find_place, remove_void
@@ -58,9 +60,6 @@ MAX_BUFFERED = 1024 * 1024
 #: The same of all runs together, as long as that leaves each ``LEAST_BUFFERED``.
 ALL_BUFFERED = 32 * 1024 * 1024
 LEAST_BUFFERED = 64 * 1024
-#: A record's share of the stream, at most: each running run keeps its last one.
-RECORD_SHARE = 64
-LEAST_RECORD = 16 * 1024
 #: An end that holds more than this share of the stream, or than a record may, leaves its
 #: reply out.
 END_SHARE = 8
@@ -301,7 +300,9 @@ class Streams:
                 return
             # What is there stays: an attempt that has not begun its output does not void it.
             last = attempt if tail.record is None else tail.record.attempt
-            record = End(run, last, _count(tail.record), time.time(), outcome)
+            state = find_push(tail.record)
+            push = msgspec.UNSET if state is None else state.behind(tail.at)
+            record = End(run, last, _count(tail.record), time.time(), outcome, push=push)
             if await self.publish(subject, record, tail.sequence) is not None:
                 return
             await self.check_after_refusal()
@@ -325,6 +326,10 @@ class Streams:
                 return await self._publish(subject, data, headers)
             except _Full:
                 await self._room.wait_for_room(len(data))
+
+    def request_room(self, size: int) -> None:
+        """A record of ``size`` bytes of another writer was refused."""
+        self._room.request_room_for(size)
 
     async def check_after_refusal(self) -> None:
         """After a publish that was not stored: is that the stream's doing? Raises
