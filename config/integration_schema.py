@@ -130,6 +130,16 @@ class Gateway(Section, frozen=True):
             default="none",
         ),
     ] = None
+    max_rate: Annotated[
+        int,
+        Whole(
+            "Requests a second of each token, user, or address of those without; on average.",
+            least=1,
+        ),
+    ] = 200
+    max_burst: Annotated[
+        int, Whole("Requests that may come at once, before `max_rate` counts.", least=1)
+    ] = 4000
     max_connections: Annotated[int, Whole("Connections at once.", least=1, most=1_000_000)] = 4096
     max_watchers: Annotated[
         int,

@@ -1,8 +1,10 @@
-"""Who asks, and whether they may: hosts, origins, tokens, proxies, and how many watch at once."""
+"""Who asks, and whether they may: hosts, origins, tokens, proxies; how often they ask, and how many
+watch at once."""
 
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
@@ -12,6 +14,7 @@ from ..config.integrations import is_loopback, split_listen
 from ..config.schema import Gateway
 from ..protocol.errors import NotFound
 from .problems import HttpProblem
+from .rate_limit import RateLimit
 from .tokens import ANYBODY, Caller, Scope, Tokens
 
 #: Of a request's head, also where it came at once.
@@ -41,6 +44,10 @@ class Access:
         self._proxies = [ipaddress.ip_network(text) for text in gateway.trusted_proxies]
         self._tokens = None if gateway.tokens_file is None else Tokens(gateway.tokens_file)
         self._watching: set[Watching] = set()
+        # Apart, so that no crowd of addresses makes one forget who has a name.
+        self._named, self._unnamed = (
+            RateLimit(gateway.max_rate, gateway.max_burst) for _ in range(2)
+        )
 
     def check_head(self, request: HTTPConnection) -> None:
         """Raises HttpProblem: it is not meant for us, or comes from another site's page."""
@@ -68,6 +75,36 @@ class Access:
     @property
     def _is_guarded(self) -> bool:
         return self._loopback or bool(self._hosts)
+
+    def admit(self, request: HTTPConnection) -> Caller:
+        """Who asks; it counts as a request of theirs, or of where they are if nobody knows them.
+        Raises HttpProblem."""
+        try:
+            caller = self.find_caller(request)
+        except HttpProblem:
+            self._count(request)
+            raise
+        self._count(request, caller)
+        return caller
+
+    def admit_anybody(self, request: HTTPConnection) -> None:
+        """To what is no secret. Raises HttpProblem."""
+        self._count(request, self._find_user(request) or ANYBODY)
+
+    def _count(self, request: HTTPConnection, caller: Caller = ANYBODY) -> None:
+        """Raises HttpProblem, where ``caller``, or ANYBODY's address, asks too often."""
+        if caller is ANYBODY:
+            wait = self._unnamed.take(_find_network(request))
+        else:
+            wait = self._named.take((caller.proxied, caller.name))
+        if wait:
+            raise HttpProblem(
+                429,
+                "too-many-requests",
+                f"these are more than {self._gateway.max_rate} requests a second: wait, watch"
+                " instead of asking, or submit many runs with one POST /v1/runs",
+                {"retry-after": str(math.ceil(wait))},
+            )
 
     def find_caller(self, request: HTTPConnection) -> Caller:
         """Raises HttpProblem."""
@@ -139,6 +176,20 @@ def require(caller: Caller, scope: Scope, thread: str | None = None) -> None:
         raise HttpProblem(403, "denied", f"this token may not {scope}; use one with that scope")
     if thread is not None and not caller.may_see(thread):
         raise NotFound(f"no thread {thread!r}; see: runctl list")
+
+
+def _find_network(request: HTTPConnection) -> str:
+    """Where it comes from. In IPv6 a network, of which whoever has one has all addresses."""
+    host = "" if request.client is None else request.client.host
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 def _host_name(host: str) -> str:

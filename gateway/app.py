@@ -88,9 +88,10 @@ class Application:
         try:
             self._service.access.check_head(request)
             if (file := self._page.find(request)) is not None:
+                self._service.access.admit_anybody(request)
                 await file(scope, receive, watched_send)
                 return
-            scope["runctl.caller"] = self._service.access.find_caller(request)
+            scope["runctl.caller"] = self._service.access.admit(request)
             await self._router(scope, receive, watched_send)
         except (Exception, asyncio.CancelledError) as error:
             if started:

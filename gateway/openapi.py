@@ -18,8 +18,9 @@ THREAD = r"^[^\u0000-\u001f\u007f-\u009f]+$"
 EVENT_ID = r"^[0-9]{1,15}\.([0-9]{1,15}|end)$"
 OFFSET = r"^(-1|now|[0-9]{16}_[0-9]{16}_[0-9]{16})$"
 STATUSES = ["queued", "running", "succeeded", "failed", "aborted", "dead"]
-#: Any request may meet these: no token, none with that scope, a daemon that is away or busy.
-ALWAYS = (400, 401, 403, 421, 431, 502, 503, 504)
+#: Any request may meet these: no token, none with that scope, one too many, a daemon that is away
+#: or busy.
+ALWAYS = (400, 401, 403, 421, 429, 431, 502, 503, 504)
 
 Json = dict[str, Any]
 
