@@ -130,6 +130,22 @@ def test_an_abort_fences_its_writer(box: Box, gateway: Gateway) -> None:
     box.runctl("abort", "abort", code=6)
 
 
+def test_a_numbered_append_counts_once(gateway: Gateway) -> None:
+    run = begin(gateway, "numbered")
+
+    def send(epoch: int, number: int, data: bytes) -> httpx.Response:
+        mark = {"producer-id": "p", "producer-epoch": str(epoch), "producer-seq": str(number)}
+        return append(gateway, run, data, **mark)
+
+    assert [send(0, 0, b"a").status_code, send(0, 0, b"a").status_code] == [200, 204]
+    assert send(0, 1, b"b").status_code == 200
+    assert send(0, 3, b"d").headers["producer-expected-seq"] == "2"
+    assert send(1, 0, b"c").status_code == 200
+    assert problem(send(0, 2, b"of a dead one"), 403, "denied")
+    assert gateway.get(f"/v1/runs/{run}/stream").text == "abc"
+    close(gateway, run)
+
+
 def test_nobody_appends_for_long(box: Box, gateway: Gateway) -> None:
     run = begin(gateway, "idle", "brief")
     append(gateway, run, b"x")
