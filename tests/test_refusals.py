@@ -429,3 +429,52 @@ trio.run(main)
 def test_what_waits_for_the_database_shares_no_thread_with_others(tmp_path: Path) -> None:
     argv = [sys.executable, "-W", "ignore", "-c", APART, str(tmp_path), str(DEADLINE)]
     subprocess.run(argv, check=True)
+
+
+SLOW = """
+import asyncio, pathlib, sys, time
+import dbos._dbos
+from runctl.supervisor.main import main
+from runctl.supervisor.queue import outcomes
+store, stored = outcomes.Outcomes.store, pathlib.Path(sys.argv[1])
+in_thread = asyncio.to_thread
+
+def is_open():
+    try:
+        return dbos._dbos._get_dbos_instance()._sys_db is not None
+    except Exception:
+        return False
+
+async def note(*args):
+    await store(*args)
+    stored.touch()
+
+async def slow(call, *args, **named):
+    def later():
+        end = time.monotonic() + 1
+        while stored.exists() and time.monotonic() < end and is_open():
+            time.sleep(0.001)
+        return call(*args, **named)
+    return await in_thread(later)
+
+outcomes.Outcomes.store, asyncio.to_thread = note, slow
+sys.argv[1:] = sys.argv[5:]
+main()
+"""
+
+
+def test_a_stop_between_an_outcome_and_dbos_which_is_told_of_it(
+    stopped_box: Box, tmp_path: Path
+) -> None:
+    """As on a busy machine: DBOS takes a database that is closed by then for an error."""
+    box, stored = stopped_box, tmp_path / "stored"
+    box.prefix = [sys.executable, "-c", SLOW, str(stored)]
+    box.start()
+    run = box.submit("t", "true")
+    wait_until(stored.exists, "its outcome is stored")
+    assert box.term() == 0
+    assert "Traceback" not in box.log.read_text()
+    box.prefix = []
+    box.start()
+    assert box.show(run)["status"] == "succeeded"
+    assert box.show(run)["attempt"] == 1

@@ -281,6 +281,8 @@ class Durable:
         """Stop claiming and close the database; unfinished rows stay as they are."""
         self._closing = True
         await self.stop_claiming()
+        if self._claims is not None:
+            await trio.to_thread.run_sync(self._outcomes.wait_settled)
         await trio.to_thread.run_sync(self._close_database)
         if self._config.traces.endpoint is not None:
             from ..host import traces

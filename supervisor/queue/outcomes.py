@@ -26,6 +26,8 @@ from .retries import Complaint, until_done
 #: So many are stored at once, each in a thread that may wait for the database; and as many of
 #: what was refused once, so that nothing which is new waits behind it.
 AT_ONCE = 8
+#: DBOS learns of what is stored in the next step of its loop; on a busy machine that is, seconds.
+SETTLES_WITHIN = 2.0
 
 
 async def sleep_in_asyncio(seconds: float = math.inf) -> None:
@@ -56,6 +58,26 @@ class Outcomes:
         self._first, self._again = trio.CapacityLimiter(AT_ONCE), trio.CapacityLimiter(AT_ONCE)
         #: By run.
         self.waiting: dict[str, Waiting] = {}
+        #: Runs whose outcome is being stored, or is stored, and DBOS does not know yet.
+        self._unsettled: set[str] = set()
+        self._lock, self._settled = threading.Lock(), threading.Event()
+        self._settled.set()
+
+    def wait_settled(self) -> None:
+        """Until DBOS knows of all that is stored, SETTLES_WITHIN at most: closed before, it would
+        take that for an error. Blocking."""
+        self._settled.wait(SETTLES_WITHIN)
+
+    def _begin(self, run: str) -> None:
+        with self._lock:
+            self._unsettled.add(run)
+            self._settled.clear()
+
+    def _end(self, run: str) -> None:
+        with self._lock:
+            self._unsettled.discard(run)
+            if not self._unsettled:
+                self._settled.set()
 
     async def store(self, run: str, thread: str, outcome: Outcome, built: dict[str, Any]) -> None:
         """``built`` is what the workflow returns. When the daemon stops before it is stored,
@@ -68,9 +90,11 @@ class Outcomes:
         def refused(why: str) -> None:
             nonlocal threads
             threads = self._again
+            self._end(run)
             self.waiting[run] = Waiting(run, thread, outcome.status, why)
 
         async def store() -> None:
+            self._begin(run)
             in_thread = functools.partial(trio.to_thread.run_sync, write, limiter=threads)
             self._done[run] = await loop.trio_as_future(in_thread)
 
@@ -79,9 +103,12 @@ class Outcomes:
             await until_done(store, complaint, self._stopping, pause=sleep_in_asyncio)
         finally:
             self.waiting.pop(run, None)
+            if run not in self._done:
+                self._end(run)
 
     def _answer(self, theirs: Callable[..., bool], workflow: str, values: dict[str, Any]) -> bool:
         """In place of DBOS's own: whether the outcome was stored, which is none when the row
         is another's by now."""
         stored = self._done.pop(workflow, None)
+        self._end(workflow)
         return bool(theirs(workflow, **values)) if stored is None else stored
