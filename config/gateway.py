@@ -12,6 +12,7 @@ from .typed_table import Table
 #: Where ``runctl gateway`` listens when nobody says where.
 USUAL = "127.0.0.1:8420"
 _HEADER = "[A-Za-z0-9-]{1,64}"
+_ORIGIN = r"https?://(?:[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?"
 _NAME = r"[A-Za-z0-9._-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?"
 
 
@@ -19,6 +20,7 @@ def read_gateway(table: Table) -> Gateway:
     gateway = Gateway(
         listen=table.text("listen"),
         hosts=table.texts("hosts"),
+        origins=table.texts("origins"),
         trusted_proxies=table.texts("trusted_proxies"),
         user_header=table.text("user_header"),
         **read_keys(Gateway, table),
@@ -26,6 +28,13 @@ def read_gateway(table: Table) -> Gateway:
     for name in gateway.hosts:
         if not re.fullmatch(_NAME, name):
             table.fail("hosts", f"{name!r} is no host name: give names without scheme and port")
+    for origin in gateway.origins:
+        if not re.fullmatch(_ORIGIN, origin):
+            table.fail(
+                "origins",
+                f"{origin!r} is no origin: give scheme, host and port as browsers do, in small"
+                ' letters, such as "https://app.example.com"',
+            )
     if gateway.user_header is not None and not re.fullmatch(_HEADER, gateway.user_header):
         table.fail("user_header", "is no name of a header: use letters, digits and -")
     _check_proxies(gateway, table)

@@ -92,8 +92,9 @@ class Hooks(Section, frozen=True):
 class Gateway(Section, frozen=True):
     """The HTTP gateway. ``listen``: HOST:PORT; None: the daemon starts none. ``tokens_file``: who
     may ask for what (``gateway.tokens``); None: whoever reaches a loopback address. ``hosts``:
-    names by which browsers may call it, besides those of loopback. ``trusted_proxies``: addresses
-    and networks whose ``user_header`` says who asks, and who may do everything."""
+    names by which browsers may call it, besides those of loopback. ``origins``: SCHEME://HOST of
+    sites whose pages may ask. ``trusted_proxies``: addresses and networks whose ``user_header``
+    says who asks, and who may do everything."""
 
     listen: Annotated[
         str | None,
@@ -114,6 +115,13 @@ class Gateway(Section, frozen=True):
     hosts: Annotated[
         tuple[str, ...],
         Own("Names that a request may give as its host, besides loopback.", form="a list of names"),
+    ] = ()
+    origins: Annotated[
+        tuple[str, ...],
+        Own(
+            "Sites whose pages may ask, in browsers (CORS), besides the gateway's own.",
+            form='a list of origins, such as `"https://app.example.com"`',
+        ),
     ] = ()
     trusted_proxies: Annotated[
         tuple[str, ...],

@@ -67,9 +67,15 @@ class Access:
                 " gateway.hosts",
             )
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != hosts[0].lower():
+        if (
+            origin is not None
+            and origin not in self._gateway.origins
+            and origin.partition("://")[2].lower() != hosts[0].lower()
+        ):
             raise HttpProblem(
-                403, "other-origin", "pages of other sites may not ask here: there is no CORS"
+                403,
+                "other-origin",
+                "pages of this site may not ask here; gateway.origins says whose",
             )
 
     @property

@@ -22,6 +22,7 @@ from .access import Access
 from .app import Application
 from .change_feed import ChangeFeed
 from .connections import Connection
+from .cors import allow_origins
 from .hub import Hub
 from .service import Service
 from .systemd_notify import Notifier
@@ -68,7 +69,7 @@ async def serve(config: Config, address: str, listener: socket.socket, access: A
     service = Service(config, links, hub, access, changes)
     application = Application(service)
     settings = uvicorn.Config(
-        application,
+        allow_origins(application, config.gateway.origins),
         http=_bound(config.gateway.max_connections),
         ws="none",
         lifespan="off",

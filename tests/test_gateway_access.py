@@ -295,3 +295,40 @@ def test_where_it_cannot_listen(stopped_box: Box) -> None:
         box.runctl("gateway", "--listen", address, code=2, input=b"")
         assert words in box.stderr
         assert box.stderr.count("\n") == 1
+
+
+def test_pages_of_other_sites_that_may_ask(place: GuardedPlace, tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    site = "https://app.example.com"
+    text = place.box.config.read_text()
+    file.write_text(text.replace("hosts = ", f'origins = ["{site}"]\nhosts = '))
+    with closing(Gateway(file)) as gateway:
+        wanted = {"access-control-request-method": "POST"}
+        wanted |= {"access-control-request-headers": "authorization, content-type, last-event-id"}
+        asked = gateway.client.options("/v1/threads/t/runs", headers={"origin": site, **wanted})
+        assert asked.status_code == 200
+        assert asked.headers["access-control-allow-origin"] == site
+        assert "authorization" in asked.headers["access-control-allow-headers"]
+        assert "access-control-allow-credentials" not in asked.headers
+        for headers, status in (({**bearer(READER)}, 200), ({}, 401)):  # a page reads errors, too
+            answer = gateway.get("/v1/threads", headers={"origin": site, **headers})
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == site
+        for other in ("https://evil.example", "http://app.example.com", f"{site}.evil.example"):
+            answer = gateway.client.options("/v1/threads", headers={"origin": other, **wanted})
+            assert answer.status_code == 400
+            assert "access-control-allow-origin" not in answer.headers
+            answer = gateway.get("/v1/threads", headers={"origin": other, **bearer(READER)})
+            problem(answer, 403, "other-origin")
+            assert "access-control-allow-origin" not in answer.headers
+        assert gateway.get("/v1/threads", headers=bearer(READER)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "app.example.com", "https://a.example/", "https://A.example"]
+)
+def test_what_is_no_origin(tmp_path: Path, origin: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'state_dir = "{tmp_path}"\n[gateway]\norigins = ["{origin}"]\n')
+    with pytest.raises(ConfigError, match="is no origin"):
+        load(file)
