@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
@@ -93,6 +93,8 @@ class Application:
                 return
             scope["runctl.caller"] = self._service.access.admit(request)
             await self._router(scope, receive, watched_send)
+        except ClientDisconnect:
+            return  # amid its body: there is nobody to answer
         except (Exception, asyncio.CancelledError) as error:
             if started:
                 raise

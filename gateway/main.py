@@ -89,7 +89,7 @@ def _set_up_log(config: Config) -> None:
     handler.setFormatter(Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler])
     logging.getLogger("nats").setLevel(logging.CRITICAL + 1)  # what it logs is told in one line
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # of each bad request it would warn
 
 
 def raise_file_limit() -> None:
