@@ -18,12 +18,14 @@ AGAIN = (404, 429, 503)
 
 
 class HttpWatcher:
-    """Of ``run``, at the gateways of these ``ports``."""
+    """Of ``run``, at the gateways of these ``ports``. It breaks its connection after so many events
+    each as ``cuts`` has, as if it had been without a network."""
 
-    def __init__(self, run: str, ports: Sequence[int]) -> None:
+    def __init__(self, run: str, ports: Sequence[int], cuts: Sequence[int] = ()) -> None:
         self._run = run
         self._ports = itertools.cycle(ports)
         self._last = ""
+        self._cuts = [*cuts]
         #: How often it has come back behind an event.
         self.returns = 0
 
@@ -53,7 +55,7 @@ class HttpWatcher:
             if answer.status_code != 200:
                 text = (await answer.aread()).decode(errors="replace")
                 raise RuntimeError(f"{url} after {self._last!r}: {answer.status_code} {text}")
-            rest = b""
+            rest, left = b"", self._cuts[0] if self._cuts else 0
             async for data in answer.aiter_bytes():
                 *frames, rest = (rest + data).split(b"\n\n")
                 for frame in frames:
@@ -65,3 +67,7 @@ class HttpWatcher:
                     self._last = fields.get("id", self._last)
                     if "data" in fields:
                         yield json.loads(fields["data"])
+                        left -= 1
+                        if not left:
+                            del self._cuts[0]
+                            return

@@ -225,7 +225,7 @@ class Load:
             seen.events.append(event)
 
         assert seen.act.run is not None
-        watcher = HttpWatcher(seen.act.run, [x.port for x in self._stage.gateways])
+        watcher = HttpWatcher(seen.act.run, [x.port for x in self._stage.gateways], seen.act.cuts)
         seen.http = watcher
         try:
             await watcher.watch(hear)

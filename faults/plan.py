@@ -114,7 +114,8 @@ class Work:
 @dataclass(frozen=True)
 class Act:
     """``what``: attach, http (attach over HTTP), follow (a thread), abort, purge or retry;
-    ``until``: when a watcher leaves, 0: it stays."""
+    ``until``: when a watcher leaves, 0: it stays; ``cuts``: after so many events each time one over
+    HTTP breaks its connection itself, and comes back."""
 
     at: float
     what: str
@@ -122,6 +123,7 @@ class Act:
     run: str | None = None
     until: float = 0.0
     force: bool = False
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ class Plan:
         for act in self.acts:
             until = f", leaves at {act.until:.2f}" if act.until else ""
             force = " --force" if act.force else ""
-            lines.append((act.at, f"{act.what} {act.thread} {act.run or ''}{force}{until}"))
+            cuts = f", cut after {act.cuts}" if act.cuts else ""
+            lines.append((act.at, f"{act.what} {act.thread} {act.run or ''}{force}{until}{cuts}"))
         first = [f"commands outlive their daemon by {self.outlive:g} s"]
         if self.small:
             first.append(f"the stream holds {self.small} bytes")
@@ -193,7 +196,8 @@ def make(seed: int, profile: str, kinds: set[str]) -> Plan:
     faults = [fault for fault in faults if fault.kind in kinds]
     # A short one runs out while a daemon is late, and at times while it starts.
     outlive = r.choice([0.0, 0.0, *[round(r.uniform(0.5, 3.0), 1)] * 3, *[LONG] * 7])
-    acts = sorted([*acts, *_acts_over_http(r, works, length)], key=lambda act: act.at)
+    over_http = _acts_over_http(r, works, length, Random(f"cuts {profile} {seed}"))
+    acts = sorted([*acts, *over_http], key=lambda act: act.at)
     faults = sorted([*faults, *_gateway_faults(r, length)], key=lambda fault: fault.at)
     return Plan(seed, profile, lanes, acts, faults, small, skews, outlive)
 
@@ -266,15 +270,17 @@ def _acts(r: Random, lanes: dict[str, list[Work]], works: list[Work], length: fl
     return sorted(acts, key=lambda act: act.at)
 
 
-def _acts_over_http(r: Random, works: list[Work], length: float) -> list[Act]:
+def _acts_over_http(r: Random, works: list[Work], length: float, cutting: Random) -> list[Act]:
     """Watchers that come early, midway and late, some of which leave; of the longer half of the
-    runs, since a watcher of the others has seen it all before anything happens to its gateway."""
+    runs, since a watcher of the others has seen it all before anything happens to its gateway. Most
+    break their connections as well: a gateway's death seldom comes while somebody hears of it."""
     acts = []
     longer = sorted(works, key=lambda work: work.parts * work.pause)[len(works) // 2 :]
     for part in (0.1, 0.1, 0.3, 0.5, 1.0, *r.choices([0.2, 0.7, 1.5], k=r.randint(0, 3))):
         work, at = r.choice(longer), round(part * length * r.uniform(0.5, 1.0), 2)
         leaves = round(at + r.uniform(0.5, 2.0), 2) if r.random() < 0.2 else 0.0
-        acts.append(Act(at, "http", work.thread, work.run, leaves))
+        cuts = tuple(cutting.choices([1, 2, 3, 5, 8, 13], k=cutting.randint(0, 4)))
+        acts.append(Act(at, "http", work.thread, work.run, leaves, cuts=cuts))
     return acts
 
 
