@@ -37,7 +37,7 @@ def run_protocol_tests(path: Path, pattern: str) -> dict[str, str]:
     """Those whose names match ``pattern``, and what became of each."""
     packages = install()
     config = '[queue]\nmax_running = 100000\n[runners.push]\nkind = "push"\n'
-    config += f'[gateway]\norigins = ["{ORIGIN}"]\n'
+    config += f'[gateway]\norigins = ["{ORIGIN}"]\nmax_rate = 100000\nmax_burst = 1000000\n'
     found = path / "found.json"
     with closing(Place(path, config)) as place:
         done = subprocess.run(
