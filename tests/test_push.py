@@ -300,6 +300,7 @@ def test_writers_and_readers_through_the_deaths_of_everything(tmp_path: Path) ->
         shown = box.ended(row["run"])
         assert (shown["status"], shown["attempt"], len(shown["attempts"])) == ("succeeded", 1, 1)
         assert sum(event["type"] == "reset" for event in watch.events) == 1
+        assert "attempt=2" not in box.log.read_text()
     finally:
         for gateway in gateways:
             gateway.close()

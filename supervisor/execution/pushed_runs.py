@@ -25,6 +25,7 @@ from ...protocol.model import ABORTED, Outcome, Status
 from ...protocol.push import PushState
 from ...protocol.records import Chunk, Chunks, End, Record, Reset, find_push
 from ...protocol.subjects import out_subject
+from ..host.logs import about
 from ..output.publisher import Streams
 from ..output.tail import Tail
 from ..queue.attempt_log import AttemptNote
@@ -86,7 +87,8 @@ class PushedRuns:
             log.warning("its end is not stored: %s", unfit)
             stored = False
         live.end_written()
-        log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
+        with about(attempt=live.attempt):
+            log.info("run %s%s", decided.status, f": {decided.error}" if decided.error else "")
         return Ended(spec, decided, written=True, stored=stored)
 
     async def _follow(self, live: Live, settings: PushRunner) -> Outcome:
@@ -180,7 +182,8 @@ class PushedRuns:
         if record.attempt != live.attempt:
             await self._durable.attempts.renumber(live.spec.run, live.attempt, record.attempt - 1)
             live.go_on([time.time()])
-            log.info("run goes on, as an earlier daemon began it")
+            with about(attempt=record.attempt):
+                log.info("run goes on, as an earlier daemon began it")
         else:
             log.info("run started")
         live.go_back_to(record.attempt, state.epoch)
