@@ -19,12 +19,35 @@ MOST_HEAD, HEAD_LIMIT = 32 * 1024, 10.0
 REST_LIMIT = 30.0
 #: A client that takes nothing of what it is sent for so long is cut off, seconds.
 STUCK = 60.0
+#: Bytes of answers that clients have not taken yet, of all connections that wait for theirs.
+MOST_UNSENT = 128 * 1024 * 1024
+
+
+class Unsent:
+    """What waits for clients that are slow. Where it is more than MOST_UNSENT, those are cut off
+    that have waited longest: whoever watches comes back and goes on."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._sizes: dict[Connection, int] = {}
+
+    def add(self, connection: Connection, size: int) -> None:
+        self._sizes[connection] = size
+        self._total += size
+        while self._total > MOST_UNSENT:
+            slowest = next(iter(self._sizes))
+            self.remove(slowest)
+            slowest.cut_off()
+
+    def remove(self, connection: Connection) -> None:
+        self._total -= self._sizes.pop(connection, 0)
 
 
 class Connection(HttpToolsProtocol):
-    """``most``: how many there may be; one more is told so, and closed."""
+    """``most``: how many there may be; one more is told so, and closed. ``unsent`` is of all."""
 
     most = 4096
+    unsent = Unsent()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,6 +70,7 @@ class Connection(HttpToolsProtocol):
         for timer in (self._head_timer, self._rest_timer, self._stuck_timer):
             if timer is not None:
                 timer.cancel()
+        self.unsent.remove(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -96,14 +120,16 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck_timer = self.loop.call_later(STUCK, self._cut_off)
+        self._stuck_timer = self.loop.call_later(STUCK, self.cut_off)
+        self.unsent.add(self, self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.unsent.remove(self)
         if self._stuck_timer is not None:
             self._stuck_timer.cancel()
 
-    def _cut_off(self) -> None:
+    def cut_off(self) -> None:
         """At once: else the kernel would keep what it has for the client for many minutes."""
         with contextlib.suppress(OSError):
             plain = self.transport.get_extra_info("socket")

@@ -21,7 +21,7 @@ from ..protocol.errors import ConfigError, Unavailable
 from .access import Access
 from .app import Application
 from .change_feed import ChangeFeed
-from .connections import Connection
+from .connections import Connection, Unsent
 from .cors import allow_origins
 from .hub import Hub
 from .service import Service
@@ -33,6 +33,8 @@ log = logging.getLogger("runctl.gateway")
 #: the word to stop.
 KEEP_ALIVE, GRACE = 75, 3
 BACKLOG = 1024
+#: Bytes that the kernel keeps for a client to whom they cannot be sent yet; else it is megabytes.
+MOST_QUEUED = 128 * 1024
 
 
 def listen(address: str) -> socket.socket:
@@ -45,6 +47,7 @@ def listen(address: str) -> socket.socket:
         found = socket.socket(family, kind, protocol)
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_QUEUED)
             found.bind(place)
             found.listen(BACKLOG)
         except BaseException:
@@ -97,6 +100,7 @@ async def serve(config: Config, address: str, listener: socket.socket, access: A
 def _bound(most_connections: int) -> type[Connection]:
     class Bound(Connection):
         most = most_connections
+        unsent = Unsent()
 
     return Bound
 

@@ -336,3 +336,34 @@ def test_no_stream_costs_memory_whose_client_reads_nothing(place: Place, gateway
             read = sum(len(data) for data in stream.iter_bytes())
         assert read > 5_000_000
         assert _resident(gateway.pid) - before < 40 * MIB
+
+
+def test_what_slow_clients_have_not_taken_is_bounded(place: Place) -> None:
+    """Of answers that are large, each of a request of its own."""
+    constants = {"connections.MOST_UNSENT": 4.0 * MIB}
+    code = "import sys\nfor n in range(3000): sys.stdout.write(f'{n:0>999}\\n')"
+    with closing(Gateway(place.box.config, constants=constants)) as gateway, ExitStack() as stack:
+        run = gateway.submit("large", "python3", "-c", code)
+        assert gateway.read(run).ended
+        path = f"/v1/runs/{run}/stream?offset=-1"
+        size = len(gateway.get(path).content)
+        assert size > MIB // 2
+
+        def begin() -> socket.socket:
+            connection = stack.enter_context(connect(gateway))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+            connection.sendall(head(gateway, f"GET {path} HTTP/1.1", "Connection: close"))
+            assert connection.recv(1) == b"H"
+            return connection
+
+        # Whoever takes it in the end is not in the way of one that is slower.
+        first = begin()
+        for _ in range(5):
+            assert len(read_all(begin())) > size
+        assert len(read_all(first)) > size
+        slow = [begin() for _ in range(20)]
+        assert len(gateway.get(path).content) == size
+        # Of the first ones there is what the kernel has, of the last one everything.
+        for connection in slow[:10]:
+            assert len(read_all(connection)) < size // 2
+        assert len(read_all(slow[-1])) > size
