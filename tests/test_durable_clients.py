@@ -144,7 +144,7 @@ def box(stopped_box: Box) -> Box:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("whose", ["npm", "pypi"])
+@pytest.mark.parametrize("whose", ["npm", pytest.param("pypi", marks=pytest.mark.nightly)])
 def test_their_own_clients_read_through_the_deaths_of_everything(box: Box, whose: str) -> None:
     packages = install() if whose == "npm" else None
     gateway = Gateway(box.config)
