@@ -99,18 +99,17 @@ class Application:
             if started:
                 raise
             # Cancelled: by the stop, ours or the server's. This is the outermost frame.
-            self._reading.discard(task)
-            await _answer_error(error, reads)(scope, receive, send)
+            await _answer_error(error, reads)(scope, receive, watched_send)
         finally:
             self._reading.discard(task)
 
 
 def _answer_error(error: BaseException, reads: bool) -> Response:
     if isinstance(error, asyncio.CancelledError):
-        status, code, unsure = (503, "unavailable", "")
-        if not reads:
-            status, code, unsure = (504, "unanswered", "; it may have taken effect")
-        return answer_error(HttpProblem(status, code, f"the gateway stops{unsure}; try again"))
+        if reads:
+            return answer_error(HttpProblem(503, "unavailable", "the gateway stops; try again"))
+        unsure = "the gateway stops; it may have taken effect; try again"
+        return answer_error(HttpProblem(504, "unanswered", unsure))
     if isinstance(error, RunctlError):
         return answer_error(error)
     if isinstance(error, HTTPException) and error.status_code == 405:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 from collections.abc import Callable
 
@@ -12,9 +11,10 @@ from ..client.events import End
 from ..client.link import NotReady
 from ..client.run_end import make_end
 from ..client.shared_link import SharedLink
-from ..protocol import messages, records, subjects
+from ..protocol import messages
 from ..protocol.errors import Busy, NotFound, RequestError, Unavailable
 from ..protocol.model import Run
+from .tail import read_tail
 
 log = logging.getLogger("runctl.gateway")
 
@@ -73,19 +73,9 @@ class RunOver:
             self.end = make_end(found)
 
     async def _is_end_stored(self) -> bool:
-        """As the leader has it. Raises Unavailable, NotReady."""
-        try:
-            link = await self._links.dial()
-            reply = await link.api(
-                f"STREAM.MSG.GET.{subjects.STREAM}", {"last_by_subj": self._subject}
-            )
-        except NotReady as problem:
-            if problem.code in (subjects.NO_MESSAGE, subjects.NO_STREAM):
-                return False
-            raise
-        self.last = int(reply["message"]["seq"])
-        try:
-            last = records.decode_record(base64.b64decode(reply["message"].get("data", "")))
-        except ValueError:
+        """As the leader has it. Raises Unavailable."""
+        tail = await read_tail(await self._links.dial(), self._subject)
+        if tail is None:
             return False
-        return isinstance(last, records.End)
+        self.last = tail.sequence
+        return tail.ended
