@@ -420,6 +420,19 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         node.close()
 
 
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Any]:
+    """A machine with a systemd of its own; without the means for one the test is skipped."""
+    from machine import Machine, skip_without
+
+    skip_without()
+    made = Machine()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 @pytest.fixture
 def house(tmp_path: Path, postgres: Any, nats_server: str) -> Iterator[Any]:
     """Executors of one database and one NATS server."""

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,6 @@ class Service(DaemonUnit):
         self.machine.write(f"{self.folder}/runctld@.service.d/zz-test.conf", text)
         # Less than the grace: what is missing the daemon has to ask for.
         self.write_drop_in("zz-stop", "[Service]\nTimeoutStopSec=1s\n")
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    skip_without()
-    made = Machine()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
 
 import httpx
 import pytest
 from conftest import DEADLINE, wait_until
 from daemon_unit import DaemonUnit
-from machine import ROOT, Machine, skip_without
+from machine import ROOT, Machine
 from pgserver import free_port
 from test_gateway_access import READER, bearer, table
 from test_gateway_hub import Viewer
@@ -57,16 +56,6 @@ class GatewayUnit:
     def client(self) -> httpx.Client:
         url = f"http://127.0.0.1:{self.port}"
         return httpx.Client(base_url=url, timeout=DEADLINE, trust_env=False)
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    skip_without()
-    made = Machine()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from conftest import wait_until
 from daemon_unit import DaemonUnit, UserUnit
-from machine import Machine, skip_without
+from machine import Machine
 
 #: Nothing ends by itself in a test.
 CONFIG = """
@@ -35,16 +35,6 @@ while all(map(os.path.exists, made)):
 KINDS = {"system": DaemonUnit, "user": UserUnit}
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    skip_without()
-    made = Machine()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def config(kind: str) -> str:
