@@ -72,11 +72,12 @@ class Application:
         started, task = False, asyncio.current_task()
         assert task is not None
 
-        async def watched_send(message: Any) -> None:
+        def watched_send(message: Any) -> Awaitable[None]:
             nonlocal started
-            started = True
-            self._reading.discard(task)
-            await send(message)
+            if not started:
+                started = True
+                self._reading.discard(task)
+            return send(message)  # no coroutine of its own: it is called for each event
 
         # Parts are told apart before they are decoded.
         scope["path"] = scope["raw_path"].decode("latin-1")
@@ -172,8 +173,16 @@ def _make_routes(service: Service) -> list[Route]:
 
 def _route(path: str, **by_method: Callable[[Request], Awaitable[Any]]) -> Route:
     """One for all methods of a path, so that another method hears of all of them."""
+    return Route(path, _Endpoint(by_method), methods=[*by_method])
 
-    async def serve(request: Request) -> Any:
-        return await by_method["GET" if request.method == "HEAD" else request.method](request)
 
-    return Route(path, serve, methods=[*by_method])
+class _Endpoint:
+    """An ASGI application: as a function, Starlette would put a coroutine around each send."""
+
+    def __init__(self, by_method: dict[str, Callable[[Request], Awaitable[Any]]]) -> None:
+        self._by_method = by_method
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        answer = self._by_method["GET" if request.method == "HEAD" else request.method]
+        await (await answer(request))(scope, receive, send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from starlette.types import Receive, Scope, Send
 
@@ -47,8 +48,8 @@ class EventStream:
             self._watching.left()
 
     async def _serve(self, watcher: Watcher, gone: asyncio.Task[None], send: Send) -> None:
-        async def write(data: bytes, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        def write(data: bytes, more: bool = True) -> Awaitable[None]:
+            return send({"type": "http.response.body", "body": data, "more_body": more})
 
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         while not gone.done():
@@ -59,6 +60,8 @@ class EventStream:
                 return await write(b"", more=False)
             if data := watcher.take():
                 await write(data, more=not watcher.ended)
+                if watcher.settled:  # as after almost each event of thousands
+                    await watcher.wait()
             elif watcher.stored:
                 await watcher.fetch()
             elif data := watcher.take_lost_end():

@@ -99,13 +99,26 @@ class Watcher:
         self._follow_epoch()
         if self._page or not channel.opened.is_set():
             return self._page
-        if self._cursor < channel.low:
+        if self._cursor < channel.low or self._cursor == channel.high:
             return []
         return channel.list_behind(self._cursor)
 
     def _follow_epoch(self) -> None:
         if self._epoch != self._channel.epoch:
             self._epoch, self._cursor, self._page = self._channel.epoch, 0, []
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be done until the next ``wake``."""
+        channel = self._channel
+        return (
+            self._asked
+            and not self.ended
+            and not self._page
+            and self._cursor == channel.high
+            and self._epoch == channel.epoch
+            and channel.over.end is None
+        )
 
     def take_lost_end(self) -> bytes:
         """``find_lost_end``, as frames; b"" while there is none."""
