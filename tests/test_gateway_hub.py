@@ -15,6 +15,7 @@ import pytest
 from nats.errors import Error as NatsError
 from runctl.client import link as link_module
 from runctl.client import stream_reader
+from runctl.client.events import End
 from runctl.client.run_state import Place
 from runctl.gateway import channel as channel_module
 from runctl.gateway import direct_get
@@ -305,6 +306,8 @@ async def read_all(channel: Channel, viewer: Viewer, until: Callable[[], bool]) 
                 watcher.clear()
                 if data := watcher.take():
                     viewer.hear(data)
+                    if watcher.settled and not until():
+                        await watcher.wait()
                 elif watcher.stored:
                     await watcher.fetch()
                 elif data := watcher.take_lost_end():
@@ -472,6 +475,38 @@ def test_a_silent_watcher_gets_a_beat(server: Server) -> None:
                 assert not watcher.take_beat()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(watcher.wait(), DEADLINE)
+        finally:
+            await hub.close()
+
+    play(server, body)
+
+
+def test_nothing_is_left_to_be_done_only_once_the_end_was_asked_for(server: Server) -> None:
+    async def body(w: Writer) -> None:
+        hub, viewer = Hub(server.config), Viewer()
+        await w.reset(1)
+        try:
+            with hub.open("t", "r1") as channel:
+                await asyncio.wait_for(channel.opened.wait(), DEADLINE)
+                watcher = Watcher(channel, Place())
+                channel.watchers.add(watcher)
+                assert not watcher.settled, "what is stored is to be fetched"
+                await watcher.fetch()
+                assert not watcher.settled, "what was fetched is to be sent"
+                viewer.hear(watcher.take())
+                assert not watcher.settled, "perhaps the end is lost"
+                assert not watcher.take_lost_end()
+                await w.chunks(1, 1, "one\n")
+                await asyncio.wait_for(watcher.wait(), DEADLINE)
+                assert not watcher.settled
+                viewer.hear(watcher.take())
+                assert watcher.settled
+                channel.over.last = channel.high
+                channel.over.end = End("r1", 1, "succeeded", 0, None, lost=True)
+                assert not watcher.settled, "there is one in place of the lost one"
+                viewer.hear(watcher.take_lost_end())
+                assert viewer.chunks == ["one\n"]
+                assert viewer.ended
         finally:
             await hub.close()
 
