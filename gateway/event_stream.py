@@ -60,8 +60,6 @@ class EventStream:
                 return await write(b"", more=False)
             if data := watcher.take():
                 await write(data, more=not watcher.ended)
-                if watcher.settled:  # as after almost each event of thousands
-                    await watcher.wait()
             elif watcher.stored:
                 await watcher.fetch()
             elif data := watcher.take_lost_end():

@@ -107,19 +107,6 @@ class Watcher:
         if self._epoch != self._channel.epoch:
             self._epoch, self._cursor, self._page = self._channel.epoch, 0, []
 
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is left to be done until the next ``wake``."""
-        channel = self._channel
-        return (
-            self._asked
-            and not self.ended
-            and not self._page
-            and self._cursor == channel.high
-            and self._epoch == channel.epoch
-            and channel.over.end is None
-        )
-
     def take_lost_end(self) -> bytes:
         """``find_lost_end``, as frames; b"" while there is none."""
         end = self.find_lost_end()
