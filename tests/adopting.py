@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from conftest import Box, Watch, wait_until
+from proc import direct_children, find_keeper
 
 #: Longer than any test takes.
 LONG = "start_timeout = '600s'\n"
@@ -73,6 +74,14 @@ def submit_writer(box: Box, path: Path, thread: str = "t") -> str:
     run = box.submit_py(thread, WRITER, str(path), thread)
     wait_until(lambda: written(path) > 1000, "it writes")
     return run
+
+
+def wait_below(box: Box, count: int) -> tuple[int, list[int]]:
+    """The keeper, and the ``count`` processes that it has begun, its nats-server among them, once
+    they are there: a run is said to run a moment before its process does."""
+    keeper = find_keeper(box.pid)
+    wait_until(lambda: len(direct_children(keeper)) == count, f"{count} are below the keeper")
+    return keeper, direct_children(keeper)
 
 
 def go_on(path: Path, more: int = 1) -> None:

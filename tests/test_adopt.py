@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from adopting import OUTLIVE, TALKER, WRITER, go_on, is_exact, of, wait_stored, written
+from adopting import OUTLIVE, TALKER, WRITER, go_on, is_exact, of, wait_below, wait_stored, written
 from conftest import DEADLINE, Box, Watch, wait_until
-from proc import alive, children, direct_children, find_keeper
+from proc import alive, children, find_keeper
 from runctl.supervisor.execution.found_runs import is_harmful
 from runctl.supervisor.processes.keeper_visit import About
 
@@ -112,9 +112,7 @@ def test_all_ends_where_no_daemon_comes(stopped_box: Box) -> None:
     box.start()
     run = box.submit("t", "sleep", "600")
     wait_until(lambda: box.show(run)["status"] == "running", "it runs")
-    keeper = find_keeper(box.pid)
-    below = direct_children(keeper)
-    assert len(below) == 2
+    keeper, below = wait_below(box, 2)
     box.kill()
     wait_until(lambda: not any(alive(pid) for pid in (keeper, *below)), "all has ended")
     box.start()
@@ -125,8 +123,7 @@ def test_all_ends_where_no_daemon_comes(stopped_box: Box) -> None:
 def test_a_stop_in_order_ends_all(living: Box) -> None:
     run = living.submit("t", "sleep", "600")
     wait_until(lambda: living.show(run)["status"] == "running", "it runs")
-    keeper = find_keeper(living.pid)
-    below = direct_children(keeper)
+    keeper, below = wait_below(living, 2)
     assert living.term() == 0
     assert not any(alive(pid) for pid in (keeper, *below))
     living.start()
@@ -143,8 +140,7 @@ def test_where_no_socket_can_be_made_all_ends_with_the_daemon(stopped_box: Box) 
     wait_until(lambda: said in box.log.read_text(), "it is told")
     run = box.submit("t", "sleep", "600")
     wait_until(lambda: box.show(run)["status"] == "running", "it runs")
-    keeper = find_keeper(box.pid)
-    below = direct_children(keeper)
+    keeper, below = wait_below(box, 2)
     box.kill()
     wait_until(lambda: not any(alive(pid) for pid in (keeper, *below)), "all has ended")
     box.start()
@@ -156,8 +152,7 @@ def test_where_no_socket_can_be_made_all_ends_with_the_daemon(stopped_box: Box) 
 def test_a_keeper_that_dies_with_its_daemon(living: Box, first: str) -> None:
     run = living.submit("t", "sleep", "600")
     wait_until(lambda: living.show(run)["status"] == "running", "it runs")
-    keeper = find_keeper(living.pid)
-    below = direct_children(keeper)
+    keeper, below = wait_below(living, 2)
     if first == "daemon":
         living.kill()
         os.kill(keeper, signal.SIGKILL)

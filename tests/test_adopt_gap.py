@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from adopting import LONG, OUTLIVE, go_on, is_exact, submit_writer
+from adopting import LONG, OUTLIVE, go_on, is_exact, submit_writer, wait_below
 from conftest import DEADLINE, NIGHT, Box, Watch, wait_until
 from proc import alive, direct_children, find_keeper
 
@@ -79,8 +79,7 @@ def test_an_abort_right_after_the_start_finds_the_run(living: Box) -> None:
     runs = [box.submit(f"t{n}", "sleep", "600") for n in range(8)]
     for run in runs:
         wait_until(lambda run=run: box.show(run)["status"] == "running", "it runs")
-    below = direct_children(find_keeper(box.pid))
-    assert len(below) == 9
+    _, below = wait_below(box, 9)
     box.kill()
     aborts = [box.popen("abort", f"t{n}", *WAIT) for n in range(8)]
     box.start()

@@ -198,7 +198,7 @@ def test_requests_wait_for_a_daemon_that_restarts(tmp_path: Path) -> None:
         box.start()
         gateway = Gateway(box.config)
         run = gateway.submit("t", "true")
-        gateway.read(run)
+        box.runctl("wait", run)  # the end of its output comes before the status
         box.kill()
         later = threading.Thread(target=box.start)
         later.start()

@@ -22,6 +22,8 @@ from runctl.supervisor.processes import cgroups
 
 UNITS = ("runctld.service", "runctld@.service", "runctl-gateway.service")
 CHATS = "runctld@chats.service"
+#: Whoever has none but our processes: the kernel counts those of the whole machine.
+RUNS_AS = "runctl-test"
 CONFIG = """
 executor_id = "box-1"
 state_dir = "/var/lib/runctl"
@@ -187,10 +189,11 @@ def test_runs_of_another_user(service: Service):
         text = (ROOT / "systemd" / name).read_text()
         machine.write(f"/etc/systemd/system/runctld@agents.service.d/{name}", text)
     machine.call("systemctl", "daemon-reload")
+    machine.call("systemd-sysusers", "--inline", f"u {RUNS_AS} {os.getpid() % 1000 + 61_000}")
     machine.write(
         "/etc/runctl/executors.toml",
         'executor_id = "${RUNCTL_EXECUTOR_ID}"\n[queue]\nstop_grace = "300ms"\n'
-        '[runners.agent]\nkind = "command"\nuser = "nobody"\ncwd = "/"\n'
+        f'[runners.agent]\nkind = "command"\nuser = "{RUNS_AS}"\ncwd = "/"\n'
         "limits = { processes = 50, files = 100 }\n",
     )
     machine.call("systemctl", "start", unit)
@@ -210,7 +213,7 @@ def test_runs_of_another_user(service: Service):
         run = submit("escaped", sys.executable, "-uc", ESCAPES.replace("/tmp/up", "/tmp/up-2"))
         wait_until(lambda: "up" in runctl("attach", "escaped", "--no-follow"), "it is there")
         said = runctl("attach", "who").splitlines()
-        assert (said[0], said[6]) == ("nobody", "NoNewPrivs:\t1"), said
+        assert (said[0], said[6]) == (RUNS_AS, "NoNewPrivs:\t1"), said
         rights = {line.split()[0]: int(line.split()[1], 16) for line in said[1:6]}
         assert rights.pop("CapBnd:") == 1 << 5 | 1 << 6 | 1 << 7
         assert set(rights.values()) == {0}
@@ -234,7 +237,7 @@ def test_runs_of_another_user(service: Service):
         run = submit("killed", sys.executable, "-uc", ESCAPES.replace("/tmp/up", "/tmp/up-3"))
         wait_until(lambda: "up" in runctl("attach", "killed", "--no-follow"), "it is there")
         pid = machine.main_pid(unit)
-        first = machine.call("pgrep", "-u", "nobody", "-f", "ESCAPED").split()
+        first = machine.call("pgrep", "-u", RUNS_AS, "-f", "ESCAPED").split()
         machine.call("systemctl", "kill", "--signal", "KILL", unit)  # its cgroup
         wait_until(
             lambda: (
@@ -243,7 +246,7 @@ def test_runs_of_another_user(service: Service):
             ),
             "it is there again",
         )
-        found = machine.call("pgrep", "-u", "nobody", "-f", "ESCAPED", check=False).split()
+        found = machine.call("pgrep", "-u", RUNS_AS, "-f", "ESCAPED", check=False).split()
         assert not {*found} & {*first}
         runctl("abort", "killed", "--run", run)
     finally:

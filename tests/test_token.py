@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from adopting import wait_below
 from conftest import DEADLINE, Box, wait_until
-from proc import alive, direct_children, find_keeper
+from proc import alive
 from runctl.supervisor.host.systemd_notify import open_notifier
 
 LIVE_ON = "start_timeout = '600s'\n[queue]\noutlive = '600s'\n"
@@ -73,9 +74,7 @@ def begin(box: Box) -> list[int]:
     """The keeper, and what it has below it: a nats-server and a run."""
     run = box.submit("t", "sleep", "600")
     wait_until(lambda: box.show(run)["status"] == "running", "it runs")
-    keeper = find_keeper(box.pid)
-    below = direct_children(keeper)
-    assert len(below) == 2
+    keeper, below = wait_below(box, 2)
     return [keeper, *below]
 
 
