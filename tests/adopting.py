@@ -77,11 +77,22 @@ def submit_writer(box: Box, path: Path, thread: str = "t") -> str:
 
 
 def wait_below(box: Box, count: int) -> tuple[int, list[int]]:
-    """The keeper, and the ``count`` processes that it has begun, its nats-server among them, once
-    they are there: a run is said to run a moment before its process does."""
+    """The keeper, and the ``count`` processes below it, its nats-server among them, once they are
+    there: a run's status is "running" a moment before its process exists."""
     keeper = find_keeper(box.pid)
-    wait_until(lambda: len(direct_children(keeper)) == count, f"{count} are below the keeper")
-    return keeper, direct_children(keeper)
+
+    def all_of_them() -> list[int]:
+        below = direct_children(keeper)
+        return below if len(below) == count else []
+
+    return keeper, wait_until(all_of_them, f"{count} are below the keeper")
+
+
+def submit_sleeper(box: Box) -> tuple[str, int, list[int]]:
+    """A run that sleeps, on thread t, once it does: its ID, the keeper, and what is below that."""
+    run = box.submit("t", "sleep", "600")
+    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
+    return run, *wait_below(box, 2)
 
 
 def go_on(path: Path, more: int = 1) -> None:

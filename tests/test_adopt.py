@@ -11,7 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-from adopting import OUTLIVE, TALKER, WRITER, go_on, is_exact, of, wait_below, wait_stored, written
+from adopting import (
+    OUTLIVE,
+    TALKER,
+    WRITER,
+    go_on,
+    is_exact,
+    of,
+    submit_sleeper,
+    wait_stored,
+    written,
+)
 from conftest import DEADLINE, Box, Watch, wait_until
 from proc import alive, children, find_keeper
 from runctl.supervisor.execution.found_runs import is_harmful
@@ -110,9 +120,7 @@ def test_all_ends_where_no_daemon_comes(stopped_box: Box) -> None:
     box = stopped_box
     box.configure("[queue]\noutlive = '1s'\n")
     box.start()
-    run = box.submit("t", "sleep", "600")
-    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
-    keeper, below = wait_below(box, 2)
+    run, keeper, below = submit_sleeper(box)
     box.kill()
     wait_until(lambda: not any(alive(pid) for pid in (keeper, *below)), "all has ended")
     box.start()
@@ -121,9 +129,7 @@ def test_all_ends_where_no_daemon_comes(stopped_box: Box) -> None:
 
 
 def test_a_stop_in_order_ends_all(living: Box) -> None:
-    run = living.submit("t", "sleep", "600")
-    wait_until(lambda: living.show(run)["status"] == "running", "it runs")
-    keeper, below = wait_below(living, 2)
+    run, keeper, below = submit_sleeper(living)
     assert living.term() == 0
     assert not any(alive(pid) for pid in (keeper, *below))
     living.start()
@@ -138,9 +144,7 @@ def test_where_no_socket_can_be_made_all_ends_with_the_daemon(stopped_box: Box) 
     box.start()
     said = "commands end with this daemon, since no other one could adopt them: keeper.sock cannot"
     wait_until(lambda: said in box.log.read_text(), "it is told")
-    run = box.submit("t", "sleep", "600")
-    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
-    keeper, below = wait_below(box, 2)
+    run, keeper, below = submit_sleeper(box)
     box.kill()
     wait_until(lambda: not any(alive(pid) for pid in (keeper, *below)), "all has ended")
     box.start()
@@ -150,9 +154,7 @@ def test_where_no_socket_can_be_made_all_ends_with_the_daemon(stopped_box: Box) 
 
 @pytest.mark.parametrize("first", ["keeper", "daemon"])
 def test_a_keeper_that_dies_with_its_daemon(living: Box, first: str) -> None:
-    run = living.submit("t", "sleep", "600")
-    wait_until(lambda: living.show(run)["status"] == "running", "it runs")
-    keeper, below = wait_below(living, 2)
+    run, keeper, below = submit_sleeper(living)
     if first == "daemon":
         living.kill()
         os.kill(keeper, signal.SIGKILL)

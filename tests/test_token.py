@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from adopting import wait_below
+from adopting import submit_sleeper
 from conftest import DEADLINE, Box, wait_until
 from proc import alive
 from runctl.supervisor.host.systemd_notify import open_notifier
@@ -72,9 +72,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def begin(box: Box) -> list[int]:
     """The keeper, and what it has below it: a nats-server and a run."""
-    run = box.submit("t", "sleep", "600")
-    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
-    keeper, below = wait_below(box, 2)
+    _, keeper, below = submit_sleeper(box)
     return [keeper, *below]
 
 
