@@ -12,7 +12,7 @@ from ..protocol.errors import Unavailable
 from .link import read_own_file
 from .requests import NobodyAnswers
 
-#: How long a verb waits in all, unless it is told otherwise, seconds.
+#: How long a request waits in all, unless it is told otherwise, seconds.
 WAIT = 5.0
 #: Servers of a cluster do not know of each other's listeners at once, seconds.
 CLUSTER = 1.0
@@ -28,47 +28,63 @@ def is_daemon_expected(config: Config) -> bool:
 
 
 class Patience:
-    """Of one client: ``seconds`` for each time that the daemon is away. ``notice`` hears
-    whether it is waited for."""
+    """Of one client: ``seconds`` for each of its requests that the daemon is away for. ``notice``
+    hears whether it is waited for."""
 
     def __init__(
         self, config: Config, seconds: float, notice: Callable[[bool], None] = lambda _: None
     ) -> None:
-        self._config = config
-        self._seconds = seconds
+        self.config = config
+        self.seconds = seconds
         self._notice = notice
-        self._began = 0.0
+        self._waiting: set[Outage] = set()
+
+    def begin(self, outage: Outage) -> None:
+        if not self._waiting:
+            self._notice(True)
+        self._waiting.add(outage)
+
+    def end(self, outage: Outage) -> None:
+        if outage in self._waiting:
+            self._waiting.discard(outage)
+            if not self._waiting:
+                self._notice(False)
+
+
+class Outage:
+    """What one request meets until it is answered or given up. It begins with the first error, and
+    an attempt that takes long, as one at a server that hangs, is part of it."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._began: float | None = None
         self._pause = PAUSE
-        self._waits = False
         self._expected = False
 
     async def wait(self, error: Exception, *, met: bool = False) -> None:
-        """A moment, before whoever met ``error`` tries again. Raises it when that is over.
+        """A moment, before whoever met ``error`` tries again. Raises it when patience is over.
         ``met``: there was a connection before."""
         now = time.monotonic()
-        if not self._waits or now > self._began + self._seconds + LONGEST_PAUSE:
-            self._began, self._pause, self._expected = now, PAUSE, False
+        if self._began is None:
+            self._began = now
         left = self._began + self._find_limit(error, met) - now
         if left <= 0:
-            self._notice(False)
             raise error
-        self._waits = True
-        self._notice(True)
+        self._patience.begin(self)
         await asyncio.sleep(min(self._pause, left))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def end(self) -> None:
-        """Somebody answered."""
-        if self._waits:
-            self._waits = False
-            self._notice(False)
+        """Somebody answered, or nobody asks any more."""
+        self._patience.end(self)
 
     def _find_limit(self, error: Exception, met: bool) -> float:
-        if is_daemon_expected(self._config):
-            return self._seconds
-        if self._config.nats.embedded:
+        config, seconds = self._patience.config, self._patience.seconds
+        if is_daemon_expected(config):
+            return seconds
+        if config.nats.embedded:
             return 0
         if isinstance(error, NobodyAnswers):
             self._expected |= error.expected  # NATS forgets, sooner perhaps than we lose patience
-            return self._seconds if self._expected else min(self._seconds, CLUSTER)
-        return self._seconds if met else 0
+            return seconds if self._expected else min(seconds, CLUSTER)
+        return seconds if met else 0

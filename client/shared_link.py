@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..config.schema import Config
 from ..protocol import messages
 from .link import Away, Link, LinkLost, dial
-from .patience import Patience
+from .patience import Outage, Patience
 from .requests import ask
 
 T = TypeVar("T")
@@ -41,21 +41,22 @@ class SharedLink:
         """``work`` over the connection; with patience again where nobody was there to hear its
         request, and, if it is ``repeatable``, where the connection broke before the answer.
         Raises Unavailable, and what ``work`` raises."""
-        while True:
-            try:
-                done = await work(await self.dial())
-            except Away as error:
-                await self._patience.wait(error, met=self._link is not None)
-            except LinkLost as error:
-                if not repeatable:
-                    raise
+        outage = Outage(self._patience)
+        try:
+            while True:
                 try:
-                    await self._patience.wait(error, met=True)
-                except LinkLost:  # whoever only reads has lost nothing
-                    raise Away(f"{error}; try again") from error
-            else:
-                self._patience.end()
-                return done
+                    return await work(await self.dial())
+                except Away as error:
+                    await outage.wait(error, met=self._link is not None)
+                except LinkLost as error:
+                    if not repeatable:
+                        raise
+                    try:
+                        await outage.wait(error, met=True)
+                    except LinkLost:  # whoever only reads has lost nothing
+                        raise Away(f"{error}; try again") from error
+        finally:
+            outage.end()
 
     async def ask(
         self, request: messages.Request, expect: type[R], *, executor: str | None = None

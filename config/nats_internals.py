@@ -24,6 +24,7 @@ PRIVATE = PrivateNames(
     "2.16.0",
     {
         "nats.aio.client": (
+            "Client._close(status, do_cbs)",
             "Client._connect_command()",
             "Client._connect_to_server(s)",
             "Client._current_server",
@@ -32,9 +33,11 @@ PRIVATE = PrivateNames(
             "Client._process_err(err_msg)",
             "Client._process_headers(headers)",
             "Client._process_msg(sid, subject, reply, data, headers)",
+            "Client._process_op_err(e)",
             "Client._ps",
             "Client._reading_task",
             "Client._server_info",
+            "Client._status",
             "Client._subs",
             "Client._transport",
             "Client.flush(timeout)",
@@ -101,7 +104,9 @@ class SturdyClient(Client):
     """nats-py stops reading for good, without a word, at a subject that is not UTF-8 and at
     some headers, which whoever may publish can send us: this reads on. And a flush whose
     answer went with its connection is in vain: this asks again. What does not end as the
-    protocol has it, nats-py keeps in memory for as long as it comes: this ends the connection."""
+    protocol has it, nats-py keeps in memory for as long as it comes: this ends the connection.
+    When one breaks while something waits to be sent, nats-py fails at that and tells nobody that
+    it is closed: this does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +119,21 @@ class SturdyClient(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         await super()._process_err(err_msg[:MOST_WORDS])
+
+    async def _process_op_err(self, e: Exception) -> None:
+        # It is of no more use, and its far end may be silent: nobody waits for that one's farewell.
+        if not (self.is_closed or self.is_reconnecting) and isinstance(
+            self._transport, TcpTransport
+        ):
+            cut_transport(self._transport)
+        await super()._process_op_err(e)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        try:
+            await super()._close(status, do_cbs)
+        except OSError:  # met as it sent what was waiting, which is dropped by now
+            self._status = Client.DISCONNECTED
+            await super()._close(status, do_cbs)
 
     async def flush(self, timeout: int = 10) -> None:
         for left in range(timeout, 0, -FLUSH):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 import pytest
 from conftest import DEADLINE, Box, wait_until
 from house import House
 from proc import alive, children
+from runctl.client.patience import Patience
+from runctl.client.shared_link import SharedLink
+from runctl.config.load import load
+from runctl.protocol import messages
 from runctl.protocol.endpoint import LOCK_FILE
 from runctl.supervisor.cluster.file_lease import hold_file_lease
 from terminal import Terminal
@@ -123,6 +130,22 @@ def test_how_long_a_command_waits(box: Box) -> None:
     assert "--wait" in box.stderr
 
 
+@pytest.mark.parametrize("wait", ["0", "1s", "3s"])
+def test_a_server_that_hangs_is_not_waited_for_without_end(box: Box, wait: str) -> None:
+    """Each attempt takes seconds there, and the last one ends after the time is over."""
+    (server,) = children(box.pid, "nats-server")
+    hung = (box.pid, server)
+    for pid in hung:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        code, said = ends(box.popen("list", "--wait", wait))
+    finally:
+        for pid in hung:
+            os.kill(pid, signal.SIGCONT)
+    assert code == 4
+    assert "does not answer: the embedded NATS server hangs" in said
+
+
 def test_a_nats_server_that_is_replaced(box: Box) -> None:
     """The daemon is there all the time."""
     for _ in range(3):
@@ -131,6 +154,54 @@ def test_a_nats_server_that_is_replaced(box: Box) -> None:
         )
         os.kill(server, signal.SIGKILL)
         box.runctl("list", *FOR_EVER)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        # It is given up after three pings.
+        pytest.param(signal.SIGSTOP, id="stopped", marks=[pytest.mark.long, pytest.mark.nightly]),
+    ],
+)
+def test_a_connection_that_ends_while_something_waits_to_be_sent(
+    box: Box, number: signal.Signals
+) -> None:
+    """nats-py fails at that, or waits for room, and told nobody of the end: what was asked
+    afterwards was lost on the dead connection."""
+    (server,) = children(box.pid, "nats-server")
+    config = load(box.config, client=True)
+
+    async def main() -> messages.DaemonStatus:
+        links = SharedLink(config, Patience(config, 3600))
+        link = await links.dial()
+
+        async def say() -> None:
+            while True:
+                with contextlib.suppress(nats.errors.OutboundBufferLimitError):
+                    await link.nc.publish("of.no.interest", b"x" * 4096)
+                await asyncio.sleep(0)
+
+        saying = asyncio.create_task(say())
+        await asyncio.sleep(0.1)  # it is under way
+        os.kill(box.pid, signal.SIGSTOP)  # which would begin another server
+        os.kill(server, number)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await link.closed.wait()
+        finally:
+            os.kill(box.pid, signal.SIGCONT)
+            if number == signal.SIGSTOP:
+                os.kill(server, signal.SIGCONT)
+            saying.cancel()
+            await asyncio.gather(saying, return_exceptions=True)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await links.ask(messages.StatusRequest(brief=True), messages.DaemonStatus)
+        finally:
+            await links.close()
+
+    assert asyncio.run(main()).pid == box.pid
 
 
 def test_whoever_waits_is_told_so(box: Box) -> None:
