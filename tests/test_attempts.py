@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import sqlite3
@@ -97,6 +98,25 @@ def test_a_run_that_was_never_interrupted(box: Box) -> None:
     assert (only["attempt"], only["end"], only["after"]) == (1, "succeeded", None)
     assert (only["started_at"], only["ended_at"]) == (shown["started_at"], shown["ended_at"])
     assert "attempt 1" not in box.runctl("show", run)
+
+
+def test_an_end_that_is_found_is_of_the_attempt_that_stored_it(box: Box) -> None:
+    """The daemon died between the end's record and its row: the next one has but looked."""
+    run = box.submit_py("t", "import sys; print('once'); sys.exit(7)")
+    box.runctl("wait", run, code=1)
+    box.kill()
+    with contextlib.closing(sqlite3.connect(box.state / "runctl.sqlite")) as db, db:
+        db.execute(
+            "UPDATE workflow_status SET status = 'PENDING', completed_at = NULL, output = NULL"
+            " WHERE workflow_uuid = ?",
+            (run,),
+        )
+    box.start()
+    box.runctl("wait", run, code=1)
+    shown = box.show(run)
+    assert (shown["status"], shown["exit_code"], shown["attempt"]) == ("failed", 7, 1)
+    assert [(x["attempt"], x["end"]) for x in shown["attempts"]] == [(1, "failed")]
+    assert box.runctl("attach", "t", "--no-follow", code=1) == "once\n"
 
 
 def test_a_restart_does_not_count_for_a_chat(stopped_box: Box) -> None:

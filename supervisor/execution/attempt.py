@@ -141,6 +141,8 @@ class Attempts:
                 live.window.close()
             writer.close()
         if start.adopted is not None:
+            if (last := writer.ended_in) != live.attempt:  # which was to look, and ran nothing
+                await self._durable.attempts.renumber(spec.run, live.attempt, last - 1)
             return Ended(spec, live.decide(start.adopted), written=False, stored=True)
         if outcome is None and not live.aborting:
             await self._work.note_stop(live, writer)

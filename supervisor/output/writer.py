@@ -70,6 +70,8 @@ class Writer:
         )
         #: When the attempt's output began, in Unix seconds.
         self.began = 0.0
+        #: Which attempt the run's end is of: an earlier one, where that had stored it already.
+        self.ended_in = attempt
         self._seq = 0
         self._total = 0
         #: Bytes of each stream that are stored.
@@ -97,8 +99,7 @@ class Writer:
                 tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
-                self._streams.meters.adopted()
-                return last.outcome
+                return self._adopt_end(last)
             if isinstance(last, Reset) and last == record:
                 self._chain.begin(record, tail.sequence, life)
                 return None
@@ -127,8 +128,7 @@ class Writer:
             tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
-                self._streams.meters.adopted()
-                return last.outcome
+                return self._adopt_end(last)
             if record is None or last != record:
                 if last is not None and last.attempt >= self._attempt:
                     why = f"attempt {last.attempt} is already in the stream"
@@ -166,8 +166,7 @@ class Writer:
             tail = await self._streams.tail(self._subject)
             last = tail.record
             if isinstance(last, End):
-                self._streams.meters.adopted()
-                return last.outcome
+                return self._adopt_end(last)
             if last is not None and last.attempt > self._attempt:
                 why = f"attempt {last.attempt} is already in the stream"
                 raise self._chain.fenced(why, last.attempt)
@@ -192,6 +191,11 @@ class Writer:
                 return of
             await self._streams.life.check()
             await self._streams.life.wait_until_fit()
+
+    def _adopt_end(self, end: End) -> Outcome:
+        self._streams.meters.adopted()
+        self.ended_in = end.attempt
+        return end.outcome
 
     def skip(self, of: Mapping[StreamName, int]) -> None:
         """Output up to there is lost, of each of these streams: before the first ``append``. A
