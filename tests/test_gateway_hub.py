@@ -159,6 +159,7 @@ class Author:
         """Behind any chunk. What is void is deleted, or a crash came between."""
         valid = self._chance.randint(max(0, len(self.valid) - 30), len(self.valid))
         deletes, parts, after = self._chance.random() < 0.5, list[str](), valid
+        void: list[int] = []
         for sequence, first, last in reversed(self._holding):
             if last <= valid:
                 break
@@ -166,7 +167,7 @@ class Author:
                 after, parts = first - 1, self.valid[first - 1 : valid]
             self._holding.pop()
             if deletes or parts:
-                await self._delete(sequence)
+                void.append(sequence)
         self.attempt += 1
         chunks = [records.Chunk("stdout", text.encode()) for text in parts]
         sequence = await self._put(
@@ -177,6 +178,8 @@ class Author:
         del self.valid[valid:]
         if parts:
             self._holding.append((sequence, after + 1, valid))
+        for there in void:  # not before: without the other record it would be a gap
+            await self._delete(there)
 
     async def _noise(self) -> None:
         record = records.Chunks(1, 1, 1.0, [records.Chunk("stdout", b"noise")])
