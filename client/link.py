@@ -90,7 +90,6 @@ class Link:
                 connect_timeout=CONNECT_TIMEOUT,
                 reconnect_time_wait=0,
                 ping_interval=10,
-                flush_timeout=API_TIMEOUT,  # else who waits for room is not told of the end
                 name="runctl",
                 **options,
             )
