@@ -28,8 +28,8 @@ def is_daemon_expected(config: Config) -> bool:
 
 
 class Patience:
-    """Of one client: ``seconds`` for each of its requests that the daemon is away for. ``notice``
-    hears whether it is waited for."""
+    """Of one client: each of its requests waits ``seconds`` at most for a daemon that is away.
+    ``notice`` hears whether one is waited for."""
 
     def __init__(
         self, config: Config, seconds: float, notice: Callable[[bool], None] = lambda _: None

@@ -101,7 +101,7 @@ def test_a_run_that_was_never_interrupted(box: Box) -> None:
 
 
 def test_an_end_that_is_found_is_of_the_attempt_that_stored_it(box: Box) -> None:
-    """The daemon died between the end's record and its row: the next one has but looked."""
+    """The daemon died between the end's record and its row: the next one only finds it."""
     run = box.submit_py("t", "import sys; print('once'); sys.exit(7)")
     box.runctl("wait", run, code=1)
     box.kill()

@@ -141,7 +141,7 @@ class Attempts:
                 live.window.close()
             writer.close()
         if start.adopted is not None:
-            if (last := writer.ended_in) != live.attempt:  # which was to look, and ran nothing
+            if (last := writer.ended_in) != live.attempt:  # which has only found it
                 await self._durable.attempts.renumber(spec.run, live.attempt, last - 1)
             return Ended(spec, live.decide(start.adopted), written=False, stored=True)
         if outcome is None and not live.aborting:
