@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -157,6 +159,18 @@ class Box:
         os.kill(find_keeper(self.pid), signal.SIGKILL)
         self.kill()
         end_all_of(self.state)
+
+    def unwrite_end(self, run: str) -> None:
+        """As when the daemon, which is not there, died between the run's last record and its
+        row."""
+        file = self.state / "runctl.sqlite"
+        with contextlib.closing(sqlite3.connect(file, timeout=DEADLINE)) as db, db:
+            db.execute("DELETE FROM workflow_output WHERE workflow_uuid = ?", (run,))
+            db.execute(
+                "UPDATE workflow_status SET status = 'PENDING', completed_at = NULL"
+                " WHERE workflow_uuid = ?",
+                (run,),
+            )
 
     def term(self) -> int:
         assert self.daemon is not None

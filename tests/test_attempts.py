@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import socket
 import sqlite3
@@ -105,12 +104,7 @@ def test_an_end_that_is_found_is_of_the_attempt_that_stored_it(box: Box) -> None
     run = box.submit_py("t", "import sys; print('once'); sys.exit(7)")
     box.runctl("wait", run, code=1)
     box.kill()
-    with contextlib.closing(sqlite3.connect(box.state / "runctl.sqlite")) as db, db:
-        db.execute(
-            "UPDATE workflow_status SET status = 'PENDING', completed_at = NULL, output = NULL"
-            " WHERE workflow_uuid = ?",
-            (run,),
-        )
+    box.unwrite_end(run)
     box.start()
     box.runctl("wait", run, code=1)
     shown = box.show(run)

@@ -96,6 +96,20 @@ def test_how_it_ended_is_said_where_it_was_done(box: Box, gateway: Gateway) -> N
     assert box.ended(again)["status"] == "succeeded"
 
 
+def test_an_end_that_is_found_is_of_the_attempt_that_stored_it(
+    box: Box, gateway: Gateway
+) -> None:
+    run = begin(gateway, "found")
+    wait_until(lambda: append(gateway, run, b"once\n").status_code == 204, "it has begun")
+    assert close(gateway, run).status_code == 204
+    assert box.ended(run)["status"] == "succeeded"
+    box.kill()
+    box.unwrite_end(run)
+    box.start()
+    shown = box.ended(run)
+    assert (shown["status"], shown["attempt"]) == ("succeeded", 1)
+
+
 def test_it_takes_its_turn_on_its_thread(box: Box, gateway: Gateway) -> None:
     first = begin(gateway, "turns")
     append(gateway, first, b"x")

@@ -141,8 +141,7 @@ class Attempts:
                 live.window.close()
             writer.close()
         if start.adopted is not None:
-            if (last := writer.ended_in) != live.attempt:  # which has only found it
-                await self._durable.attempts.renumber(spec.run, live.attempt, last - 1)
+            await self._durable.attempts.count_back(spec.run, live.attempt, writer.ended_in)
             return Ended(spec, live.decide(start.adopted), written=False, stored=True)
         if outcome is None and not live.aborting:
             await self._work.note_stop(live, writer)

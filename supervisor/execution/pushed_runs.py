@@ -99,6 +99,8 @@ class PushedRuns:
                 self._open[live.spec.run] = trio.Event()
                 tail = await self._streams.tail(subject)
                 if isinstance(tail.record, End):
+                    if not opened:
+                        await self._count_back(live, tail.record)
                     return tail.record.outcome
                 state = find_push(tail.record)
                 if state is None:
@@ -176,11 +178,14 @@ class PushedRuns:
         end = End(live.spec.run, last.attempt, count, time.time(), outcome, push=push)
         await self._publish(live, subject, end, tail)
 
+    async def _count_back(self, live: Live, record: Record) -> None:
+        await self._durable.attempts.count_back(live.spec.run, live.attempt, record.attempt)
+
     async def _note_open(self, live: Live, record: Record | None, state: PushState) -> None:
         """It may have been open before: its attempt is that of the stream."""
         assert record is not None
         if record.attempt != live.attempt:
-            await self._durable.attempts.renumber(live.spec.run, live.attempt, record.attempt - 1)
+            await self._count_back(live, record)
             live.go_on([time.time()])
             with about(attempt=record.attempt):
                 log.info("run goes on, as an earlier daemon began it")

@@ -50,6 +50,12 @@ class AttemptRows:
         )
         return found + 1 if await self._db.change(query) else None
 
+    async def count_back(self, run: str, attempt: int, earlier: int) -> None:
+        """``attempt`` began nothing: it goes on with attempt ``earlier``, or found the end that
+        one had stored."""
+        if earlier != attempt:
+            await self.renumber(run, attempt, earlier - 1)
+
     async def find_aborts(self, spec: RunSpec) -> tuple[bool, list[Run]]:
         """Before an attempt: whether the run was aborted after it was claimed, and the
         aborted runs of its thread whose processes other executors may still be ending."""
