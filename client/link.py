@@ -23,7 +23,7 @@ from ..config.files import MOST_SECRET
 from ..config.schema import Config, ConfigError, Nats
 from ..protocol import subjects
 from ..protocol.endpoint import ENDPOINT_FILE, Endpoint
-from ..protocol.errors import Denied, Unavailable
+from ..protocol.errors import Away, Denied, Unavailable
 from .cancellation import give_up
 
 if TYPE_CHECKING:
@@ -50,10 +50,6 @@ def _make_denied(subject: str) -> Denied:
     return Denied(
         f"NATS does not allow this user to {verb}; ask for publish permission on {subject}"
     )
-
-
-class Away(Unavailable):
-    """Nobody serves for the moment, and nothing was sent: a daemon that restarts would."""
 
 
 class Impostor(Away):

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from ..config.schema import Config
 from ..protocol import messages, subjects
-from ..protocol.errors import BadRequest, Busy, NotFound, RequestError, Unavailable
+from ..protocol.errors import Away, BadRequest, Busy, NotFound, RequestError, Unavailable
 from .hedged_request import first_answer
-from .link import Away, Link, LinkLost, NotReady, dial
+from .link import Link, LinkLost, NotReady, dial
 
 R = TypeVar("R", bound=messages.Reply)
 

@@ -6,7 +6,7 @@ import asyncio
 
 from ..config.schema import Config
 from ..protocol import messages
-from ..protocol.errors import Busy, RequestError, Unavailable
+from ..protocol.errors import BadRequest, Busy, Denied, NotFound, RequestError, Unavailable
 from ..protocol.model import Run
 from .consumer import Watcher
 from .events import End, Lost
@@ -23,12 +23,12 @@ async def push_lost_end(config: Config, name: str, watcher: Watcher) -> None:
     while True:
         try:
             found = (await ask_once(config, messages.Show(name), messages.RunDetails)).run
-        except (Unavailable, Busy):
+        except (BadRequest, NotFound, Denied):
+            return
+        except (Unavailable, RequestError):  # it is busy, it stops, its database is away
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
             continue
-        except RequestError:
-            return
         if found.status.terminal:
             await asyncio.sleep(1.0)  # the record itself comes first, if it is there
             watcher.push(Lost(name))

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from ..config.schema import Config
 from ..protocol import messages
-from .link import Away, Link, LinkLost, dial
+from ..protocol.errors import Away
+from .link import Link, LinkLost, dial
 from .patience import Outage, Patience
 from .requests import ask
 

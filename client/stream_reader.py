@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal
 
 from ..protocol import subjects
-from ..protocol.errors import Unavailable
+from ..protocol.errors import Away, Unavailable
 from .delivery import make_consumer_config, read_delivery, read_unix_ns
-from .link import API_TIMEOUT, Away, Link, LinkLost, NotReady
+from .link import API_TIMEOUT, Link, LinkLost, NotReady
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

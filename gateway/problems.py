@@ -7,9 +7,9 @@ from http import HTTPStatus
 import msgspec
 from starlette.responses import Response
 
-from ..client.link import Away
 from ..protocol import json_text
 from ..protocol.errors import (
+    Away,
     BadRequest,
     Busy,
     Denied,

@@ -12,7 +12,7 @@ from ..client.link import NotReady
 from ..client.run_end import make_end
 from ..client.shared_link import SharedLink
 from ..protocol import messages
-from ..protocol.errors import Busy, NotFound, RequestError, Unavailable
+from ..protocol.errors import BadRequest, Denied, NotFound, RequestError, Unavailable
 from ..protocol.model import Run
 from .tail import read_tail
 
@@ -55,11 +55,11 @@ class RunOver:
                 break
             except NotFound:  # its row is gone as well, or it was never a run of ours
                 break
-            except (Unavailable, Busy, NotReady) as problem:
-                log.debug("run %s: %s", self._run, problem)
-            except RequestError as problem:
+            except (BadRequest, Denied) as problem:
                 log.warning("run %s: %s", self._run, problem)
                 break
+            except (Unavailable, RequestError, NotReady) as problem:
+                log.debug("run %s: %s", self._run, problem)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST)
         if self.end is not None:

@@ -45,6 +45,16 @@ class Unavailable(RunctlError):
     """NATS, the database or the daemon cannot be reached."""
 
 
+class Away(Unavailable):
+    """Nobody serves for the moment, and nothing was done: a daemon that restarts would."""
+
+
+class Stopping(Away):
+    """The daemon stops, and has not begun with the request; ``code`` goes on the wire."""
+
+    code: ClassVar[str] = "stopping"
+
+
 class LeaseHeld(RunctlError):
     """Another live daemon holds this executor ID."""
 

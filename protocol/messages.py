@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from .errors import BadRequest, Busy, NotFound, NotGone, QueueFull, Refused, RequestError
+from .errors import BadRequest, Busy, NotFound, NotGone, QueueFull, Refused, RequestError, Stopping
 from .model import AttemptRow, OnInterrupt, Opening, Run, Status, ThreadRow, one_line
 
 #: The verbs that change nothing: they may be asked again, and need not be heard by nobody.
@@ -352,7 +352,7 @@ class Restarting(msgspec.Struct, tag="restarting", tag_field="reply"):
 
 
 class Problem(msgspec.Struct, tag="error", tag_field="reply"):
-    """``code``: bad-request, not-found, refused, queue-full, busy, not-gone or error."""
+    """``code``: bad-request, not-found, refused, queue-full, busy, not-gone, stopping or error."""
 
     code: str
     message: str
@@ -407,7 +407,7 @@ def encode(message: Request | Reply) -> bytes:
 
 def raise_problem(problem: Problem) -> None:
     """Raise the error that the daemon named."""
-    for kind in (BadRequest, NotFound, Refused, QueueFull, Busy, NotGone):
+    for kind in (BadRequest, NotFound, Refused, QueueFull, Busy, NotGone, Stopping):
         if problem.code == kind.code:
             raise kind(problem.message)
     raise RequestError(problem.message)

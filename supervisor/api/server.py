@@ -12,7 +12,7 @@ import trio_asyncio
 
 from ...config.nats_internals import read_reply_subject
 from ...protocol import __version__, messages, subjects
-from ...protocol.errors import BadRequest, RequestError, Unavailable
+from ...protocol.errors import BadRequest, RequestError, Stopping, Unavailable
 from ...protocol.model import one_line
 from ..queue.engine import STOPPING
 from .abort import abort
@@ -190,16 +190,17 @@ class Control:
         with trio.move_on_after(1):
             for service in self._services:
                 await aio(service.stop)()
-        told = messages.encode(messages.Problem("error", STOPPING))
+        told = messages.encode(messages.Problem(Stopping.code, STOPPING))
         for lane in self._lanes:
             for request in lane.close():
                 await aio(self._respond)(request, told)
 
     async def _answer(self, subject: str, data: bytes) -> messages.Reply:
+        verb, durable = subject.rpartition(".")[2], self._context.durable
         try:
             request = messages.decode_request(data)
             # NATS permits users subjects: what is not the subject's verb is not permitted.
-            if messages.verb_of(request) != subject.rpartition(".")[2]:
+            if messages.verb_of(request) != verb:
                 raise BadRequest(f"{messages.verb_of(request)} has a subject of its own; ask there")
             return await VERBS[type(request)](self._context, request)
         except RequestError as error:
@@ -207,12 +208,15 @@ class Control:
         except trio.Cancelled:
             raise
         except Unavailable as error:
-            log.warning("%s was not answered: %s", subject.rpartition(".")[2], error)
+            log.warning("%s was not answered: %s", verb, error)
             return messages.Problem("error", f"{error}; ask again")
         except Exception as error:
-            if (reason := self._context.durable.explain(error)) is not None:
-                log.warning("%s was not answered: %s", subject.rpartition(".")[2], reason)
-                return messages.Problem("error", self._context.hide(reason))
+            if (reason := durable.explain(error)) is not None:
+                log.warning("%s was not answered: %s", verb, reason)
+                # Whoever reads may ask the next daemon; what others asked may be done already.
+                stops = durable.stopping and verb in messages.READING
+                code = Stopping.code if stops else RequestError.code
+                return messages.Problem(code, self._context.hide(reason))
             log.exception("request failed")
             words = one_line(self._context.hide(f"{type(error).__name__}: {error}"))
             return messages.Problem("error", f"{words}; see the daemon's log")

@@ -271,11 +271,17 @@ class Durable:
     def explain(self, error: Exception) -> str | None:
         """What to tell whoever asked for something that ended in ``error``, when it is the
         database's doing; one line."""
-        if self._closing:
+        known = isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError)
+        if self._closing or (known and self.stopping):
             return STOPPING
-        if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
+        if known:
             return f"the database cannot be used now ({reason(error)}); fix it and retry"
         return None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the daemon stops: nothing is tried again any more."""
+        return self._stopping.is_set()
 
     async def close(self) -> None:
         """Stop claiming and close the database; unfinished rows stay as they are."""
