@@ -19,6 +19,7 @@ from adopting import (
     is_exact,
     of,
     submit_sleeper,
+    wait_below,
     wait_stored,
     written,
 )
@@ -75,7 +76,7 @@ def test_a_prompt_that_is_half_fed(living: Box, tmp_path: Path) -> None:
         input=prompt.encode(),
     ).strip()
     watch = Watch(box, "t")
-    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
+    wait_below(box, 2)
     for n in range(3):
         box.kill()
         if n == 1:
@@ -103,8 +104,7 @@ def test_what_ends_while_there_is_no_daemon(living: Box, tmp_path: Path) -> None
         name: box.submit_py(name, code, str(tmp_path / "go"), how, str(tmp_path / name))
         for name, how in ways.items()
     }
-    for run in runs.values():
-        wait_until(lambda run=run: box.show(run)["status"] == "running", "it runs")
+    wait_below(box, 4)
     box.kill()
     (tmp_path / "go").touch()
     wait_until(lambda: all((tmp_path / name).exists() for name in ways), "they end")
@@ -240,7 +240,7 @@ def test_what_takes_its_daemon_down_is_not_adopted_for_ever(living: Box) -> None
     """Each daemon dies right after it has adopted the run, before anything of it is stored. Not
     so the one that leaves."""
     run = living.submit("t", "sleep", "600")
-    wait_until(lambda: living.show(run)["status"] == "running", "it runs")
+    wait_below(living, 2)
     for times in range(1, 6):
         if times <= 3:
             assert living.daemon is not None

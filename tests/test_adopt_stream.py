@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from adopting import LONG, OUTLIVE, go_on, submit_writer, written
+from adopting import LONG, OUTLIVE, go_on, submit_writer, wait_below, written
 from conftest import Box, Watch, wait_until
 from house import Bus
 from runctl.protocol.subjects import STREAM, out_subject
@@ -144,8 +144,8 @@ def test_a_stream_that_takes_nothing_at_the_adoption(living: Box, bus: Bus, tmp_
 
     box, lines = living, Lines(living, tmp_path)
     lines.write(10)
-    other = box.submit("other", "sleep", "600")
-    wait_until(lambda: box.show(other)["status"] == "running", "it runs")
+    box.submit("other", "sleep", "600")
+    wait_below(box, 3)
     box.kill()
     settings = json.loads(bus.call(f"$JS.API.STREAM.INFO.{STREAM}"))["config"]
     full = settings | {"discard": "new", "max_bytes": 2000}

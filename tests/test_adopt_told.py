@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from adopting import wait_below
 from conftest import Box, wait_until
 from pgserver import free_port
 from proc import alive, find_keeper
@@ -25,7 +26,7 @@ def test_adoptions_are_told(stopped_box: Box) -> None:
     box.configure(f'{LIVE_ON}[metrics]\nlisten = "127.0.0.1:{port}"\n')
     box.start()
     run = box.submit("t", "sh", "-c", "while ! test -e go; do sleep 0.05; done")
-    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
+    wait_below(box, 2)
     assert box.show(run)["adopted_at"] == []
     assert "adopted" not in box.runctl("show", run)
     for times in (1, 2):
@@ -57,8 +58,8 @@ def test_a_keeper_without_runs_is_replaced(stopped_box: Box) -> None:
     assert second != first
     assert not alive(first)
     assert box.json("status")["keeper"]["pid"] == second
-    run = box.submit("t", "sleep", "600")
-    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
+    box.submit("t", "sleep", "600")
+    wait_below(box, 2)
     start_again(box)
     found = box.json("status")
     assert found["keeper"] == {"pid": second, "version": found["version"]}

@@ -11,7 +11,8 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Box, wait_until
+from adopting import wait_below
+from conftest import DEADLINE, Box
 from proc import find_keeper
 
 ROOT = Path(__file__).parent.parent
@@ -55,8 +56,7 @@ def test_a_command_goes_on_in_an_upgrade(stopped_box: Box, tmp_path: Path) -> No
     }
     assert Path(mapped).resolve() == (old / "runctl").resolve()
     run = box.submit("t", "sh", "-c", "echo $$; while ! test -e go; do sleep 0.05; done; echo $$")
-    wait_until(lambda: box.show(run)["status"] == "running", "it runs")
-    keeper = find_keeper(box.pid)
+    keeper, _ = wait_below(box, 2)
     os.kill(box.pid, signal.SIGUSR1)
     assert box.daemon is not None
     assert box.daemon.wait(DEADLINE) == 0
