@@ -13,7 +13,7 @@ import trio
 import trio_asyncio
 from conftest import DEADLINE, Box, wait_until
 from house import House
-from proc import alive, find_keeper
+from proc import alive, find_keeper, open_files
 from runctl.config.schema import Config, Database
 from runctl.supervisor.cluster.lease_taking import hold_database_lease
 
@@ -132,7 +132,7 @@ LEASE = (
 
 def count_unread(pid: int) -> int:
     """Bytes that came over TCP and that the process has not read."""
-    fds = [os.readlink(fd.path) for fd in os.scandir(f"/proc/{pid}/fd")]
+    fds = [*open_files(pid).values()]
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(int(row[4].partition(":")[2], 16) for row in rows if f"socket:[{row[9]}]" in fds)
 
