@@ -50,7 +50,7 @@ class Away(Unavailable):
 
 
 class Stopping(Away):
-    """The daemon stops, and has not begun with the request; ``code`` goes on the wire."""
+    """The daemon stops, and did nothing of what it was asked; ``code`` goes on the wire."""
 
     code: ClassVar[str] = "stopping"
 

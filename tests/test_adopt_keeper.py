@@ -157,11 +157,12 @@ async def test_descriptors_of_strangers_are_closed(state: State) -> None:
     other = os.open(strange, os.O_RDONLY | os.O_CREAT)
 
     def count(path: Path) -> int:
-        """Not all there are: the first daemon's connection may be open for a moment yet."""
+        """How many lead to ``path``."""
         return [*open_files(keeper).values()].count(os.path.realpath(path))
 
     lock = state.path / "lock"
     locks = count(lock)
+    most = len(open_files(keeper))  # the first daemon's connection may be open for a moment yet
     for data, fds in (
         (hello, [other]),
         (hello, [state.lock, other]),
@@ -176,6 +177,7 @@ async def test_descriptors_of_strangers_are_closed(state: State) -> None:
                 pass
     os.close(other)
     await until(lambda: (count(strange), count(lock)) == (0, locks), "all were closed")
+    await until(lambda: len(open_files(keeper)) <= most, "so were the connections")
     async with state.daemon() as second:
         assert [tree.pid for tree in second.found.values()] == [process.pid]
 

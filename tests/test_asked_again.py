@@ -93,7 +93,6 @@ def test_an_end_that_is_not_stored_any_more_while_the_database_refuses(house: Ho
     box.runctl("wait", run)
     config = load(box.config, client=True)
     pushed = Pushed()
-
     refused = "show was not answered: the database cannot be used now"
 
     async def main() -> None:

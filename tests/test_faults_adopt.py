@@ -132,7 +132,7 @@ LEASE = (
 
 def count_unread(pid: int) -> int:
     """Bytes that came over TCP and that the process has not read."""
-    fds = [*open_files(pid).values()]
+    fds = open_files(pid).values()
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(int(row[4].partition(":")[2], 16) for row in rows if f"socket:[{row[9]}]" in fds)
 

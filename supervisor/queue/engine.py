@@ -271,10 +271,10 @@ class Durable:
     def explain(self, error: Exception) -> str | None:
         """What to tell whoever asked for something that ended in ``error``, when it is the
         database's doing; one line."""
-        known = isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError)
-        if self._closing or (known and self.stopping):
+        of_database = isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError)
+        if self._closing or (of_database and self.stopping):
             return STOPPING
-        if known:
+        if of_database:
             return f"the database cannot be used now ({reason(error)}); fix it and retry"
         return None
 
